@@ -1,0 +1,1 @@
+//! The designated client: mailbox, fetch with resume, verification and decryption.

@@ -1,0 +1,1 @@
+//! The content manager: catalogue, reservations, leases, receipts and the ledger.

@@ -1,0 +1,1 @@
+//! The storefront: purchases over HTTP, payments, orders.

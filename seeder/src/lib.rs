@@ -1,0 +1,1 @@
+//! A seeder: admission by ticket, serving from disk, replication and the receipt outbox.

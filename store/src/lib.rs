@@ -1,0 +1,1 @@
+//! Durable tables: redb behind one writer thread with group commit.
