@@ -1,0 +1,401 @@
+//! What merchants, clients and seeders ask of the manager: one request and one response frame on a stream of its own.
+//! Whoever asks is the peer that the connection proves; no request names its sender.
+
+use bincode::{Decode, Encode};
+
+use crate::amount::Amount;
+use crate::certificate::{MerchantCert, SeederCert};
+use crate::ids::{Address, Digest, Nonce, PeerId, ProductId, TransactionId};
+use crate::manifest::{KeyPolicy, Manifest};
+use crate::ranges::ChunkSet;
+use crate::receipt::{Completion, Mark, SealedBatch};
+use crate::refusal::Refusal;
+use crate::replication::Placement;
+use crate::signed::Signed;
+use crate::ticket::{Endorsement, KeyGrant, TicketEnvelope, TransactionData};
+use crate::trust::{Heartbeat, JoinLine, KeySet, RevocationEpoch};
+use crate::wire;
+
+/// Merchants to the manager.
+pub const SALES_PROTOCOL: &str = "/willcall/sales/1";
+/// Clients to the manager.
+pub const MAILBOX_PROTOCOL: &str = "/willcall/mailbox/1";
+/// Seeders (and, for what is public, anybody) to the manager.
+pub const MESH_PROTOCOL: &str = "/willcall/mesh/1";
+
+/// Where a transaction stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransactionState {
+    /// Formed, not yet released.
+    Reserved,
+    /// The ticket exists.
+    Released,
+    /// At least one receipt came in.
+    Delivering,
+    /// Everything was acknowledged, or the client signed the completion.
+    Delivered,
+    /// Paid out.
+    Settled,
+    /// Not released in time.
+    Expired,
+    /// Taken back by the merchant before release.
+    Cancelled,
+    /// Taken back by the manager.
+    Revoked,
+    /// Money given back; delivery stopped.
+    Refunded,
+}
+
+impl TransactionState {
+    /// The name in JSON and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            TransactionState::Reserved => "reserved",
+            TransactionState::Released => "released",
+            TransactionState::Delivering => "delivering",
+            TransactionState::Delivered => "delivered",
+            TransactionState::Settled => "settled",
+            TransactionState::Expired => "expired",
+            TransactionState::Cancelled => "cancelled",
+            TransactionState::Revoked => "revoked",
+            TransactionState::Refunded => "refunded",
+        }
+    }
+}
+
+/// A product as merchants offer it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProductInfo {
+    /// The product.
+    pub id: ProductId,
+    /// For people, at most 200 bytes.
+    pub title: String,
+    /// Lowest price.
+    pub price: Amount,
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// When key and money move.
+    pub policy: KeyPolicy,
+    /// Bytes of all files.
+    pub plain_bytes: u64,
+    /// Bytes of ciphertext.
+    pub content_bytes: u64,
+    /// Number of files.
+    pub files: u32,
+}
+
+/// Asked by merchants.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SalesRequest {
+    /// Uses an invitation.
+    Enrol {
+        /// From the join line.
+        token: Nonce,
+        /// For people, at most 64 bytes.
+        name: String,
+    },
+    /// A page of products, after the given one.
+    Products {
+        /// Last of the page before.
+        after: Option<ProductId>,
+    },
+    /// Step 4. Repeating it with the same order id and body digest gives the first answer.
+    Reserve(Reserve),
+    /// Step 7. Repeating it with the same endorsement gives the first answer.
+    Release {
+        /// Which.
+        transaction: TransactionId,
+        /// The merchant's word that it is paid.
+        endorsement: Signed<Endorsement>,
+    },
+    /// Takes back a reservation.
+    Cancel {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// Gives the money back: revokes the transaction. Only before anything else was paid out of it.
+    Refund {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// Where transactions of this merchant stand; at most 256 are asked for.
+    Status {
+        /// Which.
+        transactions: Vec<TransactionId>,
+    },
+}
+
+/// A reservation request: the payment data are in (as a commitment), the client is designated.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reserve {
+    /// The merchant's own name of the order, at most 64 bytes.
+    pub order: String,
+    /// Digest of what was ordered.
+    pub body: Digest,
+    /// What is bought.
+    pub product: ProductId,
+    /// Who receives it.
+    pub client: PeerId,
+    /// What was paid for it.
+    pub price: Amount,
+    /// Salt of the commitment to the price in the transaction data.
+    pub salt: Nonce,
+    /// [`crate::ticket::payment_commitment`] to the authorised payment.
+    pub payment: Digest,
+}
+
+/// Answers to merchants.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SalesResponse {
+    /// To [`SalesRequest::Enrol`].
+    Enrolled(Signed<MerchantCert>),
+    /// To [`SalesRequest::Products`]; fewer than [`SalesResponse::PRODUCTS_PAGE`] means that was all.
+    Products(Vec<ProductInfo>),
+    /// Step 6; opens nothing by itself.
+    Reserved {
+        /// The sale.
+        data: Signed<TransactionData>,
+        /// Void if not released by then, unix milliseconds.
+        expires_at: u64,
+    },
+    /// The ticket.
+    Released {
+        /// For the client.
+        ticket: Box<TicketEnvelope>,
+        /// When the payment is to be captured.
+        policy: KeyPolicy,
+    },
+    /// To [`SalesRequest::Cancel`] and [`SalesRequest::Refund`]: the state it is in now.
+    State(TransactionState),
+    /// To [`SalesRequest::Status`], in the order asked; absent for those that are not this merchant's.
+    States(Vec<Option<TransactionState>>),
+    /// No.
+    Refused(Refusal),
+}
+
+impl SalesResponse {
+    /// Products in a full page.
+    pub const PRODUCTS_PAGE: usize = 100;
+}
+
+/// Asked by clients.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MailboxRequest {
+    /// Tickets for this peer, newest first, older than the given one.
+    List {
+        /// Last of the page before.
+        before: Option<TransactionId>,
+    },
+    /// One ticket, with a lease that is good now: also how a lease is renewed.
+    Ticket {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// The whole ciphertext is here: for `on-completion` products the key comes back.
+    Complete {
+        /// The signed word.
+        completion: Signed<Completion>,
+    },
+    /// A seeder sent a chunk that does not verify: a hint, not a proof.
+    Complain {
+        /// In which transaction.
+        transaction: TransactionId,
+        /// Who sent it.
+        seeder: PeerId,
+        /// Which chunk.
+        chunk: u32,
+    },
+}
+
+/// One line of an inbox.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MailItem {
+    /// Which.
+    pub transaction: TransactionId,
+    /// What was bought.
+    pub title: String,
+    /// Where it stands.
+    pub state: TransactionState,
+    /// When it was released, unix milliseconds.
+    pub released_at: u64,
+    /// Bytes of all files.
+    pub plain_bytes: u64,
+}
+
+/// Answers to clients.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MailboxResponse {
+    /// To [`MailboxRequest::List`]; fewer than [`MailboxResponse::PAGE`] means that was all.
+    List(Vec<MailItem>),
+    /// To [`MailboxRequest::Ticket`].
+    Ticket(Box<TicketEnvelope>),
+    /// To [`MailboxRequest::Complete`].
+    Completed {
+        /// The content key, where it was held back until now.
+        grant: Option<KeyGrant>,
+    },
+    /// To [`MailboxRequest::Complain`].
+    Noted,
+    /// No.
+    Refused(Refusal),
+}
+
+impl MailboxResponse {
+    /// Lines in a full page.
+    pub const PAGE: usize = 100;
+}
+
+/// A seeder's report on itself.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SeederReport {
+    /// Where it can be reached, at most 16.
+    pub addrs: Vec<Address>,
+    /// Contents held in whole, by the digest of their signed manifest; at most [`SeederReport::MAX_HELD`], further ones
+    /// in a report that follows.
+    pub held: Vec<Digest>,
+    /// True in the first part of a report: what was reported before is forgotten.
+    pub first: bool,
+    /// Bytes that may still be placed.
+    pub free: u64,
+    /// Deliveries under way.
+    pub deliveries: u32,
+}
+
+impl SeederReport {
+    /// Contents in one message.
+    pub const MAX_HELD: usize = 1024;
+}
+
+/// Asked by seeders; the first three by anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MeshRequest {
+    /// The key set in force.
+    KeySet,
+    /// The newest heartbeat.
+    Heartbeat,
+    /// Revocation epochs after the given number, in order, at most [`MeshResponse::EPOCHS_PAGE`].
+    Epochs {
+        /// Last one held.
+        after: u64,
+    },
+    /// Uses an invitation.
+    Enrol {
+        /// From the join line.
+        token: Nonce,
+        /// For people, at most 64 bytes.
+        name: String,
+        /// Bytes offered.
+        capacity: u64,
+    },
+    /// Says what it holds; the answer is what it is to fetch.
+    Report(SeederReport),
+    /// Receipts, directly.
+    Receipts(Signed<SealedBatch>),
+    /// The signed manifest that a ticket or order names.
+    Manifest {
+        /// Its digest.
+        digest: Digest,
+    },
+}
+
+/// Answers to seeders.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MeshResponse {
+    /// To [`MeshRequest::KeySet`].
+    KeySet(Signed<KeySet>),
+    /// To [`MeshRequest::Heartbeat`].
+    Heartbeat(Signed<Heartbeat>),
+    /// To [`MeshRequest::Epochs`].
+    Epochs(Vec<Signed<RevocationEpoch>>),
+    /// To [`MeshRequest::Enrol`]. Repeating it by the same peer gives the same answer.
+    Enrolled(Signed<SeederCert>),
+    /// To [`MeshRequest::Report`]: at most [`MeshResponse::PLACEMENTS_PAGE`]; report again when they are done.
+    Placements(Vec<Placement>),
+    /// To [`MeshRequest::Receipts`].
+    Mark(Signed<Mark>),
+    /// To [`MeshRequest::Manifest`].
+    Manifest(Signed<Manifest>),
+    /// No.
+    Refused(Refusal),
+}
+
+impl MeshResponse {
+    /// Epochs in one answer.
+    pub const EPOCHS_PAGE: usize = 4;
+    /// Placements in one answer.
+    pub const PLACEMENTS_PAGE: usize = 8;
+}
+
+wire! {
+    SalesRequest => 16 * 1024,
+    SalesResponse => 128 * 1024,
+    MailboxRequest => 4 * 1024,
+    MailboxResponse => 128 * 1024,
+    MeshRequest => 96 * 1024,
+    MeshResponse => 512 * 1024,
+}
+
+/// What travels on the news topic of the mesh: signed, so that it may come from anybody.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum News {
+    /// The manager lives.
+    Heartbeat(Signed<Heartbeat>),
+    /// New keys.
+    KeySet(Signed<KeySet>),
+    /// New revocations.
+    Epoch(Signed<RevocationEpoch>),
+    /// Receipts have arrived.
+    Mark(Signed<Mark>),
+}
+
+/// What travels on the receipt topics: a sealed batch, with the certificate that lets any member of the mesh judge
+/// whether its sender may publish.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GossipedBatch {
+    /// The sender's enrolment.
+    pub certificate: Signed<SeederCert>,
+    /// The batch.
+    pub batch: Signed<SealedBatch>,
+}
+
+/// Largest gossip message, bytes.
+pub const MAX_GOSSIP: usize = 64 * 1024;
+
+wire! {
+    News => MAX_GOSSIP,
+    GossipedBatch => MAX_GOSSIP,
+}
+
+/// Topic of [`News`].
+pub fn news_topic(network: &crate::ids::NetworkId) -> String {
+    format!("/willcall/{network}/news/1")
+}
+
+/// Topic of [`GossipedBatch`]es of one seeder.
+pub fn receipts_topic(network: &crate::ids::NetworkId, seeder: &PeerId, shards: u16) -> String {
+    let digest = Digest::of("willcall 2026-11 gossip shard", &[network.as_bytes(), seeder.as_bytes()]);
+    let [a, b, ..] = *digest.as_bytes();
+    receipts_topic_of_shard(network, u16::from_le_bytes([a, b]) % shards.max(1))
+}
+
+/// Topic of one shard.
+pub fn receipts_topic_of_shard(network: &crate::ids::NetworkId, shard: u16) -> String {
+    format!("/willcall/{network}/receipts/1/{shard}")
+}
+
+/// Key of provider records in the DHT: keyed by a digest, so that the DHT does not show which content is sold.
+pub fn provider_key(network: &crate::ids::NetworkId, manifest: &Digest) -> Digest {
+    Digest::of("willcall 2026-11 provider key", &[network.as_bytes(), manifest.as_bytes()])
+}
+
+/// A set of chunks in an answer is bounded by its own decoder; this states the assumption that a full page of anything
+/// stays within the message limits above.
+const _: () = assert!(ChunkSet::MAX_RANGES * 10 < 12 * 1024);
+
+impl JoinLine {
+    /// The manager addresses to call, first the first.
+    pub fn first_manager(&self) -> Option<&crate::ids::PeerAddrs> {
+        self.managers.first()
+    }
+}

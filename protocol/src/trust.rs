@@ -1,0 +1,461 @@
+//! What a node trusts and how it stays up to date: the network's root key, the key set that the root key signs, the
+//! manager's heartbeat and revocation epochs, and the one line of text by which a node joins.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use bincode::{Decode, Encode};
+
+use crate::document;
+use crate::ids::{ContentId, Digest, NetworkId, Nonce, PeerAddrs, PeerId, TransactionId};
+use crate::refusal::{Refusal, RefusalCode};
+use crate::signed::{Document, Purpose, Signed};
+use crate::text::{self, TextError};
+use crate::wire;
+
+/// Clocks may differ by this much, milliseconds, in both directions, unless a node is configured otherwise.
+pub const DEFAULT_CLOCK_GRACE_MS: u64 = 10 * 60 * 1000;
+
+impl NetworkId {
+    /// The network whose root key is `root`.
+    pub fn of_root(root: &PeerId) -> Self {
+        NetworkId::from_bytes(*Digest::of("willcall 2026-11 network id", &[root.as_bytes()]).as_bytes())
+    }
+}
+
+/// What a key of the network may sign or open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub enum KeyPurpose {
+    /// Manifests.
+    Catalogue,
+    /// Transaction data, leases and replication orders.
+    Ticket,
+    /// Certificates of merchants and seeders.
+    Enrolment,
+    /// Revocation epochs and heartbeats.
+    Revocation,
+    /// Marks and statements.
+    Settlement,
+    /// Receipt batches are sealed to it; it signs nothing.
+    ReceiptSealing,
+}
+
+impl KeyPurpose {
+    /// Every purpose.
+    pub const ALL: [KeyPurpose; 6] = [
+        KeyPurpose::Catalogue,
+        KeyPurpose::Ticket,
+        KeyPurpose::Enrolment,
+        KeyPurpose::Revocation,
+        KeyPurpose::Settlement,
+        KeyPurpose::ReceiptSealing,
+    ];
+
+    fn signs(self, purpose: Purpose) -> bool {
+        matches!(
+            (self, purpose),
+            (KeyPurpose::Catalogue, Purpose::Manifest)
+                | (KeyPurpose::Ticket, Purpose::TransactionData | Purpose::Lease | Purpose::ReplicationOrder)
+                | (KeyPurpose::Enrolment, Purpose::MerchantCert | Purpose::SeederCert)
+                | (KeyPurpose::Revocation, Purpose::RevocationEpoch | Purpose::Heartbeat)
+                | (KeyPurpose::Settlement, Purpose::Mark)
+        )
+    }
+}
+
+/// Whether a key is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum KeyState {
+    /// In use.
+    Active,
+    /// Issues nothing after `not_issued_after`, and what it issued is void from `dead_after` on (unix milliseconds).
+    Retiring {
+        /// Documents issued later are refused.
+        not_issued_after: u64,
+        /// Everything it signed is refused from then on.
+        dead_after: u64,
+    },
+    /// Everything that it signed is refused.
+    Revoked,
+}
+
+/// One key of the network.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KeyEntry {
+    /// What it may do.
+    pub purpose: KeyPurpose,
+    /// The public key.
+    pub key: PeerId,
+    /// Whether it is in use.
+    pub state: KeyState,
+}
+
+/// The network's keys, signed by the root key. A higher version replaces a lower one.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KeySet {
+    /// The network.
+    pub network: NetworkId,
+    /// Counts up with each change.
+    pub version: u64,
+    /// Unix milliseconds.
+    pub issued_at: u64,
+    /// The keys, at most [`KeySet::MAX_KEYS`].
+    pub keys: Vec<KeyEntry>,
+    /// Peer IDs of the managers, at most 16.
+    pub managers: Vec<PeerId>,
+    /// Number of gossip topics that receipts are spread over.
+    pub gossip_shards: u16,
+    /// Digest of the root key that will follow this one.
+    pub next_root: Option<Digest>,
+}
+
+impl KeySet {
+    /// Most keys in a set: six purposes, with room for the retiring and revoked ones of years.
+    pub const MAX_KEYS: usize = 256;
+}
+
+/// The manager's sign of life: tells "nothing new" from "cut off".
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Heartbeat {
+    /// The network.
+    pub network: NetworkId,
+    /// The manager's clock, unix milliseconds.
+    pub at: u64,
+    /// Number of the newest revocation epoch.
+    pub epoch: u64,
+    /// Version of the newest key set.
+    pub key_set_version: u64,
+    /// Digest of the newest signed key set.
+    pub key_set: Digest,
+    /// Counts up each time the manager was restored from a backup: seeders then send marked receipts again.
+    pub restore: u64,
+}
+
+/// What became void since the last epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Revocations {
+    /// Transactions that are delivered no more (refund, chargeback, abuse).
+    pub transactions: Vec<TransactionId>,
+    /// Certificates of these peers are void.
+    pub peers: Vec<PeerId>,
+    /// Content that is to be purged.
+    pub contents: Vec<ContentId>,
+}
+
+/// A numbered change of what is revoked. Epochs are applied in order, without gaps.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RevocationEpoch {
+    /// The network.
+    pub network: NetworkId,
+    /// 1 for the first.
+    pub number: u64,
+    /// Digest of the epoch before, absent in the first.
+    pub previous: Option<Digest>,
+    /// Unix milliseconds.
+    pub at: u64,
+    /// What is added.
+    pub added: Revocations,
+}
+
+impl RevocationEpoch {
+    /// Most entries of each kind in one epoch; more go into the next.
+    pub const MAX_ENTRIES: usize = 1024;
+}
+
+document! {
+    KeySet => KeySet, 32 * 1024,
+    Heartbeat => Heartbeat, 256,
+    RevocationEpoch => RevocationEpoch, 96 * 1024,
+}
+
+/// What a node needs to judge the network's documents: the root key, the newest key set under it, and clock grace.
+/// It never calls anyone.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    network: NetworkId,
+    root: PeerId,
+    signed: Signed<KeySet>,
+    keys: KeySet,
+    grace_ms: u64,
+}
+
+/// What became of a key set or epoch that was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    /// It is newer and was taken.
+    Taken,
+    /// It is the one held, or older.
+    NotNewer,
+}
+
+impl Trust {
+    /// Trust in `root`, through the key set `signed`.
+    ///
+    /// # Errors
+    /// `bad-manager-signature` when the root key did not sign it, `wrong-network` when it is of another network.
+    pub fn new(root: PeerId, signed: Signed<KeySet>, grace_ms: u64) -> Result<Self, Refusal> {
+        let network = NetworkId::of_root(&root);
+        let keys = Self::check(network, &root, &signed)?;
+        Ok(Trust { network, root, signed, keys, grace_ms })
+    }
+
+    fn check(network: NetworkId, root: &PeerId, signed: &Signed<KeySet>) -> Result<KeySet, Refusal> {
+        let keys = signed.verify(root).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+        if keys.network != network {
+            return Err(Refusal::new(RefusalCode::WrongNetwork, "a key set of another network"));
+        }
+        if keys.keys.len() > KeySet::MAX_KEYS || keys.managers.len() > 16 {
+            return Err(Refusal::new(RefusalCode::TooLarge, "a key set with too many entries"));
+        }
+        Ok(keys)
+    }
+
+    /// Takes a newer key set.
+    ///
+    /// # Errors
+    /// As [`Trust::new`]; also `key-retired` for a second, different key set of the version held: a fork, of which the
+    /// old one is kept and the operator is to be told.
+    pub fn update(&mut self, signed: Signed<KeySet>) -> Result<Update, Refusal> {
+        if signed == self.signed {
+            return Ok(Update::NotNewer);
+        }
+        let keys = Self::check(self.network, &self.root, &signed)?;
+        if keys.version == self.keys.version {
+            return Err(Refusal::new(
+                RefusalCode::KeyRetired,
+                format!("two different key sets of version {}: the first is kept", keys.version),
+            ));
+        }
+        if keys.version < self.keys.version {
+            return Ok(Update::NotNewer);
+        }
+        self.signed = signed;
+        self.keys = keys;
+        Ok(Update::Taken)
+    }
+
+    /// The network.
+    pub fn network(&self) -> NetworkId {
+        self.network
+    }
+
+    /// The root key.
+    pub fn root(&self) -> PeerId {
+        self.root
+    }
+
+    /// The key set in force.
+    pub fn key_set(&self) -> &KeySet {
+        &self.keys
+    }
+
+    /// The key set as it was signed, to pass on.
+    pub fn signed_key_set(&self) -> &Signed<KeySet> {
+        &self.signed
+    }
+
+    /// How far clocks may differ, milliseconds.
+    pub fn grace_ms(&self) -> u64 {
+        self.grace_ms
+    }
+
+    /// The key that new documents of this purpose are sealed to or signed with.
+    pub fn active_key(&self, purpose: KeyPurpose) -> Option<PeerId> {
+        self.keys
+            .keys
+            .iter()
+            .find(|entry| entry.purpose == purpose && entry.state == KeyState::Active)
+            .map(|entry| entry.key)
+    }
+
+    /// Verifies a document that one of the network's keys must have signed. `issued_at` reads the time of issue out of
+    /// the document, for keys that are retiring.
+    ///
+    /// # Errors
+    /// `unknown-key`, `key-retired`, `bad-manager-signature`, in this order; or the codec's names.
+    pub fn open<T: Document>(
+        &self,
+        signed: &Signed<T>,
+        purpose: KeyPurpose,
+        issued_at: impl Fn(&T) -> u64,
+        now: u64,
+    ) -> Result<T, Refusal> {
+        let entry = self
+            .keys
+            .keys
+            .iter()
+            .find(|entry| entry.purpose == purpose && purpose.signs(T::PURPOSE) && entry.key == signed.signer())
+            .ok_or_else(|| {
+                Refusal::new(
+                    RefusalCode::UnknownKey,
+                    format!("key set version {} holds no such key for this purpose", self.keys.version),
+                )
+            })?;
+        let issued = issued_at(&signed.peek()?);
+        match entry.state {
+            KeyState::Active => {}
+            KeyState::Retiring { not_issued_after, dead_after } if issued <= not_issued_after && now < dead_after => {}
+            KeyState::Retiring { .. } => {
+                return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was retired").at(now));
+            }
+            KeyState::Revoked => {
+                return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was revoked").at(now));
+            }
+        }
+        signed.verify(&entry.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))
+    }
+
+    /// `not-yet-valid` or `expired` when `now` is outside of `from..until` by more than the grace.
+    ///
+    /// # Errors
+    /// The refusal, carrying `now`, with by how much time it failed.
+    pub fn check_time(&self, what: &str, from: u64, until: u64, now: u64) -> Result<(), Refusal> {
+        check_time(what, from, until, now, self.grace_ms)
+    }
+}
+
+/// As [`Trust::check_time`], with an explicit grace.
+///
+/// # Errors
+/// `not-yet-valid` or `expired`, carrying `now`.
+pub fn check_time(what: &str, from: u64, until: u64, now: u64, grace_ms: u64) -> Result<(), Refusal> {
+    if now.saturating_add(grace_ms) < from {
+        let detail = format!("the {what} begins in {} s by this node's clock", (from - now) / 1000);
+        return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now));
+    }
+    if now > until.saturating_add(grace_ms) {
+        let detail = format!("the {what} ended {} s ago by this node's clock", (now - until) / 1000);
+        return Err(Refusal::new(RefusalCode::Expired, detail).at(now));
+    }
+    Ok(())
+}
+
+/// Everything revoked so far, and the number of the last epoch applied.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationState {
+    number: u64,
+    last: Option<Digest>,
+    transactions: BTreeSet<TransactionId>,
+    peers: BTreeSet<PeerId>,
+    contents: BTreeSet<ContentId>,
+}
+
+impl RevocationState {
+    /// Applies an epoch whose signature was checked. The next one in order is taken, older ones are passed over.
+    ///
+    /// # Errors
+    /// `stale-revocations` when epochs between are missing (fetch them first); `bad-manager-signature` when it does
+    /// not follow from the one held: a fork.
+    pub fn apply(&mut self, digest: Digest, epoch: &RevocationEpoch) -> Result<Update, Refusal> {
+        if epoch.number <= self.number {
+            return Ok(Update::NotNewer);
+        }
+        if epoch.number != self.number + 1 {
+            let detail = format!("epoch {} came, {} is next", epoch.number, self.number + 1);
+            return Err(Refusal::new(RefusalCode::StaleRevocations, detail));
+        }
+        if epoch.previous != self.last {
+            let detail = format!("revocation epoch {} does not follow from the one held", epoch.number);
+            return Err(Refusal::new(RefusalCode::BadManagerSignature, detail));
+        }
+        self.transactions.extend(&epoch.added.transactions);
+        self.peers.extend(&epoch.added.peers);
+        self.contents.extend(&epoch.added.contents);
+        self.number = epoch.number;
+        self.last = Some(digest);
+        Ok(Update::Taken)
+    }
+
+    /// Number of the last epoch applied, 0 for none.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Digest of the last epoch applied.
+    pub fn last(&self) -> Option<Digest> {
+        self.last
+    }
+
+    /// Was this transaction revoked?
+    pub fn has_transaction(&self, id: &TransactionId) -> bool {
+        self.transactions.contains(id)
+    }
+
+    /// Was this peer's certificate revoked?
+    pub fn has_peer(&self, peer: &PeerId) -> bool {
+        self.peers.contains(peer)
+    }
+
+    /// Was this content taken down?
+    pub fn has_content(&self, id: &ContentId) -> bool {
+        self.contents.contains(id)
+    }
+}
+
+/// What an invitation lets a node become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InvitedRole {
+    /// A merchant.
+    Merchant,
+    /// A seeder.
+    Seeder,
+}
+
+/// A right to be enrolled, given out by the manager's operator.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Invitation {
+    /// As what.
+    pub role: InvitedRole,
+    /// The secret that proves it.
+    pub token: Nonce,
+}
+
+/// The one line by which a node joins a network: `willcall-join:…`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct JoinLine {
+    /// The network's root key.
+    pub root: PeerId,
+    /// Where the managers are, at most 8.
+    pub managers: Vec<PeerAddrs>,
+    /// Present in lines for merchants and seeders.
+    pub invitation: Option<Invitation>,
+}
+
+wire!(JoinLine => 8 * 1024);
+
+impl JoinLine {
+    const PREFIX: &'static str = "willcall-join:";
+
+    /// The network's id.
+    pub fn network(&self) -> NetworkId {
+        NetworkId::of_root(&self.root)
+    }
+
+    /// The same line without the invitation: what may be shown to anybody.
+    #[must_use]
+    pub fn public(&self) -> JoinLine {
+        JoinLine { invitation: None, ..self.clone() }
+    }
+}
+
+impl fmt::Display for JoinLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text::to_line(Self::PREFIX, self))
+    }
+}
+
+impl FromStr for JoinLine {
+    type Err = TextError;
+
+    fn from_str(line: &str) -> Result<Self, TextError> {
+        let join: JoinLine = text::from_line(Self::PREFIX, line)?;
+        if join.managers.is_empty() || join.managers.len() > 8 {
+            return Err(TextError::Codec(crate::codec::CodecError::Malformed(
+                "a join line names one to eight managers".to_owned(),
+            )));
+        }
+        Ok(join)
+    }
+}
