@@ -336,6 +336,30 @@ wire! {
     MeshResponse => 512 * 1024,
 }
 
+/// The manager to seeders.
+pub const SEEDER_PROTOCOL: &str = "/willcall/seeder/1";
+
+/// Asked by managers of seeders.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SeederRequest {
+    /// Placements, keys or revocations changed: report now instead of at the next regular time.
+    Nudge,
+}
+
+/// Answers to managers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SeederResponse {
+    /// A report follows.
+    Noted,
+    /// No.
+    Refused(Refusal),
+}
+
+wire! {
+    SeederRequest => 1024,
+    SeederResponse => 1024,
+}
+
 /// What travels on the news topic of the mesh: signed, so that it may come from anybody.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum News {
