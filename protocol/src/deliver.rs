@@ -34,7 +34,7 @@ pub enum ClientMessage {
     Hello {
         /// The right.
         credential: Credential,
-        /// The newest acknowledgement for this delivery and seeder.
+        /// The newest acknowledgement for this delivery and seeder, where the client remembers one.
         last_ack: Option<Signed<Ack>>,
     },
     /// Asks for the manifest (`None`) or a segment of chaining values.
@@ -81,8 +81,19 @@ pub enum SeederMessage {
         delivery: DeliveryId,
         /// Chunks that this seeder holds.
         held: ChunkSet,
-        /// Chunks that it sends now without an acknowledgement.
+        /// The newest acknowledgement that this seeder has of this delivery: the next one must be a superset of it.
+        ack: Option<Signed<Ack>>,
+        /// Chunks that it sends without an acknowledgement …
         window: u32,
+        /// … and how many of them are out already. What of these never arrived stays lost to the window.
+        outstanding: u32,
+    },
+    /// An acknowledgement is durable: the window as it is now.
+    Window {
+        /// Chunks that it sends without an acknowledgement …
+        window: u32,
+        /// … and how many of them are out already.
+        outstanding: u32,
     },
     /// Not now, or not at all. The stream ends after it.
     Refusal(Refusal),
@@ -94,6 +105,11 @@ pub enum SeederMessage {
         index: u32,
         /// The values.
         segment: Segment,
+    },
+    /// To [`ClientMessage::Cancel`]: these will not be sent. The others are on their way already.
+    Cancelled {
+        /// The chunks.
+        chunks: ChunkSet,
     },
     /// A chunk; its bytes follow the frame.
     Chunk {

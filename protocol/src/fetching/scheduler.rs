@@ -1,0 +1,446 @@
+//! Which chunk is asked for where. Time and randomness come in as arguments; connections are somebody else's business.
+//!
+//! - A seeder continues its own run of chunks where it can (its disk and its acknowledgements stay sequential); a
+//!   seeder without one starts in the middle of the longest free run, so that seeders grow apart. Where seeders hold
+//!   only parts, the chunks that the fewest of them hold come first.
+//! - As much is under way at a seeder as it delivers in [`SchedulerConfig::horizon_ms`], within its window.
+//! - A chunk that does not come for [`SchedulerConfig::stall_ms`] is asked for elsewhere. At the end, when everything
+//!   is under way, an idle seeder fetches what a much slower one still owes.
+//! - A seeder that fails is tried again after a back-off that doubles, with jitter, [`SchedulerConfig::max_failures`]
+//!   times in a row at most; one that sends a bad chunk is not used again.
+
+use std::collections::BTreeMap;
+
+use crate::ids::PeerId;
+use crate::ranges::ChunkSet;
+
+/// Numbers of the scheduler.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// As much is under way at a seeder as it delivers in this time, milliseconds.
+    pub horizon_ms: u64,
+    /// A chunk that does not arrive while its seeder sends nothing at all for this long is asked for elsewhere.
+    pub stall_ms: u64,
+    /// First back-off after a failure, milliseconds; doubles with each further one.
+    pub backoff_ms: u64,
+    /// Longest back-off, milliseconds.
+    pub max_backoff_ms: u64,
+    /// Failures in a row after which a seeder is given up.
+    pub max_failures: u32,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        SchedulerConfig { horizon_ms: 500, stall_ms: 10_000, backoff_ms: 250, max_backoff_ms: 30_000, max_failures: 12 }
+    }
+}
+
+/// Why a seeder was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection failed or broke, or the seeder stalled: try again later.
+    Failed,
+    /// It said when to come back, milliseconds from now.
+    ComeBack(u64),
+    /// It will not serve this: do not try again.
+    Useless,
+    /// It sent a chunk that does not verify: never again.
+    Banned,
+}
+
+/// What became of a verified chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// It was not here before.
+    pub new: bool,
+    /// Others who are still asked for it: to be cancelled there.
+    pub cancel: Vec<PeerId>,
+}
+
+/// A seeder as the scheduler sees it, for progress displays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceView {
+    /// Who.
+    pub peer: PeerId,
+    /// Connected now?
+    pub connected: bool,
+    /// Given up or banned?
+    pub given_up: bool,
+    /// Chunks from it that were new.
+    pub chunks: u32,
+    /// Bytes from it, duplicates included.
+    pub bytes: u64,
+    /// Bytes per second, a moving average.
+    pub rate: u64,
+    /// When it is tried again, unix milliseconds, where it is waiting.
+    pub next_try: Option<u64>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Known; to be connected at the given time.
+    Waiting(u64),
+    /// Being connected.
+    Connecting,
+    Connected(Connected),
+    GivenUp,
+}
+
+#[derive(Debug)]
+struct Connected {
+    held: ChunkSet,
+    in_flight: BTreeMap<u32, u64>,
+    budget: u32,
+    /// Where its run goes on.
+    next: Option<u32>,
+    last_progress: u64,
+}
+
+#[derive(Debug)]
+struct Source {
+    state: State,
+    failures: u32,
+    chunks: u32,
+    bytes: u64,
+    /// Bytes per second.
+    rate: f64,
+    last_arrival: u64,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    chunk_size: u32,
+    missing: ChunkSet,
+    total: u32,
+    sources: BTreeMap<PeerId, Source>,
+}
+
+impl Scheduler {
+    /// Most seeders kept in mind; further ones are not taken.
+    pub const MAX_SOURCES: usize = 256;
+
+    /// A scheduler for `total` chunks of which `have` are here.
+    pub fn new(total: u32, chunk_size: u32, have: &ChunkSet, config: SchedulerConfig) -> Self {
+        let missing = ChunkSet::from_range(0..total).difference(have);
+        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new() }
+    }
+
+    /// A seeder that may hold something; known ones are passed over. False when the table is full.
+    pub fn add_source(&mut self, peer: PeerId, now: u64) -> bool {
+        if self.sources.contains_key(&peer) {
+            return true;
+        }
+        if self.sources.len() >= Self::MAX_SOURCES {
+            return false;
+        }
+        let source =
+            Source { state: State::Waiting(now), failures: 0, chunks: 0, bytes: 0, rate: 0.0, last_arrival: now };
+        self.sources.insert(peer, source);
+        true
+    }
+
+    /// Seeders to connect to now; each is handed out once, then [`Scheduler::connected`] or [`Scheduler::lost`] follows.
+    pub fn due_connections(&mut self, now: u64) -> Vec<PeerId> {
+        let mut due = Vec::new();
+        for (peer, source) in &mut self.sources {
+            if matches!(source.state, State::Waiting(at) if at <= now) {
+                source.state = State::Connecting;
+                due.push(*peer);
+            }
+        }
+        due
+    }
+
+    /// A seeder welcomed this client.
+    pub fn connected(&mut self, peer: &PeerId, held: ChunkSet, budget: u32, now: u64) {
+        if let Some(source) = self.sources.get_mut(peer) {
+            let connected = Connected { held, in_flight: BTreeMap::new(), budget, next: None, last_progress: now };
+            source.state = State::Connected(connected);
+            source.last_arrival = now;
+        }
+    }
+
+    /// How many more chunks its window allows now.
+    pub fn set_budget(&mut self, peer: &PeerId, budget: u32) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            connected.budget = budget;
+        }
+    }
+
+    /// A seeder is gone. `random` spreads the next try over the second half of the back-off.
+    pub fn lost(&mut self, peer: &PeerId, loss: Loss, now: u64, random: u32) {
+        let config = &self.config;
+        let Some(source) = self.sources.get_mut(peer) else { return };
+        if matches!(source.state, State::GivenUp) {
+            return;
+        }
+        source.failures += 1;
+        let backoff = config
+            .backoff_ms
+            .saturating_mul(1u64.checked_shl(source.failures.min(20) - 1).unwrap_or(u64::MAX))
+            .min(config.max_backoff_ms);
+        let wait = backoff / 2 + (backoff / 2).saturating_mul(u64::from(random)) / u64::from(u32::MAX);
+        source.state = match loss {
+            Loss::Banned | Loss::Useless => State::GivenUp,
+            _ if source.failures > config.max_failures => State::GivenUp,
+            Loss::ComeBack(ms) => State::Waiting(now.saturating_add(ms.clamp(1, config.max_backoff_ms).max(wait))),
+            Loss::Failed => State::Waiting(now.saturating_add(wait)),
+        };
+    }
+
+    /// A seeder that was given up (but not banned by the caller's own list) gets another chance.
+    pub fn readmit(&mut self, peer: &PeerId, now: u64) {
+        if let Some(source) = self.sources.get_mut(peer)
+            && matches!(source.state, State::GivenUp)
+        {
+            source.state = State::Waiting(now);
+            source.failures = 0;
+        }
+    }
+
+    /// A chunk from `peer` arrived, was verified and written.
+    pub fn verified(&mut self, peer: &PeerId, chunk: u32, bytes: u32, now: u64) -> Verified {
+        let new = self.missing.remove(chunk);
+        if let Some(source) = self.sources.get_mut(peer) {
+            source.failures = 0;
+            source.bytes += u64::from(bytes);
+            source.chunks += u32::from(new);
+            let elapsed = now.saturating_sub(source.last_arrival).max(1);
+            let sample = f64::from(bytes) * 1000.0 / millis(elapsed);
+            source.rate = if source.rate == 0.0 { sample } else { source.rate * 0.8 + sample * 0.2 };
+            source.last_arrival = now;
+            if let State::Connected(connected) = &mut source.state {
+                connected.in_flight.remove(&chunk);
+                connected.last_progress = now;
+            }
+        }
+        let cancel = self
+            .sources
+            .iter()
+            .filter(|(other, source)| {
+                *other != peer && matches!(&source.state, State::Connected(c) if c.in_flight.contains_key(&chunk))
+            })
+            .map(|(other, _)| *other)
+            .collect();
+        Verified { new, cancel }
+    }
+
+    /// Chunks that will not come from this seeder after all (cancelled, or left out of a want).
+    pub fn released(&mut self, peer: &PeerId, chunks: &ChunkSet) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            for chunk in chunks.iter() {
+                connected.in_flight.remove(&chunk);
+            }
+        }
+    }
+
+    /// Seeders that owe chunks and sent nothing for the stall time: the caller closes them and reports them lost.
+    pub fn stalled(&self, now: u64) -> Vec<PeerId> {
+        let stall = self.config.stall_ms;
+        self.connected_sources()
+            .filter(|(_, c)| !c.in_flight.is_empty() && now.saturating_sub(c.last_progress) >= stall)
+            .map(|(peer, _)| peer)
+            .collect()
+    }
+
+    fn connected_sources(&self) -> impl Iterator<Item = (PeerId, &Connected)> {
+        self.sources.iter().filter_map(|(peer, source)| match &source.state {
+            State::Connected(connected) => Some((*peer, connected)),
+            _ => None,
+        })
+    }
+
+    /// What to ask for now, at most one set a seeder.
+    pub fn plan(&mut self, now: u64) -> Vec<(PeerId, ChunkSet)> {
+        let mut free = self.missing.clone();
+        for (_, connected) in self.connected_sources() {
+            for chunk in connected.in_flight.keys() {
+                free.remove(*chunk);
+            }
+        }
+        let partial = self.connected_sources().any(|(_, c)| !c.held.is_superset(&self.missing));
+        let mut requests = Vec::new();
+        let peers: Vec<PeerId> = self.connected_sources().map(|(peer, _)| peer).collect();
+        for peer in peers {
+            let wanted = self.room(&peer);
+            if wanted == 0 {
+                continue;
+            }
+            let mut chunks = ChunkSet::new();
+            while chunks.len() < wanted {
+                let Some(run) = self.pick(&peer, &free, partial, wanted - chunks.len()) else { break };
+                for chunk in run {
+                    free.remove(chunk);
+                    chunks.insert(chunk);
+                    self.note_asked(&peer, chunk, now);
+                }
+            }
+            if chunks.is_empty()
+                && free.is_empty()
+                && let Some(chunk) = self.hedge(&peer, now)
+            {
+                chunks.insert(chunk);
+                self.note_asked(&peer, chunk, now);
+            }
+            if !chunks.is_empty() {
+                requests.push((peer, chunks));
+            }
+        }
+        requests
+    }
+
+    fn note_asked(&mut self, peer: &PeerId, chunk: u32, now: u64) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            if connected.in_flight.is_empty() {
+                connected.last_progress = now;
+            }
+            connected.in_flight.insert(chunk, now);
+            connected.budget = connected.budget.saturating_sub(1);
+            connected.next = Some(chunk + 1);
+        }
+    }
+
+    /// How many more chunks are to be under way at this seeder.
+    fn room(&self, peer: &PeerId) -> u32 {
+        let Some(source) = self.sources.get(peer) else { return 0 };
+        let State::Connected(connected) = &source.state else { return 0 };
+        let under_way = u32::try_from(connected.in_flight.len()).unwrap_or(u32::MAX);
+        self.target(source).saturating_sub(under_way).min(connected.budget)
+    }
+
+    /// How much a seeder delivers within the horizon, in chunks; two at least, so that there is always one on the way
+    /// while another is being verified.
+    fn target(&self, source: &Source) -> u32 {
+        let chunks = source.rate * millis(self.config.horizon_ms) / 1000.0 / f64::from(self.chunk_size.max(1));
+        // A rate is finite and not negative; the cast saturates.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped right here")]
+        let chunks = chunks.ceil().clamp(2.0, 64.0) as u32;
+        chunks
+    }
+
+    /// The next run for this seeder out of the free chunks.
+    fn pick(&self, peer: &PeerId, free: &ChunkSet, partial: bool, most: u32) -> Option<std::ops::Range<u32>> {
+        let Some(Source { state: State::Connected(connected), .. }) = self.sources.get(peer) else { return None };
+        let usable = free.intersection(&connected.held);
+        if let Some(next) = connected.next
+            && usable.contains(next)
+        {
+            let end = usable.ranges().find(|r| r.contains(&next)).map_or(next, |r| r.end);
+            return Some(next..end.min(next.saturating_add(most)));
+        }
+        if partial {
+            let rarest = usable
+                .ranges()
+                .min_by_key(|r| self.connected_sources().filter(|(_, c)| c.held.contains(r.start)).count())?;
+            return Some(rarest.start..rarest.end.min(rarest.start.saturating_add(most)));
+        }
+        let longest = usable.ranges().max_by_key(|r| r.end - r.start)?;
+        // The run's owner, if there is one, is working towards its start: begin in the middle.
+        let busy = longest.start > 0
+            && self.connected_sources().any(|(other, c)| other != *peer && c.next == Some(longest.start));
+        let start = if busy { longest.start + (longest.end - longest.start) / 2 } else { longest.start };
+        Some(start..longest.end.min(start.saturating_add(most)))
+    }
+
+    /// At the end: the chunk that is owed longest by a seeder from which it would come later than from this one.
+    fn hedge(&self, peer: &PeerId, now: u64) -> Option<u32> {
+        let mine = self.sources.get(peer)?;
+        let State::Connected(me) = &mine.state else { return None };
+        if !me.in_flight.is_empty() {
+            return None;
+        }
+        let here = f64::from(self.chunk_size) / mine.rate.max(1.0) * 1000.0;
+        let mut best: Option<(f64, u32)> = None;
+        for (other, source) in &self.sources {
+            let State::Connected(connected) = &source.state else { continue };
+            if other == peer {
+                continue;
+            }
+            let each = f64::from(self.chunk_size) / source.rate.max(1.0) * 1000.0;
+            for (place, (chunk, since)) in (1u32..).zip(&connected.in_flight) {
+                let copies = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk)).count();
+                if copies > 1 || !me.held.contains(*chunk) {
+                    continue;
+                }
+                let waited = millis(now.saturating_sub(*since));
+                let left = (each * f64::from(place) - waited).max(each / 2.0).max(waited / 2.0);
+                // Twice as long as here: a duplicate must be worth its bytes. A seeder never measured is not hedged early.
+                let worth = if source.rate == 0.0 { waited > 1000.0 } else { left > 2.0 * here };
+                if worth && mine.rate > 0.0 && best.is_none_or(|(most, _)| left > most) {
+                    best = Some((left, *chunk));
+                }
+            }
+        }
+        best.map(|(_, chunk)| chunk)
+    }
+
+    /// Is everything here?
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Chunks not yet here.
+    pub fn missing(&self) -> &ChunkSet {
+        &self.missing
+    }
+
+    /// Chunks of the content.
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    /// Missing chunks that no connected seeder holds.
+    pub fn unheld(&self) -> ChunkSet {
+        self.connected_sources().fold(self.missing.clone(), |left, (_, c)| left.difference(&c.held))
+    }
+
+    /// True when no seeder is connected, being connected or waiting: without new ones nothing will come.
+    pub fn is_abandoned(&self) -> bool {
+        self.sources.values().all(|s| matches!(s.state, State::GivenUp))
+    }
+
+    /// When to look again although nothing happened, unix milliseconds: the next connection, stall or hedge.
+    pub fn next_wake(&self, now: u64) -> Option<u64> {
+        let waiting = self.sources.values().filter_map(|s| match s.state {
+            State::Waiting(at) => Some(at),
+            _ => None,
+        });
+        let stalls = self
+            .connected_sources()
+            .filter(|(_, c)| !c.in_flight.is_empty())
+            .map(|(_, c)| c.last_progress.saturating_add(self.config.stall_ms).min(now.saturating_add(1000)));
+        waiting.chain(stalls).min()
+    }
+
+    /// All seeders, for displays and reports.
+    pub fn sources(&self) -> Vec<SourceView> {
+        self.sources
+            .iter()
+            .map(|(peer, source)| SourceView {
+                peer: *peer,
+                connected: matches!(source.state, State::Connected(_)),
+                given_up: matches!(source.state, State::GivenUp),
+                chunks: source.chunks,
+                bytes: source.bytes,
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a rate; the cast saturates"
+                )]
+                rate: source.rate as u64,
+                next_try: match source.state {
+                    State::Waiting(at) => Some(at),
+                    _ => None,
+                },
+            })
+            .collect()
+    }
+}
+
+/// Durations are far below 2^52 milliseconds, where this would lose anything.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn millis(ms: u64) -> f64 {
+    ms as f64
+}

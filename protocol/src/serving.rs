@@ -1,0 +1,439 @@
+//! The seeder's end of a delivery as a machine: what may be sent, when it must first be made durable, what an
+//! acknowledgement opens, and when to give up. It moves no bytes and keeps no time; `seeder` does both.
+//!
+//! The account of a delivery outlives its streams. `noted` counts chunks that may have been sent (it is made durable
+//! *before* they are, in blocks, so that a restart grants no fresh window); acknowledged chunks come off it. The rest,
+//! `outstanding`, never passes the window:
+//!
+//! ```text
+//! window = min(2 * 2^honoured, largest) + acknowledged / 8
+//! largest = max(2, 16 MiB / chunk size) for a listed source, 2 for any other enrolled seeder
+//! ```
+//!
+//! The eighth is for honest clients whose connection broke with chunks under way: those chunks stay outstanding for
+//! ever, and what the client acknowledges in the meantime buys room for them.
+
+use std::collections::VecDeque;
+
+use bincode::{Decode, Encode};
+
+use crate::deliver::{ClientMessage, Grant, SeederMessage};
+use crate::ids::{NetworkId, PeerId};
+use crate::ranges::ChunkSet;
+use crate::receipt::{Ack, Completion};
+use crate::refusal::{Refusal, RefusalCode};
+use crate::signed::Signed;
+use crate::wire;
+
+/// Bytes of the largest window.
+pub const LARGEST_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
+/// Chunks of the window at the start, and at an unlisted seeder always.
+pub const FIRST_WINDOW: u32 = 2;
+/// One chunk of window is added for so many acknowledged ones.
+pub const FORGIVENESS: u32 = 8;
+/// Ranges wanted at a time at most: a client that asks for more, scattered, gets `bad-want`.
+const MAX_QUEUED_RANGES: usize = 1024;
+/// Segments and manifests asked for and not yet sent, at most.
+const MAX_QUEUED_META: usize = 64;
+
+/// What a seeder must not forget of one delivery.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct ServeAccount {
+    /// Chunks that may have been sent, over all streams.
+    pub noted: u32,
+    /// Acknowledgements that were honoured.
+    pub honoured: u32,
+    /// The best acknowledgement.
+    pub ack: Option<Signed<Ack>>,
+    /// The client's completion.
+    pub completion: Option<Signed<Completion>>,
+    /// When the first chunk was sent, unix milliseconds; 0 for never.
+    pub first_at: u64,
+    /// When the last acknowledgement came.
+    pub last_at: u64,
+}
+
+wire!(ServeAccount => 6 * 1024);
+
+/// What one delivery stream is about.
+#[derive(Clone, Debug)]
+pub struct ServeTerms {
+    /// The network.
+    pub network: NetworkId,
+    /// This seeder.
+    pub seeder: PeerId,
+    /// What the verified ticket or order allows.
+    pub grant: Grant,
+    /// Number of chunks of the content.
+    pub chunks: u32,
+    /// Bytes in a chunk.
+    pub chunk_size: u32,
+    /// Number of segments of chaining values.
+    pub segments: u32,
+    /// A client that neither asks nor acknowledges for this long is let go, milliseconds.
+    pub idle_ms: u64,
+    /// A client that leaves the window full for this long is let go, milliseconds.
+    pub window_wait_ms: u64,
+}
+
+impl ServeTerms {
+    fn largest_window(&self) -> u32 {
+        if !self.grant.listed {
+            return FIRST_WINDOW;
+        }
+        let chunks = LARGEST_WINDOW_BYTES / u64::from(self.chunk_size.max(1));
+        u32::try_from(chunks).unwrap_or(u32::MAX).max(FIRST_WINDOW)
+    }
+
+    /// The window after `honoured` acknowledgements of `acknowledged` chunks.
+    pub fn window(&self, honoured: u32, acknowledged: u32) -> u32 {
+        let grown = FIRST_WINDOW.saturating_mul(1u32.checked_shl(honoured.min(30)).unwrap_or(u32::MAX));
+        grown.min(self.largest_window()).saturating_add(acknowledged / FORGIVENESS)
+    }
+}
+
+/// What the driver is to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServeAction {
+    /// Send the signed manifest.
+    SendManifest,
+    /// Send this segment of chaining values.
+    SendSegment(u32),
+    /// Read this chunk and send it.
+    SendChunk(u32),
+    /// Send this message.
+    Say(SeederMessage),
+    /// Make this durable, then call [`ServeMachine::persisted`]. One at a time; other actions may follow meanwhile.
+    Persist(ServeAccount),
+    /// Send this refusal and end the stream.
+    Refuse(Refusal),
+    /// Everything is said and durable: end the stream.
+    End,
+}
+
+/// The machine of one delivery stream.
+#[derive(Debug)]
+pub struct ServeMachine {
+    terms: ServeTerms,
+    held: ChunkSet,
+    /// What is durable.
+    durable: ServeAccount,
+    /// What is to be made durable.
+    wanted: ServeAccount,
+    persisting: Option<ServeAccount>,
+    /// Chunks of the durable acknowledgement, and of the newest one.
+    acked_durable: u32,
+    acked: ChunkSet,
+    /// Chunks sent over all streams: never above `durable.noted`.
+    sent: u32,
+    queue: ChunkSet,
+    meta: VecDeque<Option<u32>>,
+    say: VecDeque<SeederMessage>,
+    finishing: bool,
+    finished_said: bool,
+    refused: bool,
+    last_active: u64,
+    blocked_since: Option<u64>,
+}
+
+impl ServeMachine {
+    /// A stream whose credential was checked. `account` is what is durable of this delivery, `last_ack` what the client
+    /// said in its hello.
+    ///
+    /// # Errors
+    /// `bad-ack` when `last_ack` is not a valid acknowledgement of this delivery.
+    pub fn new(
+        terms: ServeTerms,
+        held: ChunkSet,
+        account: ServeAccount,
+        last_ack: Option<Signed<Ack>>,
+        now: u64,
+    ) -> Result<Self, Refusal> {
+        let acked = account.ack.as_ref().and_then(|a| a.peek().ok()).map(|a| a.chunks).unwrap_or_default();
+        let mut machine = ServeMachine {
+            acked_durable: acked.len(),
+            acked,
+            sent: account.noted,
+            wanted: account.clone(),
+            durable: account,
+            persisting: None,
+            terms,
+            held,
+            queue: ChunkSet::new(),
+            meta: VecDeque::new(),
+            say: VecDeque::new(),
+            finishing: false,
+            finished_said: false,
+            refused: false,
+            last_active: now,
+            blocked_since: None,
+        };
+        if let Some(ack) = last_ack {
+            // Only worth something when this seeder lost its own: an older one is passed over.
+            let chunks = machine.check_ack(&ack)?.chunks;
+            if chunks.is_superset(&machine.acked) && chunks.len() > machine.acked.len() {
+                machine.sent = machine.sent.max(chunks.len());
+                machine.wanted.noted = machine.sent;
+                machine.take_ack(ack, chunks, now);
+            }
+        }
+        let (window, outstanding) = machine.window_state();
+        machine.say.push_back(SeederMessage::Welcome {
+            delivery: machine.terms.grant.delivery,
+            held: cut(&machine.held),
+            ack: machine.wanted.ack.clone(),
+            window,
+            outstanding,
+        });
+        Ok(machine)
+    }
+
+    fn check_ack(&self, ack: &Signed<Ack>) -> Result<Ack, Refusal> {
+        let grant = &self.terms.grant;
+        let checked =
+            Ack::check(ack, &grant.client, &self.terms.network, grant.delivery, &grant.manifest, &self.terms.seeder)?;
+        if checked.chunks.end() > self.terms.chunks {
+            return Err(Refusal::new(RefusalCode::BadAck, "it names chunks that do not exist"));
+        }
+        Ok(checked)
+    }
+
+    fn take_ack(&mut self, ack: Signed<Ack>, chunks: ChunkSet, now: u64) {
+        self.acked = chunks;
+        self.wanted.ack = Some(ack);
+        self.wanted.last_at = now;
+    }
+
+    fn window_state(&self) -> (u32, u32) {
+        let window = self.terms.window(self.durable.honoured, self.acked_durable);
+        (window, self.sent.saturating_sub(self.acked_durable))
+    }
+
+    /// Takes in a message.
+    ///
+    /// # Errors
+    /// The refusal with which the stream is to end: `bad-want`, `bad-ack`, `bad-receipt`, `malformed`, `limit-reached`.
+    pub fn message(&mut self, message: ClientMessage, now: u64) -> Result<(), Refusal> {
+        self.last_active = now;
+        match message {
+            ClientMessage::Hello { .. } => Err(Refusal::new(RefusalCode::Malformed, "a second hello on one stream")),
+            ClientMessage::Meta { segment } => {
+                if segment.is_some_and(|s| s >= self.terms.segments) {
+                    return Err(Refusal::new(RefusalCode::BadWant, "there is no such segment"));
+                }
+                if self.meta.len() >= MAX_QUEUED_META {
+                    return Err(Refusal::new(RefusalCode::LimitReached, "too many segments asked for at once"));
+                }
+                self.meta.push_back(segment);
+                Ok(())
+            }
+            ClientMessage::Want { chunks } => {
+                if chunks.end() > self.terms.chunks {
+                    return Err(Refusal::new(RefusalCode::BadWant, "it names chunks that do not exist"));
+                }
+                if !self.held.is_superset(&chunks) {
+                    return Err(Refusal::new(RefusalCode::BadWant, "it names chunks that this seeder does not hold"));
+                }
+                self.queue = self.queue.union(&chunks);
+                if self.queue.range_count() > MAX_QUEUED_RANGES {
+                    return Err(Refusal::new(RefusalCode::BadWant, "too many scattered chunks wanted at once"));
+                }
+                Ok(())
+            }
+            ClientMessage::Cancel { chunks } => {
+                let cancelled = self.queue.intersection(&chunks);
+                self.queue = self.queue.difference(&chunks);
+                if !cancelled.is_empty() {
+                    self.say.push_back(SeederMessage::Cancelled { chunks: cut(&cancelled) });
+                }
+                Ok(())
+            }
+            ClientMessage::Ack(ack) => self.ack(ack, now),
+            ClientMessage::Finish { ack, completion } => {
+                if let Some(ack) = ack {
+                    self.ack(ack, now)?;
+                }
+                if let Some(completion) = completion {
+                    let grant = &self.terms.grant;
+                    Completion::check(
+                        &completion,
+                        &grant.client,
+                        &self.terms.network,
+                        grant.delivery,
+                        &grant.manifest,
+                    )?;
+                    self.wanted.completion = Some(completion);
+                }
+                self.queue = ChunkSet::new();
+                self.finishing = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn ack(&mut self, ack: Signed<Ack>, now: u64) -> Result<(), Refusal> {
+        if self.wanted.ack.as_ref() == Some(&ack) {
+            return Ok(()); // repeated: nothing new, nothing wrong
+        }
+        let chunks = self.check_ack(&ack)?.chunks;
+        if !chunks.is_superset(&self.acked) || chunks.len() == self.acked.len() {
+            return Err(Refusal::new(RefusalCode::BadAck, "it is no strict superset of the one before"));
+        }
+        if chunks.len() > self.sent {
+            return Err(Refusal::new(RefusalCode::BadAck, "it names more chunks than were sent"));
+        }
+        self.take_ack(ack, chunks, now);
+        Ok(())
+    }
+
+    /// The account last handed out by [`ServeAction::Persist`] is durable.
+    pub fn persisted(&mut self) {
+        let Some(mut account) = self.persisting.take() else { return };
+        let acked = account.ack.as_ref().and_then(|a| a.peek().ok()).map_or(0, |a| a.chunks.len());
+        if acked > self.acked_durable {
+            self.acked_durable = acked;
+            account.honoured = account.honoured.max(self.durable.honoured + 1);
+            self.wanted.honoured = account.honoured;
+            self.durable = account;
+            let (window, outstanding) = self.window_state();
+            self.say.push_back(SeederMessage::Window { window, outstanding });
+        } else {
+            self.durable = account;
+        }
+    }
+
+    /// Tells the machine that more chunks are held now (replication goes on while serving).
+    pub fn hold(&mut self, held: ChunkSet) {
+        self.held = held;
+    }
+
+    /// What to do next; `None` means wait for a message, for [`ServeMachine::persisted`], or until
+    /// [`ServeMachine::deadline`].
+    pub fn next_action(&mut self, now: u64) -> Option<ServeAction> {
+        if self.refused || self.finished_said {
+            return None;
+        }
+        if let Some(message) = self.say.pop_front() {
+            return Some(ServeAction::Say(message));
+        }
+        if let Some(meta) = self.meta.pop_front() {
+            return Some(meta.map_or(ServeAction::SendManifest, ServeAction::SendSegment));
+        }
+        self.note_ahead();
+        // Before chunks: what is noted ahead becomes durable while the block before it is being sent. `honoured` counts
+        // once the acknowledgement is durable, so it rides along.
+        if self.persisting.is_none() && self.wanted != self.durable {
+            let mut account = self.wanted.clone();
+            let acked = account.ack.as_ref().and_then(|a| a.peek().ok()).map_or(0, |a| a.chunks.len());
+            if acked > self.acked_durable {
+                account.honoured = self.durable.honoured + 1;
+            }
+            self.wanted.honoured = account.honoured;
+            self.persisting = Some(account.clone());
+            return Some(ServeAction::Persist(account));
+        }
+        let chunk = self.next_chunk(now);
+        if let Some(ServeAction::Refuse(_)) = &chunk {
+            self.refused = true;
+        }
+        if chunk.is_some() {
+            return chunk;
+        }
+        if self.finishing && self.persisting.is_none() {
+            self.finished_said = true;
+            return Some(ServeAction::End);
+        }
+        if now >= self.deadline() {
+            self.refused = true;
+            return Some(ServeAction::Refuse(self.timeout(now)));
+        }
+        None
+    }
+
+    /// Notes chunks as sent before they are, in blocks of a quarter of the window: few writes, and little lost to a crash.
+    fn note_ahead(&mut self) {
+        let (window, outstanding) = self.window_state();
+        if self.queue.is_empty() || outstanding >= window {
+            return;
+        }
+        let block = (window / 4).max(1);
+        if self.sent.saturating_add(block / 2) >= self.wanted.noted {
+            // Never further than may be sent: neither past the window nor past what is asked for.
+            let room = (window - outstanding).min(self.queue.len()).min(block);
+            self.wanted.noted = self.wanted.noted.max(self.sent.saturating_add(room));
+        }
+    }
+
+    fn next_chunk(&mut self, now: u64) -> Option<ServeAction> {
+        let chunk = self.queue.first()?;
+        let (window, outstanding) = self.window_state();
+        if outstanding >= window {
+            self.blocked_since.get_or_insert(now);
+            return None;
+        }
+        self.blocked_since = None;
+        let bytes = u64::from(self.sent.saturating_add(1)) * u64::from(self.terms.chunk_size);
+        if bytes > self.terms.grant.allowance.saturating_add(u64::from(self.terms.chunk_size)) {
+            return Some(ServeAction::Refuse(Refusal::new(
+                RefusalCode::AllowanceSpent,
+                "this delivery's allowance at this seeder is used up",
+            )));
+        }
+        if self.sent >= self.durable.noted {
+            return None;
+        }
+        self.queue.remove(chunk);
+        self.sent += 1;
+        if self.wanted.first_at == 0 {
+            self.wanted.first_at = now;
+        }
+        self.last_active = now;
+        Some(ServeAction::SendChunk(chunk))
+    }
+
+    /// When to ask [`ServeMachine::next_action`] again although nothing happened, unix milliseconds.
+    pub fn deadline(&self) -> u64 {
+        let idle = self.last_active.saturating_add(self.terms.idle_ms);
+        match self.blocked_since {
+            Some(since) => idle.min(since.saturating_add(self.terms.window_wait_ms)),
+            None => idle,
+        }
+    }
+
+    fn timeout(&self, now: u64) -> Refusal {
+        match self.blocked_since {
+            Some(since) if now >= since.saturating_add(self.terms.window_wait_ms) => Refusal::new(
+                RefusalCode::WindowExceeded,
+                "more was asked for than is sent without an acknowledgement, and none came",
+            ),
+            _ => Refusal::new(RefusalCode::Idle, "nothing was asked for or acknowledged for too long"),
+        }
+    }
+
+    /// What is to be remembered when the stream ends without [`ServeAction::End`]: what was really sent is noted, so
+    /// that blocks noted ahead are not lost to the window by an orderly end.
+    pub fn closing_account(&self) -> ServeAccount {
+        let mut account = self.wanted.clone();
+        account.noted = self.sent;
+        account
+    }
+
+    /// The credential's facts.
+    pub fn grant(&self) -> &Grant {
+        &self.terms.grant
+    }
+
+    /// Chunks acknowledged, durable or not.
+    pub fn acked(&self) -> &ChunkSet {
+        &self.acked
+    }
+}
+
+/// A set as it may be sent: the first 256 ranges.
+fn cut(set: &ChunkSet) -> ChunkSet {
+    let mut out = ChunkSet::new();
+    for range in set.ranges().take(ChunkSet::MAX_RANGES) {
+        out.insert_range(range);
+    }
+    out
+}
