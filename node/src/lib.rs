@@ -13,6 +13,7 @@ mod gossip;
 mod handle;
 mod host;
 mod key_file;
+pub mod listen_memory;
 mod metrics;
 mod metrics_server;
 mod signals;

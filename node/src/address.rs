@@ -1,0 +1,94 @@
+//! The network library has peer IDs and addresses of its own; the conversions stand here once, because accepting a
+//! peer ID that is not an Ed25519 key would let someone in whom no document can name.
+
+use libp2p::multiaddr::Protocol as Part;
+use libp2p::{Multiaddr, identity};
+use protocol::{Address, PeerId};
+
+/// Multihash code of "the bytes themselves": the peer ID contains the public key.
+const IDENTITY: u64 = 0;
+/// Protobuf form of an Ed25519 public key: field 1 (type) = 1, field 2 (data) of 32 bytes.
+const ED25519_PREFIX: [u8; 4] = [0x08, 0x01, 0x12, 0x20];
+
+/// Our form of a peer ID of the network library, or nothing if it is not an Ed25519 key in an identity multihash.
+pub(crate) fn peer_from_libp2p(peer: &libp2p::PeerId) -> Option<PeerId> {
+    let hash = peer.as_ref();
+    if hash.code() != IDENTITY {
+        return None;
+    }
+    let key = hash.digest().strip_prefix(&ED25519_PREFIX)?;
+    Some(PeerId::from_bytes(key.try_into().ok()?))
+}
+
+/// The network library's form of a peer ID. Nothing comes back for 32 bytes that are not a point on the curve.
+pub(crate) fn peer_to_libp2p(peer: &PeerId) -> Option<libp2p::PeerId> {
+    let key = identity::ed25519::PublicKey::try_from_bytes(peer.as_bytes()).ok()?;
+    Some(identity::PublicKey::from(key).to_peer_id())
+}
+
+/// Parses an address and takes a trailing `/p2p/…` off it; an address that names another peer than `peer` is dropped.
+pub(crate) fn address_to_libp2p(address: &Address, peer: &libp2p::PeerId) -> Option<Multiaddr> {
+    let mut parsed: Multiaddr = address.as_str().parse().ok()?;
+    if let Some(Part::P2p(named)) = parsed.iter().last() {
+        if named != *peer {
+            return None;
+        }
+        parsed.pop();
+    }
+    (!parsed.is_empty()).then_some(parsed)
+}
+
+/// Our form of an address, without a trailing `/p2p/…`. Nothing comes back for one that is longer than we allow.
+pub(crate) fn address_from_libp2p(address: &Multiaddr) -> Option<Address> {
+    let mut address = address.clone();
+    if !is_relayed(&address) && matches!(address.iter().last(), Some(Part::P2p(_))) {
+        address.pop();
+    }
+    Address::new(&address.to_string()).ok()
+}
+
+pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Part::P2pCircuit))
+}
+
+pub(crate) fn is_tcp(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Part::Tcp(_)))
+}
+
+pub(crate) fn is_direct_tcp(address: &Multiaddr) -> bool {
+    !is_relayed(address) && is_tcp(address)
+}
+
+pub(crate) fn is_quic(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Part::QuicV1 | Part::Quic))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_ids_go_both_ways_and_read_the_same() {
+        let ours = protocol::Keypair::from_seed(&[7; 32]).peer_id();
+        let theirs = peer_to_libp2p(&ours).unwrap();
+        assert_eq!(theirs.to_base58(), ours.to_string());
+        assert_eq!(peer_from_libp2p(&theirs), Some(ours));
+    }
+
+    #[test]
+    fn a_hashed_peer_id_is_not_ours() {
+        let hashed: libp2p::PeerId = "QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN".parse().unwrap();
+        assert_eq!(peer_from_libp2p(&hashed), None);
+    }
+
+    #[test]
+    fn the_peer_part_of_an_address_must_match() {
+        let peer = peer_to_libp2p(&protocol::Keypair::from_seed(&[7; 32]).peer_id()).unwrap();
+        let other = peer_to_libp2p(&protocol::Keypair::from_seed(&[8; 32]).peer_id()).unwrap();
+        let plain = Address::new("/ip4/127.0.0.1/tcp/4001").unwrap();
+        let named = Address::new(&format!("/ip4/127.0.0.1/tcp/4001/p2p/{peer}")).unwrap();
+        assert_eq!(address_to_libp2p(&plain, &peer), address_to_libp2p(&named, &peer));
+        assert_eq!(address_to_libp2p(&named, &other), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! Most services between nodes are one question and one answer. Here that is a stream per call with a limit on its
+//! size and its time, and a server in which a slow or malformed caller costs only its own call.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::codec::{CodecError, Wire};
+use protocol::{PeerAddrs, PeerId};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+
+use crate::frame::{FrameError, read_message, write_message};
+use crate::handle::NodeHandle;
+use crate::metrics::NodeMetrics;
+use crate::streams::{AcceptError, AcceptLimits, OpenError, Protocol, Stream};
+use crate::supervisor::Supervisor;
+
+/// Why a call got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No stream to the peer.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It took longer than the caller allowed.
+    #[error("{peer} did not answer {protocol} within {limit:?}")]
+    Timeout {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol.
+        protocol: Protocol,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The peer does not speak the protocol.
+    #[error("{peer} does not speak {protocol}")]
+    Unsupported {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// The peer closed the stream without an answer: it is overloaded or found the request malformed.
+    #[error("{peer} closed the stream without an answer on {protocol}")]
+    NoAnswer {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// Our request or the answer is longer than the protocol allows.
+    #[error("message of {len} bytes on {protocol}, at most {max} are allowed")]
+    TooLarge {
+        /// The protocol.
+        protocol: Protocol,
+        /// Length, bytes.
+        len: usize,
+        /// Limit, bytes.
+        max: usize,
+    },
+    /// The answer is not one.
+    #[error("{peer} sent a malformed answer on {protocol}: {source}")]
+    Malformed {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol.
+        protocol: Protocol,
+        /// What is wrong with it.
+        source: CodecError,
+    },
+}
+
+/// Bounds of a service that answers calls.
+#[derive(Clone, Copy, Debug)]
+pub struct CallLimits {
+    /// Calls being served at once; further ones wait in a queue of the same length and are dropped beyond it.
+    pub concurrent: usize,
+    /// Calls of one peer at once, waiting ones included; further ones are dropped. Keep it well below `concurrent`:
+    /// that is what stops one peer from taking all places.
+    pub per_peer: usize,
+    /// The time a caller has to send its request, and again to take the answer.
+    pub io_timeout: Duration,
+}
+
+impl Default for CallLimits {
+    fn default() -> Self {
+        Self { concurrent: 64, per_peer: 8, io_timeout: Duration::from_secs(10) }
+    }
+}
+
+impl NodeHandle {
+    /// Asks a peer: opens a stream, sends `request`, reads the answer.
+    ///
+    /// # Errors
+    /// [`CallError`]; within `timeout` in any case.
+    pub async fn call<Req, Resp>(
+        &self,
+        target: &PeerAddrs,
+        protocol: Protocol,
+        request: &Req,
+        timeout: Duration,
+    ) -> Result<Resp, CallError>
+    where
+        Req: Wire,
+        Resp: Wire,
+    {
+        let peer = target.peer;
+        let exchange = async {
+            let stream = self.open(target, protocol, timeout).await?;
+            exchange(stream, request).await.map_err(|error| explain(peer, protocol, error))
+        };
+        match tokio::time::timeout(timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::Timeout { peer, protocol, limit: timeout }),
+        }
+    }
+}
+
+async fn exchange<Req: Wire, Resp: Wire>(mut stream: Stream, request: &Req) -> Result<Resp, FrameError> {
+    let sent = match write_message(&mut stream, request).await {
+        Ok(()) => stream.shutdown().await.map_err(FrameError::from),
+        Err(error) => Err(error),
+    };
+    match sent {
+        // A peer that resets the stream after answering makes the sending fail, not the answer.
+        Ok(()) | Err(FrameError::Io(_) | FrameError::Truncated) => {}
+        Err(error) => return Err(error),
+    }
+    read_message(&mut stream).await?.ok_or(FrameError::Truncated)
+}
+
+fn explain(peer: PeerId, protocol: Protocol, error: FrameError) -> CallError {
+    match error {
+        FrameError::TooLarge { len, max } => CallError::TooLarge { protocol, len, max },
+        FrameError::Unsupported(_) => CallError::Unsupported { peer, protocol },
+        FrameError::Truncated | FrameError::Io(_) => CallError::NoAnswer { peer, protocol },
+        FrameError::Codec(source) => CallError::Malformed { peer, protocol, source },
+    }
+}
+
+/// Serves calls of a protocol under `supervisor` until it stops: reads the request, asks `answer`, sends what it
+/// gives. A call that cannot be read, or whose caller does not take the answer, ends without one and is counted.
+///
+/// # Errors
+/// [`AcceptError`] when the protocol is already being accepted.
+pub async fn serve_calls<Req, Resp, F, Fut>(
+    supervisor: &Supervisor,
+    handle: &NodeHandle,
+    protocol: Protocol,
+    limits: CallLimits,
+    answer: F,
+) -> Result<(), AcceptError>
+where
+    Req: Wire + Send + 'static,
+    Resp: Wire + Send + Sync + 'static,
+    F: Fn(PeerId, Req) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Resp> + Send + 'static,
+{
+    let concurrent = limits.concurrent.clamp(1, Semaphore::MAX_PERMITS);
+    let mut accept = handle.accept(protocol, AcceptLimits { queue: concurrent, per_peer: limits.per_peer }).await?;
+    let places = Arc::new(Semaphore::new(concurrent));
+    let counts = handle.counts().clone();
+    let calls = supervisor.clone();
+    let token = supervisor.token();
+    supervisor.spawn(format!("calls {protocol}"), async move {
+        loop {
+            // The place first: while all are taken, callers wait in the bounded queue.
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await.ok()?;
+                Some((place, accept.next().await?))
+            };
+            let Some((place, stream)) = (tokio::select! {
+                next = next => next,
+                () = token.cancelled() => None,
+            }) else {
+                return;
+            };
+            let (answer, counts, token) = (answer.clone(), counts.clone(), token.clone());
+            calls.spawn(format!("call {protocol}"), async move {
+                let _place = place;
+                tokio::select! {
+                    () = serve_one(stream, limits.io_timeout, answer, counts) => {}
+                    () = token.cancelled() => {}
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn serve_one<Req, Resp, F, Fut>(mut stream: Stream, limit: Duration, answer: F, counts: NodeMetrics)
+where
+    Req: Wire,
+    Resp: Wire,
+    F: Fn(PeerId, Req) -> Fut,
+    Fut: Future<Output = Resp>,
+{
+    let (peer, protocol) = (stream.peer(), stream.protocol());
+    let failed = |reason: &'static str| {
+        counts.calls_failed.inc([protocol.as_str(), reason]);
+        tracing::debug!(%peer, %protocol, reason, "call got no answer");
+    };
+    let request = match tokio::time::timeout(limit, read_message::<Req, _>(&mut stream)).await {
+        Ok(Ok(Some(request))) => request,
+        Ok(Ok(None)) => return failed("no-request"),
+        Ok(Err(FrameError::TooLarge { .. })) => return failed("too-large"),
+        Ok(Err(FrameError::Codec(_))) => return failed("malformed"),
+        Ok(Err(_)) => return failed("stream-failed"),
+        Err(_) => return failed("request-timeout"),
+    };
+    let response = answer(peer, request).await;
+    let send = async {
+        write_message(&mut stream, &response).await?;
+        stream.shutdown().await.map_err(FrameError::from)
+    };
+    match tokio::time::timeout(limit, send).await {
+        Ok(Ok(())) => {}
+        Ok(Err(FrameError::TooLarge { len, max })) => {
+            tracing::error!(%protocol, len, max, "own answer is longer than the protocol allows");
+            failed("own-answer-too-large");
+        }
+        Ok(Err(_)) => failed("answer-not-taken"),
+        Err(_) => failed("answer-timeout"),
+    }
+}

@@ -1,0 +1,294 @@
+//! Who provides a content, when nobody in the ticket's list answers. The table is a hint that strangers could fill
+//! with lies, so only peers that a role vouches for take part in it, and every list in it has an end.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use libp2p::core::Endpoint;
+use libp2p::kad::store::RecordStore;
+use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, RecordKey};
+use libp2p::swarm::{ConnectionId, NetworkBehaviour};
+use libp2p::{Multiaddr, PeerId as NetPeerId};
+use protocol::PeerAddrs;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::address::{address_from_libp2p, address_to_libp2p, peer_from_libp2p, peer_to_libp2p};
+use crate::config::Limits;
+use crate::handle::NodeHandle;
+use crate::host::Command;
+use crate::swarm::Kad;
+
+/// Why the DHT did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DhtError {
+    /// This node takes no part in the DHT.
+    #[error("the DHT is switched off in this node")]
+    Off,
+    /// The node knows no other peer in the DHT.
+    #[error("no other peer in the DHT is known")]
+    NoPeers,
+    /// The node's own table is full.
+    #[error("the DHT table of this node is full")]
+    Full,
+    /// Too many questions are under way; try again later.
+    #[error("{limit} DHT questions are under way; try again later")]
+    Busy {
+        /// The bound, [`Limits::dht_queries`].
+        limit: usize,
+    },
+    /// Nobody answered in time; it is tried again by itself at the next announcement.
+    #[error("nobody in the DHT answered in time")]
+    Timeout,
+    /// This node is stopping.
+    #[error("this node is stopping")]
+    Stopped,
+}
+
+type Done = oneshot::Sender<Result<(), DhtError>>;
+
+#[derive(Debug)]
+pub(crate) enum DhtCommand {
+    Provide { key: [u8; 32], reply: Done },
+    StopProviding { key: [u8; 32] },
+    Find { key: [u8; 32], found: mpsc::Sender<PeerAddrs>, reply: oneshot::Sender<Result<(), DhtError>> },
+    Add { peer: PeerAddrs, reply: Done },
+    Remove { peer: protocol::PeerId },
+    Bootstrap { reply: Done },
+}
+
+impl NodeHandle {
+    /// Announces this node as a provider of `key`, and again every 45 minutes. Returns when the announcement is out.
+    ///
+    /// # Errors
+    /// [`DhtError`]; after [`DhtError::Timeout`] the key stays announced and is tried again.
+    pub async fn provide(&self, key: [u8; 32]) -> Result<(), DhtError> {
+        self.ask_dht(|reply| DhtCommand::Provide { key, reply }).await
+    }
+
+    /// Stops announcing `key`; what others remember expires within two hours.
+    pub async fn stop_providing(&self, key: [u8; 32]) {
+        // A node that has stopped announces nothing.
+        let _ = self.commands().send(Command::Dht(DhtCommand::StopProviding { key })).await;
+    }
+
+    /// Peers that announced themselves as providers of `key`, this node excluded: as many as were found within
+    /// `timeout`, at most `limit`. Some may have no address; some may be gone.
+    ///
+    /// # Errors
+    /// [`DhtError`] when the question could not be asked. Finding nobody is no error.
+    pub async fn find_providers(
+        &self,
+        key: [u8; 32],
+        limit: usize,
+        timeout: Duration,
+    ) -> Result<Vec<PeerAddrs>, DhtError> {
+        let (found, mut results) = mpsc::channel(limit.max(1));
+        self.ask_dht(|reply| DhtCommand::Find { key, found, reply }).await?;
+        let mut providers = Vec::new();
+        let collect = async {
+            while providers.len() < limit
+                && let Some(provider) = results.recv().await
+            {
+                providers.push(provider);
+            }
+        };
+        // Time running out is an ordinary end: what was found until then counts.
+        let _ = tokio::time::timeout(timeout, collect).await;
+        Ok(providers)
+    }
+
+    /// Lets a peer take part in the DHT: asks it, answers with it, keeps its records. Roles call this for peers whose
+    /// enrolment they have checked.
+    ///
+    /// # Errors
+    /// [`DhtError::Full`] at the bound on peers.
+    pub async fn add_dht_peer(&self, peer: PeerAddrs) -> Result<(), DhtError> {
+        self.ask_dht(|reply| DhtCommand::Add { peer, reply }).await
+    }
+
+    /// Takes a peer out of the DHT.
+    pub async fn remove_dht_peer(&self, peer: protocol::PeerId) {
+        // A node that has stopped keeps no table.
+        let _ = self.commands().send(Command::Dht(DhtCommand::Remove { peer })).await;
+    }
+
+    /// Looks this node up in the DHT, which fills its routing table with the peers near it that it vouches for.
+    ///
+    /// # Errors
+    /// [`DhtError::NoPeers`] when there is nobody to ask.
+    pub async fn bootstrap(&self) -> Result<(), DhtError> {
+        self.ask_dht(|reply| DhtCommand::Bootstrap { reply }).await
+    }
+
+    async fn ask_dht(&self, command: impl FnOnce(Done) -> DhtCommand) -> Result<(), DhtError> {
+        self.ask(|reply| Command::Dht(command(reply))).await.map_err(|_| DhtError::Stopped)?
+    }
+}
+
+/// The DHT part of the network task.
+pub(crate) struct DhtState {
+    // Peers that a role vouches for.
+    members: HashSet<NetPeerId>,
+    finds: HashMap<QueryId, Find>,
+    waits: HashMap<QueryId, Done>,
+    max_members: usize,
+    max_queries: usize,
+    max_addresses: usize,
+}
+
+struct Find {
+    found: mpsc::Sender<PeerAddrs>,
+    seen: HashSet<NetPeerId>,
+}
+
+impl DhtState {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            members: HashSet::new(),
+            finds: HashMap::new(),
+            waits: HashMap::new(),
+            max_members: limits.dht_peers,
+            max_queries: limits.dht_queries,
+            max_addresses: PeerAddrs::MAX_ADDRS,
+        }
+    }
+
+    pub(crate) fn on_command(&mut self, kad: Option<&mut Kad>, command: DhtCommand) {
+        let Some(kad) = kad else {
+            match command {
+                DhtCommand::Provide { reply, .. }
+                | DhtCommand::Find { reply, .. }
+                | DhtCommand::Add { reply, .. }
+                | DhtCommand::Bootstrap { reply } => drop(reply.send(Err(DhtError::Off))),
+                DhtCommand::StopProviding { .. } | DhtCommand::Remove { .. } => {}
+            }
+            return;
+        };
+        match command {
+            DhtCommand::Provide { key, reply } => {
+                let query =
+                    self.room().and_then(|()| kad.start_providing(record_key(&key)).map_err(|_| DhtError::Full));
+                self.wait_for(query, reply);
+            }
+            DhtCommand::Bootstrap { reply } => {
+                let query = self.room().and_then(|()| kad.bootstrap().map_err(|_| DhtError::NoPeers));
+                self.wait_for(query, reply);
+            }
+            DhtCommand::StopProviding { key } => kad.stop_providing(&record_key(&key)),
+            DhtCommand::Find { key, found, reply } => {
+                let room = self.room();
+                if room.is_ok() {
+                    let query = kad.get_providers(record_key(&key));
+                    self.finds.insert(query, Find { found, seen: HashSet::new() });
+                }
+                let _ = reply.send(room);
+            }
+            DhtCommand::Add { peer, reply } => drop(reply.send(self.add(kad, &peer))),
+            DhtCommand::Remove { peer } => {
+                if let Some(peer) = peer_to_libp2p(&peer) {
+                    self.members.remove(&peer);
+                    kad.remove_peer(&peer);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn add(&mut self, kad: &mut Kad, peer: &PeerAddrs) -> Result<(), DhtError> {
+        // Bytes that are no key cannot have connected to us either.
+        let Some(id) = peer_to_libp2p(&peer.peer) else { return Ok(()) };
+        if self.members.len() >= self.max_members && !self.members.contains(&id) {
+            return Err(DhtError::Full);
+        }
+        self.members.insert(id);
+        for address in peer.addrs.iter().filter_map(|address| address_to_libp2p(address, &id)) {
+            kad.add_address(&id, address);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_event(&mut self, kad: &mut Kad, event: kad::Event) {
+        match event {
+            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(mut record) } }
+                if self.members.contains(&record.provider) && record.key.as_ref().len() == 32 =>
+            {
+                record.addresses.truncate(self.max_addresses);
+                if let Err(error) = kad.store_mut().add_provider(record) {
+                    tracing::debug!(%error, "provider record refused");
+                }
+            }
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
+                let outcome = match result {
+                    QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) => {
+                        self.on_found(kad, id, &key, providers);
+                        Ok(())
+                    }
+                    QueryResult::StartProviding(Err(_)) | QueryResult::Bootstrap(Err(_)) => Err(DhtError::Timeout),
+                    _ => Ok(()),
+                };
+                if step.last {
+                    self.finds.remove(&id);
+                    if let Some(reply) = self.waits.remove(&id) {
+                        let _ = reply.send(outcome);
+                    }
+                }
+            }
+            kad::Event::RoutablePeer { peer, address } | kad::Event::PendingRoutablePeer { peer, address }
+                if self.members.contains(&peer) =>
+            {
+                kad.add_address(&peer, address);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_found(&mut self, kad: &mut Kad, id: QueryId, key: &RecordKey, providers: HashSet<NetPeerId>) {
+        let Some(find) = self.finds.get_mut(&id) else { return };
+        let mut done = find.found.is_closed();
+        for peer in providers {
+            let Some(ours) = peer_from_libp2p(&peer) else { continue };
+            if find.seen.len() >= find.found.max_capacity() || !find.seen.insert(peer) {
+                continue;
+            }
+            let provider = PeerAddrs::new(ours, addresses_of(kad, key, &peer));
+            done |= find.found.try_send(provider).is_err();
+        }
+        if (done || find.seen.len() >= find.found.max_capacity())
+            && let Some(mut query) = kad.query_mut(&id)
+        {
+            query.finish();
+        }
+    }
+
+    fn room(&self) -> Result<(), DhtError> {
+        if self.finds.len() + self.waits.len() >= self.max_queries {
+            return Err(DhtError::Busy { limit: self.max_queries });
+        }
+        Ok(())
+    }
+
+    fn wait_for(&mut self, query: Result<QueryId, DhtError>, reply: Done) {
+        match query {
+            Ok(query) => drop(self.waits.insert(query, reply)),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// What this node's store and the query under way know about a provider's addresses. The library keeps the latter to
+/// itself, but gives it to anyone who is about to dial the peer, which is what the caller is about to do.
+fn addresses_of(kad: &mut Kad, key: &RecordKey, peer: &NetPeerId) -> Vec<protocol::Address> {
+    let stored = kad.store_mut().providers(key).into_iter().filter(|record| record.provider == *peer);
+    let mut addresses: Vec<Multiaddr> = stored.flat_map(|record| record.addresses).collect();
+    let dial = ConnectionId::new_unchecked(usize::MAX);
+    if let Ok(known) = kad.handle_pending_outbound_connection(dial, Some(*peer), &[], Endpoint::Dialer) {
+        addresses.extend(known);
+    }
+    let mut addresses: Vec<_> = addresses.iter().filter_map(address_from_libp2p).collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+fn record_key(key: &[u8; 32]) -> RecordKey {
+    RecordKey::new(key)
+}

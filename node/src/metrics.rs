@@ -1,0 +1,155 @@
+//! One registry for everything a process counts, behind a type that cannot be given a peer ID as a label: labels are
+//! static strings, so that no stranger can make the number of time series grow.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+/// The metrics of a process. Clones share one registry; every name gets the prefix `willcall_`.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// An empty registry.
+    pub fn new() -> Self {
+        Self { registry: Arc::new(Mutex::new(Registry::with_prefix("willcall"))) }
+    }
+
+    /// Registers a counter; its exposed name ends in `_total`. Register each name once per process.
+    pub fn counter(&self, name: &str, help: &str) -> Counter {
+        self.register(name, help, Counter::default())
+    }
+
+    /// Registers a counter for each combination of values of `labels`.
+    pub fn counter_by<const N: usize>(&self, name: &str, help: &str, labels: [&'static str; N]) -> CounterBy<N> {
+        let family = self.register(name, help, Family::default());
+        CounterBy { labels, family }
+    }
+
+    /// Registers a gauge.
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(name, help, Gauge::default())
+    }
+
+    /// Registers a histogram with the given upper bounds of its buckets, ascending.
+    pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.register(name, help, Histogram::new(buckets.iter().copied()))
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        text
+    }
+
+    fn register<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register(name, help, metric.clone());
+        metric
+    }
+}
+
+/// Counters told apart by label values, which are static strings.
+#[derive(Clone, Debug)]
+pub struct CounterBy<const N: usize> {
+    labels: [&'static str; N],
+    family: Family<Vec<(&'static str, &'static str)>, Counter>,
+}
+
+impl<const N: usize> CounterBy<N> {
+    /// Adds one to the counter with these label values, in the order of the labels.
+    pub fn inc(&self, values: [&'static str; N]) {
+        self.inc_by(values, 1);
+    }
+
+    /// Adds `n` to the counter with these label values.
+    pub fn inc_by(&self, values: [&'static str; N], n: u64) {
+        self.family.get_or_create(&self.key(values)).inc_by(n);
+    }
+
+    /// The count for these label values.
+    pub fn get(&self, values: [&'static str; N]) -> u64 {
+        self.family.get(&self.key(values)).map_or(0, |counter| counter.get())
+    }
+
+    fn key(&self, values: [&'static str; N]) -> Vec<(&'static str, &'static str)> {
+        self.labels.into_iter().zip(values).collect()
+    }
+}
+
+/// What the network part of a node counts.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) dials_failed: Counter,
+    pub(crate) connections_refused: CounterBy<1>,
+    pub(crate) streams_opened: CounterBy<1>,
+    pub(crate) streams_accepted: CounterBy<1>,
+    pub(crate) streams_dropped: CounterBy<2>,
+    pub(crate) calls_failed: CounterBy<2>,
+    pub(crate) gossip: CounterBy<1>,
+}
+
+impl NodeMetrics {
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        Self {
+            connections: metrics.gauge("node_connections", "Established connections"),
+            dials_failed: metrics.counter("node_dials_failed", "Connection attempts that failed"),
+            connections_refused: metrics.counter_by(
+                "node_connections_refused",
+                "Connections refused by this node, by reason",
+                ["reason"],
+            ),
+            streams_opened: metrics.counter_by("node_streams_opened", "Streams opened to peers", ["protocol"]),
+            streams_accepted: metrics.counter_by("node_streams_accepted", "Streams accepted from peers", ["protocol"]),
+            streams_dropped: metrics.counter_by(
+                "node_streams_dropped",
+                "Streams of peers that were dropped, by reason",
+                ["protocol", "reason"],
+            ),
+            calls_failed: metrics.counter_by(
+                "node_calls_failed",
+                "Calls of peers that got no answer, by reason",
+                ["protocol", "reason"],
+            ),
+            gossip: metrics.counter_by("node_gossip", "Gossip messages received, by what became of them", ["result"]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        let by = metrics.counter_by("refused", "Refusals", ["service", "reason"]);
+        by.inc(["deliver", "expired"]);
+        by.inc(["deliver", "expired"]);
+        assert_eq!(by.get(["deliver", "expired"]), 2);
+        let text = metrics.encode();
+        assert!(text.contains("willcall_refused_total{service=\"deliver\",reason=\"expired\"} 2"), "{text}");
+    }
+}

@@ -1,0 +1,90 @@
+//! Why a stream could not be opened is what decides whether a caller tries again, elsewhere, or not at all.
+
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use libp2p::swarm::DialError;
+use protocol::PeerId;
+
+use super::Protocol;
+use crate::address::address_from_libp2p;
+
+/// Why no stream to a peer was opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No connection could be made.
+    #[error("cannot connect to {peer}: {reason}")]
+    Dial {
+        /// The peer.
+        peer: PeerId,
+        /// What happened at each address that was tried.
+        reason: String,
+    },
+    /// The peer is connected but does not speak the protocol. As protocols are negotiated along with the first bytes,
+    /// this mostly shows at the first read instead, as [`std::io::ErrorKind::Unsupported`].
+    #[error("{peer} does not speak {protocol}")]
+    Unsupported {
+        /// The peer.
+        peer: PeerId,
+        /// The protocol asked for.
+        protocol: Protocol,
+    },
+    /// It took longer than the caller allowed.
+    #[error("no stream to {peer} within {limit:?}")]
+    Timeout {
+        /// The peer.
+        peer: PeerId,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The connection closed while the stream was being opened.
+    #[error("the connection to {peer} closed while a stream was being opened")]
+    Closed {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// Too many streams are being opened by this node; try again later.
+    #[error("this node is already opening {limit} streams; try again later")]
+    Busy {
+        /// The bound, [`crate::Limits::pending_opens`].
+        limit: usize,
+    },
+    /// The target is this node itself.
+    #[error("the target is this node itself")]
+    Myself,
+    /// This node is stopping.
+    #[error("this node is stopping")]
+    Stopped,
+}
+
+/// The reason of a failed dial in one line, and whether it says more than "there was nothing to dial".
+pub(super) fn dial_reason(error: &DialError) -> (String, bool) {
+    match error {
+        DialError::NoAddresses => ("no address is known".to_owned(), false),
+        DialError::DialPeerConditionFalse(_) => ("already connecting".to_owned(), false),
+        DialError::Transport(attempts) => {
+            let each: Vec<String> =
+                attempts.iter().map(|(address, error)| format!("{}: {}", shown(address), root_cause(error))).collect();
+            (each.join("; "), true)
+        }
+        DialError::WrongPeerId { obtained, address } => {
+            (format!("{}: another peer answers there ({obtained})", shown(address)), true)
+        }
+        DialError::Denied { cause } => (format!("refused by this node: {}", root_cause(cause)), true),
+        other => (other.to_string(), true),
+    }
+}
+
+/// Without the peer, which the error names already.
+fn shown(address: &Multiaddr) -> String {
+    address_from_libp2p(address).map_or_else(|| address.to_string(), |address| address.to_string())
+}
+
+/// The innermost cause: the layers above it only say that a layer failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

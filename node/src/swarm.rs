@@ -1,0 +1,230 @@
+//! Which transports and protocols a node is made of, and with which settings: the library's defaults are for
+//! experiments, and each that is changed here has its reason beside it.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use libp2p::core::transport::dummy::DummyTransport;
+use libp2p::core::upgrade::Version;
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::multiaddr::Protocol as Part;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{
+    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, noise,
+    ping, tcp, tls, yamux,
+};
+use protocol::Address;
+
+use crate::config::{DhtMode, NodeConfig};
+use crate::gossip;
+use crate::metrics::NodeMetrics;
+use crate::streams;
+
+/// Protocol name of the DHT: not the public network's, so that the two never mix.
+const KAD: StreamProtocol = StreamProtocol::new("/willcall/kad/1");
+/// Version that identify announces.
+const IDENTIFY: &str = "/willcall/1";
+/// A provider who is gone is found for no longer than this; each announces itself anew well before.
+const PROVIDER_TTL: Duration = Duration::from_secs(2 * 3600);
+const PROVIDER_REPUBLISH: Duration = Duration::from_secs(45 * 60);
+/// A DHT question takes a second or two; one that found nobody to answer ends here.
+const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection whose peer does not answer a ping for so long is closed; a busy but living link answers within seconds.
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(crate) type Gossip = gossipsub::Behaviour<
+    gossipsub::IdentityTransform,
+    gossipsub::MaxCountSubscriptionFilter<gossipsub::AllowAllSubscriptionFilter>,
+>;
+pub(crate) type Kad = kad::Behaviour<MemoryStore>;
+
+#[derive(NetworkBehaviour)]
+pub(crate) struct NodeBehaviour {
+    // First, so that a connection over a limit costs nothing else.
+    limits: connection_limits::Behaviour,
+    pub(crate) streams: streams::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(crate) gossip: Toggle<Gossip>,
+    pub(crate) kad: Toggle<Kad>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `SSLKEYLOGFILE` is set.
+    #[error(
+        "SSLKEYLOGFILE is set: every TLS session key would be written to {file}; unset it, or allow it in the \
+         configuration if that is meant"
+    )]
+    KeyLog {
+        /// Its value.
+        file: String,
+    },
+    /// A configured address is not one.
+    #[error("{address} is not a usable address: {reason}")]
+    BadAddress {
+        /// The address.
+        address: Address,
+        /// Why.
+        reason: String,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; {}", listen_advice(source))]
+    Listen {
+        /// The address.
+        address: Address,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A part of the network stack could not be set up.
+    #[error("cannot set up {part}: {reason}")]
+    Setup {
+        /// The part.
+        part: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+fn listen_advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "stop the process that uses it, or choose another port (0 takes any free one)",
+        std::io::ErrorKind::PermissionDenied => "choose a port above 1023",
+        std::io::ErrorKind::AddrNotAvailable => "choose an address of this machine, or 0.0.0.0 for all of them",
+        _ => "choose another address",
+    }
+}
+
+/// TLS writes its session keys to the file that this variable names; a node does not do that by accident.
+pub(crate) fn refuse_key_log(allowed: bool) -> Result<(), StartError> {
+    match std::env::var_os("SSLKEYLOGFILE") {
+        Some(file) if !allowed => Err(StartError::KeyLog { file: file.to_string_lossy().into_owned() }),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<NodeBehaviour>, StartError> {
+    let setup = |part, reason: String| StartError::Setup { part, reason };
+    let seed = config.keypair.seed();
+    let secret = identity::ed25519::SecretKey::try_from_bytes(seed.to_vec())
+        .map_err(|error| setup("the node's key", error.to_string()))?;
+    let keypair = identity::Keypair::from(identity::ed25519::Keypair::from(secret));
+    let behaviour = behaviour(config, metrics, &keypair)?;
+
+    let builder = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::new().nodelay(true),
+            // TLS first: it is the faster of the two here; Noise stays for peers without it.
+            (tls::Config::new, noise::Config::new),
+            yamux::Config::default,
+        )
+        .map_err(|error| setup("TCP", format!("{error:?}")))?
+        .with_quic_config(|mut quic| {
+            // The default of 10 s closes connections of peers whose link is away for a moment.
+            quic.max_idle_timeout = 30_000;
+            quic.handshake_timeout = config.connection_timeout;
+            quic
+        });
+    // The builder's phases are types that cannot be named: the tail is the same for both kinds.
+    macro_rules! finish {
+        ($builder:expr) => {
+            $builder
+                .with_behaviour(|_| behaviour)
+                .map_err(|error| setup("the behaviour", error.to_string()))?
+                .with_swarm_config(|swarm| {
+                    swarm
+                        .with_idle_connection_timeout(config.idle_timeout)
+                        // Saves a round trip on every stream.
+                        .with_substream_upgrade_protocol_override(Version::V1Lazy)
+                        .with_max_negotiating_inbound_streams(config.limits.negotiating_streams)
+                })
+                .with_connection_timeout(config.connection_timeout)
+                .build()
+        };
+    }
+    // Bare containers have no resolv.conf: such a node goes on with numeric addresses.
+    match dns::tokio::Transport::system(DummyTransport::<()>::new()) {
+        Ok(_) => Ok(finish!(builder.with_dns().map_err(|error| setup("DNS", error.to_string()))?)),
+        Err(error) => {
+            tracing::warn!(%error, "no DNS configuration found: /dns addresses will not be reachable");
+            Ok(finish!(builder))
+        }
+    }
+}
+
+fn behaviour(
+    config: &NodeConfig,
+    metrics: &NodeMetrics,
+    keypair: &identity::Keypair,
+) -> Result<NodeBehaviour, StartError> {
+    let limits = &config.limits;
+    let peer = keypair.public().to_peer_id();
+    let identify = identify::Config::new(IDENTIFY.to_owned(), keypair.public())
+        .with_agent_version(config.agent.clone())
+        .with_push_listen_addr_updates(true)
+        .with_cache_size(1024);
+    let gossip = if config.gossip { Some(gossip::behaviour(config)?) } else { None };
+    Ok(NodeBehaviour {
+        limits: connection_limits::Behaviour::new(
+            connection_limits::ConnectionLimits::default()
+                .with_max_pending_incoming(Some(limits.pending_connections))
+                .with_max_pending_outgoing(Some(limits.pending_connections))
+                .with_max_established(Some(limits.connections))
+                .with_max_established_per_peer(Some(limits.connections_per_peer)),
+        ),
+        streams: streams::Behaviour::new(metrics.clone()),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(ping::Config::new().with_timeout(PING_TIMEOUT)),
+        gossip: Toggle::from(gossip),
+        kad: Toggle::from((config.dht != DhtMode::Off).then(|| kad_behaviour(config, peer))),
+    })
+}
+
+fn kad_behaviour(config: &NodeConfig, peer: libp2p::PeerId) -> Kad {
+    let mut kad = kad::Config::new(KAD);
+    // Only peers that a role vouches for go into the routing table, and only their records into the store.
+    kad.set_kbucket_inserts(kad::BucketInserts::Manual)
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_provider_record_ttl(Some(PROVIDER_TTL))
+        .set_provider_publication_interval(Some(PROVIDER_REPUBLISH))
+        .set_query_timeout(KAD_QUERY_TIMEOUT)
+        // Values are not used; these would only wake the node for nothing.
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_caching(kad::Caching::Disabled);
+    let store = MemoryStoreConfig {
+        max_records: 0,
+        max_value_bytes: 0,
+        max_providers_per_key: config.limits.dht_providers_per_key,
+        max_provided_keys: config.limits.dht_keys,
+    };
+    let mut behaviour = Kad::with_config(peer, MemoryStore::with_config(peer, store), kad);
+    behaviour.set_mode(Some(match config.dht {
+        DhtMode::Server => kad::Mode::Server,
+        DhtMode::Client | DhtMode::Off => kad::Mode::Client,
+    }));
+    behaviour
+}
+
+/// The library shares a TCP port with other listeners of the same user, so that two nodes on one port would each get
+/// half of the connections. Trying the port without sharing makes that the error it is.
+pub(crate) fn refuse_used_port(address: &Multiaddr) -> std::io::Result<()> {
+    let mut ip: Option<IpAddr> = None;
+    for part in address {
+        match part {
+            Part::Ip4(v4) => ip = Some(v4.into()),
+            Part::Ip6(v6) => ip = Some(v6.into()),
+            Part::Tcp(port) if port != 0 => {
+                if let Some(ip) = ip {
+                    drop(TcpListener::bind(SocketAddr::new(ip, port))?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

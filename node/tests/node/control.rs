@@ -1,0 +1,115 @@
+//! The control socket: one request, its progress, its answer, and what is there when nobody is.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use node::{ControlCallError, ControlError, ControlServer, ControlStartError, control_call};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+async fn serve(dir: &Path) -> (Supervisor, ControlServer) {
+    let supervisor = Supervisor::new();
+    let server = try_serve(&supervisor, dir).await.unwrap();
+    (supervisor, server)
+}
+
+async fn try_serve(supervisor: &Supervisor, dir: &Path) -> Result<ControlServer, ControlStartError> {
+    ControlServer::start(supervisor, dir, |request: Value, progress| async move {
+        match request["command"].as_str() {
+            Some("count") => {
+                for n in 0..200 {
+                    progress.send(json!(n)).await;
+                }
+                Ok(json!({ "counted": 200 }))
+            }
+            Some("big") => Ok(json!("x".repeat(2 * 1024 * 1024))),
+            _ => Err(ControlError::new("unknown-command", "there is no such command")),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_request_gets_progress_then_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (supervisor, server) = serve(dir.path()).await;
+    let mode = std::fs::metadata(server.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut seen = Vec::new();
+    let answer = within(control_call(dir.path(), &json!({ "command": "count" }), |n| seen.push(n))).await.unwrap();
+    assert_eq!(answer, json!({ "counted": 200 }));
+    assert_eq!(seen, (0..200).map(|n| json!(n)).collect::<Vec<_>>());
+    let error = within(control_call(dir.path(), &json!({ "command": "?" }), |_| {})).await.unwrap_err();
+    assert!(matches!(&error, ControlCallError::Refused(e) if e.code == "unknown-command"), "{error}");
+    // An answer that no client would read ends the connection, not the server.
+    let error = within(control_call(dir.path(), &json!({ "command": "big" }), |_| {})).await.unwrap_err();
+    assert!(matches!(error, ControlCallError::NoAnswer), "{error}");
+    // Requests that no client of ours sends.
+    for (bytes, code) in [(&b"not json\n"[..], "malformed"), (&vec![b' '; 1024 * 1024 + 2], "too-large")] {
+        let mut stream = tokio::net::UnixStream::connect(server.path()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut line = String::new();
+        // After an oversized line the rest of it is still unread; the answer comes first, then perhaps a reset.
+        let _ = within(stream.read_to_string(&mut line)).await;
+        assert!(line.contains(code), "{line}");
+    }
+    supervisor.shutdown(LIMIT).await.unwrap();
+    assert!(!server.path().exists());
+    let error = control_call(dir.path(), &json!({}), |_| {}).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("no node runs for") && text.contains(&dir.path().display().to_string()), "{text}");
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    // What a killed process leaves behind.
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap());
+    let error = control_call(dir.path(), &json!({}), |_| {}).await.unwrap_err();
+    assert!(matches!(error, ControlCallError::NotRunning { .. }), "{error}");
+    let (supervisor, _server) = serve(dir.path()).await;
+    let error = try_serve(&supervisor, dir.path()).await.unwrap_err();
+    assert!(matches!(error, ControlStartError::InUse { .. }), "{error}");
+    within(control_call(dir.path(), &json!({ "command": "count" }), |_| {})).await.unwrap();
+    supervisor.shutdown(LIMIT).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_directory_works_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(60)).join("e".repeat(60));
+    std::fs::create_dir_all(&deep).unwrap();
+    let (supervisor, server) = serve(&deep).await;
+    assert!(server.path().as_os_str().len() <= 100);
+    within(control_call(&deep, &json!({ "command": "count" }), |_| {})).await.unwrap();
+    supervisor.shutdown(LIMIT).await.unwrap();
+    assert!(!server.path().parent().unwrap().exists());
+    assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn work_goes_on_when_its_watcher_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = Supervisor::new();
+    let (done, mut finished) = tokio::sync::mpsc::channel(1);
+    let server = ControlServer::start(&supervisor, dir.path(), move |_, progress| {
+        let done = done.clone();
+        async move {
+            progress.send(json!("begun")).await;
+            progress.caller_gone().await;
+            done.send(()).await.unwrap();
+            Ok(json!(null))
+        }
+    })
+    .await
+    .unwrap();
+    let mut stream = tokio::net::UnixStream::connect(server.path()).await.unwrap();
+    stream.write_all(b"{}\n").await.unwrap();
+    let mut first = [0; 20];
+    within(stream.read_exact(&mut first)).await.unwrap();
+    drop(stream);
+    within(finished.recv()).await.unwrap();
+    supervisor.shutdown(LIMIT).await.unwrap();
+}

@@ -1,0 +1,173 @@
+//! The file around the tables: who may open it, what is refused, and copies taken while it is in use.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use willcall_store::{BackupError, Db, OpenError, Options, StoreError, Table};
+
+#[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
+struct Count(u64);
+protocol::wire!(Count => 16);
+
+const LEFT: Table<u64, Count> = Table::new("left");
+const RIGHT: Table<u64, Count> = Table::new("right");
+
+fn put_pair(db: &Db, n: u64) {
+    db.write_blocking(move |txn| {
+        LEFT.put(txn, &n, &Count(n))?;
+        RIGHT.put(txn, &n, &Count(n))
+    })
+    .unwrap();
+}
+
+#[test]
+fn one_opener_at_a_time_and_again_right_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("one.redb");
+    let db = Db::open(&path, Options::new(1)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let error = Db::open(&path, Options::new(1)).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    assert_eq!(error.to_string(), format!("{} is in use by another process", path.display()));
+    put_pair(&db, 1);
+    let clone = db.clone();
+    drop(db);
+    put_pair(&clone, 2);
+    drop(clone);
+    let db = Db::open(&path, Options::new(1)).unwrap();
+    assert_eq!(db.read(|txn| LEFT.len(txn)).unwrap(), 2);
+}
+
+#[test]
+fn what_is_not_this_store_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let open = |name: &str| Db::open(path(name), Options::new(2));
+
+    drop(Db::open(path("newer"), Options::new(3)).unwrap());
+    let error = open("newer").unwrap_err();
+    assert!(matches!(error, OpenError::Schema { found: 3, wanted: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("has schema 3, this program reads schema 2"), "{error}");
+    drop(Db::open(path("newer"), Options::new(3)).unwrap());
+
+    for (name, bytes) in [("text", b"Dear diary".to_vec()), ("large", vec![b'x'; 100_000])] {
+        fs::write(path(name), &bytes).unwrap();
+        let error = open(name).unwrap_err();
+        assert!(matches!(error, OpenError::NotAStore { .. }), "{name}: {error:?}");
+        assert_eq!(fs::read(path(name)).unwrap(), bytes);
+    }
+
+    const FOREIGN: redb::TableDefinition<'_, u64, u64> = redb::TableDefinition::new("foreign");
+    let foreign = redb::Database::create(path("foreign")).unwrap();
+    let txn = foreign.begin_write().unwrap();
+    txn.open_table(FOREIGN).unwrap().insert(1, 1).unwrap();
+    txn.commit().unwrap();
+    drop(foreign);
+    assert!(matches!(open("foreign").unwrap_err(), OpenError::NotAStore { .. }));
+
+    fs::create_dir(path("folder")).unwrap();
+    assert!(matches!(open("folder").unwrap_err(), OpenError::Io { .. }));
+    let error = open("no/such/folder").unwrap_err();
+    assert!(error.to_string().contains("no/such/folder"), "{error}");
+}
+
+#[test]
+fn a_cut_off_or_overwritten_store_is_an_error_and_not_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good");
+    let db = Db::open(&good, Options::new(1)).unwrap();
+    for n in 0..200 {
+        put_pair(&db, n);
+    }
+    drop(db);
+    let bytes = fs::read(&good).unwrap();
+    let bad = folder.path().join("bad");
+    for cut in [1, 64, 512, 4096, bytes.len() / 2] {
+        fs::write(&bad, &bytes[..cut]).unwrap();
+        assert!(Db::open(&bad, Options::new(1)).is_err(), "cut to {cut} bytes");
+    }
+    for start in (0..bytes.len()).step_by(bytes.len() / 16) {
+        let mut altered = bytes.clone();
+        let end = altered.len().min(start + 64);
+        altered[start..end].fill(0xa5);
+        fs::write(&bad, &altered).unwrap();
+        // Either it is noticed, or the bytes were unused: nothing may unwind into the caller.
+        if let Ok(db) = Db::open(&bad, Options::new(1)) {
+            let _ = db.read(|txn| LEFT.range(txn, .., 1000));
+            let _ = db.write_blocking(|txn| RIGHT.put(txn, &1, &Count(1)));
+        }
+    }
+}
+
+#[test]
+fn a_backup_taken_while_writing_is_one_moment_and_opens_as_a_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(folder.path().join("live.redb"), Options::new(1)).unwrap();
+    for n in 0..50 {
+        put_pair(&db, n);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let (db, stop) = (db.clone(), Arc::clone(&stop));
+        move || {
+            let mut n = 50;
+            while !stop.load(Ordering::Relaxed) {
+                put_pair(&db, n);
+                n += 1;
+            }
+            n
+        }
+    });
+    let target = folder.path().join("backup.redb");
+    let mut before = 0;
+    for _ in 0..3 {
+        let records = db.backup_to(&target).unwrap();
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+        let copy = Db::open(&target, Options::new(1)).unwrap();
+        let (left, right) = copy
+            .read(|txn| Ok::<_, StoreError>((LEFT.range(txn, .., usize::MAX)?, RIGHT.range(txn, .., usize::MAX)?)))
+            .unwrap();
+        assert_eq!(left, right, "both tables as of one commit");
+        assert_eq!(left, (0..left.len() as u64).map(|n| (n, Count(n))).collect::<Vec<_>>());
+        assert_eq!(records, 2 * left.len() as u64);
+        assert!(left.len() >= 50 && left.len() >= before, "a later backup has no less");
+        before = left.len();
+        put_pair(&copy, 1_000_000);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.join().unwrap();
+    assert_eq!(db.read(|txn| LEFT.len(txn)).unwrap(), written);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no partial copy is left");
+}
+
+#[test]
+fn a_backup_that_cannot_be_whole_is_refused_and_spoils_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live.redb");
+    let db = Db::open(&live, Options::new(1)).unwrap();
+    put_pair(&db, 1);
+    let link = folder.path().join("link.redb");
+    std::os::unix::fs::symlink(&live, &link).unwrap();
+    for itself in [&live, &link] {
+        assert!(matches!(db.backup_to(itself), Err(BackupError::Itself(_))));
+    }
+    assert!(matches!(db.backup_to(folder.path().join("no/folder")), Err(BackupError::Io { .. })));
+
+    const FOREIGN: redb::TableDefinition<'_, u64, u64> = redb::TableDefinition::new("foreign");
+    db.write_blocking(|txn| -> Result<(), StoreError> {
+        txn.open_table(FOREIGN)?.insert(1, 1)?;
+        Ok(())
+    })
+    .unwrap();
+    let target = folder.path().join("backup.redb");
+    fs::write(&target, "older backup").unwrap();
+    let error = db.backup_to(&target).unwrap_err();
+    assert!(matches!(&error, BackupError::ForeignTable(name) if name == "foreign"), "{error:?}");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "older backup");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no partial copy is left");
+    assert_eq!(db.failed(), None);
+}
