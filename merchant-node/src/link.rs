@@ -1,0 +1,392 @@
+//! Everything that comes from the manager besides the orders themselves: the network's keys, this merchant's
+//! certificate, the catalogue, and whether the manager can be reached at all. All of it is kept, so that a merchant
+//! that starts while the manager is away can take orders.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use node::{NodeHandle, Protocol};
+use protocol::api::{
+    MESH_PROTOCOL, MeshRequest, MeshResponse, ProductInfo, SALES_PROTOCOL, SalesRequest, SalesResponse,
+};
+use protocol::certificate::MerchantCert;
+use protocol::codec::Wire;
+use protocol::trust::{JoinLine, KeySet, RevocationState, Trust};
+use protocol::{PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
+use store::{Db, StoreError};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::clock::{back_off, now_ms};
+use crate::config::Config;
+use crate::tables::{CERTIFICATE, KEY_SET, PRODUCTS, StoredProduct};
+
+const SALES: Protocol = Protocol::new(SALES_PROTOCOL);
+const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
+
+/// Products that are fetched and kept, a few hundred bytes each; what the manager has beyond them is not offered.
+pub(crate) const MAX_PRODUCTS: usize = 100_000;
+/// Longest title, bytes, by the protocol.
+const MAX_TITLE: usize = 200;
+/// An unknown product makes the catalogue be fetched at once, but no more often than this: who asks sooner waits.
+const FETCH_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why the manager did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum AskError {
+    /// Not reached, not now, or nothing sensible came back: worth another try.
+    #[error("{0}")]
+    Away(String),
+    /// A no that only a change can lift.
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+impl AskError {
+    fn of(refusal: Refusal) -> Self {
+        match refusal.code {
+            RefusalCode::Overloaded | RefusalCode::ShuttingDown | RefusalCode::Internal => {
+                AskError::Away(refusal.to_string())
+            }
+            _ => AskError::Refused(refusal),
+        }
+    }
+
+    fn unexpected() -> Self {
+        AskError::Away("the manager answered something else than was asked".to_owned())
+    }
+}
+
+/// Why keys, certificate or catalogue could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RefreshError {
+    #[error("{what}: {source}")]
+    Ask { what: &'static str, source: AskError },
+    #[error("{what} does not hold: {source}")]
+    Untrusted { what: &'static str, source: Refusal },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The manager as last seen.
+#[derive(Clone, Debug, Default)]
+struct Contact {
+    last: u64,
+    trouble: Option<String>,
+    enrolment: Option<String>,
+}
+
+/// The catalogue.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue {
+    pub(crate) products: BTreeMap<ProductId, ProductInfo>,
+    /// When it was last fetched, unix milliseconds; 0 when it comes from the store.
+    pub(crate) fetched_at: u64,
+}
+
+/// The connection to the manager.
+pub(crate) struct Link {
+    node: NodeHandle,
+    db: Db,
+    join: JoinLine,
+    name: String,
+    call: Duration,
+    grace_ms: u64,
+    trust: RwLock<Option<Arc<Trust>>>,
+    certificate: RwLock<Option<MerchantCert>>,
+    catalogue: RwLock<Arc<Catalogue>>,
+    contact: Mutex<Contact>,
+    reachable: watch::Sender<Option<bool>>,
+    wake: Notify,
+    /// When the last fetch of the catalogue began; held while one is under way.
+    fetched: tokio::sync::Mutex<Option<Instant>>,
+}
+
+fn read<T: Clone>(lock: &RwLock<T>) -> T {
+    lock.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn set<T>(lock: &RwLock<T>, value: T) {
+    *lock.write().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
+impl Link {
+    /// With what is in the store. Blocks for the reading.
+    pub(crate) fn load(node: NodeHandle, db: Db, join: JoinLine, config: &Config) -> Result<Self, StoreError> {
+        let (keys, certificate, products) = db.read(|txn| {
+            Ok::<_, StoreError>((
+                KEY_SET.get(txn, &())?,
+                CERTIFICATE.get(txn, &())?,
+                PRODUCTS.range(txn, .., MAX_PRODUCTS)?,
+            ))
+        })?;
+        // Stored keys were verified when they came; a changed join line makes them void.
+        let trust = keys.and_then(|signed| Trust::new(join.root, signed, config.clock_grace_ms).ok());
+        let me = node.peer_id();
+        let certificate = certificate.and_then(|signed| signed.peek().ok());
+        let certificate = certificate.filter(|c| c.merchant == me && c.network == join.network());
+        let products = products.into_iter().map(|(id, stored)| (id, stored.0)).collect();
+        Ok(Link {
+            node,
+            db,
+            join,
+            name: config.name.clone(),
+            call: Duration::from_millis(config.call_ms),
+            grace_ms: config.clock_grace_ms,
+            trust: RwLock::new(trust.map(Arc::new)),
+            certificate: RwLock::new(certificate),
+            catalogue: RwLock::new(Arc::new(Catalogue { products, fetched_at: 0 })),
+            contact: Mutex::default(),
+            reachable: watch::Sender::new(None),
+            wake: Notify::new(),
+            fetched: tokio::sync::Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn trust(&self) -> Option<Arc<Trust>> {
+        read(&self.trust)
+    }
+
+    pub(crate) fn certificate(&self) -> Option<MerchantCert> {
+        read(&self.certificate)
+    }
+
+    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
+        read(&self.catalogue)
+    }
+
+    pub(crate) fn join(&self) -> &JoinLine {
+        &self.join
+    }
+
+    /// Says when the manager can be reached; `None` before the first try.
+    pub(crate) fn reachable(&self) -> watch::Receiver<Option<bool>> {
+        self.reachable.subscribe()
+    }
+
+    /// Why nothing can be sold yet, if that is so.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if self.trust().is_some() && self.certificate().is_some() {
+            return None;
+        }
+        let contact = self.contact().clone();
+        Some(match contact.enrolment.or(contact.trouble) {
+            Some(why) => format!("this merchant is not enrolled yet: {why}"),
+            None => "this merchant is not enrolled yet: the manager is being asked".to_owned(),
+        })
+    }
+
+    /// What is wrong with the manager, if anything.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.contact().trouble.clone()
+    }
+
+    /// When the manager last answered, unix milliseconds; 0 for never.
+    pub(crate) fn last_contact(&self) -> u64 {
+        self.contact().last
+    }
+
+    /// Fetches keys and catalogue now instead of at the next regular time.
+    pub(crate) fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask<Req: Wire, Resp: Wire>(&self, protocol: Protocol, request: &Req) -> Result<Resp, AskError> {
+        let mut trouble = "the join line names no manager".to_owned();
+        for manager in &self.join.managers {
+            match self.node.call::<Req, Resp>(manager, protocol, request, self.call).await {
+                Ok(answer) => {
+                    let mut contact = self.contact();
+                    contact.last = now_ms();
+                    contact.trouble = None;
+                    drop(contact);
+                    self.reachable.send_if_modified(|seen| seen.replace(true) != Some(true));
+                    return Ok(answer);
+                }
+                Err(error) => trouble = format!("manager {}: {error}", short(manager)),
+            }
+        }
+        self.contact().trouble = Some(trouble.clone());
+        let lost = self.reachable.send_if_modified(|seen| seen.replace(false) != Some(false));
+        if lost {
+            tracing::warn!(%trouble, "the manager cannot be reached; orders wait");
+            self.wake.notify_one();
+        }
+        Err(AskError::Away(trouble))
+    }
+
+    /// Asks the manager about sales.
+    pub(crate) async fn sales(&self, request: SalesRequest) -> Result<SalesResponse, AskError> {
+        match self.ask(SALES, &request).await? {
+            SalesResponse::Refused(refusal) => Err(AskError::of(refusal)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Fetches the network's keys.
+    pub(crate) async fn fetch_keys(&self) -> Result<(), RefreshError> {
+        let failed = |source| RefreshError::Ask { what: "the network's keys", source };
+        let signed = match self.ask(MESH, &MeshRequest::KeySet).await.map_err(failed)? {
+            MeshResponse::KeySet(signed) => signed,
+            MeshResponse::Refused(refusal) => return Err(failed(AskError::of(refusal))),
+            _ => return Err(failed(AskError::unexpected())),
+        };
+        self.take_keys(signed).await
+    }
+
+    async fn take_keys(&self, signed: Signed<KeySet>) -> Result<(), RefreshError> {
+        let untrusted = |source| RefreshError::Untrusted { what: "the key set", source };
+        let trust = match self.trust() {
+            Some(held) if *held.signed_key_set() == signed => return Ok(()),
+            Some(held) => {
+                let mut trust = Trust::clone(&held);
+                trust.update(signed).map_err(untrusted)?;
+                trust
+            }
+            None => Trust::new(self.join.root, signed, self.grace_ms).map_err(untrusted)?,
+        };
+        let keep = trust.signed_key_set().clone();
+        self.db.write(move |txn| KEY_SET.put(txn, &(), &keep)).await?;
+        tracing::info!(version = trust.key_set().version, "network keys taken");
+        set(&self.trust, Some(Arc::new(trust)));
+        Ok(())
+    }
+
+    /// Uses the invitation, unless that was done before.
+    async fn enrol(&self) -> Result<(), RefreshError> {
+        if self.certificate().is_some() {
+            return Ok(());
+        }
+        let failed = |source| RefreshError::Ask { what: "enrolment", source };
+        let Some(invitation) = &self.join.invitation else {
+            let refusal = Refusal::new(RefusalCode::BadInvitation, "the join line in config.toml carries none");
+            return Err(failed(AskError::Refused(refusal)));
+        };
+        let request = SalesRequest::Enrol { token: invitation.token, name: self.name.clone() };
+        let SalesResponse::Enrolled(signed) = self.sales(request).await.map_err(failed)? else {
+            return Err(failed(AskError::unexpected()));
+        };
+        let untrusted = |source| RefreshError::Untrusted { what: "the certificate", source };
+        let trust = self.trust().ok_or_else(|| failed(AskError::Away("the network's keys are missing".to_owned())))?;
+        let me = self.node.peer_id();
+        let certificate =
+            MerchantCert::check(&signed, &me, &trust, &RevocationState::default(), now_ms()).map_err(untrusted)?;
+        self.db.write(move |txn| CERTIFICATE.put(txn, &(), &signed)).await?;
+        tracing::info!(name = %certificate.name, until = certificate.until, "enrolled as a merchant");
+        set(&self.certificate, Some(certificate));
+        Ok(())
+    }
+
+    /// Fetches the catalogue, unless that was begun by somebody else since `asked`.
+    async fn fetch_catalogue(&self, asked: Instant) -> Result<(), RefreshError> {
+        let mut fetched = self.fetched.lock().await;
+        if let Some(last) = *fetched {
+            if last >= asked {
+                return Ok(());
+            }
+            tokio::time::sleep_until(last + FETCH_PAUSE).await;
+        }
+        *fetched = Some(Instant::now());
+        let products = self.pages().await?;
+        if products != self.catalogue().products {
+            let keep: Vec<_> = products.iter().map(|(id, info)| (*id, StoredProduct(info.clone()))).collect();
+            self.db
+                .write(move |txn| {
+                    PRODUCTS.delete_range(txn, .., MAX_PRODUCTS)?;
+                    keep.iter().try_for_each(|(id, product)| PRODUCTS.put(txn, id, product))
+                })
+                .await?;
+            tracing::info!(products = products.len(), "catalogue changed");
+        }
+        set(&self.catalogue, Arc::new(Catalogue { products, fetched_at: now_ms() }));
+        Ok(())
+    }
+
+    async fn pages(&self) -> Result<BTreeMap<ProductId, ProductInfo>, RefreshError> {
+        let failed = |source| RefreshError::Ask { what: "the catalogue", source };
+        let mut products = BTreeMap::new();
+        let mut after = None;
+        while products.len() < MAX_PRODUCTS {
+            let SalesResponse::Products(page) = self.sales(SalesRequest::Products { after }).await.map_err(failed)?
+            else {
+                return Err(failed(AskError::unexpected()));
+            };
+            let full = page.len() >= SalesResponse::PRODUCTS_PAGE;
+            let last = page.iter().map(|product| product.id).max();
+            products.extend(page.into_iter().filter(|p| p.title.len() <= MAX_TITLE).map(|p| (p.id, p)));
+            // A page that does not lead further would be asked for ever.
+            if !full || last <= after {
+                break;
+            }
+            after = last;
+        }
+        products.retain(|_, product| product.price.minor <= protocol::Amount::MAX_MINOR);
+        Ok(products)
+    }
+
+    /// A product; one that is not known is looked for at the manager first.
+    pub(crate) async fn product(&self, id: ProductId) -> Option<ProductInfo> {
+        if let Some(product) = self.catalogue().products.get(&id) {
+            return Some(product.clone());
+        }
+        if let Err(error) = self.fetch_catalogue(Instant::now()).await {
+            tracing::debug!(%error, "catalogue not fetched");
+        }
+        self.catalogue().products.get(&id).cloned()
+    }
+
+    /// Products after the given one.
+    pub(crate) fn page(&self, after: Option<ProductId>, limit: usize) -> Vec<ProductInfo> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.catalogue().products.range((from, Bound::Unbounded)).take(limit).map(|(_, p)| p.clone()).collect()
+    }
+
+    async fn refresh(&self) -> Result<(), RefreshError> {
+        self.fetch_keys().await?;
+        let enrolled = self.enrol().await;
+        self.contact().enrolment = enrolled.as_ref().err().map(ToString::to_string);
+        enrolled?;
+        self.fetch_catalogue(Instant::now()).await
+    }
+
+    /// Keeps keys, enrolment and catalogue up to date until the node stops.
+    pub(crate) async fn run(self: Arc<Self>, config: Config, supervisor: node::Supervisor) -> Result<(), StoreError> {
+        let token = supervisor.token();
+        let mut failures = 0;
+        loop {
+            let refreshed = tokio::select! {
+                refreshed = Box::pin(self.refresh()) => refreshed,
+                () = token.cancelled() => return Ok(()),
+            };
+            let wait = match refreshed {
+                Ok(()) => {
+                    failures = 0;
+                    Duration::from_millis(config.refresh_ms)
+                }
+                Err(RefreshError::Store(error)) => return Err(error),
+                Err(error) => {
+                    let wait = back_off(failures, config.retry_min_ms, config.retry_max_ms);
+                    failures = failures.saturating_add(1);
+                    tracing::warn!(%error, wait_ms = wait.as_millis(), "not up to date with the manager");
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.wake.notified() => {}
+                () = token.cancelled() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn short(manager: &PeerAddrs) -> String {
+    let peer: PeerId = manager.peer;
+    format!("…{}", peer.short())
+}

@@ -1,0 +1,314 @@
+//! What a merchant consists of, in the order in which it is started; stopping goes the other way.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{
+    ControlServer, ControlStartError, DhtMode, DirLock, DirLockError, KeyFileError, MetricsServer, MetricsServerError,
+    Node, NodeConfig, NodeHandle, ShutdownError, Supervisor,
+};
+use protocol::{Address, Amount, PeerAddrs, PeerId};
+use store::{Db, OpenError, Options, StoreError};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, ConfigError};
+use crate::http::{self, Bounded, STOP_GRACE};
+use crate::init::KEY;
+use crate::link::Link;
+use crate::orders::{Desk, run_chore};
+use crate::payments::{IssueError, PaymentProvider, Prepaid, VoucherCode};
+use crate::shop::{Counts, Shop};
+use crate::{clock, control, tables};
+
+/// Where a merchant answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) node: Vec<Address>,
+    pub(crate) http: SocketAddr,
+    pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// Why a merchant did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another process has the folder.
+    #[error(transparent)]
+    Lock(#[from] DirLockError),
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node's key.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The network part.
+    #[error(transparent)]
+    Node(#[from] node::StartError),
+    /// The node stopped while it was being started.
+    #[error(transparent)]
+    Stopped(#[from] node::Stopped),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlStartError),
+    /// The metrics server.
+    #[error(transparent)]
+    Metrics(#[from] MetricsServerError),
+    /// The HTTP API's address.
+    #[error(
+        "cannot serve HTTP on {address}: {source}; choose another `http` in config.toml (port 0 takes any free one)"
+    )]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file in the folder.
+    #[error("cannot use {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Two payment providers of one name.
+    #[error("two payment providers are called '{0}'")]
+    Provider(&'static str),
+}
+
+/// A merchant at work. Dropping it asks its tasks to stop without waiting for them.
+pub struct Running {
+    supervisor: Supervisor,
+    node: NodeHandle,
+    shop: Arc<Shop>,
+    addresses: Addresses,
+    announced: Vec<Address>,
+    // Last, so that nobody else gets the folder before everything else is gone.
+    _lock: DirLock,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("peer", &self.peer_id()).field("addresses", &self.addresses).finish()
+    }
+}
+
+/// Starts the merchant of `dir`, with vouchers as the way to pay.
+///
+/// # Errors
+/// [`StartError`], one line with what to do. Nothing keeps running then.
+pub async fn start(dir: &Path, config: Config) -> Result<Running, StartError> {
+    Box::pin(start_with(dir, config, Vec::new())).await
+}
+
+/// Starts the merchant of `dir`, with further ways to pay beside vouchers.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_with(
+    dir: &Path,
+    config: Config,
+    providers: Vec<Arc<dyn PaymentProvider>>,
+) -> Result<Running, StartError> {
+    let supervisor = Supervisor::new();
+    let started = Box::pin(compose(dir, config, providers, &supervisor)).await;
+    if started.is_err() {
+        // The reason for not starting is the one to report, not what did not stop in time.
+        let _ = supervisor.shutdown(STOP_GRACE).await;
+    }
+    started
+}
+
+async fn compose(
+    dir: &Path,
+    config: Config,
+    providers: Vec<Arc<dyn PaymentProvider>>,
+    supervisor: &Supervisor,
+) -> Result<Running, StartError> {
+    config.check()?;
+    let join = config.join_line()?;
+    let lock = DirLock::acquire(dir)?;
+    let db = Db::open(dir.join("merchant.redb"), Options::new(tables::SCHEMA))?;
+    let keypair = node::load_key(&dir.join(KEY), None)?;
+
+    let file = |name: &str| {
+        let path = dir.join(name);
+        move |source| StartError::File { path, source }
+    };
+    let mut network = NodeConfig::new(keypair.clone());
+    network.listen = node::listen_memory::recall(dir, &config.listen).map_err(file("listen addresses"))?;
+    network.external = config.external.clone();
+    network.dht = DhtMode::Off;
+    network.gossip = false;
+    network.agent = concat!("willcall-merchant/", env!("CARGO_PKG_VERSION")).to_owned();
+    network.allow_key_log = config.allow_key_log;
+    let metrics = network.metrics.clone();
+    let node = Node::start(network, supervisor).await?;
+    let listening = node.listen_addresses().await?;
+    node::listen_memory::remember(dir, &listening).map_err(file("listen addresses"))?;
+
+    let link = Arc::new(Link::load(node.clone(), db.clone(), join, &config)?);
+    let prepaid = Prepaid::new(db.clone(), &keypair);
+    let mut by_name: BTreeMap<&'static str, Arc<dyn PaymentProvider>> = BTreeMap::new();
+    by_name.insert(prepaid.name(), Arc::new(prepaid.clone()));
+    for provider in providers {
+        let name = provider.name();
+        if by_name.insert(name, provider).is_some() {
+            return Err(StartError::Provider(name));
+        }
+    }
+    let listener = bind_http(dir, config.http).await?;
+    let http = listener.local_addr().map_err(|source| StartError::Http { address: config.http, source })?;
+    let shop = Arc::new(Shop {
+        places: Arc::new(Semaphore::new(config.purchases_at_once.clamp(1, Semaphore::MAX_PERMITS))),
+        counts: Counts::register(&metrics),
+        config: config.clone(),
+        keypair,
+        db,
+        link: Arc::clone(&link),
+        desk: Desk::default(),
+        prepaid,
+        providers: by_name,
+        supervisor: supervisor.clone(),
+    });
+
+    supervisor.spawn_critical("manager link", link.run(config.clone(), supervisor.clone()));
+    supervisor.spawn_critical("orders", run_chore(Arc::clone(&shop)));
+    let listener = Bounded::new(listener, config.http_connections, supervisor.clone());
+    serve_http(supervisor, listener, http::router(Arc::clone(&shop)));
+
+    let mut addresses = Addresses { node: listening.clone(), http, metrics: None };
+    if let Some(address) = config.metrics {
+        let watched = Arc::clone(&shop);
+        let server = MetricsServer::start(supervisor, address, metrics, move || watched.health()).await?;
+        addresses.metrics = Some(server.address());
+    }
+    let (operated, told) = (Arc::clone(&shop), addresses.clone());
+    ControlServer::start(supervisor, dir, move |request, _| {
+        Box::pin(control::answer(Arc::clone(&operated), told.clone(), request))
+    })
+    .await?;
+
+    let announced = if config.external.is_empty() { listening } else { config.external };
+    tracing::info!(peer = %node.peer_id(), %http, "merchant started");
+    Ok(Running { supervisor: supervisor.clone(), node, shop, addresses, announced, _lock: lock })
+}
+
+/// Listens for HTTP; a port that the system chose is kept for the next start.
+async fn bind_http(dir: &Path, wanted: SocketAddr) -> Result<TcpListener, StartError> {
+    let path = dir.join("http-address");
+    let file = |source| StartError::File { path: path.clone(), source };
+    let mut address = wanted;
+    if wanted.port() == 0 {
+        match std::fs::read_to_string(&path) {
+            // A file that holds something else is passed over: it is only a memory.
+            Ok(text) => {
+                let kept = text.trim().parse::<SocketAddr>().ok().filter(|kept| kept.ip() == wanted.ip());
+                address = kept.unwrap_or(wanted);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(file(error)),
+        }
+    }
+    let failed = |source| StartError::Http { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let actual = listener.local_addr().map_err(failed)?;
+    if wanted.port() == 0 && actual != address {
+        let temporary = dir.join("http-address.new");
+        std::fs::write(&temporary, format!("{actual}\n")).map_err(file)?;
+        std::fs::rename(&temporary, &path).map_err(file)?;
+    }
+    Ok(listener)
+}
+
+fn serve_http(supervisor: &Supervisor, listener: Bounded, router: axum::Router) {
+    let token = supervisor.token();
+    supervisor.spawn_critical("http", async move {
+        let stop = token.clone().cancelled_owned();
+        let serve = axum::serve(listener, router).with_graceful_shutdown(stop).into_future();
+        tokio::select! {
+            result = serve => result,
+            () = async { token.cancelled().await; tokio::time::sleep(STOP_GRACE).await } => Ok(()),
+        }
+    });
+}
+
+impl Running {
+    /// The merchant's peer ID.
+    pub fn peer_id(&self) -> PeerId {
+        self.node.peer_id()
+    }
+
+    /// The merchant and the addresses that it announces; often none, because a merchant only calls.
+    pub fn addresses(&self) -> PeerAddrs {
+        PeerAddrs::new(self.peer_id(), self.announced.clone())
+    }
+
+    /// Where the HTTP API is served.
+    pub fn http_address(&self) -> SocketAddr {
+        self.addresses.http
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.addresses.metrics
+    }
+
+    /// The node.
+    pub fn handle(&self) -> &NodeHandle {
+        &self.node
+    }
+
+    /// The owner of its tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// Why it cannot sell now; `None` when it can.
+    pub fn not_ready(&self) -> Option<String> {
+        self.shop.link.not_ready()
+    }
+
+    /// Does now what its chores do at their times: refreshes keys and catalogue, looks at open orders.
+    pub fn nudge(&self) {
+        self.shop.link.nudge();
+        self.shop.desk.all_due();
+        self.shop.desk.nudge.notify_one();
+    }
+
+    /// Issues `count` vouchers worth `amount` each.
+    ///
+    /// # Errors
+    /// [`IssueError`].
+    pub async fn issue_vouchers(&self, amount: Amount, count: u32) -> Result<Vec<VoucherCode>, IssueError> {
+        self.shop.prepaid.issue(amount, count, clock::now_ms()).await
+    }
+
+    /// Waits until it came down by itself and gives the reason.
+    pub async fn failed(&self) -> String {
+        self.supervisor.failed().await
+    }
+
+    /// Stops it: requests under way have two seconds, then everything ends, and the folder is free again.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] names what did not end within `deadline`.
+    pub async fn stop(self, deadline: Duration) -> Result<(), ShutdownError> {
+        self.supervisor.shutdown(deadline).await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.supervisor.stop();
+    }
+}

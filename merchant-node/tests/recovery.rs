@@ -1,0 +1,226 @@
+//! A merchant that is stopped at any point of an order, and started again, finishes it as if nothing had happened: one
+//! reservation, one endorsement, one payment.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking"
+)]
+
+mod market;
+
+use market::{Fault, LIMIT, Market, body, eventually};
+use protocol::RefusalCode;
+use protocol::api::TransactionState;
+use protocol::manifest::KeyPolicy;
+use serde_json::json;
+use willcall_merchant_node as merchant_node;
+
+/// Buys while something is broken, stops at `stage`, repairs it, starts again, and waits for `end`.
+async fn interrupted(market: &mut Market, stage: &str, end: &str) {
+    market.config.answer_ms = 300;
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    if stage == "authorised" {
+        market.manager.down().await;
+    }
+    let request = body(&market.manager, "cash", "a");
+    let reply = shop.post("k", &request).await;
+    let order = shop.only_order_at(&market.dir, stage).await;
+    shop.stop().await;
+
+    market.cash.repair();
+    market.manager.fault(Fault::None);
+    if stage == "authorised" {
+        market.manager.up().await;
+    }
+    let shop = market.open().await;
+    shop.at_stage(&market.dir, &order, end).await;
+    assert_eq!(shop.post("k", &request).await, reply, "the first answer stays the answer");
+    assert_eq!(market.manager.reservations(), 1);
+    let endorsements = market.manager.endorsements();
+    assert!(endorsements.iter().all(|e| *e == endorsements[0]), "always the same endorsement");
+    let shown = shop.get(&format!("/v1/purchases/{order}")).await.json();
+    assert_eq!(shown.get("ticket").is_some(), end == "done");
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_before_the_money_is_held() {
+    let mut market = Market::new().await;
+    market.cash.fail("authorise");
+    interrupted(&mut market, "received", "done").await;
+    assert_eq!(market.cash.states(), ["captured"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_before_the_reservation() {
+    let mut market = Market::new().await;
+    interrupted(&mut market, "authorised", "done").await;
+    assert_eq!(market.cash.states(), ["captured"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_after_the_release_whose_answer_was_lost() {
+    let mut market = Market::new().await;
+    market.manager.fault(Fault::HoldRelease);
+    interrupted(&mut market, "reserved", "done").await;
+    assert_eq!(market.cash.states(), ["captured"]);
+    assert!(market.manager.endorsements().len() >= 2, "it was asked again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_before_the_capture() {
+    let mut market = Market::new().await;
+    market.cash.fail("capture");
+    interrupted(&mut market, "released", "done").await;
+    assert_eq!(market.cash.states(), ["captured"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_before_the_money_goes_back() {
+    let mut market = Market::new().await;
+    market.cash.fail("void");
+    market.manager.fault(Fault::RefuseRelease(RefusalCode::ReservationExpired));
+    interrupted(&mut market, "voiding", "expired").await;
+    assert_eq!(market.cash.states(), ["voided"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_in_a_refund() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let bought = shop.post("k", &body(&market.manager, "cash", "a")).await;
+    assert_eq!(bought.status, 201);
+    shop.at_stage(&market.dir, &bought.id(), "done").await;
+    market.cash.fail("refund");
+    let refund = json!({ "cmd": "refund", "order": bought.id() });
+    let waits = shop.control(&market.dir, refund.clone()).await.unwrap_err().to_string();
+    assert!(waits.contains("out of order"), "{waits}");
+    assert_eq!(market.manager.states(), [TransactionState::Refunded], "revoked before the money goes back");
+    shop.stop().await;
+    market.cash.repair();
+    let shop = market.open().await;
+    shop.at_stage(&market.dir, &bought.id(), "refunded").await;
+    assert_eq!(market.cash.states(), ["refunded"]);
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payment_on_completion_waits_for_the_client() {
+    for (state, end, money) in [
+        (TransactionState::Delivered, "done", "captured"),
+        (TransactionState::Settled, "done", "captured"),
+        (TransactionState::Refunded, "refunded", "voided"),
+        (TransactionState::Expired, "expired", "voided"),
+        (TransactionState::Revoked, "cancelled", "voided"),
+    ] {
+        let market = Market::new().await;
+        market.manager.policy(KeyPolicy::OnCompletion);
+        let shop = market.open().await;
+        let bought = shop.post("k", &body(&market.manager, "cash", "a")).await;
+        assert_eq!((bought.status, &bought.json()["payment"]), (201, &json!("held")));
+        shop.at_stage(&market.dir, &bought.id(), "awaiting-completion").await;
+        market.manager.set_state(TransactionState::Delivering);
+        shop.stop().await;
+        assert_eq!(market.cash.states(), ["held"]);
+        market.manager.set_state(state);
+        market.cash.fail("capture");
+        let shop = market.open().await;
+        if end == "done" {
+            shop.at_stage(&market.dir, &bought.id(), "completed").await;
+        }
+        market.cash.repair();
+        shop.at_stage(&market.dir, &bought.id(), end).await;
+        assert_eq!(market.cash.states(), [money]);
+        shop.stop().await;
+        market.manager.down().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_cannot_be_reserved_expires() {
+    let mut market = Market::new().await;
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    market.manager.down().await;
+    let pending = shop.post("k", &body(&market.manager, "cash", "a")).await;
+    assert_eq!(pending.status, 202);
+    shop.stop().await;
+    market.config.pending_ms = 0;
+    let running = market.start().await;
+    let shop = market::Shop::of(running);
+    market.manager.up().await;
+    shop.at_stage(&market.dir, &pending.id(), "expired").await;
+    assert_eq!(market.cash.states(), ["voided"]);
+    let shown = shop.get(&format!("/v1/purchases/{}", pending.id())).await.json();
+    assert_eq!(shown["error"]["code"], "manager-away");
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_are_kept_and_a_folder_has_one_merchant() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let address = shop.running.http_address();
+    let second = merchant_node::start(market.dir.path(), market.config.clone()).await.unwrap_err().to_string();
+    assert!(second.contains("is in use by process"), "{second}");
+    shop.stop().await;
+    let again = market.start().await;
+    assert_eq!(again.http_address(), address);
+
+    let other = Market::new().await;
+    let mut config = other.config.clone();
+    config.http = address;
+    let taken = merchant_node::start(other.dir.path(), config).await.unwrap_err().to_string();
+    assert!(taken.contains("choose another `http`"), "{taken}");
+    let free = other.open().await;
+    free.stop().await;
+    again.stop(LIMIT).await.unwrap();
+    market.manager.down().await;
+    other.manager.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_linger_do_not_hold_the_database() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let address = shop.running.http_address();
+    let mut half = tokio::net::TcpStream::connect(address).await.unwrap();
+    half.write_all(b"POST /v1/purchases HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+    let mut body_missing = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = b"POST /v1/purchases HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Type: application/json\r\n\
+        Content-Length: 10\r\n\r\n{";
+    body_missing.write_all(head).await.unwrap();
+    market.manager.fault(Fault::HoldReserve);
+    let request = body(&market.manager, "cash", "a");
+    let (waiting, ()) = tokio::join!(shop.post("held", &request), async {
+        eventually("at the manager", || async { (market.manager.reserve_calls() == 1).then_some(()) }).await;
+        shop.running.supervisor().stop();
+    });
+    assert_eq!(waiting.error(), (503, "shutting-down".to_owned()));
+    shop.stop().await;
+    let mut rest = Vec::new();
+    // Closed, with or without an answer.
+    let _ = tokio::time::timeout(LIMIT, half.read_to_end(&mut rest)).await.unwrap();
+    let _ = tokio::time::timeout(LIMIT, body_missing.read_to_end(&mut rest)).await.unwrap();
+    market.manager.fault(Fault::None);
+    let shop = market.open().await;
+    assert_eq!(shop.post("held", &request).await.status, 201);
+    assert_eq!(market.manager.reservations(), 1);
+    shop.stop().await;
+    market.manager.down().await;
+}
