@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: [&str; 9] = [
-    "protocol", "store", "node", "delivery", "manager-node", "merchant-node", "seeder", "client-node", "testnet",
-];
+const CRATES: [&str; 9] =
+    ["protocol", "store", "node", "delivery", "manager-node", "merchant-node", "seeder", "client-node", "testnet"];
 const ROLES: [&str; 4] = ["manager-node", "merchant-node", "seeder", "client-node"];
 
 fn root() -> &'static Path {
@@ -67,7 +66,18 @@ fn only_node_imports_libp2p() {
 #[test]
 fn protocol_does_no_io() {
     const IO: [&str; 12] = [
-        "tokio", "tokio-util", "libp2p", "redb", "axum", "reqwest", "rustix", "rand", "futures", "store", "node", "tracing",
+        "tokio",
+        "tokio-util",
+        "libp2p",
+        "redb",
+        "axum",
+        "reqwest",
+        "rustix",
+        "rand",
+        "futures",
+        "store",
+        "node",
+        "tracing",
     ];
     let found = dependencies("protocol", "dependencies");
     for name in IO {

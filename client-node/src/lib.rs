@@ -1,1 +1,33 @@
-//! The designated client: mailbox, fetch with resume, verification and decryption.
+//! The designated client: it receives tickets, fetches what they are for from many seeders, and ends with files that are
+//! known to be the ones that were sold. A library for commands: each starts a node, works, and stops; the goods and
+//! everything needed to check them stay usable when manager and merchant are gone.
+
+mod fetch;
+mod home;
+mod inbox;
+mod library;
+mod link;
+mod networks;
+mod place;
+mod plain;
+mod shop;
+mod status;
+mod unpack;
+mod verify;
+
+pub use fetch::{
+    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Target, TargetError, Waiting, fetch,
+};
+pub use home::{FileError, Home, HomeError};
+pub use inbox::{Inbox, InboxError, InboxItem, inbox};
+pub use library::{DeliveryState, LibraryError, Trouble};
+pub use link::{LinkOptions, ManagerError, TrustError};
+pub use place::PlaceError;
+pub use plain::PlainError;
+pub use shop::{BuyRequest, Offer, Purchase, ShopError, buy, products};
+pub use status::{DeliveryStatus, status};
+pub use unpack::UnpackError;
+pub use verify::{FileReport, FileState, VerifyError, VerifyReport, VerifyTarget, verify};
+
+#[cfg(test)]
+mod tests;

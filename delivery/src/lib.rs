@@ -1,1 +1,16 @@
-//! Content on disk and its transfer from many seeders: used by clients, by replication and by publishing.
+//! Content on disk, and its transfer from many seeders: one implementation for clients that download, for seeders that
+//! serve and replicate, and for the manager that publishes, so that "verified before written, written before
+//! acknowledged" is kept in one place.
+
+mod clock;
+mod content_store;
+mod fetch;
+
+pub use content_store::{
+    Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError, FinishError, NoSpace,
+    ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_space, sendable,
+};
+pub use fetch::{
+    AckMemory, AckStore, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,
+    SourceProgress, SourceReport, Stall, StallCause, fetch,
+};

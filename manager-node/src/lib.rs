@@ -1,1 +1,36 @@
-//! The content manager: catalogue, reservations, leases, receipts and the ledger.
+//! The content manager: it knows what is on sale, who may sell and serve it, which tickets are out and who is owed what.
+//! Everything that it says to others is signed with a key of the network; everything that it promises is on disk first.
+
+mod catalogue;
+mod config;
+mod context;
+mod control;
+mod enrol;
+mod init;
+mod keys;
+mod ledger;
+mod mesh;
+mod news;
+mod placement;
+mod pricing;
+mod publish;
+mod receipts;
+mod registry;
+mod restore;
+mod revocations;
+mod rotate;
+mod sales;
+mod start;
+mod tables;
+mod transactions;
+
+pub use config::{Config, ConfigError};
+pub use enrol::InviteError;
+pub use init::{InitError, InitOptions, InitReport, init};
+pub use keys::KeysError;
+pub use publish::pack::PackingError;
+pub use publish::scan::ScanError;
+pub use publish::{OriginState, PublishError, PublishProgress, PublishRequest, Published};
+pub use restore::{RestoreError, mark_restored};
+pub use rotate::{OldKey, RotateError, RotateReport, rotate};
+pub use start::{Running, StartError, start};

@@ -1,6 +1,8 @@
 //! The receiving end of a delivery as machines: one [`Session`] for the conversation with each seeder, and one
 //! [`Scheduler`] that spreads the chunks over all of them. Clients and replicating seeders use the same two.
 
+mod pace;
+mod rarity;
 mod scheduler;
 mod session;
 

@@ -330,17 +330,25 @@ impl<'de> serde::Deserialize<'de> for Address {
 pub struct PeerAddrs {
     /// The peer.
     pub peer: PeerId,
-    /// Addresses without a `/p2p/` part; at most [`PeerAddrs::MAX_ADDRS`] are used.
+    /// Addresses without a `/p2p/` part; at most [`PeerAddrs::MAX_ADDRS`] of [`PeerAddrs::MAX_BYTES`] together.
     pub addrs: Vec<Address>,
 }
 
 impl PeerAddrs {
     /// More addresses than this are cut off: a node has a handful.
     pub const MAX_ADDRS: usize = 16;
+    /// Addresses past so many bytes are cut off as well: tickets and placements name 32 peers and reckon with 1 KiB
+    /// each, and no peer's long addresses may push the others' ticket past its limit.
+    pub const MAX_BYTES: usize = 960;
 
     /// A peer at these addresses.
     pub fn new(peer: PeerId, mut addrs: Vec<Address>) -> Self {
+        let mut bytes = 0;
         addrs.truncate(Self::MAX_ADDRS);
+        addrs.retain(|addr| {
+            bytes += addr.as_str().len();
+            bytes <= Self::MAX_BYTES
+        });
         PeerAddrs { peer, addrs }
     }
 }

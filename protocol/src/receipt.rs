@@ -133,7 +133,7 @@ document! {
     Ack => Ack, 4 * 1024,
     Completion => Completion, 256,
     SealedBatch => ReceiptBatch, ReceiptBatch::MAX_BYTES + 1024,
-    Mark => Mark, 256,
+    Mark => Mark, 256; network,
 }
 wire! {
     Receipt => 5 * 1024,

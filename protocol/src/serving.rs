@@ -128,9 +128,13 @@ pub struct ServeMachine {
     sent: u32,
     queue: ChunkSet,
     meta: VecDeque<Option<u32>>,
+    /// Cancelled, and not yet told to the client.
+    cancelled: ChunkSet,
     say: VecDeque<SeederMessage>,
+    welcomed: bool,
     finishing: bool,
     finished_said: bool,
+    ended: bool,
     refused: bool,
     last_active: u64,
     blocked_since: Option<u64>,
@@ -161,9 +165,12 @@ impl ServeMachine {
             held,
             queue: ChunkSet::new(),
             meta: VecDeque::new(),
+            cancelled: ChunkSet::new(),
             say: VecDeque::new(),
+            welcomed: false,
             finishing: false,
             finished_said: false,
+            ended: false,
             refused: false,
             last_active: now,
             blocked_since: None,
@@ -177,14 +184,6 @@ impl ServeMachine {
                 machine.take_ack(ack, chunks, now);
             }
         }
-        let (window, outstanding) = machine.window_state();
-        machine.say.push_back(SeederMessage::Welcome {
-            delivery: machine.terms.grant.delivery,
-            held: cut(&machine.held),
-            ack: machine.wanted.ack.clone(),
-            window,
-            outstanding,
-        });
         Ok(machine)
     }
 
@@ -204,6 +203,18 @@ impl ServeMachine {
         self.wanted.last_at = now;
     }
 
+    /// Said once the acknowledgement of the hello is durable: the client counts from the figures in it.
+    fn welcome(&self) -> SeederMessage {
+        let (window, outstanding) = self.window_state();
+        SeederMessage::Welcome {
+            delivery: self.terms.grant.delivery,
+            held: cut(&self.held),
+            ack: self.durable.ack.clone(),
+            window,
+            outstanding,
+        }
+    }
+
     fn window_state(&self) -> (u32, u32) {
         let window = self.terms.window(self.durable.honoured, self.acked_durable);
         (window, self.sent.saturating_sub(self.acked_durable))
@@ -214,6 +225,9 @@ impl ServeMachine {
     /// # Errors
     /// The refusal with which the stream is to end: `bad-want`, `bad-ack`, `bad-receipt`, `malformed`, `limit-reached`.
     pub fn message(&mut self, message: ClientMessage, now: u64) -> Result<(), Refusal> {
+        if self.finishing {
+            return Ok(()); // what was under way when the client made an end is passed over
+        }
         self.last_active = now;
         match message {
             ClientMessage::Hello { .. } => Err(Refusal::new(RefusalCode::Malformed, "a second hello on one stream")),
@@ -243,8 +257,9 @@ impl ServeMachine {
             ClientMessage::Cancel { chunks } => {
                 let cancelled = self.queue.intersection(&chunks);
                 self.queue = self.queue.difference(&chunks);
-                if !cancelled.is_empty() {
-                    self.say.push_back(SeederMessage::Cancelled { chunks: cut(&cancelled) });
+                self.cancelled = self.cancelled.union(&cancelled);
+                if self.cancelled.range_count() > MAX_QUEUED_RANGES {
+                    return Err(Refusal::new(RefusalCode::LimitReached, "too many scattered chunks cancelled at once"));
                 }
                 Ok(())
             }
@@ -265,6 +280,8 @@ impl ServeMachine {
                     self.wanted.completion = Some(completion);
                 }
                 self.queue = ChunkSet::new();
+                // Nothing more is sent: what was only noted ahead is not lost to the window.
+                self.wanted.noted = self.sent;
                 self.finishing = true;
                 Ok(())
             }
@@ -295,8 +312,10 @@ impl ServeMachine {
             account.honoured = account.honoured.max(self.durable.honoured + 1);
             self.wanted.honoured = account.honoured;
             self.durable = account;
-            let (window, outstanding) = self.window_state();
-            self.say.push_back(SeederMessage::Window { window, outstanding });
+            if self.welcomed {
+                let (window, outstanding) = self.window_state();
+                self.say.push_back(SeederMessage::Window { window, outstanding });
+            }
         } else {
             self.durable = account;
         }
@@ -310,13 +329,28 @@ impl ServeMachine {
     /// What to do next; `None` means wait for a message, for [`ServeMachine::persisted`], or until
     /// [`ServeMachine::deadline`].
     pub fn next_action(&mut self, now: u64) -> Option<ServeAction> {
-        if self.refused || self.finished_said {
+        if self.refused || self.ended {
             return None;
+        }
+        if self.finished_said {
+            self.ended = true;
+            return Some(ServeAction::End);
+        }
+        if !self.welcomed && self.wanted.ack == self.durable.ack {
+            self.welcomed = true;
+            return Some(ServeAction::Say(self.welcome()));
         }
         if let Some(message) = self.say.pop_front() {
             return Some(ServeAction::Say(message));
         }
-        if let Some(meta) = self.meta.pop_front() {
+        if !self.cancelled.is_empty() {
+            let chunks = cut(&self.cancelled);
+            self.cancelled = self.cancelled.difference(&chunks);
+            return Some(ServeAction::Say(SeederMessage::Cancelled { chunks }));
+        }
+        if self.welcomed
+            && let Some(meta) = self.meta.pop_front()
+        {
             return Some(meta.map_or(ServeAction::SendManifest, ServeAction::SendSegment));
         }
         self.note_ahead();
@@ -332,7 +366,7 @@ impl ServeMachine {
             self.persisting = Some(account.clone());
             return Some(ServeAction::Persist(account));
         }
-        let chunk = self.next_chunk(now);
+        let chunk = if self.welcomed { self.next_chunk(now) } else { None };
         if let Some(ServeAction::Refuse(_)) = &chunk {
             self.refused = true;
         }
@@ -341,7 +375,7 @@ impl ServeMachine {
         }
         if self.finishing && self.persisting.is_none() {
             self.finished_said = true;
-            return Some(ServeAction::End);
+            return Some(ServeAction::Say(SeederMessage::Finished));
         }
         if now >= self.deadline() {
             self.refused = true;
@@ -365,7 +399,10 @@ impl ServeMachine {
     }
 
     fn next_chunk(&mut self, now: u64) -> Option<ServeAction> {
-        let chunk = self.queue.first()?;
+        let Some(chunk) = self.queue.first() else {
+            self.blocked_since = None;
+            return None;
+        };
         let (window, outstanding) = self.window_state();
         if outstanding >= window {
             self.blocked_since.get_or_insert(now);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError, Wire};
-use crate::ids::{Digest, PeerId};
+use crate::ids::{Digest, NetworkId, PeerId};
 use crate::keys::{self, Keypair};
 use crate::refusal::{Refusal, RefusalCode};
 
@@ -52,15 +52,22 @@ const DOMAIN: &[u8; 20] = b"willcall signature 1";
 pub trait Document: Wire {
     /// What it is for.
     const PURPOSE: Purpose;
+
+    /// The network that it names, where [`crate::trust::Trust::open`] is the place that compares it. The others name
+    /// theirs in a check of their own, whose order matters, or by the digest of another document.
+    fn network(&self) -> Option<NetworkId> {
+        None
+    }
 }
 
-/// Declares the purpose of documents.
+/// Declares the purpose and byte limit of documents, and the field that [`crate::signed::Document::network`] reads.
 #[macro_export]
 macro_rules! document {
-    ($($ty:ty => $purpose:ident, $max:expr),+ $(,)?) => { $(
+    ($($ty:ty => $purpose:ident, $max:expr $(; $network:ident)?),+ $(,)?) => { $(
         impl $crate::codec::Wire for $ty { const MAX: usize = $max; }
         impl $crate::signed::Document for $ty {
             const PURPOSE: $crate::signed::Purpose = $crate::signed::Purpose::$purpose;
+            $(fn network(&self) -> Option<$crate::ids::NetworkId> { Some(self.$network) })?
         }
         impl $crate::codec::Wire for $crate::signed::Signed<$ty> {
             const MAX: usize = $max + $crate::signed::Signed::<$ty>::OVERHEAD;
@@ -135,6 +142,12 @@ impl<T: Document> Signed<T> {
             return Err(SignatureError::Invalid);
         }
         Ok(codec::decode(&self.body)?)
+    }
+
+    /// The same signer and signature over another document: what a forger would present, and nothing accepts.
+    #[must_use]
+    pub fn with_body_forged(&self, document: &T) -> Self {
+        Signed { body: codec::encode(document), ..self.clone() }
     }
 
     /// Decodes the document WITHOUT checking the signature: for cheap checks that come before it, and for display.

@@ -281,6 +281,9 @@ impl Ticket {
         let Admission { trust, now, .. } = *admission;
         let data = self.data.peek()?;
         let lease = self.lease.peek()?;
+        if lease.sources.len() > Lease::MAX_SOURCES {
+            return Err(Refusal::new(RefusalCode::Malformed, "more than 32 listed sources"));
+        }
 
         if data.network != trust.network() {
             return Err(Refusal::new(RefusalCode::WrongNetwork, "a ticket of another network"));
@@ -299,13 +302,15 @@ impl Ticket {
             return Err(bad_endorsement("it endorses another transaction"));
         }
 
-        trust.open(&self.lease, KeyPurpose::Ticket, |l| l.issued_at, now)?;
-        trust.open(&self.data, KeyPurpose::Ticket, |d| d.formed_at, now)?;
+        let lease_key = trust.key_for(&self.lease, KeyPurpose::Ticket)?;
+        let data_key = trust.key_for(&self.data, KeyPurpose::Ticket)?;
+        // Only the lease's key must be alive: the lease names the signed transaction data by digest and so vouches for
+        // them. A purchase must stay deliverable after the key that signed it years ago was rotated out.
+        lease_key.check_state(lease.issued_at, now)?;
+        self.lease.verify(&lease_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+        self.data.verify(&data_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
         if lease.transaction_data != self.data.digest() {
             return Err(Refusal::new(RefusalCode::BadManagerSignature, "the lease is for another transaction"));
-        }
-        if lease.sources.len() > Lease::MAX_SOURCES {
-            return Err(Refusal::new(RefusalCode::Malformed, "more than 32 listed sources"));
         }
 
         if admission.revoked.has_transaction(&data.transaction) {

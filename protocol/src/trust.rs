@@ -91,6 +91,21 @@ pub struct KeyEntry {
     pub state: KeyState,
 }
 
+impl KeyEntry {
+    /// `key-retired` when what this key signed at `issued` is void `now`.
+    pub(crate) fn check_state(&self, issued: u64, now: u64) -> Result<(), Refusal> {
+        let detail = match self.state {
+            KeyState::Active => return Ok(()),
+            KeyState::Retiring { not_issued_after, dead_after } if issued <= not_issued_after && now < dead_after => {
+                return Ok(());
+            }
+            KeyState::Retiring { .. } => "the key that signed this was retired",
+            KeyState::Revoked => "the key that signed this was revoked",
+        };
+        Err(Refusal::new(RefusalCode::KeyRetired, detail).at(now))
+    }
+}
+
 /// The network's keys, signed by the root key. A higher version replaces a lower one.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct KeySet {
@@ -165,8 +180,8 @@ impl RevocationEpoch {
 
 document! {
     KeySet => KeySet, 32 * 1024,
-    Heartbeat => Heartbeat, 256,
-    RevocationEpoch => RevocationEpoch, 96 * 1024,
+    Heartbeat => Heartbeat, 256; network,
+    RevocationEpoch => RevocationEpoch, 96 * 1024; network,
 }
 
 /// What a node needs to judge the network's documents: the root key, the newest key set under it, and clock grace.
@@ -273,7 +288,7 @@ impl Trust {
     /// the document, for keys that are retiring.
     ///
     /// # Errors
-    /// `unknown-key`, `key-retired`, `bad-manager-signature`, in this order; or the codec's names.
+    /// `unknown-key`, `key-retired`, `bad-manager-signature`, `wrong-network`, in this order; or the codec's names.
     pub fn open<T: Document>(
         &self,
         signed: &Signed<T>,
@@ -281,29 +296,26 @@ impl Trust {
         issued_at: impl Fn(&T) -> u64,
         now: u64,
     ) -> Result<T, Refusal> {
-        let entry = self
-            .keys
-            .keys
-            .iter()
+        let entry = self.key_for(signed, purpose)?;
+        entry.check_state(issued_at(&signed.peek()?), now)?;
+        let document = signed.verify(&entry.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+        match document.network() {
+            Some(network) if network != self.network => {
+                Err(Refusal::new(RefusalCode::WrongNetwork, "a document of another network"))
+            }
+            _ => Ok(document),
+        }
+    }
+
+    /// The entry of the key that `signed` names, if it may sign such documents for `purpose`, whatever its state.
+    pub(crate) fn key_for<T: Document>(&self, signed: &Signed<T>, purpose: KeyPurpose) -> Result<&KeyEntry, Refusal> {
+        let mut entries = self.keys.keys.iter();
+        entries
             .find(|entry| entry.purpose == purpose && purpose.signs(T::PURPOSE) && entry.key == signed.signer())
             .ok_or_else(|| {
-                Refusal::new(
-                    RefusalCode::UnknownKey,
-                    format!("key set version {} holds no such key for this purpose", self.keys.version),
-                )
-            })?;
-        let issued = issued_at(&signed.peek()?);
-        match entry.state {
-            KeyState::Active => {}
-            KeyState::Retiring { not_issued_after, dead_after } if issued <= not_issued_after && now < dead_after => {}
-            KeyState::Retiring { .. } => {
-                return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was retired").at(now));
-            }
-            KeyState::Revoked => {
-                return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was revoked").at(now));
-            }
-        }
-        signed.verify(&entry.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))
+                let detail = format!("key set version {} holds no such key for this purpose", self.keys.version);
+                Refusal::new(RefusalCode::UnknownKey, detail)
+            })
     }
 
     /// `not-yet-valid` or `expired` when `now` is outside of `from..until` by more than the grace.
@@ -346,13 +358,25 @@ impl RevocationState {
     ///
     /// # Errors
     /// `stale-revocations` when epochs between are missing (fetch them first); `bad-manager-signature` when it does
-    /// not follow from the one held: a fork.
+    /// not follow from the one held, or is another one of the same number: a fork, of which the first is kept;
+    /// `too-large` when it has more than [`RevocationEpoch::MAX_ENTRIES`] of a kind.
     pub fn apply(&mut self, digest: Digest, epoch: &RevocationEpoch) -> Result<Update, Refusal> {
+        if epoch.number == self.number && self.last.is_some_and(|last| last != digest) {
+            let detail = format!("two different revocation epochs {}: the first is kept", epoch.number);
+            return Err(Refusal::new(RefusalCode::BadManagerSignature, detail));
+        }
         if epoch.number <= self.number {
             return Ok(Update::NotNewer);
         }
-        if epoch.number != self.number + 1 {
-            let detail = format!("epoch {} came, {} is next", epoch.number, self.number + 1);
+        let Revocations { transactions, peers, contents } = &epoch.added;
+        if [transactions.len(), peers.len(), contents.len()].iter().any(|n| *n > RevocationEpoch::MAX_ENTRIES) {
+            return Err(Refusal::new(
+                RefusalCode::TooLarge,
+                "a revocation epoch with more than 1024 entries of a kind",
+            ));
+        }
+        if epoch.number - self.number != 1 {
+            let detail = format!("epoch {} came, the newest held is {}", epoch.number, self.number);
             return Err(Refusal::new(RefusalCode::StaleRevocations, detail));
         }
         if epoch.previous != self.last {

@@ -1,1 +1,31 @@
-//! A seeder: admission by ticket, serving from disk, replication and the receipt outbox.
+//! A seeder: keeps ciphertext of others, hands it to exactly those whose tickets say so, and brings the receipts home.
+//! It trusts nobody it meets: clients are checked against the manager's signature, the manager's documents against the
+//! network's root key, and its own disk against the chunks' hashes.
+//!
+//! Four concerns, four parts: admission (who is served), serving (what is sent, under which account), the outbox (what
+//! was delivered), and replication (what is kept).
+
+mod accounts;
+mod admission;
+mod chunks;
+mod clock;
+mod config;
+mod context;
+mod control;
+mod counts;
+mod gossip;
+mod init;
+mod manager;
+mod network;
+mod outbox;
+mod post;
+mod replication;
+mod serving;
+mod start;
+mod sync;
+mod tables;
+mod upkeep;
+
+pub use config::{Config, ConfigError};
+pub use init::{InitError, InitOptions, InitReport, init, init_with};
+pub use start::{Running, StartError, start, start_sharing};

@@ -4,15 +4,23 @@
 //!   seeder without one starts in the middle of the longest free run, so that seeders grow apart. Where seeders hold
 //!   only parts, the chunks that the fewest of them hold come first.
 //! - As much is under way at a seeder as it delivers in [`SchedulerConfig::horizon_ms`], within its window.
-//! - A chunk that does not come for [`SchedulerConfig::stall_ms`] is asked for elsewhere. At the end, when everything
-//!   is under way, an idle seeder fetches what a much slower one still owes.
+//! - The last chunks are dealt out by who will have them first, so that no slow seeder holds up the end with a chunk
+//!   that a fast one would have brought sooner.
+//! - A chunk that does not come for [`SchedulerConfig::stall_ms`] is asked for elsewhere. When everything is under way,
+//!   an idle seeder fetches what a much slower one still owes.
 //! - A seeder that fails is tried again after a back-off that doubles, with jitter, [`SchedulerConfig::max_failures`]
-//!   times in a row at most; one that sends a bad chunk is not used again.
+//!   times in a row at most; one that says when to come back is not counted as failing; one that sends a bad chunk is
+//!   not used again.
 
 use std::collections::BTreeMap;
 
+use super::pace::{Pace, millis};
+use super::rarity::Rarity;
 use crate::ids::PeerId;
 use crate::ranges::ChunkSet;
+
+/// So many free chunks are left when they are dealt out one by one.
+const ENDGAME: u32 = 128;
 
 /// Numbers of the scheduler.
 #[derive(Clone, Debug)]
@@ -100,11 +108,11 @@ struct Connected {
 struct Source {
     state: State,
     failures: u32,
+    /// Times in a row that it said when to come back.
+    deferrals: u32,
     chunks: u32,
     bytes: u64,
-    /// Bytes per second.
-    rate: f64,
-    last_arrival: u64,
+    pace: Pace,
 }
 
 /// The machine.
@@ -115,6 +123,8 @@ pub struct Scheduler {
     missing: ChunkSet,
     total: u32,
     sources: BTreeMap<PeerId, Source>,
+    /// Over the connected seeders; made anew when one comes or goes.
+    rarity: Option<Rarity>,
 }
 
 impl Scheduler {
@@ -124,7 +134,7 @@ impl Scheduler {
     /// A scheduler for `total` chunks of which `have` are here.
     pub fn new(total: u32, chunk_size: u32, have: &ChunkSet, config: SchedulerConfig) -> Self {
         let missing = ChunkSet::from_range(0..total).difference(have);
-        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new() }
+        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new(), rarity: None }
     }
 
     /// A seeder that may hold something; known ones are passed over. False when the table is full.
@@ -135,8 +145,8 @@ impl Scheduler {
         if self.sources.len() >= Self::MAX_SOURCES {
             return false;
         }
-        let source =
-            Source { state: State::Waiting(now), failures: 0, chunks: 0, bytes: 0, rate: 0.0, last_arrival: now };
+        let state = State::Waiting(now);
+        let source = Source { state, failures: 0, deferrals: 0, chunks: 0, bytes: 0, pace: Pace::default() };
         self.sources.insert(peer, source);
         true
     }
@@ -158,7 +168,7 @@ impl Scheduler {
         if let Some(source) = self.sources.get_mut(peer) {
             let connected = Connected { held, in_flight: BTreeMap::new(), budget, next: None, last_progress: now };
             source.state = State::Connected(connected);
-            source.last_arrival = now;
+            self.rarity = None;
         }
     }
 
@@ -176,15 +186,20 @@ impl Scheduler {
         if matches!(source.state, State::GivenUp) {
             return;
         }
-        source.failures += 1;
+        self.rarity = None;
+        let times = match loss {
+            Loss::ComeBack(_) => &mut source.deferrals,
+            _ => &mut source.failures,
+        };
+        *times = times.saturating_add(1);
         let backoff = config
             .backoff_ms
-            .saturating_mul(1u64.checked_shl(source.failures.min(20) - 1).unwrap_or(u64::MAX))
+            .saturating_mul(1u64.checked_shl((*times).min(20) - 1).unwrap_or(u64::MAX))
             .min(config.max_backoff_ms);
         let wait = backoff / 2 + (backoff / 2).saturating_mul(u64::from(random)) / u64::from(u32::MAX);
         source.state = match loss {
             Loss::Banned | Loss::Useless => State::GivenUp,
-            _ if source.failures > config.max_failures => State::GivenUp,
+            Loss::Failed if source.failures > config.max_failures => State::GivenUp,
             Loss::ComeBack(ms) => State::Waiting(now.saturating_add(ms.clamp(1, config.max_backoff_ms).max(wait))),
             Loss::Failed => State::Waiting(now.saturating_add(wait)),
         };
@@ -204,13 +219,10 @@ impl Scheduler {
     pub fn verified(&mut self, peer: &PeerId, chunk: u32, bytes: u32, now: u64) -> Verified {
         let new = self.missing.remove(chunk);
         if let Some(source) = self.sources.get_mut(peer) {
-            source.failures = 0;
+            (source.failures, source.deferrals) = (0, 0);
             source.bytes += u64::from(bytes);
             source.chunks += u32::from(new);
-            let elapsed = now.saturating_sub(source.last_arrival).max(1);
-            let sample = f64::from(bytes) * 1000.0 / millis(elapsed);
-            source.rate = if source.rate == 0.0 { sample } else { source.rate * 0.8 + sample * 0.2 };
-            source.last_arrival = now;
+            source.pace.arrived(bytes, now);
             if let State::Connected(connected) = &mut source.state {
                 connected.in_flight.remove(&chunk);
                 connected.last_progress = now;
@@ -260,14 +272,17 @@ impl Scheduler {
                 free.remove(*chunk);
             }
         }
+        // Where everybody holds everything, nothing is rare.
         let partial = self.connected_sources().any(|(_, c)| !c.held.is_superset(&self.missing));
+        if partial && self.rarity.is_none() {
+            self.rarity = Some(Rarity::of(self.connected_sources().map(|(_, c)| &c.held)));
+        }
+        let shares = self.shares(&free, now);
         let mut requests = Vec::new();
         let peers: Vec<PeerId> = self.connected_sources().map(|(peer, _)| peer).collect();
         for peer in peers {
-            let wanted = self.room(&peer);
-            if wanted == 0 {
-                continue;
-            }
+            let room = self.room(&peer);
+            let wanted = shares.as_ref().map_or(room, |shares| room.min(shares.get(&peer).copied().unwrap_or(0)));
             let mut chunks = ChunkSet::new();
             while chunks.len() < wanted {
                 let Some(run) = self.pick(&peer, &free, partial, wanted - chunks.len()) else { break };
@@ -275,10 +290,11 @@ impl Scheduler {
                     free.remove(chunk);
                     chunks.insert(chunk);
                     self.note_asked(&peer, chunk, now);
+                    self.continue_at(&peer, chunk + 1);
                 }
             }
             if chunks.is_empty()
-                && free.is_empty()
+                && room > 0
                 && let Some(chunk) = self.hedge(&peer, now)
             {
                 chunks.insert(chunk);
@@ -292,13 +308,20 @@ impl Scheduler {
     }
 
     fn note_asked(&mut self, peer: &PeerId, chunk: u32, now: u64) {
-        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+        let Some(source) = self.sources.get_mut(peer) else { return };
+        if let State::Connected(connected) = &mut source.state {
             if connected.in_flight.is_empty() {
                 connected.last_progress = now;
+                source.pace.begins(now);
             }
             connected.in_flight.insert(chunk, now);
             connected.budget = connected.budget.saturating_sub(1);
-            connected.next = Some(chunk + 1);
+        }
+    }
+
+    fn continue_at(&mut self, peer: &PeerId, chunk: u32) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            connected.next = Some(chunk);
         }
     }
 
@@ -313,28 +336,69 @@ impl Scheduler {
     /// How much a seeder delivers within the horizon, in chunks; two at least, so that there is always one on the way
     /// while another is being verified.
     fn target(&self, source: &Source) -> u32 {
-        let chunks = source.rate * millis(self.config.horizon_ms) / 1000.0 / f64::from(self.chunk_size.max(1));
+        let chunks = source.pace.rate() * millis(self.config.horizon_ms) / 1000.0 / f64::from(self.chunk_size.max(1));
         // A rate is finite and not negative; the cast saturates.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped right here")]
         let chunks = chunks.ceil().clamp(2.0, 64.0) as u32;
         chunks
     }
 
+    /// The end game: each of the last free chunks goes to the seeder that would have it first, all that it owes before
+    /// it counted in. Returns how many fall to whom; `None` while there are many, or nobody was measured yet.
+    fn shares(&self, free: &ChunkSet, now: u64) -> Option<BTreeMap<PeerId, u32>> {
+        if free.is_empty() || free.len() > ENDGAME {
+            return None;
+        }
+        let paces = || self.connected_sources().filter_map(|(peer, _)| self.each_ms(&peer));
+        let measured = paces().count();
+        if measured == 0 {
+            return None;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "at most 256")]
+        let usual = paces().sum::<f64>() / measured as f64;
+        // One whose window is used up and who owes nothing brings nothing.
+        let mut ends: Vec<(PeerId, &ChunkSet, f64, f64)> = self
+            .connected_sources()
+            .filter(|(_, c)| c.budget > 0 || !c.in_flight.is_empty())
+            .map(|(peer, c)| (peer, &c.held, self.owes_ms(&peer, c, usual, now), self.each_ms(&peer).unwrap_or(usual)))
+            .collect();
+        let mut shares = BTreeMap::new();
+        for chunk in free.iter() {
+            let holders = ends.iter_mut().filter(|(_, held, _, _)| held.contains(chunk));
+            if let Some(first) = holders.min_by(|a, b| (a.2 + a.3).total_cmp(&(b.2 + b.3))) {
+                first.2 += first.3;
+                *shares.entry(first.0).or_insert(0) += 1;
+            }
+        }
+        Some(shares)
+    }
+
+    fn each_ms(&self, peer: &PeerId) -> Option<f64> {
+        self.sources.get(peer)?.pace.each_ms(self.chunk_size)
+    }
+
+    /// Milliseconds until a seeder has brought what it owes.
+    fn owes_ms(&self, peer: &PeerId, connected: &Connected, usual: f64, now: u64) -> f64 {
+        let each = self.each_ms(peer).unwrap_or(usual);
+        let Ok(owed) = u32::try_from(connected.in_flight.len()) else { return f64::MAX };
+        if owed == 0 {
+            return self.sources.get(peer).map_or(0.0, |s| s.pace.reply_ms(self.chunk_size) - each).max(0.0);
+        }
+        f64::from(owed - 1) * each + first_due(each, millis(now.saturating_sub(connected.last_progress)))
+    }
+
     /// The next run for this seeder out of the free chunks.
     fn pick(&self, peer: &PeerId, free: &ChunkSet, partial: bool, most: u32) -> Option<std::ops::Range<u32>> {
         let Some(Source { state: State::Connected(connected), .. }) = self.sources.get(peer) else { return None };
-        let usable = free.intersection(&connected.held);
+        let mut usable = free.intersection(&connected.held);
+        if let (true, Some(rarity)) = (partial, &self.rarity) {
+            usable = rarity.rarest(&usable);
+        }
         if let Some(next) = connected.next
             && usable.contains(next)
         {
             let end = usable.ranges().find(|r| r.contains(&next)).map_or(next, |r| r.end);
             return Some(next..end.min(next.saturating_add(most)));
-        }
-        if partial {
-            let rarest = usable
-                .ranges()
-                .min_by_key(|r| self.connected_sources().filter(|(_, c)| c.held.contains(r.start)).count())?;
-            return Some(rarest.start..rarest.end.min(rarest.start.saturating_add(most)));
         }
         let longest = usable.ranges().max_by_key(|r| r.end - r.start)?;
         // The run's owner, if there is one, is working towards its start: begin in the middle.
@@ -344,31 +408,32 @@ impl Scheduler {
         Some(start..longest.end.min(start.saturating_add(most)))
     }
 
-    /// At the end: the chunk that is owed longest by a seeder from which it would come later than from this one.
+    /// For an idle seeder: the chunk that would take another one longest, if this one brings it in less than half of
+    /// that time.
     fn hedge(&self, peer: &PeerId, now: u64) -> Option<u32> {
         let mine = self.sources.get(peer)?;
         let State::Connected(me) = &mine.state else { return None };
+        self.each_ms(peer)?;
         if !me.in_flight.is_empty() {
             return None;
         }
-        let here = f64::from(self.chunk_size) / mine.rate.max(1.0) * 1000.0;
+        let here = mine.pace.reply_ms(self.chunk_size);
         let mut best: Option<(f64, u32)> = None;
-        for (other, source) in &self.sources {
-            let State::Connected(connected) = &source.state else { continue };
-            if other == peer {
+        for (other, connected) in self.connected_sources() {
+            if other == *peer {
                 continue;
             }
-            let each = f64::from(self.chunk_size) / source.rate.max(1.0) * 1000.0;
-            for (place, (chunk, since)) in (1u32..).zip(&connected.in_flight) {
-                let copies = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk)).count();
-                if copies > 1 || !me.held.contains(*chunk) {
+            let silent = millis(now.saturating_sub(connected.last_progress));
+            // One that never brought anything is given a second.
+            let each = self.each_ms(&other).unwrap_or(1000.0);
+            // Seeders serve the lowest number first.
+            for (place, chunk) in (0u32..).zip(connected.in_flight.keys()) {
+                let left = f64::from(place) * each + first_due(each, silent);
+                if left <= 2.0 * here || best.is_some_and(|(most, _)| left <= most) || !me.held.contains(*chunk) {
                     continue;
                 }
-                let waited = millis(now.saturating_sub(*since));
-                let left = (each * f64::from(place) - waited).max(each / 2.0).max(waited / 2.0);
-                // Twice as long as here: a duplicate must be worth its bytes. A seeder never measured is not hedged early.
-                let worth = if source.rate == 0.0 { waited > 1000.0 } else { left > 2.0 * here };
-                if worth && mine.rate > 0.0 && best.is_none_or(|(most, _)| left > most) {
+                let copies = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk)).count();
+                if copies == 1 {
                     best = Some((left, *chunk));
                 }
             }
@@ -429,7 +494,7 @@ impl Scheduler {
                     clippy::cast_sign_loss,
                     reason = "a rate; the cast saturates"
                 )]
-                rate: source.rate as u64,
+                rate: source.pace.rate() as u64,
                 next_try: match source.state {
                     State::Waiting(at) => Some(at),
                     _ => None,
@@ -439,8 +504,8 @@ impl Scheduler {
     }
 }
 
-/// Durations are far below 2^52 milliseconds, where this would lose anything.
-#[expect(clippy::cast_precision_loss, reason = "see above")]
-fn millis(ms: u64) -> f64 {
-    ms as f64
+/// Milliseconds until the next chunk of a seeder that takes `each` for one and sent nothing for `silent`. One that is
+/// overdue is taken to need as long again as it is late.
+fn first_due(each: f64, silent: f64) -> f64 {
+    (each - silent).max(silent - each).max(each / 4.0)
 }

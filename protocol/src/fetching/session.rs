@@ -97,12 +97,15 @@ pub struct Session {
     terms: SessionTerms,
     phase: Phase,
     in_flight: ChunkSet,
+    /// Announced on this stream, not yet verified: they hold their places in the window.
+    arriving: ChunkSet,
     /// Received from this seeder and verified, over all streams; a superset of `acked`.
     verified: ChunkSet,
     acked: ChunkSet,
-    /// What the seeder says of its window, and what of it was lost before this stream began.
+    /// What the seeder says of its window.
     window: u32,
-    lost: u32,
+    /// Chunks that the seeder counts as sent, over all streams.
+    sent: u32,
 }
 
 impl Session {
@@ -113,10 +116,11 @@ impl Session {
             terms,
             phase: Phase::Greeting,
             in_flight: ChunkSet::new(),
+            arriving: ChunkSet::new(),
             verified: acked.clone(),
             acked,
             window: 0,
-            lost: 0,
+            sent: 0,
         }
     }
 
@@ -136,11 +140,12 @@ impl Session {
                 if delivery != self.terms.delivery {
                     return Err(SessionError::OtherDelivery);
                 }
-                if let Some(ack) = ack {
-                    self.remember(&ack, client)?;
-                }
+                let acknowledged = match ack {
+                    Some(ack) => self.remember(&ack, client)?,
+                    None => 0,
+                };
                 self.window = window;
-                self.lost = outstanding;
+                self.sent = outstanding.saturating_add(acknowledged);
                 self.phase = Phase::Open;
                 Ok(SessionEvent::Welcomed { held })
             }
@@ -159,6 +164,8 @@ impl Session {
             }
             (SeederMessage::Chunk { index, length }, _) => {
                 if self.in_flight.remove(index) {
+                    self.arriving.insert(index);
+                    self.sent = self.sent.saturating_add(1);
                     Ok(SessionEvent::Chunk { index, length })
                 } else {
                     Err(SessionError::Unasked(index))
@@ -169,14 +176,15 @@ impl Session {
         }
     }
 
-    /// The seeder's copy of an acknowledgement is the basis of the next one, if this client really signed it.
-    fn remember(&mut self, ack: &Signed<Ack>, client: &PeerId) -> Result<(), SessionError> {
+    /// The seeder's copy of an acknowledgement is the basis of the next one, if this client really signed it. Returns
+    /// how many chunks it names.
+    fn remember(&mut self, ack: &Signed<Ack>, client: &PeerId) -> Result<u32, SessionError> {
         let terms = &self.terms;
         let ack = Ack::check(ack, client, &terms.network, terms.delivery, &terms.manifest, &terms.seeder)
             .map_err(|_| SessionError::Unexpected("an acknowledgement that this client did not sign"))?;
         self.acked = self.acked.union(&ack.chunks);
         self.verified = self.verified.union(&ack.chunks);
-        Ok(())
+        Ok(ack.chunks.len())
     }
 
     /// The first message, once the greeting was checked.
@@ -185,17 +193,26 @@ impl Session {
         ClientMessage::Hello { credential, last_ack }
     }
 
+    /// The part of the window that chunks did not use up which were counted as sent and never came.
+    fn usable(&self) -> u32 {
+        let here = self.verified.len().saturating_add(self.arriving.len());
+        self.window.saturating_sub(self.sent.saturating_sub(here))
+    }
+
+    /// Chunks that hold a place in the window: here but not acknowledged, or asked for.
+    fn waiting(&self) -> u32 {
+        self.verified.len().saturating_sub(self.acked.len()) + self.arriving.len() + self.in_flight.len()
+    }
+
     /// How many more chunks may be asked for now. At most half of the window that is left is ever under way, so that a
     /// connection that breaks never costs the whole of it.
     pub fn budget(&self) -> u32 {
         if self.phase != Phase::Open {
             return 0;
         }
-        let usable = self.window.saturating_sub(self.lost);
-        // A chunk that is verified but not yet acknowledged holds its place in the window.
-        let waiting = self.verified.len().saturating_sub(self.acked.len()) + self.in_flight.len();
+        let usable = self.usable();
         let cap = (usable / 2).max(usable.min(1));
-        cap.saturating_sub(self.in_flight.len()).min(usable.saturating_sub(waiting))
+        cap.saturating_sub(self.in_flight.len()).min(usable.saturating_sub(self.waiting()))
     }
 
     /// Asks for those of `chunks` that keep the set of this seeder's chunks within what an acknowledgement can name.
@@ -228,23 +245,44 @@ impl Session {
         (!chunks.is_empty()).then_some(ClientMessage::Cancel { chunks })
     }
 
-    /// A chunk from this seeder is verified and written.
+    /// A chunk from this seeder is verified and written. Also for chunks of an earlier stream, once the seeder's welcome
+    /// is in: they were counted as sent and came.
     pub fn verified(&mut self, chunk: u32) {
+        self.arriving.remove(chunk);
         self.verified.insert(chunk);
     }
 
-    /// True when it is time to acknowledge: a quarter of the window waits, or nothing is under way any more.
+    /// True when it is time to acknowledge: a quarter of the window waits, nothing is under way any more, or the window
+    /// is what holds the seeder up.
     pub fn ack_due(&self) -> bool {
-        let waiting = self.verified.len().saturating_sub(self.acked.len());
-        waiting > 0 && (self.in_flight.is_empty() || waiting >= (self.window / 4).max(1))
+        let waiting = self.nameable().len().saturating_sub(self.acked.len());
+        let blocked = self.waiting() >= self.usable();
+        waiting > 0 && (self.in_flight.is_empty() || blocked || waiting >= (self.window / 4).max(1))
+    }
+
+    /// What the next acknowledgement names: everything verified, unless chunks that were cancelled left so many gaps
+    /// that they pass what one can name. Then the rest waits until gaps are closed.
+    fn nameable(&self) -> ChunkSet {
+        if self.verified.range_count() <= ChunkSet::MAX_RANGES {
+            return self.verified.clone();
+        }
+        let mut set = self.acked.clone();
+        for range in self.verified.ranges() {
+            let wider = set.union(&ChunkSet::from_range(range));
+            if wider.range_count() <= ChunkSet::MAX_RANGES {
+                set = wider;
+            }
+        }
+        set
     }
 
     /// The acknowledgement of everything verified; `None` when there is nothing new.
     pub fn ack(&mut self, client: &Keypair, now: u64) -> Option<Signed<Ack>> {
-        if self.verified == self.acked {
+        let chunks = self.nameable();
+        if chunks == self.acked {
             return None;
         }
-        self.acked = self.verified.clone();
+        self.acked = chunks;
         let ack = Ack {
             network: self.terms.network,
             delivery: self.terms.delivery,
@@ -265,7 +303,12 @@ impl Session {
 
     /// True when this seeder will send nothing more: its window is used up by chunks that never arrived.
     pub fn is_spent(&self) -> bool {
-        self.phase == Phase::Open && self.window <= self.lost && self.verified == self.acked
+        self.phase == Phase::Open && self.usable() == 0 && !self.ack_due()
+    }
+
+    /// Chunks acknowledged to this seeder, by any stream so far.
+    pub fn acked(&self) -> &ChunkSet {
+        &self.acked
     }
 
     /// Chunks asked for and not yet here.

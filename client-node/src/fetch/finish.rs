@@ -1,0 +1,145 @@
+//! The end of a fetch: files out of verified chunks, records for later verification, and one rename.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delivery::Content;
+use protocol::TransactionId;
+use protocol::cipher::ContentSecret;
+
+use super::run::{Run, millis};
+use super::transfer::Tally;
+use super::{FetchError, FetchOutcome, FetchPhase};
+use crate::home::{blocking, now_ms};
+use crate::library::{Delivery, DeliveryState};
+use crate::place::{PlaceError, clear, place};
+use crate::plain::{Plain, Stored};
+use crate::shop::printable;
+use crate::unpack::{Selection, UnpackError, Unpacked, unpack};
+use crate::verify::keep_records;
+
+impl Run<'_> {
+    pub(super) async fn unpack(&self, content: &Arc<Content>, secret: ContentSecret) -> Result<Unpacked, FetchError> {
+        let manifest = content.manifest();
+        let mut plain = Plain::new(Stored(Arc::clone(content)), manifest, &secret).map_err(FetchError::Plain)?;
+        self.progress.send_modify(|p| {
+            p.phase = FetchPhase::Unpacking;
+            p.waiting = None;
+        });
+        let (only, out, dir) = (self.options.only.clone(), self.out.clone(), self.work.join("unpacked"));
+        let (progress, cancel) = (self.progress.clone(), self.cancel.clone());
+        blocking(move || {
+            let listed = plain.list().map_err(UnpackError::Plain)?;
+            let selection = Selection::of(&listed.list, &only)?;
+            let needed = selection.bytes(&listed.list);
+            // What an earlier run left there is not needed any more, and takes space.
+            clear(&dir)?;
+            let free = delivery::free_space(&out)?;
+            if free < needed {
+                return Err(FetchError::NoSpace { path: out, needed, free });
+            }
+            progress.send_modify(|p| p.plain_bytes = needed);
+            let mut shown = Instant::now();
+            let mut report = |bytes| {
+                if shown.elapsed() > Duration::from_millis(100) || bytes == needed {
+                    shown = Instant::now();
+                    progress.send_modify(|p| p.unpacked_bytes = bytes);
+                }
+                !cancel.is_cancelled()
+            };
+            Ok(unpack(&mut plain, &listed, &selection, &dir, &mut report)?)
+        })
+        .await
+    }
+
+    pub(super) async fn put_in_place(
+        &self,
+        content: Arc<Content>,
+        unpacked: Unpacked,
+        reported: bool,
+        tally: Tally,
+    ) -> Result<FetchOutcome, FetchError> {
+        let (home, transaction, out, work) = (self.home.clone(), self.transaction, self.out.clone(), self.work.clone());
+        let only = self.options.only.clone();
+        let outcome = blocking(move || {
+            keep_records(&home, &content.digest(), &unpacked.inventory, &chaining_values(&content)?)?;
+            let to = out.join(unpacked.top.file_name().unwrap_or_default());
+            let library = home.library();
+            let known = library.get(&transaction)?.map(|known| known.inodes).unwrap_or_default();
+            let there = inode_of(&to);
+            let ours = there.is_some_and(|there| known.contains(&there));
+            if there.is_some() && !ours {
+                return Err(FetchError::Place(PlaceError::Exists { path: to }));
+            }
+            // Noted before the rename: a crash right after it must not make a stranger of what was just put there.
+            let new = inode_of(&unpacked.top);
+            let both: Vec<_> = there.into_iter().chain(new).collect();
+            library.update(transaction, move |delivery| delivery.inodes.clone_from(&both))?;
+            place(&unpacked.top, &to, ours, &work.join("replaced"))?;
+            let (path, files, bytes) = (to.clone(), unpacked.files, unpacked.bytes);
+            library.update(transaction, move |delivery| {
+                delivery.state = DeliveryState::Done;
+                delivery.set_place(&path);
+                delivery.inodes = new.into_iter().collect();
+                delivery.only = only.clone();
+                delivery.reported |= reported;
+                delivery.finished_at = now_ms();
+                (delivery.files, delivery.plain_bytes) = (files, bytes);
+                delivery.trouble = None;
+            })?;
+            if let Err(error) = clear(&work) {
+                // The goods are in their place; what is left over is only in the way.
+                tracing::warn!(%error, "work folder not removed");
+            }
+            let delivery = library.get(&transaction)?.ok_or(FetchError::Unknown(transaction, String::new()))?;
+            Ok::<_, FetchError>(outcome_of(transaction, &delivery, to))
+        })
+        .await?;
+        tracing::info!(step = 11, %transaction, files = outcome.files, path = %outcome.path.display(), "product in its place");
+        Ok(FetchOutcome {
+            bytes: tally.bytes,
+            duplicate_bytes: tally.duplicate_bytes,
+            transfer_ms: millis(tally.duration),
+            sources: tally.sources,
+            ..outcome
+        })
+    }
+}
+
+/// All chaining values; zeros for segments that were not needed.
+fn chaining_values(content: &Content) -> Result<Vec<[u8; 32]>, FetchError> {
+    let manifest = content.manifest();
+    let mut values = Vec::with_capacity(manifest.chunks() as usize);
+    for index in 0..manifest.segment_count() {
+        match content.segment(index)? {
+            Some(segment) => values.extend_from_slice(&segment.values),
+            None => values.extend(manifest.segment_chunks(index).map(|_| [0; 32])),
+        }
+    }
+    Ok(values)
+}
+
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+pub(super) fn outcome_of(transaction: TransactionId, delivery: &Delivery, path: PathBuf) -> FetchOutcome {
+    FetchOutcome {
+        transaction,
+        title: printable(&delivery.envelope.title, 200),
+        bytes: 0,
+        resumed_from: 0,
+        duplicate_bytes: 0,
+        transfer_ms: 0,
+        total_ms: 0,
+        files: delivery.files,
+        plain_bytes: delivery.plain_bytes,
+        path,
+        sources: Vec::new(),
+        state: delivery.state,
+        reported: delivery.reported,
+        already_here: false,
+    }
+}

@@ -1,0 +1,362 @@
+//! From a ticket to files in their place, whatever happens on the way: every step can be broken off and taken up again,
+//! and what is not moving says why.
+
+mod acks;
+mod finish;
+mod key;
+mod run;
+mod ticket;
+mod transfer;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use delivery::{FetchLimits, Progress, SourceReport, StallCause};
+use node::StartError;
+use protocol::ticket::{TicketEnvelope, TicketTextError};
+use protocol::trust::JoinLine;
+use protocol::{NetworkId, PeerAddrs, PeerId, Refusal, TextError, TransactionId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::home::{FileError, Home};
+use crate::library::{DeliveryState, LibraryError};
+use crate::link::{LinkOptions, ManagerError, TrustError};
+use crate::place::PlaceError;
+use crate::plain::PlainError;
+use crate::unpack::UnpackError;
+
+pub(crate) use key::open_grant;
+
+/// What is to be fetched.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// This ticket.
+    Envelope(Box<TicketEnvelope>),
+    /// The ticket in this file.
+    File(PathBuf),
+    /// A purchase in the library, or in the mailbox at a manager.
+    Transaction(TransactionId),
+}
+
+/// Why a text is no target.
+#[derive(Debug, thiserror::Error)]
+#[error("not a ticket: {0}; a ticket is a line that begins with willcall:, a transaction id, or a ticket's file")]
+pub struct TargetError(#[from] TextError);
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    /// A `willcall:` line, a transaction id, or else the path of a file.
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        if text.trim_start().starts_with("willcall:") {
+            return Ok(Target::Envelope(Box::new(text.parse()?)));
+        }
+        match text.trim().parse::<TransactionId>() {
+            Ok(transaction) => Ok(Target::Transaction(transaction)),
+            Err(_) => Ok(Target::File(PathBuf::from(text))),
+        }
+    }
+}
+
+/// How it is fetched.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// Only these files: paths in the product, folders, or patterns with `*` and `?`. Empty: everything.
+    pub only: Vec<String>,
+    /// Seeders to ask besides those that ticket and discovery name.
+    pub sources: Vec<PeerAddrs>,
+    /// The network to look in for a transaction that is not in the library; else all known ones.
+    pub join: Option<JoinLine>,
+    /// Bounds and patience of the transfer.
+    pub limits: FetchLimits,
+    /// How long to go on asking an absent manager for a key or a lease without which nothing can be done.
+    pub manager_patience: Duration,
+    /// How to connect.
+    pub link: LinkOptions,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        FetchOptions {
+            only: Vec::new(),
+            sources: Vec::new(),
+            join: None,
+            limits: FetchLimits::default(),
+            manager_patience: Duration::from_secs(10 * 60),
+            link: LinkOptions::default(),
+        }
+    }
+}
+
+/// How far a fetch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FetchPhase {
+    /// The ticket is being checked, the network joined.
+    #[default]
+    Preparing,
+    /// Chunks are coming, or awaited.
+    Fetching,
+    /// Everything is here; the key comes from the manager.
+    AwaitingKey,
+    /// Files are being decrypted.
+    Unpacking,
+    /// The files are in their place.
+    Done,
+}
+
+/// Something other than seeders is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Waiting {
+    /// Why.
+    #[serde(flatten)]
+    pub cause: StallCause,
+    /// One line for people.
+    pub detail: String,
+    /// When it is tried again, unix milliseconds.
+    pub next_try: u64,
+}
+
+/// Where a fetch stands.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct FetchProgress {
+    /// How far it is.
+    pub phase: FetchPhase,
+    /// Which purchase, once that is known.
+    pub transaction: Option<TransactionId>,
+    /// What was bought.
+    pub title: String,
+    /// The transfer, with why it is not moving.
+    pub transfer: Progress,
+    /// Bytes unpacked.
+    pub unpacked_bytes: u64,
+    /// Bytes to be unpacked; 0 while that is unknown.
+    pub plain_bytes: u64,
+    /// What else is waited for.
+    pub waiting: Option<Waiting>,
+}
+
+/// What a fetch did.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct FetchOutcome {
+    /// The purchase.
+    pub transaction: TransactionId,
+    /// What was bought.
+    pub title: String,
+    /// Ciphertext bytes fetched in this run.
+    pub bytes: u64,
+    /// Ciphertext bytes that were there from earlier runs.
+    pub resumed_from: u64,
+    /// Bytes of chunks that came twice.
+    pub duplicate_bytes: u64,
+    /// Time of the transfer, milliseconds.
+    pub transfer_ms: u64,
+    /// Time of everything, milliseconds.
+    pub total_ms: u64,
+    /// Files unpacked.
+    pub files: u32,
+    /// Bytes of these files.
+    pub plain_bytes: u64,
+    /// Where they are: a file, or a folder with them.
+    pub path: PathBuf,
+    /// Each seeder's part.
+    pub sources: Vec<SourceReport>,
+    /// How far the delivery is now.
+    pub state: DeliveryState,
+    /// The manager has the completion.
+    pub reported: bool,
+    /// Nothing was fetched: all of it was in its place already, and was found sound.
+    pub already_here: bool,
+}
+
+/// Why a fetch did not end with files.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The file cannot be read.
+    #[error("cannot read the ticket {}: {source}", path.display())]
+    ReadTicket {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no ticket.
+    #[error("{}: {source}", path.display())]
+    TicketFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TicketTextError,
+    },
+    /// The ticket names another client.
+    #[error("this ticket is for {ticket_for}, this machine is {here}; fetch it there, or use the home with that key")]
+    OtherClient {
+        /// Whom it names.
+        ticket_for: PeerId,
+        /// This home.
+        here: PeerId,
+    },
+    /// The ticket contradicts itself.
+    #[error("the ticket does not hold: {0}; ask the merchant for it again")]
+    BadTicket(Refusal),
+    /// The ticket begins later.
+    #[error("{0}; compare this machine's clock with the time, then fetch again")]
+    Clock(Refusal),
+    /// The purchase was taken back.
+    #[error("this purchase was revoked or refunded: {0}")]
+    Revoked(Refusal),
+    /// No such purchase anywhere.
+    #[error("transaction {0} is neither in the library nor in the mailbox of a network known here{1}")]
+    Unknown(TransactionId, String),
+    /// Another command fetches the same.
+    #[error("process {pid} is fetching this purchase already; wait for it or stop it")]
+    Running {
+        /// The process.
+        pid: String,
+    },
+    /// The network cannot be joined.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The network's keys are not known.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The transfer ended.
+    #[error(transparent)]
+    Transfer(delivery::FetchError),
+    /// The transfer ended because the lease is over, and it could not be renewed.
+    #[error("{transfer}; the lease is over and was not renewed: {renewal}")]
+    LeaseOver {
+        /// How the transfer ended.
+        transfer: delivery::FetchError,
+        /// Why there is no new lease.
+        renewal: String,
+    },
+    /// There is not enough space.
+    #[error(
+        "{} has {free} bytes free, and unpacking needs {needed}; make room there or choose another folder, then fetch \
+         again", path.display()
+    )]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// Some files only, of a product whose key comes at the end.
+    #[error("this product's key comes only when all of it is here; fetch it without --only")]
+    OnlyWithoutKey,
+    /// The manager does not give the key.
+    #[error("everything is here, but the manager gives no key: {0}; fetch again to go on")]
+    Key(ManagerError),
+    /// The key that came is none.
+    #[error("the key in the ticket cannot be opened with this home's key; ask the merchant for the ticket again")]
+    BadKey,
+    /// The bytes cannot be read.
+    #[error(transparent)]
+    Plain(PlainError),
+    /// The files cannot be written.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The files cannot be moved into their place.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The library failed.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The disk failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The disk failed under the content.
+    #[error(transparent)]
+    Content(#[from] delivery::FileError),
+    /// Stopped by the user.
+    #[error("stopped; what was fetched is kept, fetch again to go on")]
+    Cancelled,
+}
+
+impl FetchError {
+    /// The machine-readable cause that the library keeps.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            FetchError::ReadTicket { .. } | FetchError::TicketFile { .. } | FetchError::BadTicket(_) => "bad-ticket",
+            FetchError::OtherClient { .. } => "wrong-client",
+            FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal.code.as_str(),
+            FetchError::Unknown(..) => "not-entitled",
+            FetchError::Running { .. } => "running",
+            FetchError::Start(_) => "not-started",
+            FetchError::Trust(TrustError::ManagerNeeded { .. }) => "manager-needed",
+            FetchError::Trust(_) => "bad-manager-signature",
+            FetchError::Transfer(error) => transfer_cause(error),
+            FetchError::LeaseOver { .. } => "expired",
+            FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
+            FetchError::OnlyWithoutKey => "only-without-key",
+            FetchError::Key(ManagerError::Refused(refusal)) => refusal.code.as_str(),
+            FetchError::Key(_) => "manager-away",
+            FetchError::BadKey | FetchError::Plain(PlainError::WrongKey) => "wrong-key",
+            FetchError::Plain(_) | FetchError::Unpack(UnpackError::Plain(_)) => "bad-product",
+            FetchError::Unpack(UnpackError::NoSuchFile { .. }) => "no-such-file",
+            FetchError::Unpack(UnpackError::Stopped) | FetchError::Cancelled => "stopped",
+            FetchError::Place(PlaceError::Exists { .. }) => "place-taken",
+            FetchError::Unpack(UnpackError::File(_))
+            | FetchError::Place(_)
+            | FetchError::Library(_)
+            | FetchError::File(_)
+            | FetchError::Content(_) => "disk",
+        }
+    }
+}
+
+fn transfer_cause(error: &delivery::FetchError) -> &'static str {
+    use delivery::FetchError as E;
+    match error {
+        E::Refused { refusal, .. } => refusal.code.as_str(),
+        E::Manifest(_) | E::Finish(_) => "bad-manifest",
+        E::NoSource { cause, .. } => match cause {
+            StallCause::NoSeederKnown => "no-seeder-known",
+            StallCause::Connecting => "connecting",
+            StallCause::AllRefused { code } => code.as_str(),
+            StallCause::Overloaded => "overloaded",
+            StallCause::NoSeederHolds { .. } => "no-seeder-holds",
+            StallCause::Silent => "silent",
+            StallCause::NetworkUnreachable => "network-unreachable",
+            StallCause::NoSeederLeft => "no-seeder-left",
+            StallCause::DiskFull { .. } => "disk-full",
+            StallCause::ManagerAway => "manager-away",
+        },
+        E::Create(delivery::CreateError::NoSpace(_)) | E::DiskFull { .. } => "disk-full",
+        E::Create(_) | E::File(_) | E::Removed => "disk",
+        E::Cancelled { .. } => "stopped",
+    }
+}
+
+/// The part of a purchase that decides where and whether it may be fetched.
+#[derive(Clone, Debug)]
+struct Purchase {
+    transaction: TransactionId,
+    network: NetworkId,
+    envelope: TicketEnvelope,
+}
+
+/// Fetches a purchase into the folder `out`, which is made if there is none: the product's own file or folder appears
+/// in it in one step when everything is there and checked. Until then a hidden work folder beside holds what was
+/// fetched, and the same call goes on from it after any interruption.
+///
+/// # Errors
+/// [`FetchError`]; each says what to do, and nothing that was fetched is lost.
+pub async fn fetch(
+    home: &Home,
+    target: Target,
+    out: &Path,
+    options: FetchOptions,
+    progress: watch::Sender<FetchProgress>,
+    cancel: CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    Box::pin(run::run(home, target, out, options, progress, cancel)).await
+}

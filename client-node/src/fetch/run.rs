@@ -1,0 +1,444 @@
+//! The order in which a fetch does its work, and what it does when a part of it fails.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delivery::{Content, ContentStore};
+use node::{DirLock, DirLockError};
+use protocol::cipher::ContentSecret;
+use protocol::manifest::{KeyPolicy, Manifest};
+use protocol::receipt::Completion;
+use protocol::{ChunkSet, Signed, TransactionId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::finish::outcome_of;
+use super::key::{complete, complete_for_key, open_grant};
+use super::ticket::{self, Checked};
+use super::transfer::Tally;
+use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
+use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms};
+use crate::inbox::ask_ticket;
+use crate::library::{Delivery, DeliveryState, Trouble};
+use crate::link::Link;
+use crate::plain::{Plain, PlainError, Stored, payload};
+use crate::shop::printable;
+use crate::unpack::{Selection, UnpackError, Unpacked};
+use crate::verify::{VerifyTarget, verify};
+
+/// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
+pub(super) const ROUNDS: u32 = 4;
+/// For the completion of a product whose key is here already: the manager gets it from the seeders, too.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Reporter = watch::Sender<FetchProgress>;
+
+pub(super) async fn run(
+    home: &Home,
+    target: Target,
+    out: &Path,
+    options: FetchOptions,
+    progress: Reporter,
+    cancel: CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    let started = Instant::now();
+    let found = tokio::select! {
+        found = ticket::find(home, target, &options) => found?,
+        () = cancel.cancelled() => return Err(FetchError::Cancelled),
+    };
+    let transaction = found.transaction;
+    let title = printable(&found.envelope.title, 200);
+    progress.send_modify(|p| (p.transaction, p.title) = (Some(transaction), title.clone()));
+    let result = fetch_purchase(home, found, out, options, &progress, &cancel).await;
+    match result {
+        Ok(mut outcome) => {
+            outcome.total_ms = millis(started.elapsed());
+            progress.send_modify(|p| p.phase = FetchPhase::Done);
+            Ok(outcome)
+        }
+        Err(error) => {
+            tracing::info!(%transaction, cause = error.cause(), %error, "fetch ended early");
+            note_trouble(home, transaction, &error).await;
+            Err(error)
+        }
+    }
+}
+
+async fn note_trouble(home: &Home, transaction: TransactionId, error: &FetchError) {
+    let trouble = Trouble { cause: error.cause().to_owned(), detail: printable(&error.to_string(), 500), at: now_ms() };
+    let library = home.library();
+    let noted = blocking(move || library.update(transaction, move |d| d.trouble = Some(trouble.clone()))).await;
+    if let Err(error) = noted {
+        tracing::warn!(%transaction, %error, "the library does not know why the fetch ended");
+    }
+}
+
+async fn fetch_purchase(
+    home: &Home,
+    purchase: Purchase,
+    out: &Path,
+    options: FetchOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    let (folder, transaction) = (home.delivery_dir(&purchase.transaction), purchase.transaction);
+    let wanted = out.to_owned();
+    let (out, _lock) = blocking(move || {
+        std::fs::create_dir_all(&wanted).at("make the folder", &wanted)?;
+        let out = std::fs::canonicalize(&wanted).at("find the folder", &wanted)?;
+        make_private_dir(&folder)?;
+        match DirLock::acquire(&folder) {
+            Ok(lock) => Ok((out, lock)),
+            Err(DirLockError::Held { pid, .. }) => Err(FetchError::Running { pid }),
+            Err(DirLockError::Io { source, .. }) => Err(FileError { doing: "lock", path: folder, source }.into()),
+        }
+    })
+    .await?;
+    if let Some(outcome) = already_here(home, transaction, &out, &options).await? {
+        return Ok(outcome);
+    }
+    let link = Link::start(home, &purchase.envelope.join, options.link.clone()).await?;
+    let result = fetch_linked(home, &link, purchase, out, options, progress, cancel).await;
+    link.stop().await;
+    result
+}
+
+/// A delivery that was done into this folder and is still sound is not fetched again.
+async fn already_here(
+    home: &Home,
+    transaction: TransactionId,
+    out: &Path,
+    options: &FetchOptions,
+) -> Result<Option<FetchOutcome>, FetchError> {
+    let library = home.library();
+    let Some(delivery) = blocking(move || library.get(&transaction)).await? else { return Ok(None) };
+    let Some(path) = delivery.place() else { return Ok(None) };
+    let covers = delivery.only.is_empty() || delivery.only == options.only;
+    if delivery.state != DeliveryState::Done || path.parent() != Some(out) || !covers {
+        return Ok(None);
+    }
+    // What cannot be verified, or is damaged, is fetched again.
+    match verify(home, VerifyTarget::Transaction(transaction), |_, _| {}).await {
+        Ok(report) if report.is_good() => {}
+        Ok(_) | Err(_) => return Ok(None),
+    }
+    Ok(Some(FetchOutcome { already_here: true, ..outcome_of(transaction, &delivery, path) }))
+}
+
+async fn fetch_linked(
+    home: &Home,
+    link: &Link,
+    purchase: Purchase,
+    out: PathBuf,
+    options: FetchOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    let transaction = purchase.transaction;
+    let checked = tokio::select! {
+        checked = ticket::check(home, link, purchase) => checked?,
+        () = cancel.cancelled() => return Err(FetchError::Cancelled),
+    };
+    keep_fresh(home, link, &checked);
+    tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
+    let work = out.join(format!(".willcall-{transaction}"));
+    let store = {
+        let work = work.clone();
+        blocking(move || {
+            make_work_dir(&work)?;
+            Ok::<_, FetchError>(ContentStore::open(&work)?)
+        })
+        .await?
+    };
+    let resumed_from = store.get(&checked.manifest).map_or(0, |content| content.have_bytes());
+    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction };
+    let (library, out) = (home.library(), run.out.clone());
+    blocking(move || {
+        library.update(transaction, move |delivery| {
+            delivery.set_out(&out);
+            delivery.trouble = None;
+            if delivery.state != DeliveryState::Fetched {
+                delivery.state = DeliveryState::Fetching;
+                delivery.started_at = now_ms();
+            }
+        })
+    })
+    .await?;
+    let result = run.to_the_end(checked).await;
+    let have = run.store.list().first().map(|content| (content.have_bytes(), content.manifest().length));
+    if let (Err(_), Some((have, total))) = (&result, have) {
+        let library = home.library();
+        blocking(move || library.update(transaction, move |d| (d.have_bytes, d.total_bytes) = (have, total))).await?;
+    }
+    result.map(|outcome| FetchOutcome { resumed_from, ..outcome })
+}
+
+/// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to
+/// elsewhere, is not used.
+fn make_work_dir(work: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    make_private_dir(work)?;
+    let found = std::fs::symlink_metadata(work).at("look at", work)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        let source = std::io::Error::other("it is not this user's own folder; remove it");
+        return Err(FileError { doing: "use the work folder", path: work.to_owned(), source });
+    }
+    if found.mode() & 0o077 != 0 {
+        std::fs::set_permissions(work, std::fs::Permissions::from_mode(0o700)).at("make private", work)?;
+    }
+    Ok(())
+}
+
+/// Beside the fetch: newer keys and revocations for the next time, and a new lease when this one is half over.
+fn keep_fresh(home: &Home, link: &Link, checked: &Checked) {
+    let (home, link_, checked) = (home.clone(), link.clone(), checked.clone());
+    let token = link.supervisor().token();
+    link.supervisor().spawn("refresh", async move {
+        let refresh = async {
+            if let Err(error) = link_.refresh().await {
+                tracing::debug!(%error, "key set not refreshed");
+                return;
+            }
+            if ticket::is_half_over(&checked.lease, now_ms())
+                && let Err(error) = ticket::renew(&home, &link_, &checked).await
+            {
+                tracing::info!(%error, "lease not renewed, the next run tries again");
+            }
+            let state = checked.revoked.as_ref().clone();
+            if let Err(error) = link_.refresh_revocations(&checked.trust, state).await {
+                tracing::debug!(%error, "revocations not refreshed");
+            }
+        };
+        tokio::select! {
+            () = Box::pin(refresh) => {}
+            () = token.cancelled() => {}
+        }
+    });
+}
+
+/// What the steps of one run share.
+pub(super) struct Run<'a> {
+    pub(super) home: &'a Home,
+    pub(super) link: &'a Link,
+    pub(super) options: &'a FetchOptions,
+    pub(super) progress: &'a Reporter,
+    pub(super) cancel: &'a CancellationToken,
+    pub(super) store: ContentStore,
+    pub(super) work: PathBuf,
+    pub(super) out: PathBuf,
+    pub(super) transaction: TransactionId,
+}
+
+impl Run<'_> {
+    async fn to_the_end(&self, mut checked: Checked) -> Result<FetchOutcome, FetchError> {
+        let mut tally = Tally::default();
+        let mut round = 0;
+        loop {
+            round += 1;
+            let attempt = match self.options.only.is_empty() {
+                true => self.everything(&mut checked, &mut tally).await,
+                false => self.some_files(&mut checked, &mut tally).await,
+            };
+            let (content, unpacked, reported) = match attempt {
+                Ok(done) => done,
+                // The disk lost something between verification and decryption: what is bad is found and fetched again.
+                Err(FetchError::Unpack(UnpackError::Plain(PlainError::Damaged(chunk)))) if round < ROUNDS => {
+                    tracing::warn!(chunk, "damaged on this disk, fetching it again");
+                    self.forget_damaged(&checked).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            return self.put_in_place(content, unpacked, reported, tally).await;
+        }
+    }
+
+    async fn forget_damaged(&self, checked: &Checked) -> Result<(), FetchError> {
+        let Some(content) = self.store.get(&checked.manifest) else { return Ok(()) };
+        blocking(move || content.verify_all(&mut |_| std::ops::ControlFlow::Continue(()))).await?;
+        let library = self.home.library();
+        let transaction = self.transaction;
+        Ok(blocking(move || library.update(transaction, |d| d.state = DeliveryState::Fetching)).await?)
+    }
+
+    async fn everything(
+        &self,
+        checked: &mut Checked,
+        tally: &mut Tally,
+    ) -> Result<(Arc<Content>, Unpacked, bool), FetchError> {
+        let here = self.store.get(&checked.manifest).filter(|content| content.is_complete());
+        let mut signed = None;
+        let content = match here {
+            Some(content) => content,
+            None => {
+                self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
+                let report = self.transfer(checked, None).await?;
+                signed = report.completion.clone();
+                tally.add(report);
+                self.content(checked)?
+            }
+        };
+        let completion = self.note_fetched(checked, &content, signed).await?;
+        tracing::info!(step = 11, transaction = %self.transaction, bytes = content.manifest().length, "product received");
+        let delivery = self.delivery().await?;
+        let (unpacked, reported) = match delivery.as_ref().and_then(|d| open_grant(self.home.keypair(), d)) {
+            Some(secret) => {
+                let report = tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &completion));
+                let (unpacked, report) = tokio::join!(self.unpack(&content, secret), report);
+                let reported = match report {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(error)) => {
+                        tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
+                        false
+                    }
+                    Err(_) => false,
+                };
+                (unpacked?, reported)
+            }
+            None => {
+                let secret = self.ask_for_key(checked, &content, &completion).await?;
+                (self.unpack(&content, secret).await?, true)
+            }
+        };
+        Ok((content, unpacked, reported))
+    }
+
+    async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {
+        let (library, transaction) = (self.home.library(), self.transaction);
+        Ok(blocking(move || library.get(&transaction)).await?)
+    }
+
+    fn content(&self, checked: &Checked) -> Result<Arc<Content>, FetchError> {
+        self.store.get(&checked.manifest).ok_or(FetchError::Transfer(delivery::FetchError::Removed))
+    }
+
+    /// Notes that all of it is here, with the signed word for it.
+    async fn note_fetched(
+        &self,
+        checked: &Checked,
+        content: &Arc<Content>,
+        signed: Option<Signed<Completion>>,
+    ) -> Result<Signed<Completion>, FetchError> {
+        let mine = Completion {
+            network: checked.purchase.network,
+            delivery: self.delivery_id(checked),
+            manifest: checked.manifest,
+            at: now_ms(),
+        };
+        let known = self.delivery().await?.and_then(|delivery| delivery.completion);
+        let known = known.filter(|known| known.peek().is_ok_and(|said| said.delivery == mine.delivery));
+        let completion = signed.or(known).unwrap_or_else(|| Signed::sign(&mine, self.home.keypair()));
+        let (library, transaction) = (self.home.library(), self.transaction);
+        let (manifest, length, noted) =
+            (content.signed_manifest().clone(), content.manifest().length, completion.clone());
+        blocking(move || {
+            library.update(transaction, move |delivery| {
+                delivery.state = DeliveryState::Fetched;
+                delivery.manifest = Some(manifest.clone());
+                delivery.completion = Some(noted.clone());
+                (delivery.have_bytes, delivery.total_bytes) = (length, length);
+            })
+        })
+        .await?;
+        Ok(completion)
+    }
+
+    /// The key that was held back until now.
+    async fn ask_for_key(
+        &self,
+        checked: &Checked,
+        content: &Content,
+        completion: &Signed<Completion>,
+    ) -> Result<ContentSecret, FetchError> {
+        self.progress.send_modify(|p| p.phase = FetchPhase::AwaitingKey);
+        let patience = self.options.manager_patience;
+        let mut grant = complete_for_key(self.link, completion, patience, self.progress, self.cancel).await?;
+        if grant.is_none() && content.manifest().policy == KeyPolicy::AtRelease {
+            // A ticket that lost its key on the way; the mailbox has it.
+            let asked = ask_ticket(self.link, self.transaction, checked.purchase.network, self.home.peer_id()).await;
+            grant = asked.ok().and_then(|envelope| envelope.grant);
+        }
+        let grant = grant.ok_or(FetchError::BadKey)?;
+        let (library, transaction) = (self.home.library(), self.transaction);
+        blocking(move || {
+            library.update(transaction, move |d| {
+                d.grant = Some(grant.clone());
+                d.reported = true;
+            })
+        })
+        .await?;
+        tracing::info!(transaction = %transaction, "content key received");
+        let delivery = self.delivery().await?;
+        delivery.and_then(|d| open_grant(self.home.keypair(), &d)).ok_or(FetchError::BadKey)
+    }
+
+    /// The head of the pack first, then the chunks that the chosen files lie in.
+    async fn some_files(
+        &self,
+        checked: &mut Checked,
+        tally: &mut Tally,
+    ) -> Result<(Arc<Content>, Unpacked, bool), FetchError> {
+        let delivery = self.delivery().await?;
+        let secret = delivery.and_then(|d| open_grant(self.home.keypair(), &d)).ok_or(FetchError::OnlyWithoutKey)?;
+        self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
+        let first = self.need(checked, tally, ChunkSet::from_range(0..1)).await?;
+        let reader = |content: &Arc<Content>| Plain::new(Stored(Arc::clone(content)), content.manifest(), &secret);
+        let mut plain = reader(&first).map_err(FetchError::Plain)?;
+        let head = blocking(move || plain.head_length()).await.map_err(FetchError::Plain)?;
+        let head = chunks_of(first.manifest(), std::slice::from_ref(&(0..head)));
+        let content = self.need(checked, tally, head).await?;
+        let mut plain = reader(&content).map_err(FetchError::Plain)?;
+        let listed = blocking(move || plain.list()).await.map_err(FetchError::Plain)?;
+        let selection = Selection::of(&listed.list, &self.options.only)?;
+        let ranges = selection.ranges(&listed.list);
+        let ranges: Vec<_> = ranges.iter().map(|range| range.start + listed.head..range.end + listed.head).collect();
+        let wanted = chunks_of(content.manifest(), &ranges);
+        let content = self.need(checked, tally, wanted).await?;
+        let (library, transaction) = (self.home.library(), self.transaction);
+        let (manifest, have, length) =
+            (content.signed_manifest().clone(), content.have_bytes(), content.manifest().length);
+        blocking(move || {
+            library.update(transaction, move |delivery| {
+                delivery.manifest = Some(manifest.clone());
+                (delivery.have_bytes, delivery.total_bytes) = (have, length);
+            })
+        })
+        .await?;
+        tracing::info!(step = 11, %transaction, bytes = have, "chosen part of the product received");
+        let unpacked = self.unpack(&content, secret).await?;
+        Ok((content, unpacked, false))
+    }
+
+    /// Makes sure that these chunks are here.
+    async fn need(
+        &self,
+        checked: &mut Checked,
+        tally: &mut Tally,
+        chunks: ChunkSet,
+    ) -> Result<Arc<Content>, FetchError> {
+        if let Some(content) = self.store.get(&checked.manifest)
+            && content.have().is_superset(&chunks)
+        {
+            return Ok(content);
+        }
+        let report = self.transfer(checked, Some(chunks)).await?;
+        tally.add(report);
+        self.content(checked)
+    }
+}
+
+/// The chunks in which these plain bytes lie.
+fn chunks_of(manifest: &Manifest, ranges: &[std::ops::Range<u64>]) -> ChunkSet {
+    let payload = payload(manifest);
+    let mut chunks = ChunkSet::new();
+    for range in ranges.iter().filter(|range| range.start < range.end) {
+        let number = |chunk: u64| u32::try_from(chunk).unwrap_or(u32::MAX).min(manifest.chunks());
+        chunks.insert_range(number(range.start / payload)..number(range.end.div_ceil(payload)));
+    }
+    chunks
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

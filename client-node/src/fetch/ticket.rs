@@ -1,0 +1,180 @@
+//! Which ticket is fetched by, and whether it is any good: judged here with the same checks as at a seeder, so that a
+//! wrong one ends in one clear line and not in refusals from everywhere.
+
+use std::sync::Arc;
+
+use protocol::ticket::{Admission, Lease, TicketEnvelope};
+use protocol::trust::{RevocationState, Trust};
+use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
+
+use super::{FetchError, FetchOptions, Purchase, Target};
+use crate::home::{Home, blocking, now_ms};
+use crate::inbox::{TicketError, ask_ticket};
+use crate::library::{LibraryError, issued};
+use crate::link::{Link, ManagerError, wants_newer_keys};
+
+/// The purchase that is meant, with the newest ticket at hand; it is in the library afterwards.
+pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) -> Result<Purchase, FetchError> {
+    let envelope = match target {
+        Target::Envelope(envelope) => *envelope,
+        Target::File(path) => {
+            let read = tokio::fs::read(&path).await;
+            let bytes = read.map_err(|source| FetchError::ReadTicket { path: path.clone(), source })?;
+            TicketEnvelope::from_file_bytes(&bytes).map_err(|source| FetchError::TicketFile { path, source })?
+        }
+        Target::Transaction(transaction) => {
+            let library = home.library();
+            match blocking(move || library.get(&transaction)).await? {
+                Some(delivery) => delivery.envelope,
+                None => ask_networks(home, transaction, options).await?,
+            }
+        }
+    };
+    let (data, lease) = peek(&envelope).map_err(FetchError::BadTicket)?;
+    if envelope.join.network() != data.network {
+        let why = "its join line is of another network";
+        return Err(FetchError::BadTicket(Refusal::new(RefusalCode::WrongNetwork, why)));
+    }
+    if lease.client != home.peer_id() {
+        return Err(FetchError::OtherClient { ticket_for: lease.client, here: home.peer_id() });
+    }
+    let (library, transaction) = (home.library(), data.transaction);
+    let envelope = blocking(move || {
+        if library.put_ticket(transaction, &envelope, false, now_ms(), None)? {
+            tracing::info!(step = 8, %transaction, "ticket received");
+        }
+        let known = library.get(&transaction)?.filter(|known| known.checked).map(|known| known.envelope);
+        // An older ticket of a purchase that goes on by a renewed one.
+        Ok::<_, LibraryError>(known.filter(|known| issued(known) > issued(&envelope)).unwrap_or(envelope))
+    })
+    .await?;
+    Ok(Purchase { transaction, network: data.network, envelope })
+}
+
+fn peek(envelope: &TicketEnvelope) -> Result<(protocol::ticket::TransactionData, Lease), Refusal> {
+    Ok((envelope.ticket.data.peek()?, envelope.ticket.lease.peek()?))
+}
+
+/// A transaction that the library does not know: some manager's mailbox may.
+async fn ask_networks(
+    home: &Home,
+    transaction: TransactionId,
+    options: &FetchOptions,
+) -> Result<TicketEnvelope, FetchError> {
+    let joins = match &options.join {
+        Some(join) => vec![join.clone()],
+        None => {
+            let networks = home.networks();
+            blocking(move || networks.list()).await?
+        }
+    };
+    let mut why = String::new();
+    for join in joins {
+        let link = Link::start(home, &join, options.link.clone()).await?;
+        let asked = match link.trust().await {
+            Ok(_) => ask_ticket(&link, transaction, join.network(), home.peer_id()).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        link.stop().await;
+        match asked {
+            Ok(envelope) => return Ok(envelope),
+            Err(error) => why.push_str(&format!("; {error}")),
+        }
+    }
+    Err(FetchError::Unknown(transaction, why))
+}
+
+/// The purchase with keys and revocations that it was checked against.
+#[derive(Clone)]
+pub(super) struct Checked {
+    pub(super) purchase: Purchase,
+    pub(super) lease: Lease,
+    pub(super) manifest: protocol::Digest,
+    pub(super) trust: Arc<Trust>,
+    pub(super) revoked: Arc<RevocationState>,
+    /// Why an over lease could not be renewed; seeders that know the delivery may go on with it for a while.
+    pub(super) not_renewed: Option<String>,
+}
+
+/// Checks the ticket against the network's keys, fetching newer ones, and a newer lease, where that helps.
+pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> Result<Checked, FetchError> {
+    let (mut trust, mut fresh) = link.trust().await?;
+    let revoked = Arc::new(link.revocations(&trust).await?);
+    let mut not_renewed = None;
+    let mut renewed = false;
+    loop {
+        let now = now_ms();
+        let refusal = match judge(&purchase.envelope, home.peer_id(), &trust, &revoked, now) {
+            Ok(lease) => {
+                let (data, _) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
+                note(home, &purchase).await?;
+                return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
+            }
+            Err(refusal) => refusal,
+        };
+        match refusal.code {
+            _ if wants_newer_keys(&refusal) && !fresh => match link.refresh().await {
+                Ok(newer) => (trust, fresh) = (newer, true),
+                Err(error) => {
+                    let detail = format!("{}; newer keys were not to be had: {error}", refusal.detail);
+                    return Err(FetchError::BadTicket(Refusal::new(refusal.code, detail)));
+                }
+            },
+            RefusalCode::Expired if !renewed => {
+                renewed = true;
+                match ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await {
+                    Ok(envelope) => purchase.envelope = envelope,
+                    Err(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
+                        return Err(FetchError::Revoked(said));
+                    }
+                    Err(error) => not_renewed = Some(error.to_string()),
+                }
+            }
+            RefusalCode::Expired if not_renewed.is_some() => {
+                let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
+                return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
+            }
+            RefusalCode::NotYetValid | RefusalCode::Expired => return Err(FetchError::Clock(refusal)),
+            RefusalCode::Revoked => return Err(FetchError::Revoked(refusal)),
+            _ => return Err(FetchError::BadTicket(refusal)),
+        }
+    }
+}
+
+/// A seeder's checks, at no seeder in particular and with the manager as fresh as can be.
+fn judge(
+    envelope: &TicketEnvelope,
+    client: PeerId,
+    trust: &Trust,
+    revoked: &RevocationState,
+    now: u64,
+) -> Result<Lease, Refusal> {
+    let admission =
+        Admission { peer: client, seeder: client, trust, revoked, last_heartbeat: Some(now), continuation_ms: 0, now };
+    Ok(envelope.ticket.check(&admission)?.lease)
+}
+
+/// Notes a ticket that was checked.
+async fn note(home: &Home, purchase: &Purchase) -> Result<(), LibraryError> {
+    let (library, transaction, envelope) = (home.library(), purchase.transaction, purchase.envelope.clone());
+    blocking(move || library.put_ticket(transaction, &envelope, true, now_ms(), None)).await.map(drop)
+}
+
+/// A new lease from the manager, checked and noted: why not, where there is none.
+pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, String> {
+    let Checked { purchase, trust, revoked, .. } = checked;
+    let asked = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await;
+    let envelope = asked.map_err(|error| error.to_string())?;
+    let trust = link.known_trust().unwrap_or_else(|| Arc::clone(trust));
+    let lease = judge(&envelope, home.peer_id(), &trust, revoked, now_ms()).map_err(|refusal| refusal.to_string())?;
+    let purchase = Purchase { envelope, ..purchase.clone() };
+    note(home, &purchase).await.map_err(|error| error.to_string())?;
+    tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
+    let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
+    Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
+}
+
+/// Past half of its life a lease is renewed, so that one that is needed is hardly ever over.
+pub(super) fn is_half_over(lease: &Lease, now: u64) -> bool {
+    now >= lease.start.saturating_add(lease.end.saturating_sub(lease.start) / 2)
+}

@@ -1,0 +1,226 @@
+//! The transfer as a client drives it: where it looks for seeders, and what it can mend by itself (a lease that is over,
+//! a damaged work folder) before it gives up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport};
+use futures::FutureExt;
+use protocol::api::provider_key;
+use protocol::deliver::Credential;
+use protocol::receipt::DeliveryId;
+use protocol::{ChunkSet, PeerAddrs, RefusalCode};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::FetchError;
+use super::acks::AckFiles;
+use super::run::{ROUNDS, Run};
+use super::ticket::{self, Checked};
+use crate::home::blocking;
+use crate::inbox::ask_ticket;
+
+/// Seeders taken from one question to the DHT.
+const PROVIDERS: usize = 32;
+const DHT_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// What came of the transfers of one run.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) bytes: u64,
+    pub(super) duplicate_bytes: u64,
+    pub(super) duration: Duration,
+    pub(super) sources: Vec<SourceReport>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, report: FetchReport) {
+        self.bytes += report.bytes;
+        self.duplicate_bytes += report.duplicate_bytes;
+        self.duration += report.duration;
+        for source in report.sources {
+            match self.sources.iter_mut().find(|known| known.peer == source.peer) {
+                Some(known) => {
+                    known.chunks += source.chunks;
+                    known.bytes += source.bytes;
+                    known.banned |= source.banned;
+                    known.last_refusal = source.last_refusal;
+                    known.last_reason = source.last_reason;
+                }
+                None => self.sources.push(source),
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Transfers, renewing the lease or repairing the store where the first try fails for want of it.
+    pub(super) async fn transfer(
+        &self,
+        checked: &mut Checked,
+        only: Option<ChunkSet>,
+    ) -> Result<FetchReport, FetchError> {
+        let mut round = 0;
+        loop {
+            round += 1;
+            let error = match self.transfer_once(checked, only.clone()).await? {
+                Ok(report) => return Ok(report),
+                Err(error) => error,
+            };
+            match error {
+                delivery::FetchError::Cancelled { .. } => return Err(FetchError::Cancelled),
+                delivery::FetchError::Create(delivery::CreateError::Damaged(damaged)) if round < ROUNDS => {
+                    tracing::warn!(%damaged, "work folder repaired");
+                    let (store, digest) = (self.store.clone(), checked.manifest);
+                    blocking(move || match store.recover(&digest) {
+                        Ok(_) => Ok(()),
+                        Err(_) => store.remove(&digest).map(drop),
+                    })
+                    .await?;
+                }
+                transfer if is_over(&transfer) && round < ROUNDS => {
+                    match ticket::renew(self.home, self.link, checked).await {
+                        Ok(renewed) => *checked = renewed,
+                        Err(renewal) => return Err(FetchError::LeaseOver { transfer, renewal }),
+                    }
+                }
+                transfer => {
+                    return Err(match checked.not_renewed.clone() {
+                        Some(renewal) => FetchError::LeaseOver { transfer, renewal },
+                        None => FetchError::Transfer(transfer),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn transfer_once(
+        &self,
+        checked: &Checked,
+        only: Option<ChunkSet>,
+    ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
+        let (sender, mut transfer) = watch::channel(Progress::default());
+        let cancel = self.cancel.child_token();
+        let partial = only.is_some();
+        let job = self.job(checked, only, sender, cancel.clone());
+        let watcher = async {
+            let mut space = None;
+            while transfer.changed().await.is_ok() {
+                let now = transfer.borrow_and_update().clone();
+                if space.is_none() && now.total_bytes > 0 {
+                    // The ciphertext's own space was reserved just before; this is for the files.
+                    space = Some(if partial { Ok(()) } else { self.check_space(now.total_bytes) });
+                    if let Some(Err(_)) = &space {
+                        cancel.cancel();
+                    }
+                }
+                self.progress.send_modify(|p| p.transfer = now);
+            }
+            space.unwrap_or(Ok(()))
+        };
+        let (result, space) = tokio::join!(Box::pin(delivery::fetch(job)), watcher);
+        if let Err(no_space) = space {
+            self.drop_empty(checked).await?;
+            return Err(no_space);
+        }
+        Ok(result)
+    }
+
+    fn check_space(&self, needed: u64) -> Result<(), FetchError> {
+        let free = delivery::free_space(&self.out)?;
+        if free < needed {
+            return Err(FetchError::NoSpace { path: self.out.clone(), needed, free });
+        }
+        Ok(())
+    }
+
+    /// Space that was reserved and not used is given back.
+    async fn drop_empty(&self, checked: &Checked) -> Result<(), FetchError> {
+        let (store, digest) = (self.store.clone(), checked.manifest);
+        blocking(move || {
+            if store.get(&digest).is_some_and(|content| content.have_bytes() == 0) {
+                store.remove(&digest)?;
+            }
+            Ok::<_, FetchError>(())
+        })
+        .await
+    }
+
+    pub(super) fn delivery_id(&self, checked: &Checked) -> DeliveryId {
+        DeliveryId { transaction: self.transaction, delivery: checked.lease.delivery }
+    }
+
+    fn job(
+        &self,
+        checked: &Checked,
+        only: Option<ChunkSet>,
+        progress: watch::Sender<Progress>,
+        cancel: CancellationToken,
+    ) -> FetchJob {
+        let delivery = self.delivery_id(checked);
+        let acks = self.home.delivery_dir(&self.transaction).join(format!("acks-{}", delivery.delivery));
+        FetchJob {
+            connect: Arc::new(self.link.node().clone()),
+            store: self.store.clone(),
+            manifest: checked.manifest,
+            only,
+            credential: Credential::Ticket(Box::new(checked.purchase.envelope.ticket.clone())),
+            delivery,
+            keypair: self.home.keypair().clone(),
+            sources: known_sources(checked, &self.options.sources),
+            more_sources: Some(self.more_sources(checked)),
+            trust: Arc::clone(&checked.trust),
+            revoked: Arc::clone(&checked.revoked),
+            acks: Arc::new(AckFiles::new(acks)),
+            progress,
+            limits: self.options.limits.clone(),
+            cancel,
+        }
+    }
+
+    /// Whoever says in the DHT to have it, and the sources that the manager knows by now.
+    fn more_sources(&self, checked: &Checked) -> MoreSources {
+        let (link, home) = (self.link.clone(), self.home.clone());
+        let (transaction, network) = (self.transaction, checked.purchase.network);
+        let key = *provider_key(&network, &checked.manifest).as_bytes();
+        Arc::new(move || {
+            let (link, home) = (link.clone(), home.clone());
+            async move {
+                let providers = link.node().find_providers(key, PROVIDERS, DHT_TIMEOUT);
+                let ticket = ask_ticket(&link, transaction, network, home.peer_id());
+                let (providers, ticket) = tokio::join!(providers, ticket);
+                let mut found = ticket.map(|envelope| envelope.sources).unwrap_or_default();
+                found.extend(providers.unwrap_or_default());
+                found
+            }
+            .boxed()
+        })
+    }
+}
+
+/// Sources with addresses first; the lease's order is the manager's preference.
+fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> {
+    let envelope = &checked.purchase.envelope;
+    let mut sources = Vec::new();
+    for peer in &checked.lease.sources {
+        let known = envelope.sources.iter().find(|source| source.peer == *peer);
+        sources.push(known.cloned().unwrap_or_else(|| PeerAddrs::from(*peer)));
+    }
+    for source in envelope.sources.iter().chain(configured) {
+        if !sources.iter().any(|known| known.peer == source.peer) {
+            sources.push(source.clone());
+        }
+    }
+    sources
+}
+
+/// Did it end because the lease is over?
+fn is_over(error: &delivery::FetchError) -> bool {
+    match error {
+        delivery::FetchError::Refused { refusal, .. } => refusal.code == RefusalCode::Expired,
+        delivery::FetchError::NoSource { cause: delivery::StallCause::AllRefused { code }, .. } => {
+            *code == RefusalCode::Expired
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,314 @@
+//! What was bought and where it went. The database can be open in one process at a time, and a fetch runs for hours
+//! beside other commands: so it is opened for each access only, with a bounded wait for whoever has it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bincode::{Decode, Encode};
+use node::{DirLock, DirLockError};
+use protocol::manifest::Manifest;
+use protocol::receipt::Completion;
+use protocol::ticket::{KeyGrant, TicketEnvelope};
+use protocol::{Digest, Signed, TransactionId};
+use store::{Db, OpenError, Options, StoreError, Table};
+
+use crate::home::{FileError, make_private_dir};
+
+const SCHEMA: u32 = 1;
+/// Every access takes milliseconds; whoever holds the database for longer than this is stuck.
+const WAIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(15);
+/// Most records that one listing shows: far above what one person buys, and at some KiB each it fits in memory.
+pub(crate) const MAX_LISTED: usize = 10_000;
+
+const DELIVERIES: Table<TransactionId, Delivery> = Table::new("deliveries");
+const ATTEMPTS: Table<Digest, Attempt> = Table::new("attempts");
+
+/// How far a delivery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeliveryState {
+    /// The ticket is here.
+    Received,
+    /// Chunks are being fetched, or were when the last run ended.
+    Fetching,
+    /// All chunks are here; the key or the unpacking is missing.
+    Fetched,
+    /// The files are in their place.
+    Done,
+}
+
+impl DeliveryState {
+    /// The name in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DeliveryState::Received => "received",
+            DeliveryState::Fetching => "fetching",
+            DeliveryState::Fetched => "fetched",
+            DeliveryState::Done => "done",
+        }
+    }
+}
+
+/// Why the last run of a delivery did not get further.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+pub struct Trouble {
+    /// Machine-readable cause.
+    pub cause: String,
+    /// One line for people.
+    pub detail: String,
+    /// When, unix milliseconds.
+    pub at: u64,
+}
+
+/// One purchase in the library.
+#[derive(Clone, Debug, Encode, Decode)]
+pub(crate) struct Delivery {
+    /// The newest ticket.
+    pub(crate) envelope: TicketEnvelope,
+    /// It was checked against the network's keys; only a checked ticket takes its place.
+    pub(crate) checked: bool,
+    /// The key, where it came after the ticket.
+    pub(crate) grant: Option<KeyGrant>,
+    pub(crate) state: DeliveryState,
+    pub(crate) manifest: Option<Signed<Manifest>>,
+    /// Folder into which it is or was fetched, as the system's bytes.
+    out: Option<Vec<u8>>,
+    /// The files' place, canonical, as the system's bytes.
+    place: Option<Vec<u8>>,
+    /// Device and inode of what was, or is about to be, put there: nothing else is ever taken for it. At most two.
+    pub(crate) inodes: Vec<(u64, u64)>,
+    /// What was chosen of it; empty for everything.
+    pub(crate) only: Vec<String>,
+    /// The client's signed word that all of it came.
+    pub(crate) completion: Option<Signed<Completion>>,
+    /// The manager has it.
+    pub(crate) reported: bool,
+    /// Unix milliseconds; 0 for not yet.
+    pub(crate) received_at: u64,
+    pub(crate) started_at: u64,
+    pub(crate) finished_at: u64,
+    /// Ciphertext bytes here, and in all where that is known.
+    pub(crate) have_bytes: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) files: u32,
+    pub(crate) plain_bytes: u64,
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// A purchase that was sent and not yet answered for good.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Attempt {
+    /// What makes a repetition the same purchase.
+    pub(crate) key: String,
+    /// When it was first sent, unix milliseconds.
+    pub(crate) at: u64,
+}
+
+// An envelope of 64 KiB, a manifest of 40 KiB, two paths of 4 KiB, selections, and small change.
+protocol::wire! {
+    Delivery => 192 * 1024,
+    Attempt => 256,
+}
+
+impl Delivery {
+    pub(crate) fn new(envelope: TicketEnvelope, now: u64) -> Self {
+        Delivery {
+            envelope,
+            checked: false,
+            grant: None,
+            state: DeliveryState::Received,
+            manifest: None,
+            out: None,
+            place: None,
+            inodes: Vec::new(),
+            only: Vec::new(),
+            completion: None,
+            reported: false,
+            received_at: now,
+            started_at: 0,
+            finished_at: 0,
+            have_bytes: 0,
+            total_bytes: 0,
+            files: 0,
+            plain_bytes: 0,
+            trouble: None,
+        }
+    }
+
+    pub(crate) fn out(&self) -> Option<PathBuf> {
+        self.out.clone().map(path_of)
+    }
+
+    pub(crate) fn set_out(&mut self, path: &Path) {
+        self.out = Some(path.as_os_str().as_bytes().to_vec());
+    }
+
+    pub(crate) fn place(&self) -> Option<PathBuf> {
+        self.place.clone().map(path_of)
+    }
+
+    pub(crate) fn set_place(&mut self, path: &Path) {
+        self.place = Some(path.as_os_str().as_bytes().to_vec());
+    }
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Why the library could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LibraryError {
+    /// Another process did not let go of it.
+    #[error("the library {} is in use by process {pid} and stays so; wait for that command or stop it", path.display())]
+    Busy {
+        /// Its folder.
+        path: PathBuf,
+        /// The process.
+        pid: String,
+    },
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The lock cannot be taken.
+    #[error(transparent)]
+    Lock(DirLockError),
+}
+
+/// The library of one home. All methods block.
+#[derive(Clone, Debug)]
+pub(crate) struct Library {
+    dir: PathBuf,
+    wait: Duration,
+}
+
+impl Library {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Library { dir, wait: WAIT }
+    }
+
+    /// The same, with another limit to how long it waits for others.
+    #[cfg(test)]
+    pub(crate) fn waiting(self, wait: Duration) -> Self {
+        Library { wait, ..self }
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&Db) -> Result<R, StoreError>) -> Result<R, LibraryError> {
+        make_private_dir(&self.dir)?;
+        let deadline = Instant::now() + self.wait;
+        let _lock = loop {
+            match DirLock::acquire(&self.dir) {
+                Ok(lock) => break lock,
+                Err(DirLockError::Held { pid, .. }) if Instant::now() >= deadline => {
+                    return Err(LibraryError::Busy { path: self.dir.clone(), pid });
+                }
+                Err(DirLockError::Held { .. }) => std::thread::sleep(POLL),
+                Err(error) => return Err(LibraryError::Lock(error)),
+            }
+        };
+        let db = Db::open(self.dir.join("library.redb"), Options { cache_bytes: 4 * 1024 * 1024, schema: SCHEMA })?;
+        Ok(work(&db)?)
+    }
+
+    pub(crate) fn get(&self, transaction: &TransactionId) -> Result<Option<Delivery>, LibraryError> {
+        self.with(|db| db.read(|txn| DELIVERIES.get(txn, transaction)))
+    }
+
+    /// All, newest first.
+    pub(crate) fn list(&self) -> Result<Vec<(TransactionId, Delivery)>, LibraryError> {
+        self.with(|db| db.read(|txn| DELIVERIES.range_back(txn, .., MAX_LISTED)))
+    }
+
+    /// Changes one record, if there is one.
+    pub(crate) fn update(
+        &self,
+        transaction: TransactionId,
+        change: impl Fn(&mut Delivery) + Send + 'static,
+    ) -> Result<(), LibraryError> {
+        self.with(move |db| {
+            db.write_blocking(move |txn| {
+                if let Some(mut delivery) = DELIVERIES.get(txn, &transaction)? {
+                    change(&mut delivery);
+                    DELIVERIES.put(txn, &transaction, &delivery)?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Puts a ticket in: true when its transaction was not there before. One that was `checked` against the network's
+    /// keys is replaced only by another such one that is not older: anybody can write a ticket.
+    pub(crate) fn put_ticket(
+        &self,
+        transaction: TransactionId,
+        envelope: &TicketEnvelope,
+        checked: bool,
+        now: u64,
+        attempt: Option<Digest>,
+    ) -> Result<bool, LibraryError> {
+        let envelope = envelope.clone();
+        self.with(move |db| {
+            db.write_blocking(move |txn| {
+                if let Some(attempt) = &attempt {
+                    ATTEMPTS.delete(txn, attempt)?;
+                }
+                let found = DELIVERIES.get(txn, &transaction)?;
+                let is_new = found.is_none();
+                let mut delivery = found.unwrap_or_else(|| Delivery::new(envelope.clone(), now));
+                let newer = checked && issued(&envelope) >= issued(&delivery.envelope);
+                if is_new || !delivery.checked || newer {
+                    let before = delivery.envelope.grant.take();
+                    delivery.envelope = envelope.clone();
+                    delivery.envelope.grant = delivery.envelope.grant.take().or(before);
+                    delivery.checked = checked;
+                }
+                DELIVERIES.put(txn, &transaction, &delivery)?;
+                Ok(is_new)
+            })
+        })
+    }
+
+    /// The idempotency key of a purchase: the one of an unanswered attempt at the same, or `fresh`, noted before it is
+    /// used.
+    pub(crate) fn begin_attempt(&self, purchase: Digest, fresh: String, now: u64) -> Result<String, LibraryError> {
+        /// A merchant that has not answered by then never will.
+        const OLD_MS: u64 = 90 * 24 * 3600 * 1000;
+        self.with(move |db| {
+            db.write_blocking(move |txn| {
+                if let Some(attempt) = ATTEMPTS.get(txn, &purchase)? {
+                    return Ok(attempt.key);
+                }
+                for (old, attempt) in ATTEMPTS.range(txn, .., MAX_LISTED)? {
+                    if now.saturating_sub(attempt.at) > OLD_MS {
+                        ATTEMPTS.delete(txn, &old)?;
+                    }
+                }
+                ATTEMPTS.put(txn, &purchase, &Attempt { key: fresh.clone(), at: now })?;
+                Ok(fresh.clone())
+            })
+        })
+    }
+
+    pub(crate) fn end_attempt(&self, purchase: Digest) -> Result<(), LibraryError> {
+        self.with(move |db| {
+            db.write_blocking(move |txn| {
+                ATTEMPTS.delete(txn, &purchase)?;
+                Ok(())
+            })
+        })
+    }
+}
+
+/// When a ticket's lease was signed; 0 for what is no ticket.
+pub(crate) fn issued(envelope: &TicketEnvelope) -> u64 {
+    envelope.ticket.lease.peek().map_or(0, |lease| lease.issued_at)
+}

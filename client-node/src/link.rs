@@ -1,0 +1,279 @@
+//! A command's connection to one network: a node that listens nowhere and lives as long as the command, and the calls
+//! to the network's managers, of whom any that answers will do.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use node::{DhtMode, Node, NodeConfig, NodeHandle, Protocol, StartError, Supervisor};
+use protocol::api::{MAILBOX_PROTOCOL, MESH_PROTOCOL, MailboxRequest, MailboxResponse, MeshRequest, MeshResponse};
+use protocol::codec::Wire;
+use protocol::trust::{JoinLine, RevocationState, Trust};
+use protocol::{PeerAddrs, Refusal, RefusalCode};
+
+use crate::home::{FileError, Home, blocking, now_ms};
+use crate::networks::EpochError;
+
+const MAILBOX: Protocol = Protocol::new(MAILBOX_PROTOCOL);
+const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
+/// A manager on the other side of the world answers within two seconds; this leaves room for a loaded one.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tasks of a client end within milliseconds of the signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Revocation epochs fetched in one run: at four in an answer this is 64 calls, after which the next run goes on.
+const MAX_EPOCHS: usize = 256;
+
+/// A join line names eight at most; half as many again from memory bound the time that a fruitless search takes.
+const MAX_MANAGERS: usize = 12;
+
+/// How a command connects.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// How far clocks may differ, milliseconds.
+    pub clock_grace_ms: u64,
+    /// Start although `SSLKEYLOGFILE` is set.
+    pub allow_key_log: bool,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        LinkOptions { clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS, allow_key_log: false }
+    }
+}
+
+/// Why a manager did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// None of them answered.
+    #[error("no manager of the network answers ({}); check the connection, or try again later", tried.join("; "))]
+    Away {
+        /// Each one tried, with what happened.
+        tried: Vec<String>,
+    },
+    /// It said no.
+    #[error("the manager refuses: {0}")]
+    Refused(Refusal),
+    /// Its answer does not fit the question.
+    #[error("the manager's answer is not one to {0}; update this program, or tell the network's operator")]
+    Unfitting(&'static str),
+}
+
+/// Why the network's keys are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// This client has never met the network, and no manager answers.
+    #[error(
+        "manager-needed: this machine has not met network {network} before and needs its key set once, but {source}"
+    )]
+    ManagerNeeded {
+        /// The network.
+        network: protocol::NetworkId,
+        /// Why no manager could be asked.
+        source: ManagerError,
+    },
+    /// What the manager gave is not signed by the network's root key.
+    #[error("the key set that the manager gave is not this network's: {0}; check the join line or the ticket")]
+    Bad(Refusal),
+    /// The home cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A running link.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    home: Home,
+    node: NodeHandle,
+    supervisor: Supervisor,
+    join: JoinLine,
+    options: LinkOptions,
+    trust: Arc<Mutex<Option<Arc<Trust>>>>,
+}
+
+impl Link {
+    pub(crate) async fn start(home: &Home, join: &JoinLine, options: LinkOptions) -> Result<Link, StartError> {
+        let join = with_known_managers(home, join).await;
+        let supervisor = Supervisor::new();
+        let config = NodeConfig {
+            bootstrap: join.managers.clone(),
+            dht: DhtMode::Client,
+            gossip: false,
+            allow_key_log: options.allow_key_log,
+            ..NodeConfig::new(home.keypair().clone())
+        };
+        let node = Node::start(config, &supervisor).await?;
+        Ok(Link { home: home.clone(), node, supervisor, join, options, trust: Arc::default() })
+    }
+
+    pub(crate) fn node(&self) -> &NodeHandle {
+        &self.node
+    }
+
+    pub(crate) fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// Ends the node and its tasks.
+    pub(crate) async fn stop(&self) {
+        if let Err(error) = self.supervisor.shutdown(STOP_TIMEOUT).await {
+            tracing::warn!(%error, "not everything stopped in time");
+        }
+    }
+
+    /// Managers that the key set names, once it is known; until then those of the join line.
+    fn managers(&self) -> Vec<PeerAddrs> {
+        let named = self.known_trust().map(|trust| trust.key_set().managers.clone()).unwrap_or_default();
+        let all = self.join.managers.iter();
+        all.filter(|manager| named.is_empty() || named.contains(&manager.peer)).cloned().collect()
+    }
+
+    async fn call<Req: Wire, Resp: Wire>(&self, protocol: Protocol, request: &Req) -> Result<Resp, ManagerError> {
+        let mut tried = Vec::new();
+        for manager in self.managers() {
+            match self.node.call(&manager, protocol, request, CALL_TIMEOUT).await {
+                Ok(response) => return Ok(response),
+                Err(error) => tried.push(error.to_string()),
+            }
+        }
+        if tried.is_empty() {
+            tried.push("the ticket or join line names none that the network's key set does".to_owned());
+        }
+        Err(ManagerError::Away { tried })
+    }
+
+    pub(crate) async fn mailbox(&self, request: &MailboxRequest) -> Result<MailboxResponse, ManagerError> {
+        match self.call(MAILBOX, request).await? {
+            MailboxResponse::Refused(refusal) => Err(ManagerError::Refused(refusal)),
+            response => Ok(response),
+        }
+    }
+
+    async fn mesh(&self, request: &MeshRequest) -> Result<MeshResponse, ManagerError> {
+        match self.call(MESH, request).await? {
+            MeshResponse::Refused(refusal) => Err(ManagerError::Refused(refusal)),
+            response => Ok(response),
+        }
+    }
+
+    pub(crate) fn known_trust(&self) -> Option<Arc<Trust>> {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trust(&self, trust: Arc<Trust>) {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust);
+    }
+
+    /// The network's keys: those remembered at once, else those that a manager gives now. True when they are fresh.
+    pub(crate) async fn trust(&self) -> Result<(Arc<Trust>, bool), TrustError> {
+        let (networks, join, grace) = (self.home.networks(), self.join.clone(), self.options.clock_grace_ms);
+        if let Some(trust) = blocking(move || networks.trust(&join, grace)).await? {
+            let trust = Arc::new(trust);
+            self.set_trust(Arc::clone(&trust));
+            return Ok((trust, false));
+        }
+        match self.refresh().await {
+            Ok(trust) => Ok((trust, true)),
+            Err(RefreshError::Manager(source)) => {
+                Err(TrustError::ManagerNeeded { network: self.join.network(), source })
+            }
+            Err(RefreshError::Refused(refusal)) => Err(TrustError::Bad(refusal)),
+            Err(RefreshError::File(error)) => Err(error.into()),
+        }
+    }
+
+    /// Asks for the key set in force, checks it, and remembers it.
+    pub(crate) async fn refresh(&self) -> Result<Arc<Trust>, RefreshError> {
+        let MeshResponse::KeySet(signed) = self.mesh(&MeshRequest::KeySet).await? else {
+            return Err(ManagerError::Unfitting("a question for the key set").into());
+        };
+        let trust = match self.known_trust() {
+            Some(known) => {
+                let mut trust = Trust::clone(&known);
+                trust.update(signed)?;
+                trust
+            }
+            None => Trust::new(self.join.root, signed, self.options.clock_grace_ms)?,
+        };
+        let trust = Arc::new(trust);
+        self.set_trust(Arc::clone(&trust));
+        // A ticket may come from anybody: managers that the network's own key set does not name are not remembered.
+        let join = JoinLine { managers: self.managers(), ..self.join.clone() };
+        let (networks, saved) = (self.home.networks(), Arc::clone(&trust));
+        blocking(move || {
+            networks.save_key_set(&saved)?;
+            if join.managers.is_empty() { Ok(()) } else { networks.remember(&join) }
+        })
+        .await?;
+        Ok(trust)
+    }
+
+    /// What is remembered as revoked.
+    pub(crate) async fn revocations(&self, trust: &Arc<Trust>) -> Result<RevocationState, FileError> {
+        let (networks, trust) = (self.home.networks(), Arc::clone(trust));
+        blocking(move || networks.revocations(&trust, now_ms())).await
+    }
+
+    /// Fetches revocation epochs that came since.
+    pub(crate) async fn refresh_revocations(
+        &self,
+        trust: &Arc<Trust>,
+        mut state: RevocationState,
+    ) -> Result<RevocationState, RefreshError> {
+        let mut taken = 0;
+        while taken < MAX_EPOCHS {
+            let MeshResponse::Epochs(epochs) = self.mesh(&MeshRequest::Epochs { after: state.number() }).await? else {
+                return Err(ManagerError::Unfitting("a question for revocations").into());
+            };
+            if epochs.is_empty() {
+                break;
+            }
+            taken += epochs.len();
+            let (networks, trust) = (self.home.networks(), Arc::clone(trust));
+            let before = state.number();
+            state = blocking(move || {
+                for epoch in &epochs {
+                    networks.take_epoch(&mut state, &trust, epoch, now_ms())?;
+                }
+                Ok::<_, EpochError>(state)
+            })
+            .await
+            .map_err(|error| match error {
+                EpochError::Refused(refusal) => RefreshError::Refused(refusal),
+                EpochError::File(error) => RefreshError::File(error),
+            })?;
+            if state.number() == before {
+                break;
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// The line, with the managers that are remembered for its network behind its own.
+async fn with_known_managers(home: &Home, join: &JoinLine) -> JoinLine {
+    let (networks, network) = (home.networks(), join.network());
+    // A memory that cannot be read is no reason not to use the line at hand.
+    let known = blocking(move || networks.join(&network)).await.ok().flatten();
+    let mut join = join.clone();
+    for manager in known.into_iter().flat_map(|known| known.managers) {
+        if join.managers.len() < MAX_MANAGERS && !join.managers.contains(&manager) {
+            join.managers.push(manager);
+        }
+    }
+    join
+}
+
+/// Why something newer could not be had from a manager.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RefreshError {
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
+    #[error("the manager's documents do not verify: {0}")]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// True for refusals that a newer key set may lift.
+pub(crate) fn wants_newer_keys(refusal: &Refusal) -> bool {
+    matches!(refusal.code, RefusalCode::UnknownKey | RefusalCode::KeyRetired)
+}

@@ -1,0 +1,352 @@
+//! Whole fetches over real sockets, and everything that may go wrong with one.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use protocol::manifest::KeyPolicy;
+use protocol::receipt::DeliveryId;
+use protocol::ticket::TicketEnvelope;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::network::{Net, Vice};
+use super::world::{Files, PAYLOAD, World, keypair, listing, noise};
+use crate::fetch::{FetchError, FetchOptions, FetchOutcome, FetchProgress, Target, fetch};
+use crate::home::{Home, now_ms};
+use crate::inbox::inbox;
+use crate::library::DeliveryState;
+use crate::link::{LinkOptions, TrustError};
+use crate::place::PlaceError;
+use crate::status::status;
+use crate::unpack::UnpackError;
+use crate::verify::{FileState, VerifyTarget, verify};
+
+/// Longer than any step takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Client {
+    home: Home,
+    dir: tempfile::TempDir,
+}
+
+impl Client {
+    fn new() -> Client {
+        let dir = tempfile::tempdir().unwrap();
+        Client { home: Home::open(&dir.path().join("home"), None).unwrap(), dir }
+    }
+
+    fn out(&self) -> std::path::PathBuf {
+        self.dir.path().join("out")
+    }
+
+    async fn fetch(&self, ticket: &TicketEnvelope) -> Result<FetchOutcome, FetchError> {
+        self.fetch_with(Target::Envelope(Box::new(ticket.clone())), options()).await
+    }
+
+    async fn fetch_with(&self, target: Target, options: FetchOptions) -> Result<FetchOutcome, FetchError> {
+        let progress = watch::Sender::new(FetchProgress::default());
+        let out = self.out();
+        let run = fetch(&self.home, target, &out, options, progress, CancellationToken::new());
+        tokio::time::timeout(LIMIT, run).await.expect("it hangs")
+    }
+
+    /// What is in the output folder, without what is in the product.
+    fn names(&self) -> Vec<String> {
+        let names = listing(&self.out());
+        names.into_iter().filter(|name| !name.contains('/')).collect()
+    }
+}
+
+fn options() -> FetchOptions {
+    let mut options = FetchOptions::default();
+    options.limits.patience = Duration::from_secs(5);
+    options.limits.scheduler.backoff_ms = 20;
+    options.limits.scheduler.max_failures = 3;
+    options.limits.finish_timeout = Duration::from_secs(2);
+    options.manager_patience = Duration::from_secs(20);
+    options
+}
+
+fn album() -> Files {
+    Files::folder("An album")
+        .file("01.flac", noise(20 * PAYLOAD + 9, 1))
+        .dir("art")
+        .file("art/cover.png", noise(2 * PAYLOAD, 2))
+        .program("art/run", noise(5, 3))
+        .link("cover", "art/cover.png")
+        .file("last", noise(3 * PAYLOAD, 4))
+}
+
+async fn net(policy: KeyPolicy, vices: &[Vice]) -> Net {
+    let world = World::new();
+    let product = world.publish(&album(), policy);
+    Net::start(world, product, vices).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_becomes_files_and_nothing_else_is_left() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None, Vice::Corrupts, Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(client.names(), ["An album"]);
+    assert_eq!(outcome.bytes, net.product.manifest.length);
+    assert_eq!((outcome.files, outcome.state), (4, DeliveryState::Done));
+    let sources: u64 = outcome.sources.iter().filter(|source| !source.banned).map(|source| source.bytes).sum();
+    assert_eq!(sources, outcome.bytes + outcome.duplicate_bytes);
+    assert!(outcome.reported);
+    let completions = net.manager.completions.lock().unwrap().clone();
+    completions[0].verify(&client.home.peer_id()).unwrap();
+    let delivery = DeliveryId { transaction: net.sale.transaction, delivery: 1 };
+    let told = net
+        .seeders
+        .iter()
+        .filter(|s| s.accounts.lock().unwrap().get(&delivery).is_some_and(|account| account.completion.is_some()));
+    assert!(told.count() >= 1, "the seeders have the completion, too");
+
+    // Once more: it is there already. Damaged: it is fetched again, and replaced.
+    let sent = net.sent();
+    assert!(client.fetch(&ticket).await.unwrap().already_here);
+    assert_eq!(net.sent(), sent);
+    std::fs::write(outcome.path.join("01.flac"), "damaged").unwrap();
+    let report = verify(&client.home, VerifyTarget::Path(outcome.path.clone()), |_, _| {}).await.unwrap();
+    assert_eq!(report.count(|state| matches!(state, FileState::Damaged(_))), 1);
+    let again = client.fetch(&ticket).await.unwrap();
+    assert!(!again.already_here);
+    album().assert_in(&again.path);
+    assert_eq!(client.names(), ["An album"]);
+    assert!(verify(&client.home, VerifyTarget::Path(again.path), |_, _| {}).await.unwrap().is_good());
+    let all = status(&client.home).await.unwrap();
+    assert_eq!((all.len(), all[0].state, all[0].reported), (1, DeliveryState::Done, true));
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_off_fetch_goes_on_where_it_was_without_a_manager() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(10)]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(error.cause(), "overloaded", "{error}");
+    let all = status(&client.home).await.unwrap();
+    assert_eq!(
+        (all[0].state, all[0].trouble.as_ref().unwrap().cause.as_str()),
+        (DeliveryState::Fetching, "overloaded")
+    );
+    assert!(all[0].have_bytes > 0 && all[0].have_bytes < all[0].total_bytes);
+    assert_eq!(client.names(), [format!(".willcall-{}", net.sale.transaction)]);
+
+    // The network is known by now: the manager is not needed any more.
+    net.manager.away.store(true, Ordering::SeqCst);
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    let outcome = client.fetch_with(Target::Transaction(net.sale.transaction), options()).await.unwrap();
+    assert!(outcome.resumed_from > 0, "{outcome:?}");
+    assert_eq!(outcome.bytes + outcome.resumed_from, net.product.manifest.length);
+    album().assert_in(&outcome.path);
+    assert!(!outcome.reported);
+    assert_eq!(client.names(), ["An album"]);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_of_an_on_completion_product_comes_for_the_completion() {
+    let net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
+    net.manager.busy.store(2, Ordering::SeqCst);
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    assert!(ticket.grant.is_none());
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let only = FetchOptions { only: vec!["last".to_owned()], ..options() };
+    let error = client.fetch_with(Target::Envelope(Box::new(ticket.clone())), only).await.unwrap_err();
+    assert!(matches!(error, FetchError::OnlyWithoutKey), "{error}");
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(net.manager.completions.lock().unwrap().len(), 1);
+    assert!(verify(&client.home, VerifyTarget::Path(outcome.path), |_, _| {}).await.unwrap().is_good());
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_manager_an_on_completion_product_waits_and_keeps_what_it_has() {
+    let net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
+    let client = Client::new();
+    // The manager knows nothing of the sale: refused for good, and told so.
+    let ticket = net.ticket(client.home.peer_id());
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(matches!(&error, FetchError::Key(_)) && error.cause() == "not-entitled", "{error}");
+    let all = status(&client.home).await.unwrap();
+    assert_eq!(all[0].state, DeliveryState::Fetched);
+    // Now it does: nothing is downloaded twice.
+    let sent = net.sent();
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!((net.sent(), outcome.bytes), (sent, 0));
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn some_files_only_take_some_chunks_only() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None, Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let only = |name: &str| FetchOptions { only: vec![name.to_owned()], ..options() };
+    let target = || Target::Envelope(Box::new(ticket.clone()));
+    let error = client.fetch_with(target(), only("nope")).await.unwrap_err();
+    assert!(matches!(error, FetchError::Unpack(UnpackError::NoSuchFile { .. })), "{error}");
+    let outcome = client.fetch_with(target(), only("art")).await.unwrap();
+    assert_eq!(listing(&outcome.path), ["art", "art/cover.png", "art/run"]);
+    assert_eq!(std::fs::read(outcome.path.join("art/cover.png")).unwrap(), album().contents[1]);
+    assert!(outcome.bytes < net.product.manifest.length / 4, "{outcome:?}");
+    let report = verify(&client.home, VerifyTarget::Path(outcome.path.clone()), |_, _| {}).await.unwrap();
+    assert!(report.is_good(), "{report:?}");
+    assert!(client.fetch_with(target(), only("art")).await.unwrap().already_here);
+    // The rest later: the part gives way to the whole.
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(client.names(), ["An album"]);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_in_the_way_stays_and_nothing_is_downloaded_twice() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let in_the_way = client.out().join("An album");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    std::fs::write(in_the_way.join("mine"), "mine").unwrap();
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(matches!(&error, FetchError::Place(PlaceError::Exists { .. })), "{error}");
+    assert_eq!(listing(&in_the_way), ["mine"]);
+    std::fs::rename(&in_the_way, client.out().join("elsewhere")).unwrap();
+    let sent = net.sent();
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(net.sent(), sent);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_work_folder_of_somebody_elses_making_is_not_used() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    std::fs::create_dir_all(client.out()).unwrap();
+    let trap = tempfile::tempdir().unwrap();
+    let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
+    std::os::unix::fs::symlink(trap.path(), &work).unwrap();
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(error.to_string().contains(".willcall-"), "{error}");
+    assert!(listing(trap.path()).is_empty());
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_renewed_and_mailboxes_read() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let fresh = net.ticket(client.home.peer_id());
+    (net.sale.age, net.sale.lifetime) = (10_000_000, 1_000);
+    let over = net.ticket(client.home.peer_id());
+    // Nobody renews it: seeders refuse, and the error says both.
+    let error = client.fetch(&over).await.unwrap_err();
+    assert!(matches!(&error, FetchError::LeaseOver { .. }) && error.cause() == "expired", "{error}");
+    assert!(error.to_string().contains("not-entitled"), "{error}");
+    net.manager.tickets.lock().unwrap().push(fresh);
+    let link = LinkOptions::default();
+    let joined = inbox(&client.home, Some(&over.join), &link).await.unwrap();
+    assert_eq!((joined.items.len(), joined.items[0].new), (1, false));
+    let outcome = client.fetch(&over).await.unwrap();
+    album().assert_in(&outcome.path);
+
+    let other = Client::new();
+    assert!(inbox(&other.home, Some(&over.join), &link).await.unwrap().items.is_empty());
+    net.manager.tickets.lock().unwrap().clear();
+    (net.sale.age, net.sale.lifetime) = (0, 1_000_000);
+    net.sale.transaction = protocol::TransactionId::new(now_ms(), [8; 10]);
+    net.manager.tickets.lock().unwrap().push(net.ticket(other.home.peer_id()));
+    // Joined once, remembered since.
+    let found = inbox(&other.home, None, &link).await.unwrap();
+    assert!(found.items[0].new && found.items[0].problem.is_none());
+    let outcome = other.fetch_with(Target::Transaction(found.items[0].transaction), options()).await.unwrap();
+    album().assert_in(&outcome.path);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tickets_that_are_none_end_in_one_clear_line() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let stranger = net.ticket(keypair(77).peer_id());
+    let error = client.fetch(&stranger).await.unwrap_err().to_string();
+    assert!(error.contains(&client.home.peer_id().to_string()), "{error}");
+    assert!(error.contains(&keypair(77).peer_id().to_string()), "{error}");
+
+    let good = net.ticket(client.home.peer_id());
+    let mut unendorsed = good.clone();
+    unendorsed.ticket.endorsement = None;
+    let mut forged = good.clone();
+    let lease = forged.ticket.lease.peek().unwrap();
+    forged.ticket.lease = protocol::Signed::sign(&lease, &keypair(66));
+    let mut other_network = good.clone();
+    other_network.join.root = keypair(65).peer_id();
+    for bad in [unendorsed, forged, other_network] {
+        let error = client.fetch(&bad).await.unwrap_err();
+        assert!(matches!(error, FetchError::BadTicket(_)), "{error}");
+    }
+    // None of them got in the way of the good one, which comes as a file.
+    let file = client.dir.path().join("a.ticket");
+    for bytes in [good.to_file_bytes(), format!("\n{good}\n").into_bytes()] {
+        std::fs::write(&file, bytes).unwrap();
+        client.fetch_with(Target::File(file.clone()), options()).await.unwrap();
+    }
+    std::fs::write(&file, "not a ticket").unwrap();
+    let error = client.fetch_with(Target::File(file), options()).await.unwrap_err();
+    assert!(matches!(error, FetchError::TicketFile { .. }), "{error}");
+    let missing = Target::File(Path::new("/nonexistent").to_owned());
+    assert!(matches!(client.fetch_with(missing, options()).await, Err(FetchError::ReadTicket { .. })));
+    let unknown = Target::Transaction(protocol::TransactionId::new(1, [0; 10]));
+    assert!(matches!(client.fetch_with(unknown, options()).await, Err(FetchError::Unknown(..))));
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_never_met_needs_its_manager_once() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    net.sale.managers[0].addrs = vec![protocol::Address::new("/ip4/127.0.0.1/tcp/1").unwrap()];
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(matches!(error, FetchError::Trust(TrustError::ManagerNeeded { .. })), "{error}");
+    assert_eq!(status(&client.home).await.unwrap()[0].trouble.as_ref().unwrap().cause, "manager-needed");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_fetch_stops_and_two_at_once_are_one_too_many() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(3)]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let cancel = CancellationToken::new();
+    let progress = watch::Sender::new(FetchProgress::default());
+    let mut seen = progress.subscribe();
+    let mut options = options();
+    options.limits.patience = LIMIT;
+    let (home, out, token) = (client.home.clone(), client.out(), cancel.clone());
+    let target = Target::Envelope(Box::new(ticket.clone()));
+    let first = tokio::spawn(async move { fetch(&home, target, &out, options, progress, token).await });
+    tokio::time::timeout(LIMIT, seen.wait_for(|p| p.transfer.have_chunks > 0)).await.unwrap().unwrap();
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(matches!(error, FetchError::Running { .. }), "{error}");
+    cancel.cancel();
+    let error = tokio::time::timeout(LIMIT, first).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, FetchError::Cancelled), "{error}");
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    let outcome = client.fetch(&ticket).await.unwrap();
+    assert!(outcome.resumed_from > 0);
+    album().assert_in(&outcome.path);
+    net.stop().await;
+}

@@ -1,0 +1,19 @@
+//! Tests of whole commands: products that are really published, tickets that are really signed, and, where it takes
+//! one, a manager and seeders on real sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking"
+)]
+
+mod fetching;
+mod library;
+mod network;
+mod shopping;
+mod unpacking;
+mod verifying;
+mod world;

@@ -1,0 +1,351 @@
+//! One content on disk. Its rules: no chunk is written that does not verify, none is noted as held before its bytes are
+//! synced, and none is read that is not held.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use protocol::codec::{self, Wire};
+use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
+use protocol::{ChunkSet, Digest, Signed};
+
+use super::disk::{self, At, FileError};
+use super::error::{ContentError, Damaged, FinishError, ReadError, SegmentError, SyncError, WriteError};
+use super::have;
+use super::segments::Segments;
+
+pub(super) const MANIFEST: &str = "manifest";
+pub(super) const CONTENT: &str = "content";
+pub(super) const COMPLETE: &str = "complete";
+const HAVE: &str = "have";
+
+/// Data files that stay open although nobody uses them right now, over all contents: below the usual limit of 1,024
+/// open files with room for connections. The one opened first is closed first.
+const OPEN_FILES: usize = 128;
+
+/// One content, complete or not. All methods block.
+#[derive(Debug)]
+pub struct Content {
+    folder: PathBuf,
+    digest: Digest,
+    signed: Signed<Manifest>,
+    manifest: Manifest,
+    segments: Segments,
+    files: Arc<OpenFiles>,
+    file: Mutex<Weak<File>>,
+    held: Mutex<Held>,
+    // One writer of `have` at a time.
+    syncing: Mutex<()>,
+    removed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Held {
+    chunks: ChunkSet,
+    // What the disk's note says; equal to `chunks` when there is nothing to sync.
+    noted: ChunkSet,
+    complete: bool,
+}
+
+impl Content {
+    pub(super) fn open(folder: &Path, digest: Digest, files: &Arc<OpenFiles>) -> Result<Content, ContentError> {
+        let content = Self::open_unnoted(folder, digest, files)?;
+        let all = ChunkSet::from_range(0..content.manifest.chunks());
+        let marker = folder.join(COMPLETE);
+        let complete = marker.try_exists().at(&marker, "look for")?;
+        let chunks = if complete { all } else { have::load(&folder.join(HAVE), content.manifest.chunks())? };
+        *content.held() = Held { noted: chunks.clone(), chunks, complete };
+        Ok(content)
+    }
+
+    /// Opens it as if every chunk were there, to be verified.
+    pub(super) fn open_unnoted(folder: &Path, digest: Digest, files: &Arc<OpenFiles>) -> Result<Content, ContentError> {
+        let file = folder.join(MANIFEST);
+        let damaged = |what: String| Damaged { file: file.clone(), what };
+        let bytes =
+            disk::read_small(&file, <Signed<Manifest>>::MAX)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        let signed: Signed<Manifest> = codec::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if signed.digest() != digest {
+            return Err(damaged("it is not the one that the folder is named after".to_owned()).into());
+        }
+        let manifest = signed.peek().map_err(|error| damaged(error.to_string()))?;
+        manifest.check(manifest.network).map_err(|refusal| damaged(refusal.to_string()))?;
+        let data = folder.join(CONTENT);
+        let length = match fs::metadata(&data) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).at(&data, "look at")?,
+        };
+        if length != manifest.length {
+            let what = format!("it has {length} bytes, the manifest says {}", manifest.length);
+            return Err(Damaged { file: data, what }.into());
+        }
+        let chunks = ChunkSet::from_range(0..manifest.chunks());
+        Ok(Content {
+            folder: folder.to_owned(),
+            digest,
+            signed,
+            segments: Segments::new(folder),
+            files: Arc::clone(files),
+            file: Mutex::default(),
+            held: Mutex::new(Held { chunks, noted: ChunkSet::new(), complete: false }),
+            syncing: Mutex::default(),
+            removed: AtomicBool::new(false),
+            manifest,
+        })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The manifest as it was signed.
+    pub fn signed_manifest(&self) -> &Signed<Manifest> {
+        &self.signed
+    }
+
+    /// Digest of the signed manifest: the content's name.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The folder with its files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The chunks that are here, in any number of ranges; see [`super::sendable`] before sending it.
+    pub fn have(&self) -> ChunkSet {
+        self.held().chunks.clone()
+    }
+
+    /// Is this chunk here?
+    pub fn has(&self, chunk: u32) -> bool {
+        self.held().chunks.contains(chunk)
+    }
+
+    /// Bytes of the chunks that are here.
+    pub fn have_bytes(&self) -> u64 {
+        bytes_of(&self.manifest, &self.held().chunks)
+    }
+
+    /// Is everything here, durable and checked against the content root? See [`Content::finish`].
+    pub fn is_complete(&self) -> bool {
+        self.held().complete
+    }
+
+    /// Are all chunks here?
+    pub fn has_all(&self) -> bool {
+        self.held().chunks.len() == self.manifest.chunks()
+    }
+
+    /// Was it removed from the store?
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn mark_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+    }
+
+    /// Stores a segment of chaining values after checking it against the manifest.
+    ///
+    /// # Errors
+    /// [`SegmentError::Refused`] when it is not the published one.
+    pub fn put_segment(&self, index: u32, segment: Segment) -> Result<(), SegmentError> {
+        if self.is_removed() {
+            return Err(SegmentError::Removed);
+        }
+        self.manifest.check_segment(index, &segment).map_err(SegmentError::Refused)?;
+        Ok(self.segments.put(index, segment)?)
+    }
+
+    /// A segment of chaining values, if it is here.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    pub fn segment(&self, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
+        self.segments.get(&self.manifest, index)
+    }
+
+    /// The chaining value of a chunk, if it is here.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    pub fn chaining_value(&self, chunk: u32) -> Result<Option<[u8; 32]>, FileError> {
+        let segment = self.segment(chunk / SEGMENT_CHUNKS)?;
+        Ok(segment.and_then(|segment| segment.values.get((chunk % SEGMENT_CHUNKS) as usize).copied()))
+    }
+
+    /// Reads a chunk that is here into `buffer`, replacing what was in it.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read_chunk(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+        if self.is_removed() {
+            return Err(ReadError::Removed);
+        }
+        if !self.has(chunk) {
+            return Err(ReadError::NotHeld(chunk));
+        }
+        Ok(self.read_unchecked(chunk, buffer)?)
+    }
+
+    pub(super) fn read_unchecked(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
+        let path = self.folder.join(CONTENT);
+        buffer.resize(self.manifest.chunk_len(chunk) as usize, 0);
+        self.data()?.read_exact_at(buffer, self.manifest.chunk_offset(chunk)).at(&path, "read")
+    }
+
+    /// Stores a chunk in its place if it verifies against its chaining value; true when it was not here before. It
+    /// survives a crash from the next [`Content::sync`] on.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is changed then.
+    pub fn write_verified_chunk(&self, chunk: u32, bytes: &[u8]) -> Result<bool, WriteError> {
+        if self.is_removed() {
+            return Err(WriteError::Removed);
+        }
+        let value = self.chaining_value(chunk)?.ok_or(WriteError::NoChainingValue(chunk))?;
+        if !self.manifest.verifies(chunk, &value, bytes) {
+            return Err(WriteError::Mismatch(chunk));
+        }
+        if self.has(chunk) {
+            return Ok(false);
+        }
+        let path = self.folder.join(CONTENT);
+        let written = self.data()?.write_all_at(bytes, self.manifest.chunk_offset(chunk)).at(&path, "write");
+        written.map_err(|error| self.full_or(error))?;
+        Ok(self.held().chunks.insert(chunk))
+    }
+
+    /// A chunk that was found on disk and verified.
+    pub(super) fn take(&self, chunk: u32) {
+        self.held().chunks.insert(chunk);
+    }
+
+    fn full_or(&self, error: FileError) -> WriteError {
+        if error.is_disk_full() {
+            let needed = self.manifest.length.saturating_sub(self.have_bytes());
+            return WriteError::DiskFull { path: self.folder.clone(), needed };
+        }
+        WriteError::Io(error)
+    }
+
+    /// Makes durable what was written, then notes it, in this order: after a crash the note claims nothing that the
+    /// data do not hold.
+    ///
+    /// # Errors
+    /// [`SyncError`]; the old note stays then.
+    pub fn sync(&self) -> Result<(), SyncError> {
+        if self.is_removed() {
+            return Err(SyncError::Removed);
+        }
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunks = {
+            let held = self.held();
+            if held.chunks == held.noted {
+                return Ok(());
+            }
+            held.chunks.clone()
+        };
+        let path = self.folder.join(CONTENT);
+        self.data()?.sync_data().at(&path, "sync")?;
+        self.segments.sync()?;
+        have::save(&self.folder.join(HAVE), self.manifest.chunks(), &chunks)?;
+        self.held().noted = chunks;
+        Ok(())
+    }
+
+    /// Marks the content as complete, once all of it is here, after checking that the chaining values make up the
+    /// content root.
+    ///
+    /// # Errors
+    /// [`FinishError`].
+    pub fn finish(&self) -> Result<(), FinishError> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let missing = self.manifest.chunks() - self.held().chunks.len();
+        if missing > 0 {
+            return Err(FinishError::Missing(missing));
+        }
+        if self.segments.root(&self.manifest)? != Some(self.manifest.root) {
+            return Err(FinishError::Manifest("its segments do not make up its content root"));
+        }
+        self.sync()?;
+        let marker = self.folder.join(COMPLETE);
+        File::create(&marker).and_then(|file| file.sync_all()).at(&marker, "write")?;
+        disk::sync_folder(&self.folder)?;
+        self.held().complete = true;
+        Ok(())
+    }
+
+    /// Takes chunks that turned out damaged out of the note, first on disk and then in memory.
+    ///
+    /// # Errors
+    /// [`FileError`] when that cannot be noted on disk; they count as held then.
+    pub fn forget(&self, damaged: &ChunkSet) -> Result<(), FileError> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = self.held().noted.difference(damaged);
+        have::save(&self.folder.join(HAVE), self.manifest.chunks(), &noted)?;
+        let marker = self.folder.join(COMPLETE);
+        match fs::remove_file(&marker) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(&marker, "remove"),
+            _ => disk::sync_folder(&self.folder)?,
+        }
+        let mut held = self.held();
+        held.chunks = held.chunks.difference(damaged);
+        held.noted = noted;
+        held.complete = false;
+        Ok(())
+    }
+
+    fn data(&self) -> Result<Arc<File>, FileError> {
+        let mut weak = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = weak.upgrade() {
+            return Ok(file);
+        }
+        let path = self.folder.join(CONTENT);
+        let file = Arc::new(OpenOptions::new().read(true).write(true).open(&path).at(&path, "open")?);
+        *weak = Arc::downgrade(&file);
+        self.files.keep(Arc::clone(&file));
+        Ok(file)
+    }
+
+    // A thread that panicked while it held this lock was between two plain assignments.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes of these chunks: all are of one size but the last.
+pub(crate) fn bytes_of(manifest: &Manifest, chunks: &ChunkSet) -> u64 {
+    chunks
+        .ranges()
+        .map(|range| {
+            let end = manifest.chunk_offset(range.end).min(manifest.length);
+            end.saturating_sub(manifest.chunk_offset(range.start))
+        })
+        .sum()
+}
+
+/// Keeps recently opened data files open.
+#[derive(Debug, Default)]
+pub(super) struct OpenFiles {
+    recent: Mutex<VecDeque<Arc<File>>>,
+}
+
+impl OpenFiles {
+    fn keep(&self, file: Arc<File>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.push_back(file);
+        if recent.len() > OPEN_FILES {
+            recent.pop_front();
+        }
+    }
+}

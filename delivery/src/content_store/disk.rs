@@ -1,0 +1,100 @@
+//! The few file operations whose order and errors matter after a crash or on a full disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+/// A file operation that failed: which, on what, why.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}: {source}", path.display())]
+pub struct FileError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What was tried.
+    pub doing: &'static str,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// The disk or the user's quota on it is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Says what was done to which file when it fails.
+pub(super) trait At<T> {
+    fn at(self, path: &Path, doing: &'static str) -> Result<T, FileError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, path: &Path, doing: &'static str) -> Result<T, FileError> {
+        self.map_err(|source| FileError { path: path.to_owned(), doing, source: source.into() })
+    }
+}
+
+/// Bytes free for this user on the file system that holds `path`.
+///
+/// # Errors
+/// [`FileError`] when the system does not say.
+pub fn free_space(path: &Path) -> Result<u64, FileError> {
+    let stat = rustix::fs::statvfs(path).at(path, "ask for the free space at")?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Makes a file of `length` bytes with its space reserved where the file system can do that, so that a full disk shows
+/// now and not in the middle of a transfer.
+pub(super) fn preallocate(path: &Path, length: u64) -> Result<File, FileError> {
+    const DOING: &str = "reserve space for";
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).at(path, DOING)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length) {
+        Ok(()) => {}
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(length).at(path, DOING)?,
+        Err(error) => return Err(error).at(path, DOING),
+    }
+    Ok(file)
+}
+
+/// Writes a new file and makes it durable.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    const DOING: &str = "write";
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path).at(path, DOING)?;
+    file.write_all(bytes).at(path, DOING)?;
+    file.sync_all().at(path, DOING)
+}
+
+/// Replaces a file in one step: after a crash it holds the old bytes or the new ones.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    const DOING: &str = "replace";
+    let beside = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().at(path, DOING)?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|folder| folder.sync_all()).at(path, "sync the folder")
+}
+
+/// A whole file of at most `max` bytes; `None` when it is absent.
+pub(super) fn read_small(path: &Path, max: usize) -> Result<Option<Vec<u8>>, FileError> {
+    const DOING: &str = "read";
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.at(path, DOING)?,
+    };
+    let mut bytes = Vec::new();
+    // One more than allowed, so that the caller's length check sees a file that is too long.
+    io::Read::read_to_end(&mut io::Read::take(file, max as u64 + 1), &mut bytes).at(path, DOING)?;
+    Ok(Some(bytes))
+}

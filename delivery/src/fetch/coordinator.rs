@@ -1,0 +1,541 @@
+//! The owner of a fetch: it holds the scheduler, starts a task for each seeder, hands out chunks, looks for more
+//! seeders, keeps what is stored durable, and decides when it is over. It never waits for a seeder.
+
+mod last_words;
+mod telling;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, OptionFuture};
+use protocol::fetching::{Loss, Scheduler, SessionTerms};
+use protocol::manifest::Manifest;
+use protocol::{ChunkSet, PeerAddrs, PeerId, Refusal, Signed};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::buffers::Buffers;
+use super::end::EndReason;
+use super::incoming::{Pulse, millis};
+use super::pace::Pace;
+use super::progress::{Phase, RateMeter, Stall};
+use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
+use super::sources::{Added, SourceBook, is_idle};
+use super::{FetchError, FetchJob, FetchReport, StallCause};
+use crate::clock::now_ms;
+use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
+
+/// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
+const REPORTS: usize = 256;
+/// Commands waiting for a session; further ones are given to others. A session is asked for chunks again only when it
+/// reported some, so a handful is usual.
+const COMMANDS: usize = 32;
+/// A seeder that holds nothing of what is missing is asked again whether it does at this interval, milliseconds.
+const NEWS_EVERY_MS: u64 = 5_000;
+/// Searches for more seeders are at most so many times rarer than at first.
+const RAREST_DISCOVERY: u32 = 16;
+
+/// A session's task as the coordinator sees it.
+struct Handle {
+    number: u64,
+    commands: mpsc::Sender<Command>,
+    close: CancellationToken,
+    pulse: Arc<Pulse>,
+    /// What it holds, once it welcomed us, and its budget.
+    welcome: Option<(ChunkSet, u32)>,
+    /// When it was last without debts or gave a chunk, unix milliseconds.
+    served_at: u64,
+}
+
+pub(super) struct Coordinator {
+    job: FetchJob,
+    shared: Arc<Shared>,
+    scheduler: Scheduler,
+    book: SourceBook,
+    content: Option<Arc<Content>>,
+    wanted: ChunkSet,
+    contents: watch::Sender<Option<Arc<Content>>>,
+    ending: watch::Sender<Ending>,
+    sessions: JoinSet<(SessionId, EndReason)>,
+    handles: BTreeMap<PeerId, Handle>,
+    next_number: u64,
+    reports: mpsc::Receiver<Report>,
+    to_reports: mpsc::Sender<Report>,
+    /// The content's place is being made.
+    creating: Option<JoinHandle<Result<Arc<Content>, CreateError>>>,
+    syncing: Option<JoinHandle<Result<(), SyncError>>>,
+    discovery: Option<BoxFuture<'static, Vec<PeerAddrs>>>,
+    discovery_due: Instant,
+    discovery_rounds: u32,
+    /// A search came back without anybody new since the last seeder was lost.
+    searched: bool,
+    fatal: Option<FetchError>,
+    started: Instant,
+    progressed_at: u64,
+    unsynced: u64,
+    synced_at: Instant,
+    new_bytes: u64,
+    new_chunks: u32,
+    duplicate_bytes: u64,
+    rate: RateMeter,
+    told_at: u64,
+}
+
+impl Coordinator {
+    pub(super) fn new(job: FetchJob) -> Self {
+        let limits = &job.limits;
+        let terms = SessionTerms {
+            network: job.trust.network(),
+            delivery: job.delivery,
+            manifest: job.manifest,
+            seeder: job.keypair.peer_id(),
+        };
+        let shared = Arc::new(Shared {
+            connect: Arc::clone(&job.connect),
+            credential: job.credential.clone(),
+            terms,
+            keypair: job.keypair.clone(),
+            trust: Arc::clone(&job.trust),
+            revoked: Arc::clone(&job.revoked),
+            acks: Arc::clone(&job.acks),
+            buffers: Buffers::new(limits.buffer_bytes),
+            pace: limits.bytes_per_second.map(|rate| Arc::new(Pace::new(rate))),
+            places: Arc::new(Semaphore::new(limits.sessions.clamp(1, Semaphore::MAX_PERMITS))),
+            limits: limits.clone(),
+        });
+        let (to_reports, reports) = mpsc::channel(REPORTS);
+        // Stands in until the manifest says how many chunks there are; nothing is planned before.
+        let scheduler = Scheduler::new(1, 1, &ChunkSet::new(), limits.scheduler.clone());
+        let mut book = SourceBook::new();
+        for source in &job.sources {
+            book.add(source.clone());
+        }
+        let now = Instant::now();
+        Coordinator {
+            shared,
+            scheduler,
+            book,
+            content: None,
+            wanted: ChunkSet::new(),
+            contents: watch::Sender::new(None),
+            ending: watch::Sender::new(Ending::NotYet),
+            sessions: JoinSet::new(),
+            handles: BTreeMap::new(),
+            next_number: 0,
+            reports,
+            to_reports,
+            creating: None,
+            syncing: None,
+            discovery: None,
+            discovery_due: now,
+            discovery_rounds: 0,
+            searched: job.more_sources.is_none(),
+            fatal: None,
+            started: now,
+            progressed_at: now_ms(),
+            unsynced: 0,
+            synced_at: now,
+            new_bytes: 0,
+            new_chunks: 0,
+            duplicate_bytes: 0,
+            rate: RateMeter::default(),
+            told_at: 0,
+            job,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<FetchReport, FetchError> {
+        if let Some(content) = self.job.store.get(&self.job.manifest) {
+            self.attach(content);
+        }
+        let outcome = self.drive().await;
+        self.tell(Phase::Finishing, true);
+        let outcome = match outcome {
+            Ok(()) => self.complete().await,
+            Err(error) => {
+                self.wind_up(None).await;
+                if let Some(content) = self.content.clone()
+                    && let Ok(Err(error)) = tokio::task::spawn_blocking(move || content.sync()).await
+                {
+                    tracing::warn!(%error, "what was fetched last is not noted and may be fetched again");
+                }
+                Err(error)
+            }
+        };
+        let stalled = match &outcome {
+            Err(FetchError::DiskFull { path, needed }) => {
+                Some(StallCause::DiskFull { path: path.clone(), needed: *needed })
+            }
+            Err(FetchError::NoSource { cause, .. }) => Some(cause.clone()),
+            _ => None,
+        };
+        self.tell(Phase::Done, true);
+        if let Some(cause) = stalled {
+            self.job.progress.send_modify(|progress| progress.stalled = Some(Stall { cause, next_try: None }));
+        }
+        outcome
+    }
+
+    /// Works until everything asked for is verified and written, or there is a reason to stop.
+    async fn drive(&mut self) -> Result<(), FetchError> {
+        loop {
+            let now = now_ms();
+            if let Some(verdict) = self.verdict(now) {
+                return verdict;
+            }
+            self.admit(now);
+            self.connect_due(now);
+            self.close_stalled(now);
+            self.ask_what_is_new(now);
+            self.plan(now);
+            self.sync_if_due();
+            self.search_if_due();
+            self.tell(Phase::Fetching, false);
+            let wake = self.wake(now);
+            tokio::select! {
+                () = self.job.cancel.cancelled() => {
+                    let total = self.wanted.len();
+                    let have = total - self.scheduler_missing();
+                    return Err(FetchError::Cancelled { have, total });
+                }
+                Some(report) = self.reports.recv() => {
+                    self.on_report(report);
+                    self.on_waiting_reports();
+                }
+                Some(ended) = self.sessions.join_next() => {
+                    // What it reported before it ended comes first.
+                    self.on_waiting_reports();
+                    self.on_ended(ended);
+                }
+                Some(created) = OptionFuture::from(self.creating.as_mut()) => {
+                    self.creating = None;
+                    let content = joined(created)??;
+                    self.attach(content);
+                }
+                Some(synced) = OptionFuture::from(self.syncing.as_mut()) => {
+                    self.syncing = None;
+                    match joined(synced)? {
+                        Ok(()) => {}
+                        Err(SyncError::Removed) => return Err(FetchError::Removed),
+                        Err(SyncError::File(error)) => return Err(self.disk_failed(WriteError::Io(error))),
+                    }
+                }
+                Some(found) = OptionFuture::from(self.discovery.as_mut()) => {
+                    self.discovery = None;
+                    self.on_found(found, now_ms());
+                }
+                () = tokio::time::sleep(wake) => {}
+            }
+        }
+    }
+
+    /// Hands seeders to the scheduler as long as there are places for them.
+    fn admit(&mut self, now: u64) {
+        while self.book.has_spare() {
+            let busy = self.scheduler.sources().iter().filter(|view| !is_idle(view)).count();
+            let due = self.scheduler.sources().iter().filter(|view| view.next_try.is_some_and(|at| at <= now)).count();
+            if busy + due >= self.job.limits.sessions {
+                return;
+            }
+            if let Some(peer) = self.book.next_spare() {
+                self.scheduler.add_source(peer, now);
+            }
+        }
+    }
+
+    fn connect_due(&mut self, now: u64) {
+        for peer in self.scheduler.due_connections(now) {
+            if self.handles.contains_key(&peer) {
+                continue;
+            }
+            self.next_number += 1;
+            let id = SessionId { peer, number: self.next_number };
+            let (commands, receiver) = mpsc::channel(COMMANDS);
+            let (close, pulse) = (CancellationToken::new(), Arc::new(Pulse::default()));
+            let task = SessionTask {
+                id,
+                target: self.book.target(&peer),
+                shared: Arc::clone(&self.shared),
+                content: self.contents.subscribe(),
+                ending: self.ending.subscribe(),
+                close: close.clone(),
+                commands: receiver,
+                reports: self.to_reports.clone(),
+                pulse: Arc::clone(&pulse),
+            };
+            let handle = Handle { number: id.number, commands, close, pulse, welcome: None, served_at: now };
+            self.handles.insert(peer, handle);
+            self.sessions.spawn(Box::pin(task.run()));
+        }
+    }
+
+    /// Closes those who owe chunks and send nothing. Bytes that trickle count, for the time that a chunk may take.
+    fn close_stalled(&self, now: u64) {
+        let stall = self.job.limits.scheduler.stall_ms;
+        let slowest = millis(self.job.limits.slowest_chunk);
+        for peer in self.scheduler.stalled(now) {
+            let Some(handle) = self.handles.get(&peer) else { continue };
+            let quiet = now.saturating_sub(handle.pulse.last_byte.load(Ordering::Relaxed));
+            if quiet >= stall || now.saturating_sub(handle.served_at) >= slowest {
+                handle.close.cancel();
+            }
+        }
+    }
+
+    /// Seeders that are still making their own copy say what they hold only in their welcome. Where all that is missing
+    /// is held by nobody, they are greeted again from time to time.
+    fn ask_what_is_new(&mut self, now: u64) {
+        if self.content.is_none() || self.scheduler.unheld() != *self.scheduler.missing() {
+            return;
+        }
+        for handle in self.handles.values_mut().filter(|handle| handle.welcome.is_some()) {
+            if now.saturating_sub(handle.served_at) >= NEWS_EVERY_MS {
+                handle.served_at = now;
+                // Not taken: the next time, then.
+                let _ = handle.commands.try_send(Command::GreetAgain);
+            }
+        }
+    }
+
+    fn plan(&mut self, now: u64) {
+        if self.content.is_none() {
+            return;
+        }
+        for (peer, chunks) in self.scheduler.plan(now) {
+            let Some(handle) = self.handles.get_mut(&peer) else { continue };
+            if now.saturating_sub(handle.pulse.last_byte.load(Ordering::Relaxed)) > 1_000 {
+                handle.served_at = now.max(handle.served_at);
+            }
+            if handle.commands.try_send(Command::Want(chunks.clone())).is_err() {
+                // It does not listen at the moment, or is about to be reported as ended.
+                self.scheduler.released(&peer, &chunks);
+                self.scheduler.set_budget(&peer, 0);
+            }
+        }
+    }
+
+    fn on_waiting_reports(&mut self) {
+        for _ in 0..REPORTS {
+            match self.reports.try_recv() {
+                Ok(report) => self.on_report(report),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn on_report(&mut self, Report { id, what }: Report) {
+        let now = now_ms();
+        // Reports of a stream that was given up are only good for what they say of chunks.
+        let current = self.handles.get_mut(&id.peer).filter(|handle| handle.number == id.number);
+        match (what, current) {
+            (What::Welcomed { held, budget }, Some(handle)) => {
+                handle.welcome = Some((held.clone(), budget));
+                handle.served_at = now;
+                if self.content.is_some() {
+                    self.scheduler.connected(&id.peer, held, budget, now);
+                }
+            }
+            (What::Budget(budget), Some(handle)) => {
+                if let Some(welcome) = &mut handle.welcome {
+                    welcome.1 = budget;
+                }
+                self.scheduler.set_budget(&id.peer, budget);
+            }
+            (What::Released { chunks, budget }, Some(_)) => {
+                self.scheduler.released(&id.peer, &chunks);
+                self.scheduler.set_budget(&id.peer, budget);
+            }
+            (What::Verified { chunk, bytes, budget }, current) => {
+                if let Some(handle) = current {
+                    handle.served_at = now;
+                    self.scheduler.set_budget(&id.peer, budget);
+                }
+                self.on_verified(&id.peer, chunk, bytes, now);
+            }
+            (What::Adopted(chunks), _) => {
+                let own = self.job.keypair.peer_id();
+                for chunk in chunks.iter() {
+                    self.scheduler.verified(&own, chunk, 0, now);
+                }
+                self.progressed_at = now;
+            }
+            (What::Manifest(manifest), _) => self.create(*manifest),
+            (What::Welcomed { .. } | What::Budget(_) | What::Released { .. }, None) => {}
+        }
+    }
+
+    fn on_verified(&mut self, peer: &PeerId, chunk: u32, bytes: u32, now: u64) {
+        let verified = self.scheduler.verified(peer, chunk, bytes, now);
+        self.book.received(peer, bytes, verified.new);
+        if verified.new {
+            self.new_bytes += u64::from(bytes);
+            self.new_chunks += 1;
+            self.unsynced += u64::from(bytes);
+            self.progressed_at = now;
+        } else {
+            self.duplicate_bytes += u64::from(bytes);
+        }
+        for other in verified.cancel {
+            if let Some(handle) = self.handles.get(&other) {
+                // Not taken: the chunk comes twice, no more than that.
+                let _ = handle.commands.try_send(Command::Cancel(ChunkSet::from_range(chunk..chunk + 1)));
+            }
+        }
+    }
+
+    fn create(&mut self, (signed, manifest): (Signed<Manifest>, Manifest)) {
+        if self.content.is_some() || self.creating.is_some() {
+            return;
+        }
+        let store = self.job.store.clone();
+        let creating = tokio::task::spawn_blocking(move || store.create(&signed, &manifest));
+        self.creating = Some(creating);
+    }
+
+    /// From here on chunks can be planned.
+    fn attach(&mut self, content: Arc<Content>) {
+        let now = now_ms();
+        let manifest = content.manifest();
+        let all = ChunkSet::from_range(0..manifest.chunks());
+        self.wanted = self.job.only.as_ref().map_or_else(|| all.clone(), |only| only.intersection(&all));
+        let have = content.have().union(&all.difference(&self.wanted));
+        let config = self.job.limits.scheduler.clone();
+        self.scheduler = Scheduler::new(manifest.chunks(), manifest.chunk_size, &have, config);
+        for peer in self.book.open() {
+            self.scheduler.add_source(peer, now);
+        }
+        // Those with a stream are not to be connected again.
+        let due: Vec<PeerId> = self.scheduler.due_connections(now);
+        for peer in due {
+            match self.handles.get(&peer).map(|handle| handle.welcome.clone()) {
+                Some(Some((held, budget))) => self.scheduler.connected(&peer, held, budget, now),
+                Some(None) => {}
+                None => self.scheduler.lost(&peer, Loss::ComeBack(0), now, 0),
+            }
+        }
+        self.contents.send_replace(Some(Arc::clone(&content)));
+        self.content = Some(content);
+        self.progressed_at = now;
+    }
+
+    fn on_ended(&mut self, ended: Result<(SessionId, EndReason), JoinError>) {
+        let Ok((id, reason)) = joined(ended) else { return };
+        if self.handles.get(&id.peer).is_some_and(|handle| handle.number == id.number) {
+            self.handles.remove(&id.peer);
+        }
+        let loss = self.book.ended(&id.peer, &reason);
+        tracing::debug!(seeder = %id.peer, %reason, ?loss, "stream to the seeder ended");
+        self.scheduler.lost(&id.peer, loss, now_ms(), rand::random());
+        if loss == Loss::Banned {
+            tracing::warn!(seeder = %id.peer, %reason, "seeder banned");
+        }
+        self.searched = self.job.more_sources.is_none();
+        match reason {
+            EndReason::Disk(error) => self.fatal = Some(self.disk_failed(error)),
+            EndReason::Manifest(refusal) => self.fatal = Some(FetchError::Manifest(refusal)),
+            _ => {}
+        }
+    }
+
+    fn disk_failed(&self, error: WriteError) -> FetchError {
+        match error {
+            WriteError::DiskFull { path, needed } => FetchError::DiskFull { path, needed },
+            WriteError::Removed => FetchError::Removed,
+            WriteError::Io(error) if error.is_disk_full() => {
+                let missing = self.scheduler.missing().intersection(&self.wanted);
+                let needed = self.content.as_ref().map_or(0, |content| bytes_of(content.manifest(), &missing));
+                FetchError::DiskFull { path: error.path, needed }
+            }
+            WriteError::Io(error) => FetchError::File(error),
+            other @ (WriteError::Mismatch(_) | WriteError::NoChainingValue(_)) => {
+                FetchError::Manifest(Refusal::new(protocol::RefusalCode::Internal, other.to_string()))
+            }
+        }
+    }
+
+    fn sync_if_due(&mut self) {
+        let limits = &self.job.limits;
+        let due = self.unsynced > 0 && self.synced_at.elapsed() >= limits.sync_every;
+        if self.syncing.is_some() || !(due || self.unsynced >= limits.sync_bytes) {
+            return;
+        }
+        let Some(content) = self.content.clone() else { return };
+        self.unsynced = 0;
+        self.synced_at = Instant::now();
+        self.syncing = Some(tokio::task::spawn_blocking(move || content.sync()));
+    }
+
+    /// Looks for more seeders when those there are do not do.
+    fn search_if_due(&mut self) {
+        let Some(more) = &self.job.more_sources else { return };
+        let needy = self.handles.values().filter(|handle| handle.welcome.is_some()).count() < 2
+            || !self.scheduler.unheld().is_empty();
+        if !needy || self.discovery.is_some() || Instant::now() < self.discovery_due {
+            return;
+        }
+        let rarer = 1u32.checked_shl(self.discovery_rounds).unwrap_or(RAREST_DISCOVERY).min(RAREST_DISCOVERY);
+        self.discovery_rounds += 1;
+        self.discovery_due = Instant::now() + self.job.limits.discovery_every.saturating_mul(rarer);
+        let (search, limit) = (more(), self.job.limits.discovery_timeout);
+        let search = async move { tokio::time::timeout(limit, search).await.unwrap_or_default() };
+        self.discovery = Some(search.boxed());
+    }
+
+    fn on_found(&mut self, found: Vec<PeerAddrs>, now: u64) {
+        self.searched = true;
+        for target in found {
+            let peer = target.peer;
+            match self.book.add(target) {
+                Added::New => self.searched = false,
+                // It may have come back, or be found at another address.
+                Added::Known => self.scheduler.readmit(&peer, now),
+                Added::No => {}
+            }
+        }
+    }
+
+    /// Over? In which way?
+    fn verdict(&mut self, now: u64) -> Option<Result<(), FetchError>> {
+        if let Some(error) = self.fatal.take() {
+            return Some(Err(error));
+        }
+        if self.content.is_some() && self.scheduler.is_complete() {
+            return Some(Ok(()));
+        }
+        let served = self.handles.values().any(|handle| handle.welcome.is_some());
+        if !served && let Some((refusal, by)) = self.book.credential_refused() {
+            return Some(Err(FetchError::Refused { refusal, by }));
+        }
+        let nobody = self.handles.is_empty() && self.creating.is_none() && self.searched && self.book.all_closed();
+        let waited = now.saturating_sub(self.last_sign(now));
+        if nobody || waited >= millis(self.job.limits.patience) {
+            let cause = self.cause().unwrap_or(StallCause::Silent);
+            let sources = self.book.reports();
+            return Some(Err(FetchError::NoSource { cause, waited: Duration::from_millis(waited), sources }));
+        }
+        None
+    }
+
+    fn scheduler_missing(&self) -> u32 {
+        self.scheduler.missing().intersection(&self.wanted).len()
+    }
+
+    fn wake(&self, now: u64) -> Duration {
+        // Whatever the machines say: often enough for the timers here, and never in a busy loop.
+        let at = self.scheduler.next_wake(now).unwrap_or(u64::MAX);
+        Duration::from_millis(at.saturating_sub(now).clamp(10, 250))
+    }
+}
+
+/// A bug on another thread is a bug of the fetch and must not be swallowed here; the runtime's end is an end.
+fn joined<T>(result: Result<T, JoinError>) -> Result<T, FetchError> {
+    result.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => FetchError::Cancelled { have: 0, total: 0 },
+    })
+}

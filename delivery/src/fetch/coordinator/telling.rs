@@ -1,0 +1,77 @@
+//! What the coordinator tells of a fetch while it runs: how far it is, and why it is not moving.
+
+use std::sync::atomic::Ordering;
+
+use super::super::incoming::millis;
+use super::super::progress::{Phase, Progress, SourceProgress, Stall, StallCause};
+use super::Coordinator;
+use crate::clock::now_ms;
+use crate::content_store::bytes_of;
+
+/// Progress is told at most this often, milliseconds.
+const TELL_EVERY_MS: u64 = 100;
+/// Nothing new for this long is a stall to be explained, milliseconds.
+const STALL_TOLD_MS: u64 = 2_000;
+
+impl Coordinator {
+    pub(super) fn tell(&mut self, phase: Phase, always: bool) {
+        let now = now_ms();
+        if !always && now.saturating_sub(self.told_at) < TELL_EVERY_MS {
+            return;
+        }
+        self.told_at = now;
+        let mut progress = Progress { phase, ..Progress::default() };
+        if phase == Phase::Fetching && self.content.is_none() {
+            progress.phase = Phase::Starting;
+        }
+        if let Some(content) = &self.content {
+            let manifest = content.manifest();
+            let missing = self.scheduler.missing().intersection(&self.wanted);
+            progress.total_chunks = self.wanted.len();
+            progress.have_chunks = progress.total_chunks - missing.len();
+            progress.total_bytes = bytes_of(manifest, &self.wanted);
+            progress.have_bytes = progress.total_bytes.saturating_sub(bytes_of(manifest, &missing));
+        }
+        progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
+        progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
+        let views = self.scheduler.sources();
+        let next_try = views.iter().filter_map(|view| view.next_try).min();
+        progress.sources = views
+            .into_iter()
+            .map(|view| SourceProgress {
+                peer: view.peer,
+                connected: view.connected,
+                given_up: view.given_up,
+                chunks: view.chunks,
+                bytes: view.bytes,
+                bytes_per_second: view.rate,
+                next_try: view.next_try,
+                last_reason: self.book.last_reason(&view.peer),
+            })
+            .collect();
+        let quiet = now.saturating_sub(self.last_sign(now)) >= STALL_TOLD_MS;
+        if matches!(phase, Phase::Fetching) && (quiet || progress.active == 0 && self.book.all_ended()) {
+            progress.stalled = self.cause().map(|cause| Stall { cause, next_try });
+        }
+        self.job.progress.send_replace(progress);
+    }
+
+    /// When there was last a new chunk, or bytes of one that does not take too long.
+    pub(super) fn last_sign(&self, now: u64) -> u64 {
+        let bytes = self.handles.values().map(|handle| handle.pulse.last_byte.load(Ordering::Relaxed)).max();
+        let latest = self.progressed_at.saturating_add(millis(self.job.limits.slowest_chunk));
+        self.progressed_at.max(bytes.unwrap_or(0).min(latest)).min(now)
+    }
+
+    pub(super) fn cause(&self) -> Option<StallCause> {
+        let served = self.handles.values().any(|handle| handle.welcome.is_some());
+        if !served {
+            return Some(self.book.cause());
+        }
+        let unheld = self.scheduler.unheld().intersection(&self.wanted);
+        match unheld.first() {
+            Some(chunk) if unheld.len() == self.scheduler_missing() => Some(StallCause::NoSeederHolds { chunk }),
+            _ => Some(StallCause::Silent),
+        }
+    }
+}

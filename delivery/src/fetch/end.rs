@@ -1,0 +1,134 @@
+//! Every stream ends for a reason that has a name: it decides whether the seeder is tried again, and it is what people
+//! are told when nothing comes.
+
+use std::fmt;
+
+use protocol::fetching::{Loss, SessionError};
+use protocol::{Refusal, RefusalCode};
+
+use crate::content_store::{FileError, WriteError};
+
+/// Why a stream to a seeder ended.
+#[derive(Debug)]
+pub(super) enum EndReason {
+    /// It said all there is to say.
+    Finished,
+    /// Because of the fetch, not of the seeder.
+    Stopped,
+    /// To see what it holds by now.
+    GreetAgain,
+    Unreachable(String),
+    Closed(String),
+    /// It sent nothing for too long.
+    Silent,
+    Refused(Refusal),
+    Certificate(Refusal),
+    Violation(String),
+    /// Its window is used up, or its chunks are too scattered for one acknowledgement.
+    Spent(&'static str),
+    BadChunk(u32),
+    BadMeta(Refusal),
+    /// The manifest is the one named, and does not hold: no seeder can do better.
+    Manifest(Refusal),
+    Disk(WriteError),
+}
+
+impl EndReason {
+    pub(super) fn loss(&self) -> Loss {
+        match self {
+            EndReason::Refused(refusal) => loss_of(refusal),
+            EndReason::GreetAgain => Loss::ComeBack(1),
+            EndReason::Certificate(_) | EndReason::Violation(_) | EndReason::Spent(_) => Loss::Useless,
+            EndReason::BadChunk(_) | EndReason::BadMeta(_) => Loss::Banned,
+            _ => Loss::Failed,
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            EndReason::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndReason::Finished => f.write_str("finished"),
+            EndReason::Stopped => f.write_str("stopped"),
+            EndReason::GreetAgain => f.write_str("it holds nothing of what is missing"),
+            EndReason::Unreachable(why) | EndReason::Closed(why) | EndReason::Violation(why) => f.write_str(why),
+            EndReason::Silent => f.write_str("it sent nothing for too long"),
+            EndReason::Refused(refusal) => write!(f, "refused: {refusal}"),
+            EndReason::Certificate(refusal) => write!(f, "its certificate does not hold: {refusal}"),
+            EndReason::Spent(why) => f.write_str(why),
+            EndReason::BadChunk(chunk) => write!(f, "it sent something else as chunk {chunk}"),
+            EndReason::BadMeta(refusal) => write!(f, "it sent wrong metadata: {refusal}"),
+            EndReason::Manifest(refusal) => write!(f, "the manifest does not hold: {refusal}"),
+            EndReason::Disk(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl From<SessionError> for EndReason {
+    fn from(error: SessionError) -> Self {
+        EndReason::Violation(error.to_string())
+    }
+}
+
+impl From<FileError> for EndReason {
+    fn from(error: FileError) -> Self {
+        EndReason::Disk(WriteError::Io(error))
+    }
+}
+
+/// What a refusal says about: the credential itself would be refused by any honest seeder alike.
+pub(super) fn is_about_credential(code: RefusalCode) -> bool {
+    use RefusalCode as C;
+    matches!(
+        code,
+        C::TooLarge
+            | C::Malformed
+            | C::UnsupportedVersion
+            | C::WrongNetwork
+            | C::WrongClient
+            | C::NotYetValid
+            | C::Expired
+            | C::BadEndorsement
+            | C::UnknownKey
+            | C::KeyRetired
+            | C::BadManagerSignature
+            | C::Revoked
+    )
+}
+
+/// Whether and when a seeder that refused is worth another try.
+pub(super) fn loss_of(refusal: &Refusal) -> Loss {
+    use RefusalCode as C;
+    match refusal.code {
+        C::Overloaded | C::ShuttingDown | C::StaleRevocations | C::LimitReached | C::Internal => {
+            Loss::ComeBack(refusal.retry_after_ms)
+        }
+        C::WindowExceeded | C::BadAck | C::BadWant | C::Idle | C::Superseded => Loss::Failed,
+        _ if refusal.retry_after_ms > 0 => Loss::ComeBack(refusal.retry_after_ms),
+        _ => Loss::Useless,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_decides_whether_to_come_back() {
+        for code in RefusalCode::ALL {
+            let loss = loss_of(&Refusal::new(*code, ""));
+            if is_about_credential(*code) {
+                assert_eq!(loss, Loss::Useless, "{code}");
+            }
+        }
+        assert_eq!(loss_of(&Refusal::new(RefusalCode::Overloaded, "").retry_after(70)), Loss::ComeBack(70));
+        assert_eq!(loss_of(&Refusal::new(RefusalCode::ContentNotHeld, "")), Loss::Useless);
+    }
+}

@@ -1,0 +1,101 @@
+//! The reading half of a stream to a seeder. It is a future of its own because a frame that is half read cannot be
+//! given up, while the conversation must be able to turn to other things at any moment.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use node::{FrameError, Stream, read_message};
+use protocol::deliver::SeederMessage;
+use tokio::io::{AsyncReadExt, ReadHalf};
+use tokio::sync::mpsc;
+
+use super::buffers::{Buffer, Buffers};
+use super::pace::Pace;
+use crate::clock::now_ms;
+
+/// What came from a seeder.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Message(SeederMessage),
+    /// A chunk's announcement and all of its bytes.
+    Chunk {
+        index: u32,
+        length: u32,
+        buffer: Buffer,
+    },
+    /// Nothing more will come, and why.
+    Closed(String),
+}
+
+/// What reader and conversation both know.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    /// When bytes came last, unix milliseconds; in the future while our own limit makes us wait.
+    pub(super) last_byte: AtomicU64,
+    /// Longest chunk there may be; 0 while none is expected.
+    pub(super) longest_chunk: AtomicU32,
+}
+
+/// Reads until the stream ends or breaks, then waits to be dropped.
+pub(super) async fn read_all(
+    mut stream: ReadHalf<Stream>,
+    buffers: Buffers,
+    pace: Option<Arc<Pace>>,
+    pulse: Arc<Pulse>,
+    to: mpsc::Sender<Incoming>,
+) -> std::convert::Infallible {
+    let why = loop {
+        let incoming = match read_one(&mut stream, &buffers, pace.as_deref(), &pulse).await {
+            Ok(incoming) => incoming,
+            Err(why) => break why,
+        };
+        if to.send(incoming).await.is_err() {
+            break String::new();
+        }
+    };
+    // Whoever dropped the other end does not mind.
+    let _ = to.send(Incoming::Closed(why)).await;
+    std::future::pending().await
+}
+
+async fn read_one(
+    stream: &mut ReadHalf<Stream>,
+    buffers: &Buffers,
+    pace: Option<&Pace>,
+    pulse: &Pulse,
+) -> Result<Incoming, String> {
+    let message = match read_message::<SeederMessage, _>(stream).await {
+        Ok(Some(message)) => message,
+        Ok(None) => return Err("the seeder closed the stream".to_owned()),
+        Err(FrameError::Io(error)) => return Err(format!("the connection broke: {error}")),
+        Err(error) => return Err(error.to_string()),
+    };
+    pulse.last_byte.store(now_ms(), Ordering::Relaxed);
+    let SeederMessage::Chunk { index, length } = message else { return Ok(Incoming::Message(message)) };
+    if length > pulse.longest_chunk.load(Ordering::Relaxed) {
+        return Err(format!("the seeder announced a chunk of {length} bytes"));
+    }
+    let mut buffer = buffers.get(length as usize).await.ok_or("stopping")?;
+    let mut rest = buffer.bytes_mut();
+    while !rest.is_empty() {
+        let read = match stream.read(rest).await {
+            Ok(0) => return Err("the stream ended inside a chunk".to_owned()),
+            Ok(read) => read,
+            Err(error) => return Err(format!("the connection broke inside a chunk: {error}")),
+        };
+        rest = rest.get_mut(read..).unwrap_or_default();
+        let now = now_ms();
+        pulse.last_byte.store(now, Ordering::Relaxed);
+        if let Some(pace) = pace {
+            let wait = pace.spend(read, Instant::now());
+            pulse.last_byte.store(now.saturating_add(millis(wait)), Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+        }
+    }
+    Ok(Incoming::Chunk { index, length, buffer })
+}
+
+pub(super) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,189 @@
+//! "Why is it not moving?" is what users ask most of such programs. The answer is data with a name, computed here,
+//! from which displays and JSON are made.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+
+use protocol::{PeerId, RefusalCode};
+
+/// How far a fetch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Not even the manifest is here.
+    #[default]
+    Starting,
+    /// Chunks are coming, or awaited.
+    Fetching,
+    /// Everything is here; the last words are said.
+    Finishing,
+    /// It is over.
+    Done,
+}
+
+/// Where a fetch stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Progress {
+    /// How far it is.
+    pub phase: Phase,
+    /// Chunks here, of those asked for.
+    pub have_chunks: u32,
+    /// Chunks asked for; 0 while that is unknown.
+    pub total_chunks: u32,
+    /// Bytes here, of those asked for.
+    pub have_bytes: u64,
+    /// Bytes asked for; 0 while that is unknown.
+    pub total_bytes: u64,
+    /// Bytes per second over the last seconds.
+    pub bytes_per_second: u64,
+    /// Seeders that serve it now.
+    pub active: usize,
+    /// The seeders tried.
+    pub sources: Vec<SourceProgress>,
+    /// Why it is not moving.
+    pub stalled: Option<Stall>,
+}
+
+impl Progress {
+    /// Seconds left at the present rate.
+    pub fn seconds_left(&self) -> Option<u64> {
+        let left = self.total_bytes.checked_sub(self.have_bytes)?;
+        (self.total_bytes > 0).then(|| left.checked_div(self.bytes_per_second)).flatten()
+    }
+}
+
+/// One seeder.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct SourceProgress {
+    /// Who.
+    pub peer: PeerId,
+    /// Serving now?
+    pub connected: bool,
+    /// Will not be tried again?
+    pub given_up: bool,
+    /// Chunks from it that were new.
+    pub chunks: u32,
+    /// Bytes from it, duplicates included.
+    pub bytes: u64,
+    /// Bytes per second.
+    pub bytes_per_second: u64,
+    /// When it is tried again, unix milliseconds.
+    pub next_try: Option<u64>,
+    /// Why its last stream ended.
+    pub last_reason: Option<String>,
+}
+
+/// It is not moving.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Stall {
+    /// Why.
+    #[serde(flatten)]
+    pub cause: StallCause,
+    /// When something is tried next, unix milliseconds.
+    pub next_try: Option<u64>,
+}
+
+/// Why a fetch is not moving.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "cause", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+pub enum StallCause {
+    /// Nobody is known who might have it.
+    NoSeederKnown,
+    /// Seeders are being connected to.
+    Connecting,
+    /// Every seeder refuses; the code that most of them gave.
+    AllRefused {
+        /// The name.
+        code: RefusalCode,
+    },
+    /// Every seeder has too much to do.
+    Overloaded,
+    /// The seeders serve, but none of them holds what is still missing.
+    NoSeederHolds {
+        /// The first such chunk.
+        chunk: u32,
+    },
+    /// The seeders serve, but send nothing.
+    Silent,
+    /// No seeder can be reached.
+    NetworkUnreachable,
+    /// Every seeder failed or was given up, for different reasons.
+    NoSeederLeft,
+    /// The disk is full.
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// Bytes still to come.
+        needed: u64,
+    },
+    /// The manager is needed and cannot be reached. Not found out here: for those who ask it before or after a fetch.
+    ManagerAway,
+}
+
+impl fmt::Display for StallCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StallCause::NoSeederKnown => f.write_str("no seeder is known that might have it"),
+            StallCause::Connecting => f.write_str("connecting to seeders"),
+            StallCause::AllRefused { code } => write!(f, "every seeder refuses ({code})"),
+            StallCause::Overloaded => f.write_str("every seeder has too much to do at the moment"),
+            StallCause::NoSeederHolds { chunk } => write!(f, "no connected seeder holds chunk {chunk}"),
+            StallCause::Silent => f.write_str("the seeders are connected but send nothing"),
+            StallCause::NetworkUnreachable => f.write_str("no seeder can be reached"),
+            StallCause::NoSeederLeft => f.write_str("no seeder is left that would serve it"),
+            StallCause::DiskFull { path, needed } => {
+                write!(f, "no space left at {}: {needed} bytes are still to come", path.display())
+            }
+            StallCause::ManagerAway => f.write_str("the manager cannot be reached"),
+        }
+    }
+}
+
+/// Bytes per second over the last seconds.
+#[derive(Debug, Default)]
+pub(super) struct RateMeter {
+    // (unix milliseconds, bytes in all by then), at most one sample a call, pruned to the span.
+    samples: VecDeque<(u64, u64)>,
+}
+
+impl RateMeter {
+    const SPAN_MS: u64 = 5_000;
+
+    pub(super) fn sample(&mut self, now: u64, total: u64) -> u64 {
+        self.samples.push_back((now, total));
+        while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, _)| at + Self::SPAN_MS < now) {
+            self.samples.pop_front();
+        }
+        let Some(&(at, before)) = self.samples.front() else { return 0 };
+        total.saturating_sub(before).saturating_mul(1000).checked_div(now.saturating_sub(at)).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_is_of_the_last_seconds_only() {
+        let mut meter = RateMeter::default();
+        assert_eq!(meter.sample(0, 0), 0);
+        assert_eq!(meter.sample(1_000, 500), 500);
+        for second in 2..20 {
+            meter.sample(second * 1000, 500);
+        }
+        assert_eq!(meter.sample(20_000, 500), 0);
+    }
+
+    #[test]
+    fn what_is_left_is_told_only_when_it_moves() {
+        let mut progress = Progress { total_bytes: 100, have_bytes: 40, bytes_per_second: 20, ..Progress::default() };
+        assert_eq!(progress.seconds_left(), Some(3));
+        progress.bytes_per_second = 0;
+        assert_eq!(progress.seconds_left(), None);
+    }
+}

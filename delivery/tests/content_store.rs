@@ -1,0 +1,288 @@
+//! What the store promises about crashes, full disks and damaged files, tried out on real files.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking"
+)]
+
+mod fixture;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use fixture::{CHUNK, Product, World, listing};
+use protocol::manifest::{MAX_CHUNK_SIZE, MAX_CHUNKS, Segment};
+use protocol::{ChunkSet, Digest, Signed};
+use willcall_delivery::{
+    Content, ContentStore, CreateError, FinishError, ReadError, SegmentError, WriteError, free_space,
+};
+
+fn setup(chunks: usize) -> (tempfile::TempDir, ContentStore, Product) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ContentStore::open(folder.path().join("contents")).unwrap();
+    let product = World::new().product(chunks * CHUNK - 1);
+    (folder, store, product)
+}
+
+fn reopened(store: ContentStore) -> ContentStore {
+    let root = store.root().to_owned();
+    drop(store);
+    ContentStore::open(root).unwrap()
+}
+
+fn set(range: std::ops::Range<u32>) -> ChunkSet {
+    ChunkSet::from_range(range)
+}
+
+#[test]
+fn published_content_is_read_back_at_the_edge_lengths() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = ContentStore::open(folder.path()).unwrap();
+    let lengths = [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 7];
+    let products: Vec<Product> = lengths.iter().map(|length| world.product(*length)).collect();
+    for product in &products {
+        let content = product.publish(&store);
+        product.assert_equals(&content);
+        assert!(Arc::ptr_eq(&content, &product.publish(&store)), "published twice, there once");
+    }
+    store = reopened(store);
+    assert_eq!(store.list().len(), lengths.len());
+    assert_eq!(store.total_bytes(), lengths.iter().map(|length| *length as u64).sum::<u64>());
+    for product in &products {
+        let content = store.get(&product.digest).unwrap();
+        product.assert_equals(&content);
+        assert_eq!(content.manifest(), &product.manifest);
+        assert_eq!(*content.segment(0).unwrap().unwrap(), product.segments[0]);
+        assert_eq!(content.segment(1).unwrap(), None);
+        assert!(store.remove(&product.digest).unwrap());
+        assert!(!store.remove(&product.digest).unwrap());
+    }
+    assert_eq!(listing(folder.path()), Vec::<String>::new());
+    assert!(free_space(folder.path()).unwrap() > 0);
+}
+
+#[test]
+fn a_writer_that_is_dropped_or_lied_to_leaves_nothing() {
+    let (_folder, store, product) = setup(2);
+    let mut writer = store.writer(0).unwrap();
+    writer.append_chunk(product.chunk(0)).unwrap();
+    drop(writer);
+    let mut short = store.writer(10 * CHUNK as u64).unwrap();
+    short.append_chunk(product.chunk(0)).unwrap();
+    let error = short.finish(product.values.clone(), &product.signed, &product.manifest).unwrap_err();
+    assert!(matches!(error, FinishError::Length { .. }), "{error}");
+    let mut other = store.writer(0).unwrap();
+    other.append_chunk(product.chunk(0)).unwrap();
+    other.append_chunk(product.chunk(1)).unwrap();
+    let mut values = product.values.clone();
+    values.swap(0, 1);
+    let error = other.finish(values, &product.signed, &product.manifest).unwrap_err();
+    assert!(matches!(error, FinishError::Manifest(_)), "{error}");
+    assert_eq!(listing(store.root()), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_killed_process_left_unfinished_is_removed_and_strangers_files_are_not() {
+    let (_folder, store, product) = setup(2);
+    let content = product.publish(&store);
+    let mut writer = store.writer(0).unwrap();
+    writer.append_chunk(product.chunk(0)).unwrap();
+    // No destructor of a killed process runs: put back what this one's took away.
+    let names = listing(store.root());
+    let left = names.iter().find(|name| name.ends_with("/content") && !name.starts_with(&product.digest.to_string()));
+    let left = store.root().join(left.unwrap());
+    drop(writer);
+    fs::create_dir(left.parent().unwrap()).unwrap();
+    fs::write(&left, product.chunk(0)).unwrap();
+    fs::write(store.root().join("notes.txt"), "mine").unwrap();
+    let store = reopened(store);
+    assert!(!left.parent().unwrap().exists());
+    assert!(store.root().join("notes.txt").exists());
+    product.assert_equals(&content);
+}
+
+#[test]
+fn one_process_sees_one_store_in_one_folder() {
+    let (_folder, store, product) = setup(2);
+    let same = ContentStore::open(store.root().join("../contents")).unwrap();
+    let content = product.publish(&store);
+    assert!(Arc::ptr_eq(&content, &same.get(&product.digest).unwrap()));
+}
+
+#[test]
+fn chunks_are_taken_only_when_they_verify() {
+    let (_folder, store, product) = setup(3);
+    let content = store.create(&product.signed, &product.manifest).unwrap();
+    let error = content.write_verified_chunk(0, product.chunk(0)).unwrap_err();
+    assert!(matches!(error, WriteError::NoChainingValue(0)), "{error}");
+    let error = content.put_segment(0, Segment { values: vec![[0; 32]; 3] }).unwrap_err();
+    assert!(matches!(error, SegmentError::Refused(_)), "{error}");
+    content.put_segment(0, product.segments[0].clone()).unwrap();
+    for bad in [product.chunk(1), &product.chunk(0)[1..], b""] {
+        let error = content.write_verified_chunk(0, bad).unwrap_err();
+        assert!(matches!(error, WriteError::Mismatch(0)), "{error}");
+    }
+    assert!(content.write_verified_chunk(3, b"").is_err(), "past the end");
+    assert!(matches!(content.read_chunk(0, &mut Vec::new()), Err(ReadError::NotHeld(0))));
+    assert!(content.write_verified_chunk(1, product.chunk(1)).unwrap());
+    assert!(!content.write_verified_chunk(1, product.chunk(1)).unwrap(), "not new");
+    assert!(matches!(content.finish(), Err(FinishError::Missing(2))));
+    assert_eq!((content.have(), content.have_bytes()), (set(1..2), CHUNK as u64));
+    for index in [0, 2] {
+        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+    }
+    assert!(content.has_all() && !content.is_complete());
+    content.finish().unwrap();
+    product.assert_equals(&store.create(&product.signed, &product.manifest).unwrap());
+    product.assert_equals(&reopened(store).get(&product.digest).unwrap());
+}
+
+#[test]
+fn a_partial_content_goes_on_where_it_was_synced_and_what_was_written_after_is_found() {
+    let (_folder, mut store, product) = setup(6);
+    let content = product.create(&store);
+    for index in 0..3 {
+        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+    }
+    content.sync().unwrap();
+    for index in 3..5 {
+        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+    }
+    drop(content);
+    store = reopened(store);
+    let content = store.create(&product.signed, &product.manifest).unwrap();
+    assert_eq!(content.have(), set(0..3), "written and not noted is not held");
+    assert_eq!(content.adopt(&set(0..6)).unwrap(), set(3..5));
+    assert_eq!(content.have(), set(0..5));
+    content.write_verified_chunk(5, product.chunk(5)).unwrap();
+    content.finish().unwrap();
+    product.assert_equals(&content);
+}
+
+#[test]
+fn damaged_metadata_are_refused_by_name_and_the_rest_stays_usable() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = ContentStore::open(folder.path()).unwrap();
+    let products: Vec<Product> = (1..=4).map(|n| world.product(n * CHUNK)).collect();
+    for product in &products {
+        let content = product.create(&store);
+        content.write_verified_chunk(0, product.chunk(0)).unwrap();
+        content.sync().unwrap();
+    }
+    let file = |n: usize, name: &str| folder.path().join(products[n].digest.to_string()).join(name);
+    let mut have = fs::read(file(0, "have")).unwrap();
+    have[12] ^= 1;
+    fs::write(file(0, "have"), have).unwrap();
+    fs::write(file(1, "manifest"), b"nonsense").unwrap();
+    fs::write(file(2, "content"), b"short").unwrap();
+    store = reopened(store);
+    assert_eq!(store.list().len(), 1);
+    let damaged = store.damaged();
+    for (n, name) in [(0, "have"), (1, "manifest"), (2, "content")] {
+        let (_, found) = damaged.iter().find(|(digest, _)| *digest == products[n].digest).unwrap();
+        assert_eq!(found.file, file(n, name));
+        assert!(found.to_string().contains(" is damaged: "), "{found}");
+        let error = store.create(&products[n].signed, &products[n].manifest).unwrap_err();
+        assert!(matches!(error, CreateError::Damaged(_)), "{error}");
+    }
+    let recovered = store.recover(&products[0].digest).unwrap();
+    assert_eq!(recovered.have(), set(0..1));
+    assert!(store.recover(&products[1].digest).is_err());
+    assert!(store.remove(&products[1].digest).unwrap());
+    assert!(store.remove(&products[2].digest).unwrap());
+    store = reopened(store);
+    assert_eq!((store.list().len(), store.damaged().len()), (2, 0));
+    assert_eq!(store.get(&products[0].digest).unwrap().have(), set(0..1));
+}
+
+#[test]
+fn verification_forgets_damaged_chunks_and_they_can_be_fetched_again() {
+    let (_folder, store, product) = setup(5);
+    let content = product.publish(&store);
+    let path = content.folder().join("content");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(b"x", 2 * CHUNK as u64 + 77).unwrap();
+    let mut calls = 0;
+    let report = content
+        .verify_all(&mut |progress| {
+            calls += 1;
+            assert_eq!((progress.checked, progress.total), (calls, 5));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((report.checked, report.damaged, report.whole), (5, set(2..3), true));
+    assert!(!content.is_complete());
+    let store = reopened(store);
+    let content = store.get(&product.digest).unwrap();
+    assert_eq!(content.have(), set(0..5).difference(&set(2..3)));
+    content.write_verified_chunk(2, product.chunk(2)).unwrap();
+    content.finish().unwrap();
+    product.assert_equals(&content);
+    let broken_off = content.verify_all(&mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((broken_off.checked, broken_off.whole), (1, false));
+}
+
+#[test]
+fn too_little_space_is_found_before_anything_is_written() {
+    let (_folder, store, product) = setup(1);
+    let mut manifest = product.manifest.clone();
+    manifest.chunk_size = MAX_CHUNK_SIZE;
+    manifest.length = u64::from(MAX_CHUNKS) * u64::from(MAX_CHUNK_SIZE);
+    manifest.segments = vec![Digest::from_bytes([0; 32]); 1024];
+    let signed = Signed::sign(&manifest, &fixture::keypair(1));
+    let CreateError::NoSpace(full) = store.create(&signed, &manifest).unwrap_err() else { panic!("4 TiB are free") };
+    assert!(full.needed > manifest.length && full.free < full.needed);
+    assert_eq!(full.path, store.root());
+    assert!(full.to_string().contains(&full.free.to_string()), "{full}");
+    assert!(matches!(store.writer(manifest.length), Err(CreateError::NoSpace(_))));
+    assert_eq!(listing(store.root()), Vec::<String>::new());
+}
+
+#[test]
+fn a_disk_that_becomes_full_costs_nothing_that_is_stored() {
+    let (_folder, store, product) = setup(3);
+    let content = product.create(&store);
+    content.write_verified_chunk(0, product.chunk(0)).unwrap();
+    content.sync().unwrap();
+    let (path, aside) = (content.folder().join("content"), content.folder().join("aside"));
+    drop(content);
+    // Opened again, so that the file is opened anew for the next write: then it is one that is always full.
+    let store = reopened(store);
+    let content = store.get(&product.digest).unwrap();
+    fs::rename(&path, &aside).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let error = content.write_verified_chunk(1, product.chunk(1)).unwrap_err();
+    let WriteError::DiskFull { path: named, needed } = &error else { panic!("{error}") };
+    assert_eq!((named.as_path(), *needed), (content.folder(), 2 * CHUNK as u64 - 1));
+    assert_eq!(content.have(), set(0..1));
+    fs::remove_file(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    let store = reopened(store);
+    let content: Arc<Content> = store.get(&product.digest).unwrap();
+    for index in 1..3 {
+        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+    }
+    content.finish().unwrap();
+    product.assert_equals(&content);
+}
+
+#[test]
+fn removed_content_is_no_longer_read_or_written() {
+    let (_folder, store, product) = setup(2);
+    let content = product.publish(&store);
+    content.read_chunk(0, &mut Vec::new()).unwrap();
+    store.remove(&product.digest).unwrap();
+    assert!(content.is_removed());
+    assert!(matches!(content.read_chunk(0, &mut Vec::new()), Err(ReadError::Removed)));
+    assert!(matches!(content.write_verified_chunk(0, product.chunk(0)), Err(WriteError::Removed)));
+    assert!(store.get(&product.digest).is_none());
+    product.assert_equals(&product.publish(&store));
+}

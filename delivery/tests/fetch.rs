@@ -1,0 +1,390 @@
+//! Fetching from honest, slow, silent, vanishing and lying seeders: in every case the result is the product or an error
+//! that says why, and nobody is acknowledged anything that they did not send.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking"
+)]
+
+mod fixture;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fixture::seeders::{MemoryNet, TestSeeder, Vice};
+use fixture::{CHUNK, LIMIT, Product, World, keypair};
+use futures::FutureExt;
+use protocol::deliver::Credential;
+use protocol::receipt::DeliveryId;
+use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, RefusalCode};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use willcall_delivery::{
+    AckMemory, AckStore, ContentStore, FetchError, FetchJob, FetchLimits, FetchReport, Phase, Progress, StallCause,
+    fetch,
+};
+
+struct Setup {
+    world: Arc<World>,
+    product: Arc<Product>,
+    client: Keypair,
+    credential: Credential,
+    delivery: DeliveryId,
+    folder: tempfile::TempDir,
+    acks: Arc<AckMemory>,
+    progress: watch::Sender<Progress>,
+    cancel: CancellationToken,
+    limits: FetchLimits,
+    seeders: Vec<Arc<TestSeeder>>,
+}
+
+impl Setup {
+    fn new(chunks: usize, vices: &[Vice]) -> Setup {
+        let world = Arc::new(World::new());
+        let product = Arc::new(world.product(chunks * CHUNK - 100));
+        let client = keypair(50);
+        let (credential, delivery) = world.order(client.peer_id(), product.digest);
+        let mut limits = FetchLimits {
+            patience: Duration::from_secs(20),
+            message_timeout: Duration::from_millis(500),
+            finish_timeout: Duration::from_secs(5),
+            ..FetchLimits::default()
+        };
+        limits.scheduler.stall_ms = 400;
+        limits.scheduler.backoff_ms = 10;
+        limits.scheduler.max_backoff_ms = 200;
+        let seeders =
+            (1u8..).zip(vices).map(|(n, vice)| Arc::new(TestSeeder::new(n, &world, &product, vice.clone()))).collect();
+        Setup {
+            world,
+            product,
+            client,
+            credential,
+            delivery,
+            folder: tempfile::tempdir().unwrap(),
+            acks: Arc::default(),
+            progress: watch::Sender::default(),
+            cancel: CancellationToken::new(),
+            limits,
+            seeders,
+        }
+    }
+
+    fn store(&self) -> ContentStore {
+        ContentStore::open(self.folder.path()).unwrap()
+    }
+
+    fn job(&self) -> FetchJob {
+        FetchJob {
+            connect: Arc::new(MemoryNet::new(self.client.peer_id(), &self.seeders)),
+            store: self.store(),
+            manifest: self.product.digest,
+            only: None,
+            credential: self.credential.clone(),
+            delivery: self.delivery,
+            keypair: self.client.clone(),
+            sources: self.seeders.iter().map(|seeder| PeerAddrs::from(seeder.peer())).collect(),
+            more_sources: None,
+            trust: Arc::clone(&self.world.trust),
+            revoked: Arc::clone(&self.world.revoked),
+            acks: Arc::clone(&self.acks) as Arc<dyn AckStore>,
+            progress: self.progress.clone(),
+            limits: self.limits.clone(),
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    async fn fetch(&self) -> Result<FetchReport, FetchError> {
+        within(fetch(self.job())).await
+    }
+
+    /// The product is there, and each seeder has the acknowledgement of exactly what it is reported to have sent.
+    fn assert_fetched(&self, report: &FetchReport) {
+        self.product.assert_equals(&self.store().get(&self.product.digest).unwrap());
+        let mut acked = ChunkSet::new();
+        for seeder in &self.seeders {
+            let chunks = seeder.acked(self.delivery);
+            assert!(chunks.len() <= seeder.sent(), "acknowledged more than it sent");
+            acked = acked.union(&chunks);
+        }
+        let sources: u32 = report.sources.iter().map(|source| source.chunks).sum();
+        assert_eq!(sources, report.chunks);
+        assert_eq!(self.progress.borrow().phase, Phase::Done);
+        let progress = self.progress.borrow();
+        assert_eq!((progress.have_chunks, progress.have_bytes), (progress.total_chunks, progress.total_bytes));
+    }
+
+    fn all(&self) -> ChunkSet {
+        ChunkSet::from_range(0..self.product.manifest.chunks())
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, Box::pin(future)).await.expect("it hangs")
+}
+
+#[tokio::test]
+async fn three_honest_seeders_share_the_work_and_get_acknowledgement_and_completion() {
+    let setup = Setup::new(60, &[Vice::None, Vice::None, Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!((report.chunks, report.bytes), (60, setup.product.manifest.length));
+    let mut acked = ChunkSet::new();
+    for seeder in &setup.seeders {
+        assert!(seeder.completed(setup.delivery), "the completion is with every seeder");
+        assert!(!seeder.acked(setup.delivery).is_empty(), "every seeder had a part");
+        acked = acked.union(&seeder.acked(setup.delivery));
+    }
+    assert_eq!(acked, setup.all());
+    let completion = report.completion.unwrap();
+    assert_eq!(completion.verify(&setup.client.peer_id()).unwrap().manifest, setup.product.digest);
+    // Again: nothing is to be fetched, and the completion is there all the same.
+    let again = setup.fetch().await.unwrap();
+    assert_eq!((again.chunks, again.completion.is_some()), (0, true));
+}
+
+#[tokio::test]
+async fn one_chunk_and_an_unlisted_seeder_do_too() {
+    for chunks in [1, 2, 9] {
+        let mut setup = Setup::new(chunks, &[Vice::None]);
+        Arc::get_mut(&mut setup.seeders[0]).unwrap().listed = false;
+        let report = setup.fetch().await.unwrap();
+        setup.assert_fetched(&report);
+        assert_eq!(setup.seeders[0].acked(setup.delivery), setup.all());
+    }
+}
+
+#[tokio::test]
+async fn a_seeder_that_sends_a_bad_chunk_is_banned_and_the_others_make_it_good() {
+    let setup = Setup::new(30, &[Vice::Corrupts(2), Vice::Slow(Duration::from_millis(5))]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    let banned: Vec<_> = report.banned().map(|source| source.peer).collect();
+    assert_eq!(banned, [setup.seeders[0].peer()]);
+    assert!(setup.seeders[0].acked(setup.delivery).len() <= 2, "only the good ones are acknowledged");
+    assert_eq!(setup.seeders[0].hellos.load(std::sync::atomic::Ordering::Relaxed), 1, "it is not asked again");
+}
+
+#[tokio::test]
+async fn forged_chaining_values_and_foreign_certificates_get_nobody_anywhere() {
+    let setup = Setup::new(10, &[Vice::ForgesSegments, Vice::Impersonates, Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    let reason = |n: usize| {
+        let peer = setup.seeders[n].peer();
+        report.sources.iter().find(|source| source.peer == peer).unwrap().last_reason.clone().unwrap()
+    };
+    assert!(report.banned().all(|source| source.peer == setup.seeders[0].peer()));
+    assert!(reason(1).contains("certificate"), "{}", reason(1));
+    assert_eq!(setup.seeders[1].hellos.load(std::sync::atomic::Ordering::Relaxed), 0, "it sees no ticket");
+}
+
+#[tokio::test]
+async fn a_seeder_that_falls_silent_is_left_for_another() {
+    let setup = Setup::new(24, &[Vice::FallsSilent(3), Vice::SaysNothing, Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+}
+
+#[tokio::test]
+async fn a_seeder_that_disappears_midway_is_replaced() {
+    let setup = Setup::new(40, &[Vice::Disappears(7), Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+}
+
+#[tokio::test]
+async fn streams_that_break_again_and_again_cost_no_window() {
+    // Each stream ends after two chunks, before their acknowledgement is read: the next hello carries it.
+    let setup = Setup::new(40, &[Vice::Leaves(2)]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(setup.seeders[0].acked(setup.delivery), setup.all());
+    assert!(setup.seeders[0].hellos.load(std::sync::atomic::Ordering::Relaxed) >= 20);
+}
+
+#[tokio::test]
+async fn a_cancelled_fetch_goes_on_where_it_was_and_so_does_a_killed_one() {
+    let setup = Setup::new(50, &[Vice::Slow(Duration::from_millis(20))]);
+    let mut progress = setup.progress.subscribe();
+    let cancel = setup.cancel.clone();
+    let watcher = async move {
+        progress.wait_for(|progress| progress.have_chunks >= 5).await.unwrap();
+        cancel.cancel();
+    };
+    let (outcome, ()) = tokio::join!(setup.fetch(), within(watcher));
+    let Err(FetchError::Cancelled { have, total: 50 }) = outcome else { panic!("{outcome:?}") };
+    assert!(have >= 5);
+    let held = setup.store().get(&setup.product.digest).unwrap().have();
+    assert!(held.len() >= have, "what is here is noted");
+    assert_eq!(setup.seeders[0].acked(setup.delivery), held, "the last word came through");
+
+    // A killed process: the note is lost, the bytes are not.
+    std::fs::remove_file(setup.folder.path().join(setup.product.digest.to_string()).join("have")).unwrap();
+    let before = setup.seeders[0].sent();
+    let setup = Setup { cancel: CancellationToken::new(), ..setup };
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(report.chunks, 50 - held.len());
+    assert_eq!(setup.seeders[0].sent() - before, report.chunks, "nothing came twice");
+}
+
+#[tokio::test]
+async fn only_some_chunks_and_the_rest_later() {
+    let setup = Setup::new(20, &[Vice::None]);
+    let some: ChunkSet = [0, 3, 4, 19, 400].into_iter().collect();
+    let report = within(fetch(FetchJob { only: Some(some), ..setup.job() })).await.unwrap();
+    assert_eq!((report.chunks, report.completion), (4, None));
+    assert_eq!(setup.progress.borrow().total_chunks, 4);
+    assert!(!setup.store().get(&setup.product.digest).unwrap().is_complete());
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(report.chunks, 16);
+}
+
+#[tokio::test]
+async fn partial_seeders_complete_each_other() {
+    let mut setup = Setup::new(30, &[Vice::None, Vice::None, Vice::None]);
+    for (n, range) in [(0, 0..12), (1, 8..24), (2, 20..30)] {
+        *setup.seeders[n].held.lock().unwrap() = ChunkSet::from_range(range);
+    }
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    setup.seeders.pop();
+    let without = Setup { folder: tempfile::tempdir().unwrap(), acks: Arc::default(), ..setup };
+    let (credential, delivery) = without.world.order(without.client.peer_id(), without.product.digest);
+    let limits = FetchLimits { patience: Duration::from_millis(600), ..without.limits.clone() };
+    let without = Setup { credential, delivery, limits, ..without };
+    for seeder in &without.seeders {
+        seeder.accounts.lock().unwrap().clear();
+    }
+    let error = without.fetch().await.unwrap_err();
+    let FetchError::NoSource { cause, .. } = &error else { panic!("{error}") };
+    assert_eq!(*cause, StallCause::NoSeederHolds { chunk: 24 });
+    assert_eq!(without.store().get(&without.product.digest).unwrap().have(), ChunkSet::from_range(0..24));
+}
+
+#[tokio::test]
+async fn a_seeder_that_is_still_making_its_own_copy_is_asked_again() {
+    let setup = Setup::new(10, &[Vice::None]);
+    *setup.seeders[0].held.lock().unwrap() = ChunkSet::from_range(0..5);
+    let mut progress = setup.progress.subscribe();
+    let waits = |stall: &willcall_delivery::Stall| stall.cause == StallCause::NoSeederHolds { chunk: 5 };
+    let watcher = async {
+        progress.wait_for(|progress| progress.stalled.as_ref().is_some_and(waits)).await.unwrap();
+        *setup.seeders[0].held.lock().unwrap() = setup.all();
+    };
+    let (report, ()) = tokio::join!(setup.fetch(), within(watcher));
+    setup.assert_fetched(&report.unwrap());
+}
+
+#[tokio::test]
+async fn an_overloaded_seeder_is_asked_again_when_it_said() {
+    let busy = Refusal::new(RefusalCode::Overloaded, "later").retry_after(50);
+    let setup = Setup::new(5, &[Vice::Refuses(3, busy)]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(report.sources[0].last_refusal.as_ref().unwrap().code, RefusalCode::Overloaded);
+}
+
+#[tokio::test]
+async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name() {
+    let over = Refusal::new(RefusalCode::Expired, "it ended").at(77);
+    let setup = Setup::new(5, &[Vice::Refuses(9, over.clone()), Vice::Refuses(9, over.clone())]);
+    let error = setup.fetch().await.unwrap_err();
+    let FetchError::Refused { refusal, by: 2 } = error else { panic!("{error}") };
+    assert_eq!(refusal, over);
+    // One voice among others is not enough.
+    let setup = Setup::new(5, &[Vice::Refuses(9, over), Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+}
+
+#[tokio::test]
+async fn without_a_seeder_it_ends_with_the_reason_of_each() {
+    let setup = Setup::new(5, &[]);
+    let error = setup.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { cause: StallCause::NoSeederKnown, .. }), "{error}");
+
+    let not_here = Refusal::new(RefusalCode::ContentNotHeld, "not here");
+    let setup = Setup::new(5, &[Vice::Refuses(9, not_here.clone()), Vice::Refuses(9, not_here)]);
+    let error = setup.fetch().await.unwrap_err();
+    let cause = StallCause::AllRefused { code: RefusalCode::ContentNotHeld };
+    assert!(matches!(&error, FetchError::NoSource { cause: c, .. } if *c == cause), "{error}");
+    assert_eq!(error.to_string().matches("content-not-held").count(), 3, "{error}");
+
+    let mut setup = Setup::new(5, &[Vice::Disappears(0)]);
+    setup.seeders[0].gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    setup.limits.patience = Duration::from_millis(300);
+    let error = setup.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { cause: StallCause::NetworkUnreachable, .. }), "{error}");
+    let stalled = setup.progress.borrow().stalled.clone().unwrap();
+    assert_eq!(stalled.cause, StallCause::NetworkUnreachable);
+    let json = serde_json::to_value(&stalled).unwrap();
+    assert_eq!(json, serde_json::json!({ "cause": "network-unreachable", "next_try": null }));
+}
+
+#[tokio::test]
+async fn more_seeders_are_looked_for_when_those_known_do_not_do() {
+    let setup = Setup::new(8, &[Vice::None]);
+    let peer = setup.seeders[0].peer();
+    let rounds = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = Arc::clone(&rounds);
+    let more = move || {
+        let round = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move { if round < 2 { vec![] } else { vec![PeerAddrs::from(peer)] } }.boxed()
+    };
+    let limits = FetchLimits { discovery_every: Duration::from_millis(20), ..setup.limits.clone() };
+    let stranger = PeerAddrs::from(keypair(99).peer_id());
+    let job = FetchJob { sources: vec![stranger], more_sources: Some(Arc::new(more)), limits, ..setup.job() };
+    let report = within(fetch(job)).await.unwrap();
+    setup.assert_fetched(&report);
+    assert!(rounds.load(std::sync::atomic::Ordering::Relaxed) >= 3);
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_fetch_and_what_is_stored_stays_good() {
+    let setup = Setup::new(10, &[Vice::None]);
+    let content = setup.product.create(&setup.store());
+    for chunk in 0..3 {
+        content.write_verified_chunk(chunk, setup.product.chunk(chunk)).unwrap();
+    }
+    content.sync().unwrap();
+    let (path, aside) = (content.folder().join("content"), content.folder().join("aside"));
+    let job = setup.job();
+    std::fs::rename(&path, &aside).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let error = within(fetch(job)).await.unwrap_err();
+    let FetchError::DiskFull { path: named, needed } = &error else { panic!("{error}") };
+    assert_eq!((named.as_path(), *needed), (content.folder(), (7 * CHUNK - 100) as u64));
+    let stalled = setup.progress.borrow().stalled.clone().unwrap();
+    assert!(matches!(stalled.cause, StallCause::DiskFull { .. }));
+    assert!(setup.seeders[0].acked(setup.delivery).is_empty(), "not written, not acknowledged");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(report.chunks, 7);
+}
+
+#[tokio::test]
+async fn a_rate_limit_is_kept() {
+    let mut setup = Setup::new(16, &[Vice::None, Vice::None]);
+    setup.limits.bytes_per_second = Some(2 * 1024 * 1024);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    // 1 MiB at 2 MiB/s, less the burst.
+    assert!(report.duration >= Duration::from_millis(250), "{:?}", report.duration);
+}
+
+#[tokio::test]
+async fn segments_beyond_the_first_are_fetched_as_they_are_needed() {
+    let setup = Setup::new(1030, &[Vice::None, Vice::None]);
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(setup.product.segments.len(), 2);
+}

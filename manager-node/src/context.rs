@@ -1,0 +1,100 @@
+//! What every service and chore of the manager shares, made once at the start. There is one of it; nothing in it is
+//! replaced while the manager runs except the key set and the addresses.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use delivery::ContentStore;
+use node::{CounterBy, NodeHandle};
+use protocol::trust::{Invitation, JoinLine, Trust};
+use protocol::{Address, NetworkId, PeerAddrs, PeerId};
+use store::Db;
+
+use crate::catalogue::Catalogue;
+use crate::config::Config;
+use crate::keys::ManagerKeys;
+use crate::placement::Placements;
+use crate::registry::Registry;
+use crate::revocations::Revocations;
+
+/// Unix milliseconds by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The manager's shared state.
+pub(crate) struct Context {
+    /// All tables.
+    pub(crate) db: Db,
+    /// The network's private keys.
+    pub(crate) keys: ManagerKeys,
+    /// The network host.
+    pub(crate) node: NodeHandle,
+    /// The manager's directory.
+    pub(crate) dir: PathBuf,
+    /// The origin's content, where publications are written.
+    pub(crate) content: ContentStore,
+    /// As loaded at the start.
+    pub(crate) config: Config,
+    /// Products.
+    pub(crate) catalogue: Catalogue,
+    /// Merchants and seeders.
+    pub(crate) registry: Registry,
+    /// What is void.
+    pub(crate) revocations: Revocations,
+    /// Copies of content at seeders.
+    pub(crate) placements: Placements,
+    /// Counts up each time that the manager came back from a backup.
+    pub(crate) restore: u64,
+    /// This manager.
+    pub(crate) peer: PeerId,
+    /// Unix milliseconds of the start.
+    pub(crate) started_at: u64,
+    /// Refusals by service and code.
+    pub(crate) refusals: CounterBy<2>,
+    /// Held by the publication under way.
+    pub(crate) publishing: tokio::sync::Mutex<()>,
+    pub(crate) trust: RwLock<Arc<Trust>>,
+    pub(crate) addresses: RwLock<Vec<Address>>,
+}
+
+impl Context {
+    /// The network's keys as they stand now.
+    pub(crate) fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The network.
+    pub(crate) fn network(&self) -> NetworkId {
+        self.trust().network()
+    }
+
+    /// Where this manager can be reached: the configured external addresses, else those it listens on.
+    pub(crate) fn own_addrs(&self) -> PeerAddrs {
+        let addresses = match self.config.external.as_slice() {
+            [] => self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            external => external.to_vec(),
+        };
+        PeerAddrs::new(self.peer, addresses)
+    }
+
+    /// The line by which anybody joins the network; it carries no invitation.
+    pub(crate) fn join_line(&self) -> JoinLine {
+        JoinLine { root: self.trust().root(), managers: vec![self.own_addrs()], invitation: None }
+    }
+
+    /// The same with an invitation.
+    pub(crate) fn invitation_line(&self, invitation: Invitation) -> JoinLine {
+        JoinLine { invitation: Some(invitation), ..self.join_line() }
+    }
+
+    /// Asks the system again which addresses this machine has; a stopped node leaves them as they were.
+    pub(crate) async fn refresh_addresses(&self) {
+        if let Ok(addresses) = self.node.listen_addresses().await
+            && !addresses.is_empty()
+        {
+            *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+        }
+    }
+}

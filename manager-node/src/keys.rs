@@ -1,0 +1,165 @@
+//! The network's private keys at the manager. They are apart from the node key and from the root key, so that the root
+//! key can be moved off the machine after `init` and each other key be replaced alone.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use protocol::signed::{Document, Signed};
+use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
+use protocol::{Keypair, PeerId, codec};
+
+/// Why the network's keys could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// A key file.
+    #[error(transparent)]
+    File(#[from] node::KeyFileError),
+    /// The system refused.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The key set file is not one.
+    #[error("{} is not a key set signed by its root key: {reason}; restore it from a backup", path.display())]
+    KeySet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The key set names a key whose private half is not here.
+    #[error("no key file in {} holds the key set's {purpose} key {key}; restore it from a backup", dir.display())]
+    Missing {
+        /// Where key files are.
+        dir: PathBuf,
+        /// What the key is for.
+        purpose: &'static str,
+        /// The public key.
+        key: PeerId,
+    },
+    /// No key of this purpose is active.
+    #[error("the key set in {} has no active {purpose} key; sign a new key set with the root key", path.display())]
+    NoneActive {
+        /// The key set file.
+        path: PathBuf,
+        /// What the key would be for.
+        purpose: &'static str,
+    },
+}
+
+/// The name of a purpose in file names and messages.
+pub(crate) const fn purpose_name(purpose: KeyPurpose) -> &'static str {
+    match purpose {
+        KeyPurpose::Catalogue => "catalogue",
+        KeyPurpose::Ticket => "ticket",
+        KeyPurpose::Enrolment => "enrolment",
+        KeyPurpose::Revocation => "revocation",
+        KeyPurpose::Settlement => "settlement",
+        KeyPurpose::ReceiptSealing => "receipt-sealing",
+    }
+}
+
+/// Folder of the network keys below the manager's directory.
+pub(crate) fn keys_dir(dir: &Path) -> PathBuf {
+    dir.join("keys")
+}
+
+/// File of the signed key set below the manager's directory.
+pub(crate) fn key_set_path(dir: &Path) -> PathBuf {
+    dir.join("keyset")
+}
+
+/// Private keys by purpose: the active ones, and older ones that something may still be sealed to.
+pub(crate) struct ManagerKeys {
+    active: [Keypair; KeyPurpose::ALL.len()],
+    all: HashMap<PeerId, Keypair>,
+}
+
+impl ManagerKeys {
+    /// Loads the key set and every private key, and checks that they fit together.
+    pub(crate) fn load(dir: &Path, clock_grace_ms: u64) -> Result<(ManagerKeys, Trust), KeysError> {
+        let trust = load_key_set(dir, clock_grace_ms)?;
+        let keys_dir = keys_dir(dir);
+        let io_error = |source| KeysError::Io { path: keys_dir.clone(), source };
+        let mut all = HashMap::new();
+        for entry in fs::read_dir(&keys_dir).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            if path.extension().is_some_and(|e| e == "key") {
+                let keypair = node::load_key(&path, None)?;
+                all.insert(keypair.peer_id(), keypair);
+            }
+        }
+        let active = |purpose: KeyPurpose| {
+            let name = purpose_name(purpose);
+            let key = trust
+                .active_key(purpose)
+                .ok_or_else(|| KeysError::NoneActive { path: key_set_path(dir), purpose: name })?;
+            all.get(&key).cloned().ok_or_else(|| KeysError::Missing { dir: keys_dir.clone(), purpose: name, key })
+        };
+        let active = [
+            active(KeyPurpose::Catalogue)?,
+            active(KeyPurpose::Ticket)?,
+            active(KeyPurpose::Enrolment)?,
+            active(KeyPurpose::Revocation)?,
+            active(KeyPurpose::Settlement)?,
+            active(KeyPurpose::ReceiptSealing)?,
+        ];
+        Ok((ManagerKeys { active, all }, trust))
+    }
+
+    /// The active key of a purpose.
+    pub(crate) fn signer(&self, purpose: KeyPurpose) -> &Keypair {
+        let [catalogue, ticket, enrolment, revocation, settlement, sealing] = &self.active;
+        match purpose {
+            KeyPurpose::Catalogue => catalogue,
+            KeyPurpose::Ticket => ticket,
+            KeyPurpose::Enrolment => enrolment,
+            KeyPurpose::Revocation => revocation,
+            KeyPurpose::Settlement => settlement,
+            KeyPurpose::ReceiptSealing => sealing,
+        }
+    }
+
+    /// The private half of a public key, also of a retired one: receipts may have been sealed to it long ago.
+    pub(crate) fn opener(&self, key: &PeerId) -> Option<&Keypair> {
+        self.all.get(key)
+    }
+
+    /// Signs a document with the active key of `purpose`.
+    pub(crate) fn sign<T: Document>(&self, purpose: KeyPurpose, document: &T) -> Signed<T> {
+        Signed::sign(document, self.signer(purpose))
+    }
+}
+
+/// Reads the key set. Its signer is the network's root key: the private half need not be on this machine.
+pub(crate) fn load_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
+    let path = key_set_path(dir);
+    let bytes = fs::read(&path).map_err(|source| KeysError::Io { path: path.clone(), source })?;
+    let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };
+    let signed: Signed<KeySet> = codec::decode(&bytes).map_err(|e| bad(e.to_string()))?;
+    Trust::new(signed.signer(), signed.clone(), clock_grace_ms).map_err(|e| bad(e.to_string()))
+}
+
+/// The first key set of a network.
+pub(crate) fn first_key_set(
+    root: &Keypair,
+    keys: &[(KeyPurpose, PeerId)],
+    manager: PeerId,
+    gossip_shards: u16,
+    now: u64,
+) -> Signed<KeySet> {
+    let set = KeySet {
+        network: protocol::NetworkId::of_root(&root.peer_id()),
+        version: 1,
+        issued_at: now,
+        keys: keys.iter().map(|&(purpose, key)| KeyEntry { purpose, key, state: KeyState::Active }).collect(),
+        managers: vec![manager],
+        gossip_shards,
+        next_root: None,
+    };
+    Signed::sign(&set, root)
+}

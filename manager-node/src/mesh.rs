@@ -1,0 +1,104 @@
+//! Answers seeders: enrolment, reports with placements, receipts, manifests; and anybody about keys and revocations,
+//! which are public and signed.
+
+use std::sync::Arc;
+
+use node::{AcceptError, CallLimits, Protocol, Supervisor, serve_calls};
+use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse, News, SeederReport};
+use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
+
+use crate::context::{Context, now_ms};
+use crate::enrol::{self, Refused};
+use crate::{news, placement, receipts};
+
+const PROTOCOL: Protocol = Protocol::new(MESH_PROTOCOL);
+/// Calls at once: each waits for one group commit at most, so that 256 of them are some thousand reports a second.
+const LIMITS: CallLimits = CallLimits { concurrent: 256, per_peer: 8, io_timeout: std::time::Duration::from_secs(10) };
+
+/// Starts the service.
+pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result<(), AcceptError> {
+    let ctx = Arc::clone(ctx);
+    serve_calls(supervisor, &ctx.node.clone(), PROTOCOL, LIMITS, move |peer, request| {
+        let ctx = Arc::clone(&ctx);
+        async move {
+            match answer(&ctx, peer, request).await {
+                Ok(response) => response,
+                Err(refusal) => {
+                    ctx.refusals.inc(["mesh", refusal.code.as_str()]);
+                    tracing::info!(%peer, code = %refusal.code, detail = refusal.detail, "mesh request refused");
+                    MeshResponse::Refused(refusal)
+                }
+            }
+        }
+    })
+    .await
+}
+
+async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshRequest) -> Result<MeshResponse, Refusal> {
+    let now = now_ms();
+    match request {
+        MeshRequest::KeySet => Ok(MeshResponse::KeySet(ctx.trust().signed_key_set().clone())),
+        MeshRequest::Heartbeat => Ok(MeshResponse::Heartbeat(news::sign_heartbeat(ctx, now))),
+        MeshRequest::Epochs { after } => {
+            let epochs = ctx.revocations.after(after, MeshResponse::EPOCHS_PAGE).map_err(Refused::from)?;
+            Ok(MeshResponse::Epochs(epochs))
+        }
+        MeshRequest::Enrol { token, name, capacity } => {
+            let cert = enrol::seeder(ctx, peer, token, name, capacity).await?;
+            add_to_dht(ctx, peer).await;
+            Ok(MeshResponse::Enrolled(cert))
+        }
+        MeshRequest::Report(report) => take_report(ctx, peer, report, now).await,
+        MeshRequest::Receipts(batch) => {
+            ctx.enrolled_seeder(&peer, now)?;
+            let mark = receipts::accept_batch(ctx, peer, batch).await?;
+            news::publish(&ctx.node, &ctx.network(), &News::Mark(mark.clone())).await;
+            Ok(MeshResponse::Mark(mark))
+        }
+        MeshRequest::Manifest { digest } => {
+            ctx.enrolled_seeder(&peer, now)?;
+            let found = ctx.catalogue.manifest(&digest).map_err(Refused::from)?;
+            found
+                .map(MeshResponse::Manifest)
+                .ok_or_else(|| Refusal::new(RefusalCode::ContentNotHeld, "no published manifest has this digest"))
+        }
+    }
+}
+
+async fn take_report(
+    ctx: &Arc<Context>,
+    peer: PeerId,
+    mut report: SeederReport,
+    now: u64,
+) -> Result<MeshResponse, Refusal> {
+    let not_known = || Refusal::new(RefusalCode::NotEnrolled, "this peer is no enrolled seeder");
+    let before = ctx.enrolled_seeder(&peer, now)?;
+    if report.held.len() > SeederReport::MAX_HELD || report.addrs.len() > PeerAddrs::MAX_ADDRS {
+        return Err(Refusal::new(RefusalCode::TooLarge, "a report names at most 1024 contents and 16 addresses"));
+    }
+    // What a node listens on without knowing its own address leads nowhere from elsewhere.
+    report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
+    let moved = report.addrs != before.addrs;
+    let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
+    if outcome.gained_room || outcome.lost_content {
+        ctx.placements.wake();
+    }
+    if ctx.registry.introduce(peer) || moved {
+        add_to_dht(ctx, peer).await;
+    }
+    let placements = placement::for_seeder(ctx, peer, now).await.map_err(Refused::from)?;
+    Ok(MeshResponse::Placements(placements))
+}
+
+/// Only enrolled peers take part in the DHT.
+async fn add_to_dht(ctx: &Context, peer: PeerId) {
+    match ctx.registry.addresses(&peer) {
+        Ok(addrs) if !addrs.addrs.is_empty() => {
+            if let Err(error) = ctx.node.add_dht_peer(addrs).await {
+                tracing::debug!(%peer, %error, "seeder not added to the DHT");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%peer, %error, "seeder not added to the DHT"),
+    }
+}

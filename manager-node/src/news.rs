@@ -1,0 +1,187 @@
+//! What the manager says to the whole mesh and hears from it: heartbeats, key sets and revocation epochs go out, batches
+//! of receipts come in. Gossip confirms nothing, so everything here can also be asked for or sent directly.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{GossipMessage, NodeHandle, PublishError, SubscribeError, Supervisor};
+use protocol::api::{self, GossipedBatch, News};
+use protocol::certificate::SeederCert;
+use protocol::codec;
+use protocol::receipt::SealedBatch;
+use protocol::trust::{Heartbeat, KeyPurpose};
+use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
+use store::StoreError;
+
+use crate::context::{Context, now_ms};
+use crate::tables::MANAGER;
+
+/// News waiting to be judged: heartbeats and epochs are few, marks of other managers a handful a second.
+const NEWS_QUEUE: usize = 256;
+/// Batches of one shard waiting to be judged; at 64 KiB each this is 4 MiB a shard. Further ones are not forwarded, and
+/// their seeders send them directly.
+const BATCH_QUEUE: usize = 64;
+
+/// Publishes news. Best effort: whoever misses it asks for it or hears the next.
+pub(crate) async fn publish(node: &NodeHandle, network: &NetworkId, news: &News) {
+    match node.publish(&api::news_topic(network), codec::encode(news)).await {
+        // Nobody to hear it, or everybody has: both are ordinary.
+        Ok(()) | Err(PublishError::Duplicate | PublishError::NoPeers) => {}
+        Err(error) => tracing::debug!(%error, "news not published"),
+    }
+}
+
+/// Subscribes to everything and starts the loops.
+pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result<(), SubscribeError> {
+    let (trust, network) = (ctx.trust(), ctx.network());
+    let mut news = ctx.node.subscribe(&api::news_topic(&network), NEWS_QUEUE).await?;
+    let (hearing, token) = (Arc::clone(ctx), supervisor.token());
+    supervisor.spawn("news", async move {
+        loop {
+            let message = tokio::select! {
+                message = news.next() => message,
+                () = token.cancelled() => return,
+            };
+            match message {
+                Some(message) => hear(&hearing, message).await,
+                None => return,
+            }
+        }
+    });
+    for shard in 0..trust.key_set().gossip_shards.max(1) {
+        let mut batches = ctx.node.subscribe(&api::receipts_topic_of_shard(&network, shard), BATCH_QUEUE).await?;
+        let (ctx, token) = (Arc::clone(ctx), supervisor.token());
+        supervisor.spawn(format!("receipts shard {shard}"), async move {
+            loop {
+                let message = tokio::select! {
+                    message = batches.next() => message,
+                    () = token.cancelled() => return,
+                };
+                match message {
+                    Some(message) => take_batch(&ctx, message).await,
+                    None => return,
+                }
+            }
+        });
+    }
+    let (ctx, token) = (Arc::clone(ctx), supervisor.token());
+    supervisor.spawn_critical("heartbeat", async move {
+        let pause = Duration::from_millis(ctx.config.heartbeat_ms);
+        loop {
+            if let Err(error) = beat(&ctx, now_ms()).await {
+                tracing::error!(%error, "no heartbeat");
+            }
+            tokio::select! {
+                () = token.cancelled() => return Ok::<(), StoreError>(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Signs, stores and publishes a heartbeat, and with it what newcomers need.
+pub(crate) async fn beat(ctx: &Context, now: u64) -> Result<(), StoreError> {
+    let trust = ctx.trust();
+    let signed = sign_heartbeat(ctx, now);
+    let stored = signed.clone();
+    ctx.db
+        .write(move |txn| {
+            let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
+            record.heartbeat = Some(stored.clone());
+            MANAGER.put(txn, &(), &record)
+        })
+        .await?;
+    ctx.refresh_addresses().await;
+    publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;
+    if let Some(epoch) = ctx.revocations.newest()? {
+        publish(&ctx.node, &trust.network(), &News::Epoch(epoch)).await;
+    }
+    publish(&ctx.node, &trust.network(), &News::Heartbeat(signed)).await;
+    Ok(())
+}
+
+/// A heartbeat of this moment.
+pub(crate) fn sign_heartbeat(ctx: &Context, now: u64) -> Signed<Heartbeat> {
+    let trust = ctx.trust();
+    let heartbeat = Heartbeat {
+        network: trust.network(),
+        at: now,
+        epoch: ctx.revocations.number(),
+        key_set_version: trust.key_set().version,
+        key_set: trust.signed_key_set().digest(),
+        restore: ctx.restore,
+    };
+    ctx.keys.sign(KeyPurpose::Revocation, &heartbeat)
+}
+
+/// Judges news that passes through: what the network's keys did not sign is not forwarded.
+async fn hear(ctx: &Context, message: GossipMessage) {
+    let (trust, now) = (ctx.trust(), now_ms());
+    let Ok(news) = codec::decode::<News>(&message.data) else { return message.reject() };
+    let verdict = match news {
+        News::Heartbeat(signed) => trust.open(&signed, KeyPurpose::Revocation, |h| h.at, now).map(drop),
+        News::Mark(signed) => trust.open(&signed, KeyPurpose::Settlement, |m| m.at, now).map(drop),
+        News::KeySet(signed) => {
+            signed.verify(&trust.root()).map(drop).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))
+        }
+        News::Epoch(signed) => match trust.open(&signed, KeyPurpose::Revocation, |e| e.at, now) {
+            Ok(epoch) => {
+                if epoch.number > ctx.revocations.number() && epoch.network == trust.network() {
+                    let number = epoch.number;
+                    match ctx.revocations.adopt(epoch, signed).await {
+                        Ok(true) => tracing::warn!(number, "took back a revocation epoch from before a restore"),
+                        Ok(false) => tracing::error!(number, "the mesh knows a revocation epoch that does not follow"),
+                        Err(error) => tracing::error!(number, %error, "a revocation epoch could not be stored"),
+                    }
+                }
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        },
+    };
+    match verdict {
+        Ok(()) => message.accept(),
+        Err(refusal) => {
+            tracing::debug!(from = %message.from, code = %refusal.code, "news not forwarded");
+            message.reject();
+        }
+    }
+}
+
+async fn take_batch(ctx: &Arc<Context>, message: GossipMessage) {
+    let Ok(GossipedBatch { certificate, batch }) = codec::decode::<GossipedBatch>(&message.data) else {
+        return message.reject();
+    };
+    let seeder = match check_sender(ctx, &certificate, &batch) {
+        Ok(seeder) => seeder,
+        Err(refusal) => {
+            tracing::debug!(from = %message.from, code = %refusal.code, "batch not forwarded");
+            return message.reject();
+        }
+    };
+    match crate::receipts::accept_batch(ctx, seeder, batch).await {
+        Ok(mark) => {
+            message.accept();
+            publish(&ctx.node, &ctx.network(), &News::Mark(mark)).await;
+        }
+        Err(refusal) => {
+            tracing::debug!(%seeder, code = %refusal.code, detail = refusal.detail, "batch not taken");
+            match refusal.code {
+                RefusalCode::BadReceipt | RefusalCode::Malformed => message.reject(),
+                _ => message.ignore(),
+            }
+        }
+    }
+}
+
+/// The enrolled seeder whose batch it is. Its signature is checked where the batch is counted.
+fn check_sender(
+    ctx: &Context,
+    certificate: &Signed<SeederCert>,
+    batch: &Signed<SealedBatch>,
+) -> Result<PeerId, Refusal> {
+    let (trust, seeder) = (ctx.trust(), batch.signer());
+    ctx.revocations.with(|revoked| SeederCert::check(certificate, &seeder, &trust, revoked, now_ms()))?;
+    Ok(seeder)
+}

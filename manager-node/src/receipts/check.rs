@@ -1,0 +1,91 @@
+//! What a receipt is about and whether its signatures hold, found out before the database's writer is involved. A bad
+//! receipt does not fail its batch: it is kept with the reason, and the others count.
+
+use protocol::receipt::{Ack, Completion, DeliveryId, Receipt, ReceiptBatch};
+use protocol::replication::ReplicationOrder;
+use protocol::settling::{Counting, Layout};
+use protocol::ticket::Payer;
+use protocol::{PeerId, Refusal, RefusalCode, Signed};
+
+use crate::context::Context;
+use crate::transactions::{Delivery, SaleError, get_delivery};
+
+/// A receipt whose signatures hold.
+#[derive(Clone, Debug)]
+pub(super) struct Good {
+    /// What is counted under.
+    pub(super) delivery: DeliveryId,
+    /// What the client signed.
+    pub(super) ack: Ack,
+    /// The completion, where the receipt carries one that holds.
+    pub(super) completion: Option<Signed<Completion>>,
+    /// A replication whose first receipt this may be: its count as it begins.
+    pub(super) replication: Option<Delivery>,
+}
+
+/// A receipt and what was found.
+#[derive(Clone, Debug)]
+pub(super) struct Checked {
+    pub(super) receipt: Receipt,
+    pub(super) found: Result<Good, Refusal>,
+}
+
+/// Checks every receipt of a batch; fails only where this manager does.
+pub(super) fn all(ctx: &Context, seeder: PeerId, batch: ReceiptBatch, now: u64) -> Result<Vec<Checked>, SaleError> {
+    batch
+        .receipts
+        .into_iter()
+        .map(|receipt| match check(ctx, seeder, &receipt, now) {
+            Ok(good) => Ok(Checked { receipt, found: Ok(good) }),
+            Err(SaleError::Refused(refusal)) => Ok(Checked { receipt, found: Err(refusal) }),
+            Err(error) => Err(error),
+        })
+        .collect()
+}
+
+fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<Good, SaleError> {
+    let bad = |detail: &str| Refusal::new(RefusalCode::BadReceipt, detail);
+    let id = receipt.ack.peek().map_err(Refusal::from)?.delivery;
+    let known = ctx.db.read(|txn| get_delivery(txn, id))?;
+    let replication = match (&known, id.delivery) {
+        (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),
+        (None, _) => return Err(bad("no such delivery was ever released").into()),
+        (Some(_), _) => None,
+    };
+    let delivery = known.as_ref().or(replication.as_ref()).ok_or_else(|| bad("no such delivery"))?;
+    if delivery.client == seeder {
+        return Err(bad("a seeder is not paid for delivering to itself").into());
+    }
+    let network = ctx.network();
+    let ack = Ack::check(&receipt.ack, &delivery.client, &network, id, &delivery.manifest, &seeder)?;
+    let completion = receipt
+        .completion
+        .as_ref()
+        .map(|signed| {
+            Completion::check(signed, &delivery.client, &network, id, &delivery.manifest).map(|_| signed.clone())
+        })
+        .transpose()?;
+    Ok(Good { delivery: id, ack, completion, replication })
+}
+
+/// The count of a replication at its beginning, by the order that this manager signed.
+fn replication(ctx: &Context, id: DeliveryId, now: u64) -> Result<Delivery, SaleError> {
+    let unknown = || Refusal::new(RefusalCode::BadReceipt, "there is no such replication order");
+    let order = ctx.placements.order(&id.transaction)?.ok_or_else(unknown)?.peek().map_err(Refusal::from)?;
+    let product = ctx.catalogue.product_by_manifest(&order.manifest)?.ok_or_else(unknown)?;
+    let manifest = product.manifest.peek().map_err(Refusal::from)?;
+    Ok(Delivery {
+        client: order.seeder,
+        manifest: order.manifest,
+        layout: Layout::from(&manifest),
+        rate: order.rate,
+        ceiling: order.ceiling,
+        currency: order.currency,
+        claim_limit: u64::MAX,
+        payer: Payer::Network,
+        // The order may be renewed, and its receipts be late: counted from now rather than from its end.
+        due_at: order.until.max(now).saturating_add(ctx.config.close_grace_ms),
+        counting: Counting::default(),
+        closed: None,
+    })
+}

@@ -1,0 +1,188 @@
+//! The one database transaction in which a batch is counted: outbox, counts, money, and what was not counted and why.
+//! All of it can run again: its inputs are not changed.
+
+use bincode::{Decode, Encode};
+use protocol::receipt::SealedBatch;
+use protocol::settling::Outcome;
+use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, wire};
+use store::{StoreError, Table, Txn, WriteTransaction};
+use tracing::{info, warn};
+
+use super::check::{Checked, Good};
+use super::log::{self, Status};
+use crate::transactions::{
+    ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, get_delivery, open_delivery, take_back,
+};
+
+/// How far each outbox of each seeder was taken.
+const OUTBOXES: Table<(PeerId, Nonce), Outbox> = Table::new("receipt-outboxes");
+
+/// Most outboxes kept of one seeder; a seeder makes one in its life, and a new one after it lost its disk. The one that
+/// was used longest ago makes room: should it come back, it is told to begin anew, and what it repeats counts once.
+const MAX_OUTBOXES: usize = 64;
+
+/// What is safe of an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Outbox {
+    /// Up to and including this batch.
+    pub(super) number: u64,
+    /// Running hash after it.
+    pub(super) running: Digest,
+    /// When, unix milliseconds.
+    at: u64,
+}
+
+wire!(Outbox => 64);
+
+/// Of an outbox that nothing was taken of: all zeros come before the first batch.
+const EMPTY: Outbox = Outbox { number: 0, running: Digest::from_bytes([0; 32]), at: 0 };
+
+/// Where a batch stands towards what was taken.
+pub(super) enum Place {
+    /// Taken before.
+    Seen(Outbox),
+    /// The one that is next.
+    Next,
+}
+
+/// What became of a batch.
+pub(super) struct Counted {
+    pub(super) outbox: Outbox,
+    /// Receipts that said something new.
+    pub(super) counted: usize,
+    /// A transaction was taken back.
+    pub(super) revoke: bool,
+}
+
+/// Where the batch stands, or why it cannot be taken now. A gap is `wrong-state` and no fault: batches overtake each
+/// other in the mesh.
+pub(super) fn place(txn: &impl Txn, batch: &SealedBatch) -> Result<Place, SaleError> {
+    let outbox = OUTBOXES.get(txn, &(batch.seeder, batch.incarnation))?.unwrap_or(EMPTY);
+    if batch.number <= outbox.number {
+        return Ok(Place::Seen(outbox));
+    }
+    let next = outbox.number.saturating_add(1);
+    if batch.number != next {
+        let detail = format!("batch {} came, {next} is next; send those between first", batch.number);
+        return Err(Refusal::new(RefusalCode::WrongState, detail).retry_after(1000).into());
+    }
+    if batch.previous != outbox.running {
+        let detail = format!("batch {next} does not follow from the one before it");
+        return Err(Refusal::new(RefusalCode::BadReceipt, detail).into());
+    }
+    Ok(Place::Next)
+}
+
+/// Counts a batch whose receipts were checked.
+pub(super) fn all(
+    txn: &WriteTransaction,
+    batch: &SealedBatch,
+    checked: &[Checked],
+    now: u64,
+    grace_ms: u64,
+) -> Result<Counted, SaleError> {
+    // Again: the same batch may have been counted since it was opened.
+    if let Place::Seen(outbox) = place(txn, batch)? {
+        return Ok(Counted { outbox, counted: 0, revoke: false });
+    }
+    let (mut counted, mut revoke) = (0, false);
+    for Checked { receipt, found } in checked {
+        let status = match found {
+            Ok(good) => one(txn, batch.seeder, receipt, good, now, grace_ms)?,
+            Err(refusal) => Status::Rejected(refusal.clone()),
+        };
+        match &status {
+            Status::Counted { revoked, .. } => {
+                counted += 1;
+                revoke |= revoked;
+            }
+            Status::Duplicate => {}
+            Status::Rejected(refusal) => {
+                warn!(seeder = %batch.seeder, receipt = %receipt.id(), code = %refusal.code, detail = refusal.detail,
+                    "receipt not counted");
+            }
+        }
+        log::note(txn, batch.seeder, receipt, &status, now)?;
+    }
+    let outbox = Outbox { number: batch.number, running: batch.running(), at: now };
+    put_outbox(txn, batch, outbox)?;
+    Ok(Counted { outbox, counted, revoke })
+}
+
+fn put_outbox(txn: &WriteTransaction, batch: &SealedBatch, outbox: Outbox) -> Result<(), StoreError> {
+    let key = (batch.seeder, batch.incarnation);
+    if !OUTBOXES.contains(txn, &key)? {
+        let kept = OUTBOXES.prefix(txn, &batch.seeder, MAX_OUTBOXES)?;
+        if kept.len() == MAX_OUTBOXES
+            && let Some((oldest, _)) = kept.iter().min_by_key(|(_, outbox)| outbox.at)
+        {
+            OUTBOXES.delete(txn, oldest)?;
+        }
+    }
+    OUTBOXES.put(txn, &key, &outbox)
+}
+
+/// Counts one receipt. Refusals in here are its outcome, not the batch's.
+fn one(
+    txn: &WriteTransaction,
+    seeder: PeerId,
+    receipt: &protocol::receipt::Receipt,
+    good: &Good,
+    now: u64,
+    grace_ms: u64,
+) -> Result<Status, SaleError> {
+    let id = good.delivery;
+    let bad = |code, why: &str| Ok(Status::Rejected(Refusal::new(code, why)));
+    let mut delivery = match (get_delivery(txn, id)?, &good.replication) {
+        (Some(delivery), _) => delivery,
+        (None, Some(fresh)) => {
+            open_delivery(txn, id, fresh)?;
+            fresh.clone()
+        }
+        (None, None) => return bad(RefusalCode::BadReceipt, "no such delivery was ever released"),
+    };
+    let mut sale = SALES.get(txn, &id.transaction)?;
+    // Asked before anything is changed: what a state forbids is this receipt's fault at most.
+    if let Some(Err(refusal)) = sale.clone().map(|mut sale| sale.advance(Event::Count, now))
+        && delivery.closed.is_none()
+    {
+        return Ok(Status::Rejected(refusal));
+    }
+
+    let outcome = delivery.counting.accept(&delivery.layout, seeder, &good.ack.chunks);
+    let completed = good.completion.as_ref().filter(|_| delivery.closed.is_none() && delivery.counting.complete());
+    let new_chunks = match (outcome, completed) {
+        (Outcome::Counted { new_chunks }, _) => {
+            ACKS.put(txn, &(id.transaction, id.delivery, seeder), &receipt.ack)?;
+            new_chunks
+        }
+        (Outcome::Duplicate, Some(_)) => 0,
+        (Outcome::Duplicate, None) => return Ok(Status::Duplicate),
+        (Outcome::Rejected { code, why }, None) => return bad(code, why),
+        (Outcome::Rejected { code, why }, Some(_)) => {
+            warn!(delivery = %id, %seeder, %code, why, "acknowledgement not counted, its completion is");
+            0
+        }
+    };
+    if let Some(signed) = completed {
+        COMPLETIONS.put(txn, &(id.transaction, id.delivery), signed)?;
+        if let Some(release) = sale.as_mut().and_then(|sale| sale.release.as_mut()) {
+            release.completed_at.get_or_insert(now);
+        }
+    }
+    info!(step = 12, transaction = %id.transaction, delivery = id.delivery, %seeder, new_chunks, "receipt counted");
+    after_count(txn, id, &mut delivery, sale.as_mut(), now, grace_ms)?;
+
+    let claimed = delivery.counting.claimed_bytes(&delivery.layout);
+    let mut revoked = false;
+    if delivery.closed.is_none()
+        && claimed > delivery.claim_limit
+        && let Some(sale) = sale.as_mut()
+    {
+        warn!(transaction = %id.transaction, claimed, limit = delivery.claim_limit,
+            "more was acknowledged than the lease allows: revoked");
+        take_back(txn, id.transaction, sale, Event::Revoke, now)?;
+        revoked = true;
+    }
+    Ok(Status::Counted { new_chunks, revoked })
+}

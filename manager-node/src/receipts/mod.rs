@@ -1,0 +1,105 @@
+//! Step 12: what seeders say they delivered. A batch is opened and every signature in it checked before the database is
+//! written; then all of it is counted in one transaction together with the mark, so that a receipt is counted exactly
+//! when the seeder is told that it is safe.
+
+mod check;
+mod count;
+mod log;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+mod tests;
+
+use std::sync::Arc;
+
+use node::Supervisor;
+use protocol::receipt::{Mark, ReceiptBatch, SealedBatch};
+use protocol::trust::KeyPurpose;
+use protocol::{PeerId, Refusal, RefusalCode, Signed};
+use tracing::{debug, info, warn};
+
+use crate::StartError;
+use crate::context::{Context, now_ms};
+use crate::sales::blocking;
+use crate::transactions::{SaleError, chore};
+
+pub(crate) use log::to_json;
+
+/// Receipts come in through the mesh service and the gossip of the catalogue side, and are closed by the sales chore:
+/// nothing runs on its own here.
+#[expect(clippy::unused_async, reason = "all services are started alike")]
+pub(crate) async fn start(_ctx: Arc<Context>, _supervisor: &Supervisor) -> Result<(), StartError> {
+    Ok(())
+}
+
+/// Takes a batch that `peer` signed, whichever way it came, and gives the mark that it is safe. A number that was taken
+/// before gets the newest mark of its outbox.
+pub(crate) async fn accept_batch(
+    ctx: &Arc<Context>,
+    peer: PeerId,
+    batch: Signed<SealedBatch>,
+) -> Result<Signed<Mark>, Refusal> {
+    let now = now_ms();
+    let (mark, revoke) = blocking(ctx, move |ctx| accept(ctx, peer, &batch, now)).await?;
+    if revoke && let Err(error) = chore::announce(ctx).await {
+        warn!(%error, "revocation waits");
+    }
+    Ok(mark)
+}
+
+/// The mark, and whether something is to be revoked now.
+fn accept(
+    ctx: &Context,
+    peer: PeerId,
+    signed: &Signed<SealedBatch>,
+    now: u64,
+) -> Result<(Signed<Mark>, bool), SaleError> {
+    ctx.enrolled_seeder(&peer, now)?;
+    let batch = signed.verify(&peer).map_err(|e| e.refusal(RefusalCode::BadReceipt))?;
+    if batch.network != ctx.network() {
+        return Err(Refusal::new(RefusalCode::WrongNetwork, "a batch of another network").into());
+    }
+    if batch.seeder != peer {
+        return Err(Refusal::new(RefusalCode::BadReceipt, "the batch names another seeder than its signer").into());
+    }
+    // Before the decryption: most batches come twice, by gossip and directly.
+    let place = ctx.db.read(|txn| count::place(txn, &batch))?;
+    if let count::Place::Seen(outbox) = place {
+        debug!(seeder = %peer, number = batch.number, "batch was taken before");
+        return Ok((mark(ctx, &batch, &outbox, now), false));
+    }
+    let opened = open(ctx, &batch)?;
+    let checked = check::all(ctx, peer, opened, now)?;
+    let (number, receipts) = (batch.number, checked.len());
+    let grace_ms = ctx.config.close_grace_ms;
+    let stored = batch.clone();
+    let counted = ctx.db.write_blocking(move |txn| count::all(txn, &stored, &checked, now, grace_ms))?;
+    info!(step = 12, seeder = %peer, number, receipts, counted = counted.counted, "receipts from seeder");
+    Ok((mark(ctx, &batch, &counted.outbox, now), counted.revoke))
+}
+
+fn open(ctx: &Context, batch: &SealedBatch) -> Result<ReceiptBatch, Refusal> {
+    let key = ctx.keys.opener(&batch.sealed_to).ok_or_else(|| {
+        let detail = "the batch is sealed to a key that this manager does not have; fetch the newest key set";
+        Refusal::new(RefusalCode::UnknownKey, detail)
+    })?;
+    batch.open(key)
+}
+
+fn mark(ctx: &Context, batch: &SealedBatch, outbox: &count::Outbox, now: u64) -> Signed<Mark> {
+    let mark = Mark {
+        network: batch.network,
+        seeder: batch.seeder,
+        incarnation: batch.incarnation,
+        number: outbox.number,
+        running: outbox.running,
+        restore: ctx.restore,
+        at: now,
+    };
+    ctx.keys.sign(KeyPurpose::Settlement, &mark)
+}

@@ -1,0 +1,256 @@
+//! Receipts, good and bad, through a real manager: what is counted, what is not and why, and what is paid for it.
+
+use protocol::api::TransactionState;
+use protocol::receipt::{DeliveryId, Receipt};
+use protocol::replication::ReplicationOrder;
+use protocol::trust::KeyPurpose;
+use protocol::{ChunkSet, Currency, Refusal, Signed, TransactionId};
+use serde_json::json;
+
+use super::accept_batch;
+use crate::context::now_ms;
+use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
+use crate::tables::{ORDERS, OrderRecord};
+
+fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
+    result.unwrap_err().code.as_str()
+}
+
+async fn statuses(shop: &Shop) -> Vec<(String, Option<String>)> {
+    let listed = shop.control(json!({"cmd": "receipts"})).await.unwrap();
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let mut lines: Vec<_> = listed["receipts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| (text(&line["status"]).unwrap(), text(&line["code"])))
+        .collect();
+    lines.reverse();
+    lines
+}
+
+#[tokio::test]
+async fn step_12_receipts_of_several_seeders_deliver_and_settle() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let (mut a, mut b) = (Outbox::of(&shop, 0), Outbox::of(&shop, 1));
+    a.send(&shop, vec![shop.receipt(id, 0, 0..2)]).await;
+    assert_eq!(shop.state(id), TransactionState::Delivering);
+    a.send(&shop, vec![shop.receipt(id, 0, 0..4), shop.receipt(id, 0, 0..2)]).await;
+    // Chunk 3 was acknowledged to both.
+    b.send(&shop, vec![shop.receipt(id, 1, 3..10)]).await;
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+    let bytes: u64 = closed.lines.iter().map(|line| line.bytes).sum();
+    assert_eq!(bytes, 10 * u64::from(CHUNK));
+    let of = |n: usize| closed.lines.iter().find(|l| l.seeder == shop.seeders[n].peer_id()).unwrap().bytes;
+    assert_eq!((of(0), of(1)), (7 * u64::from(CHUNK) / 2, 13 * u64::from(CHUNK) / 2));
+    // 6.25 minor units at the full rate; seven are charged, two and four are whole, and the rest is carried.
+    assert_eq!(closed.charged, 7);
+    assert_eq!(shop.balance(&format!("seeder:{}", shop.seeders[0].peer_id())).await, -2);
+    assert_eq!(shop.balance(&format!("seeder:{}", shop.seeders[1].peer_id())).await, -4);
+    assert_eq!(shop.balance("seeder-pot").await, -1);
+    assert_eq!(shop.balance("escrow").await, 0);
+    let counted = |s: &str| (s.to_owned(), None);
+    assert_eq!(
+        statuses(&shop).await,
+        [counted("counted"), counted("counted"), counted("duplicate"), counted("counted")]
+    );
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_completion_delivers_and_missing_receipts_are_still_waited_for() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let mut a = Outbox::of(&shop, 0);
+    let mut receipt = shop.receipt(id, 0, 0..4);
+    receipt.completion = Some(shop.completion(DeliveryId { transaction: id, delivery: 1 }));
+    a.send(&shop, vec![receipt]).await;
+    assert_eq!(shop.state(id), TransactionState::Delivered);
+    let delivery = shop.delivery(id, 1).unwrap();
+    assert!(delivery.closed.is_none());
+    assert!(delivery.due_at <= now_ms() + shop.ctx.config.close_grace_ms);
+    Outbox::of(&shop, 1).send(&shop, vec![shop.receipt(id, 1, 4..10)]).await;
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_batch_is_counted_once_however_often_it_comes() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let mut outbox = Outbox::of(&shop, 0);
+    let peer = outbox.key.peer_id();
+    let first = outbox.batch(vec![shop.receipt(id, 0, 0..5)]);
+    let answers = futures::future::join_all((0..8).map(|_| accept_batch(&shop.ctx, peer, first.clone()))).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().unwrap().peek().unwrap().number == 1));
+    assert_eq!(statuses(&shop).await.len(), 1);
+
+    let second = outbox.batch(vec![shop.receipt(id, 0, 0..6)]);
+    let third = outbox.batch(vec![shop.receipt(id, 0, 0..7)]);
+    let gap = accept_batch(&shop.ctx, peer, third.clone()).await.unwrap_err();
+    assert_eq!(gap.code.as_str(), "wrong-state");
+    assert!(gap.detail.contains("2 is next") && gap.retry_after_ms > 0, "{gap}");
+    for batch in [second, third, first] {
+        let mark = accept_batch(&shop.ctx, peer, batch).await.unwrap().peek().unwrap();
+        assert_eq!(mark.seeder, peer);
+    }
+    let mark = outbox.send(&shop, vec![]).await;
+    assert_eq!((mark.number, mark.restore), (4, shop.ctx.restore));
+
+    // Another outbox of the same seeder, as after a lost disk, says the same again: nothing more is counted.
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..7)]).await;
+    assert_eq!(statuses(&shop).await.last().unwrap().0, "duplicate");
+    let counted = shop.delivery(id, 1).unwrap().counting;
+    assert_eq!(counted.acked().map(|(_, chunks)| chunks.len()).collect::<Vec<_>>(), [7]);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn batches_that_are_not_what_they_should_be_are_refused_whole() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let peer = shop.seeders[0].peer_id();
+    let receipt = || vec![shop.receipt(id, 0, 0..5)];
+
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.place.previous = protocol::Digest::from_bytes([5; 32]);
+    assert_eq!(code(accept_batch(&shop.ctx, peer, outbox.batch(receipt())).await), "bad-receipt");
+
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.sealed_to = random_key().peer_id();
+    assert_eq!(code(accept_batch(&shop.ctx, peer, outbox.batch(receipt())).await), "unknown-key");
+
+    // Signed by somebody else, and by somebody who is not enrolled.
+    let batch = Outbox::of(&shop, 1).batch(receipt());
+    assert_eq!(code(accept_batch(&shop.ctx, peer, batch).await), "bad-receipt");
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.key = random_key();
+    let stranger = outbox.key.peer_id();
+    assert_eq!(code(accept_batch(&shop.ctx, stranger, outbox.batch(receipt())).await), "not-enrolled");
+
+    // Sealed for one place in the outbox and sent as another.
+    let mut outbox = Outbox::of(&shop, 0);
+    let mut moved = outbox.batch(receipt()).peek().unwrap();
+    moved.incarnation = protocol::Nonce::from_bytes([3; 16]);
+    let moved = Signed::sign(&moved, &shop.seeders[0]);
+    assert_eq!(code(accept_batch(&shop.ctx, peer, moved).await), "bad-receipt");
+    assert!(statuses(&shop).await.is_empty());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn bad_receipts_are_kept_with_a_reason_and_spoil_no_good_one() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let seeder = shop.seeders[0].peer_id();
+    let delivery = DeliveryId { transaction: id, delivery: 1 };
+    let some = || ChunkSet::from_range(0..3);
+    let of = |ack| Receipt { ack, completion: None, first_at: 1, last_at: 2 };
+    let eve = random_key();
+    let unknown = DeliveryId { transaction: TransactionId::from_bytes([4; 16]), delivery: 1 };
+    let mut other_manifest = shop.ack(&shop.client, delivery, seeder, some()).peek().unwrap();
+    other_manifest.manifest = protocol::Digest::from_bytes([8; 32]);
+    let mut forged_completion = shop.receipt(id, 0, 0..4);
+    forged_completion.completion = Some(Signed::sign(&shop.completion(delivery).peek().unwrap(), &eve));
+    let bad = [
+        (of(shop.ack(&eve, delivery, seeder, some())), "bad-ack"),
+        (of(shop.ack(&shop.client, delivery, shop.seeders[1].peer_id(), some())), "bad-ack"),
+        (of(Signed::sign(&other_manifest, &shop.client)), "bad-ack"),
+        (of(shop.ack(&shop.client, delivery, seeder, ChunkSet::from_range(8..11))), "bad-ack"),
+        (of(shop.ack(&shop.client, unknown, seeder, some())), "bad-receipt"),
+        (of(shop.ack(&shop.client, DeliveryId { delivery: 2, ..delivery }, seeder, some())), "bad-receipt"),
+        (of(shop.ack(&shop.client, DeliveryId { delivery: 0, ..delivery }, seeder, some())), "bad-receipt"),
+        (forged_completion, "bad-receipt"),
+    ];
+    let mut receipts: Vec<Receipt> = bad.iter().map(|(receipt, _)| receipt.clone()).collect();
+    receipts.insert(3, shop.receipt(id, 0, 0..2));
+    Outbox::of(&shop, 0).send(&shop, receipts).await;
+
+    let found = statuses(&shop).await;
+    assert_eq!(found.iter().filter(|(status, _)| status == "counted").count(), 1);
+    let codes: Vec<String> = found.into_iter().filter_map(|(_, code)| code).collect();
+    assert_eq!(codes, bad.iter().map(|(_, code)| (*code).to_owned()).collect::<Vec<_>>());
+    let kept = shop.control(json!({"cmd": "receipts", "seeder": seeder})).await.unwrap();
+    assert_eq!(kept["receipts"].as_array().unwrap().len(), bad.len());
+    assert_eq!(shop.delivery(id, 1).unwrap().counting.claimed_bytes(&shop.sale(id).layout), 2 * u64::from(CHUNK));
+    assert_eq!(shop.state(id), TransactionState::Delivering);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_signs_everything_to_everybody_is_revoked_and_the_ceiling_holds() {
+    // 64 MiB: three times 60 % of it is more than the content, a quarter and 16 MiB.
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, envelope) = shop.buy("o").await;
+    let lease = envelope.ticket.lease.peek().unwrap();
+    for n in 0..3 {
+        Outbox::of(&shop, n).send(&shop, vec![shop.receipt(id, n, 0..620)]).await;
+    }
+    assert_eq!(shop.state(id), TransactionState::Revoked);
+    assert!(shop.is_revoked(id));
+    let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+    let paid: u128 = closed.lines.iter().map(|line| line.parts).sum();
+    assert!(paid <= u128::from(lease.ceiling) << 20);
+    // Each acknowledged chunk was paid for once.
+    assert_eq!(closed.lines.iter().map(|line| line.bytes).sum::<u64>(), 620 * u64::from(CHUNK));
+    assert_eq!(shop.balance("escrow").await, 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_price_that_leaves_little_bounds_what_is_paid() {
+    // 640 KiB at 1,000 minor units a MiB would cost more than the 281 that are left of the price.
+    let shop = Shop::open(Terms { rate: 1_000_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    assert_eq!(shop.balance("escrow").await, -281);
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    let paid = -shop.balance(&format!("seeder:{}", shop.seeders[0].peer_id())).await;
+    assert!((250..=281).contains(&paid), "{paid}");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn replications_are_counted_under_their_order_and_paid_by_the_network() {
+    let shop = Shop::open(Terms::default()).await;
+    let order = TransactionId::from_bytes([6; 16]);
+    let now = now_ms();
+    let receiver = shop.seeders[1].clone();
+    let document = ReplicationOrder {
+        network: shop.ctx.network(),
+        order,
+        manifest: shop.manifest,
+        seeder: receiver.peer_id(),
+        issued_at: now,
+        until: now + 1000,
+        allowance: 1 << 20,
+        rate: 10_000_000,
+        currency: Currency::USD,
+        ceiling: 7_000_000,
+    };
+    let signed = shop.ctx.keys.sign(KeyPurpose::Ticket, &document);
+    shop.ctx.db.write(move |txn| ORDERS.put(txn, &order, &OrderRecord { signed: signed.clone() })).await.unwrap();
+    let delivery = DeliveryId { transaction: order, delivery: ReplicationOrder::DELIVERY };
+    let receipt = |by: &protocol::Keypair, n: usize, chunks| Receipt {
+        ack: shop.ack(by, delivery, shop.seeders[n].peer_id(), ChunkSet::from_range(chunks)),
+        completion: None,
+        first_at: 1,
+        last_at: 2,
+    };
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.send(&shop, vec![receipt(&receiver, 0, 0..3), receipt(&shop.client, 0, 0..9)]).await;
+    outbox.send(&shop, vec![receipt(&receiver, 0, 0..10)]).await;
+    // The receiver cannot sell to itself.
+    Outbox::of(&shop, 1).send(&shop, vec![receipt(&receiver, 1, 0..10)]).await;
+    let codes: Vec<Option<String>> = statuses(&shop).await.into_iter().map(|(_, code)| code).collect();
+    assert_eq!(codes, [None, Some("bad-ack".into()), None, Some("bad-receipt".into())]);
+    let closed = shop.delivery(order, 0).unwrap().closed.unwrap();
+    assert_eq!(closed.charged, 7);
+    assert_eq!(shop.balance("network-cost").await, 7);
+    assert_eq!(shop.balance(&format!("seeder:{}", shop.seeders[0].peer_id())).await, -6);
+    let shown = shop.control(json!({"cmd": "transaction", "id": order})).await.unwrap();
+    assert_eq!(shown["replication"], true);
+    shop.close().await;
+}

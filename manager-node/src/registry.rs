@@ -1,0 +1,374 @@
+//! Who takes part: enrolled merchants and seeders, what each seeder last said of itself, and who holds what. Certificates
+//! are what nodes show each other; this is what the manager itself goes by.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use protocol::api::SeederReport;
+use protocol::{Address, Digest, PeerAddrs, PeerId};
+use rand::RngExt;
+use store::{Db, Mark, StoreError, Txn, WriteTransaction};
+use tokio::sync::watch;
+
+use crate::tables::{HELD, HOLDERS, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, SeederRecord};
+
+/// Holders of one content that are looked at when sources are chosen: several times what a lease can list, so that
+/// there is a choice, and few enough to read at every release.
+const HOLDERS_LOOKED_AT: usize = 256;
+/// Addresses of one source that are passed on: one of each transport and IP version.
+const SOURCE_ADDRS: usize = 4;
+
+/// What a report changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReportOutcome {
+    /// The seeder has room that it did not have, or is back: content may be placed there.
+    pub(crate) gained_room: bool,
+    /// It holds content that it did not hold before.
+    pub(crate) gained_content: bool,
+    /// It lost content: copies may be missing.
+    pub(crate) lost_content: bool,
+}
+
+/// Front of the tables of participants.
+pub(crate) struct Registry {
+    db: Db,
+    away_ms: u64,
+    origin: RwLock<Option<PeerId>>,
+    /// Counts up whenever a seeder reports content that it did not hold before.
+    arrivals: watch::Sender<u64>,
+    /// Enrolled seeders that were put into the DHT's routing table since the start: 32 bytes each.
+    introduced: Mutex<HashSet<PeerId>>,
+}
+
+impl Registry {
+    /// `away_ms`: a seeder silent for longer is no source.
+    pub(crate) fn load(db: Db, away_ms: u64) -> Result<Self, StoreError> {
+        let origin = db.read(|txn| MANAGER.get(txn, &()))?.and_then(|record| record.origin);
+        Ok(Registry {
+            db,
+            away_ms,
+            origin: RwLock::new(origin),
+            arrivals: watch::Sender::new(0),
+            introduced: Mutex::default(),
+        })
+    }
+
+    /// A merchant's record, whether or not its certificate still holds.
+    pub(crate) fn merchant(&self, peer: &PeerId) -> Result<Option<MerchantRecord>, StoreError> {
+        self.db.read(|txn| MERCHANTS.get(txn, peer))
+    }
+
+    /// A seeder's record, whether or not its certificate still holds.
+    pub(crate) fn seeder(&self, peer: &PeerId) -> Result<Option<SeederRecord>, StoreError> {
+        self.db.read(|txn| SEEDERS.get(txn, peer))
+    }
+
+    /// Where a seeder says that it can be reached; empty for one that never reported.
+    pub(crate) fn addresses(&self, peer: &PeerId) -> Result<PeerAddrs, StoreError> {
+        Ok(PeerAddrs::new(*peer, self.seeder(peer)?.map(|record| record.addrs).unwrap_or_default()))
+    }
+
+    /// What a seeder holds, by manifest digest, at most `limit`.
+    pub(crate) fn held_by(&self, peer: &PeerId, limit: usize) -> Result<Vec<Digest>, StoreError> {
+        let held = self.db.read(|txn| HELD.prefix(txn, peer, limit))?;
+        Ok(held.into_iter().map(|((_, digest), _)| digest).collect())
+    }
+
+    /// Whether `peer` holds the content.
+    pub(crate) fn holds(&self, peer: &PeerId, manifest: &Digest) -> Result<bool, StoreError> {
+        self.db.read(|txn| HOLDERS.contains(txn, &(*manifest, *peer)))
+    }
+
+    /// At most `limit` merchants in order of peer ID, after the given one.
+    pub(crate) fn merchants(
+        &self,
+        after: Option<PeerId>,
+        limit: usize,
+    ) -> Result<Vec<(PeerId, MerchantRecord)>, StoreError> {
+        self.db.read(|txn| MERCHANTS.range(txn, after_bound(after), limit))
+    }
+
+    /// At most `limit` seeders in order of peer ID, after the given one.
+    pub(crate) fn seeders(
+        &self,
+        after: Option<PeerId>,
+        limit: usize,
+    ) -> Result<Vec<(PeerId, SeederRecord)>, StoreError> {
+        self.db.read(|txn| SEEDERS.range(txn, after_bound(after), limit))
+    }
+
+    /// Numbers of merchants and seeders.
+    pub(crate) fn counts(&self) -> Result<(u64, u64), StoreError> {
+        self.db.read(|txn| Ok((MERCHANTS.len(txn)?, SEEDERS.len(txn)?)))
+    }
+
+    /// The manager's own seeder, which holds everything.
+    pub(crate) fn origin(&self) -> Option<PeerId> {
+        *self.origin.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `peer` the origin.
+    pub(crate) async fn set_origin(&self, peer: PeerId) -> Result<(), StoreError> {
+        self.db
+            .write(move |txn| {
+                let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
+                record.origin = Some(peer);
+                MANAGER.put(txn, &(), &record)
+            })
+            .await?;
+        *self.origin.write().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+        Ok(())
+    }
+
+    /// True once for each seeder since the start. Only enrolled ones are asked for.
+    pub(crate) fn introduce(&self, peer: PeerId) -> bool {
+        self.introduced.lock().unwrap_or_else(PoisonError::into_inner).insert(peer)
+    }
+
+    /// Is told when a seeder reports content that it did not hold before.
+    pub(crate) fn arrivals(&self) -> watch::Receiver<u64> {
+        self.arrivals.subscribe()
+    }
+
+    /// Stores what a seeder says of itself. `None` when it is not enrolled.
+    pub(crate) async fn report(
+        &self,
+        peer: PeerId,
+        report: SeederReport,
+        now: u64,
+    ) -> Result<Option<ReportOutcome>, StoreError> {
+        let away_ms = self.away_ms;
+        let outcome = self.db.write(move |txn| store_report(txn, peer, &report, now, away_ms)).await?;
+        if outcome.is_some_and(|outcome| outcome.gained_content) {
+            self.arrivals.send_modify(|n| *n += 1);
+        }
+        Ok(outcome)
+    }
+
+    /// At most `limit` seeders that hold the content and have reported lately: freshest first, different networks
+    /// before several of one; the origin last, but always among them.
+    pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
+        let origin = self.origin();
+        // Begins anywhere, so that content with very many holders does not burden the same few.
+        let start = PeerId::from_bytes(rand::rng().random());
+        let found = self.db.read(|txn| {
+            let mut found = Vec::new();
+            for peer in holders_from(txn, manifest, start)? {
+                if Some(peer) == origin {
+                    continue;
+                }
+                match SEEDERS.get(txn, &peer)? {
+                    Some(record) if is_here(record.last_report, now, self.away_ms) && !record.addrs.is_empty() => {
+                        found.push((peer, record));
+                    }
+                    _ => {}
+                }
+            }
+            Ok::<_, StoreError>(found)
+        })?;
+        let mut sources = spread(found, limit.saturating_sub(usize::from(origin.is_some())));
+        if let Some(origin) = origin.filter(|_| limit > 0) {
+            let mut addrs = self.addresses(&origin)?;
+            addrs.addrs.truncate(SOURCE_ADDRS);
+            sources.push(addrs);
+        }
+        Ok(sources)
+    }
+}
+
+/// Whether a seeder that last reported then is taken to be there.
+pub(crate) fn is_here(last_report: u64, now: u64, away_ms: u64) -> bool {
+    last_report != 0 && now.saturating_sub(last_report) <= away_ms
+}
+
+/// Forgets what a seeder holds and was to hold, within the caller's transaction: nobody is sent there any more.
+pub(crate) fn forget_holdings(txn: &WriteTransaction, peer: &PeerId) -> Result<(), StoreError> {
+    for ((_, digest), _) in HELD.prefix(txn, peer, usize::MAX)? {
+        HOLDERS.delete(txn, &(digest, *peer))?;
+        HELD.delete(txn, &(*peer, digest))?;
+    }
+    for (key, _) in PENDING.prefix(txn, peer, usize::MAX)? {
+        PENDING.delete(txn, &key)?;
+    }
+    Ok(())
+}
+
+fn after_bound(after: Option<PeerId>) -> (std::ops::Bound<PeerId>, std::ops::Bound<PeerId>) {
+    use std::ops::Bound::{Excluded, Unbounded};
+    (after.map_or(Unbounded, Excluded), Unbounded)
+}
+
+fn holders_from(txn: &impl Txn, manifest: &Digest, start: PeerId) -> Result<Vec<PeerId>, StoreError> {
+    let (low, high) = (PeerId::from_bytes([0; 32]), PeerId::from_bytes([0xff; 32]));
+    let mut page = HOLDERS.range(txn, (*manifest, start)..=(*manifest, high), HOLDERS_LOOKED_AT)?;
+    let left = HOLDERS_LOOKED_AT - page.len();
+    page.extend(HOLDERS.range(txn, (*manifest, low)..(*manifest, start), left)?);
+    Ok(page.into_iter().map(|((_, peer), _)| peer).collect())
+}
+
+/// Freshest first, then one of each network before the second of any.
+fn spread(mut found: Vec<(PeerId, SeederRecord)>, limit: usize) -> Vec<PeerAddrs> {
+    found.sort_by_key(|(_, record)| std::cmp::Reverse(record.last_report));
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut ranked: Vec<(usize, PeerAddrs)> = found
+        .into_iter()
+        .map(|(peer, mut record)| {
+            let turn = seen.entry(record.addrs.first().map(network_of).unwrap_or_default()).or_default();
+            *turn += 1;
+            record.addrs.truncate(SOURCE_ADDRS);
+            (*turn, PeerAddrs::new(peer, record.addrs))
+        })
+        .collect();
+    ranked.sort_by_key(|(turn, _)| *turn);
+    ranked.into_iter().take(limit).map(|(_, addrs)| addrs).collect()
+}
+
+/// What is probably one operator's network: an IPv4 /24, an IPv6 /48, or a host name.
+fn network_of(address: &Address) -> String {
+    let mut parts = address.as_str().split('/').skip(1);
+    let (kind, host) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let prefix: Vec<&str> = match kind {
+        "ip4" => host.split('.').take(3).collect(),
+        "ip6" => host.split(':').take(3).collect(),
+        _ => vec![host],
+    };
+    format!("{kind}/{}", prefix.join("."))
+}
+
+fn store_report(
+    txn: &WriteTransaction,
+    peer: PeerId,
+    report: &SeederReport,
+    now: u64,
+    away_ms: u64,
+) -> Result<Option<ReportOutcome>, StoreError> {
+    let Some(mut record) = SEEDERS.get(txn, &peer)? else { return Ok(None) };
+    let mut outcome = ReportOutcome {
+        gained_room: report.free > record.free || !is_here(record.last_report, now, away_ms),
+        ..ReportOutcome::default()
+    };
+    record.addrs.clone_from(&report.addrs);
+    record.free = report.free;
+    record.deliveries = report.deliveries;
+    record.last_report = now;
+    SEEDERS.put(txn, &peer, &record)?;
+
+    let mut before = HashSet::new();
+    if report.first {
+        before = HELD.prefix(txn, &peer, usize::MAX)?.into_iter().map(|((_, digest), _)| digest).collect();
+    }
+    for digest in &report.held {
+        PENDING.delete(txn, &(peer, *digest))?;
+        // Only what is in the catalogue is noted: a seeder cannot fill the tables with inventions.
+        if before.remove(digest) || !MANIFESTS.contains(txn, digest)? {
+            continue;
+        }
+        if HELD.insert_new(txn, &(peer, *digest), &Mark)? {
+            HOLDERS.put(txn, &(*digest, peer), &Mark)?;
+            outcome.gained_content = true;
+        }
+    }
+    // A full first part is followed by others, which put back what they name.
+    for digest in before {
+        HELD.delete(txn, &(peer, digest))?;
+        HOLDERS.delete(txn, &(digest, peer))?;
+        outcome.lost_content |= report.held.len() < SeederReport::MAX_HELD;
+    }
+    Ok(Some(outcome))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use protocol::certificate::SeederCert;
+    use protocol::manifest::{KeyPolicy, Manifest};
+    use protocol::{ContentId, Keypair, NetworkId, Signed};
+
+    fn manifest(n: u8) -> Signed<Manifest> {
+        let manifest = Manifest {
+            network: NetworkId::from_bytes([0; 32]),
+            content: ContentId::from_bytes([n; 16]),
+            root: Digest::from_bytes([0; 32]),
+            length: 1,
+            chunk_size: 65_536,
+            segments: vec![Digest::from_bytes([0; 32])],
+            key_commitment: Digest::from_bytes([0; 32]),
+            policy: KeyPolicy::AtRelease,
+            published_at: 0,
+        };
+        Signed::sign(&manifest, &Keypair::from_seed(&[9; 32]))
+    }
+
+    fn seeder(n: u8) -> (PeerId, SeederRecord) {
+        let peer = PeerId::from_bytes([n; 32]);
+        let cert = SeederCert {
+            network: NetworkId::from_bytes([0; 32]),
+            seeder: peer,
+            name: "s".into(),
+            capacity: 10,
+            from: 0,
+            until: u64::MAX,
+        };
+        let record = SeederRecord {
+            cert: Signed::sign(&cert, &Keypair::from_seed(&[9; 32])),
+            name: "s".into(),
+            capacity: 10,
+            addrs: Vec::new(),
+            free: 0,
+            deliveries: 0,
+            last_report: 0,
+            enrolled_at: 0,
+        };
+        (peer, record)
+    }
+
+    fn report(n: u8, held: &[Digest], first: bool) -> SeederReport {
+        let addrs = vec![Address::new(&format!("/ip4/10.0.{}.{n}/tcp/1", n % 2)).unwrap()];
+        SeederReport { addrs, held: held.to_vec(), first, free: 10, deliveries: 0 }
+    }
+
+    #[tokio::test]
+    async fn holders_follow_reports_and_sources_are_fresh_and_spread() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("m.redb"), store::Options::new(1)).unwrap();
+        let registry = Registry::load(db.clone(), 100).unwrap();
+        let (known, unknown) = (manifest(1).digest(), Digest::from_bytes([7; 32]));
+        db.write(move |txn| {
+            MANIFESTS.put(txn, &known, &manifest(1))?;
+            for n in 1..=6 {
+                let (peer, record) = seeder(n);
+                SEEDERS.put(txn, &peer, &record)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await
+        .unwrap();
+        let peer = |n: u8| PeerId::from_bytes([n; 32]);
+        assert_eq!(registry.report(peer(99), report(1, &[], true), 1).await.unwrap(), None);
+
+        let outcome = registry.report(peer(1), report(1, &[known, unknown], true), 1000).await.unwrap().unwrap();
+        assert!(outcome.gained_content && outcome.gained_room && !outcome.lost_content);
+        let again = registry.report(peer(1), report(1, &[known], true), 1001).await.unwrap().unwrap();
+        assert_eq!(again, ReportOutcome::default());
+        assert_eq!(registry.held_by(&peer(1), 10).unwrap(), [known]);
+        // A later part adds to the first and takes nothing away.
+        registry.report(peer(1), report(1, &[], false), 1002).await.unwrap();
+        assert!(registry.holds(&peer(1), &known).unwrap());
+        for (n, at) in [(2, 1010), (3, 1020), (4, 1030), (5, 900)] {
+            registry.report(peer(n), report(n, &[known], true), at).await.unwrap();
+        }
+        registry.set_origin(peer(6)).await.unwrap();
+
+        let sources: Vec<PeerId> =
+            registry.sources_for(&known, 1050, 32).unwrap().into_iter().map(|source| source.peer).collect();
+        // 4 and 3 are the freshest of two networks; 5 has not been heard of for too long; the origin comes last.
+        assert_eq!(sources, [peer(4), peer(3), peer(2), peer(1), peer(6)]);
+        let two = registry.sources_for(&known, 1050, 2).unwrap();
+        assert_eq!(two.iter().map(|s| s.peer).collect::<Vec<_>>(), [peer(4), peer(6)]);
+
+        let lost = registry.report(peer(4), report(4, &[], true), 1060).await.unwrap().unwrap();
+        assert!(lost.lost_content);
+        assert!(!registry.holds(&peer(4), &known).unwrap());
+    }
+}

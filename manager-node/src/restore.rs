@@ -1,0 +1,123 @@
+//! Notices that the database is older than the directory around it, which is what coming back from a backup looks like.
+//! The number that counts it tells seeders to send again what was marked as received. A restore of the whole directory
+//! cannot be seen from within; [`mark_restored`] is for that.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use store::{Db, StoreError};
+
+use crate::tables::MANAGER;
+
+/// Why the restore number is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The file.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// It holds something else.
+    #[error(
+        "{} is damaged; write 'restores N' and 'starts 0' into it, with N higher than any restore number that seeders \
+         have seen",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    restores: u64,
+    starts: u64,
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("restores")
+}
+
+/// Counts this start, in the database and beside it, and returns the restore number. Blocks.
+pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
+    let mut counts = read(dir)?;
+    let starts = db.write_blocking(|txn| {
+        let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
+        record.starts += 1;
+        MANAGER.put(txn, &(), &record)?;
+        Ok::<_, StoreError>(record.starts)
+    })?;
+    // The database is counted first: a crash in between leaves it ahead, never behind.
+    if starts <= counts.starts {
+        counts.restores += 1;
+        tracing::warn!(restores = counts.restores, "the database is from a backup: seeders will send receipts again");
+    }
+    counts.starts = starts;
+    write(dir, counts)?;
+    Ok(counts.restores)
+}
+
+/// To be called, while the manager is stopped, after its whole directory was restored from a backup: seeders will send
+/// again what the backup may lack. Returns the new restore number.
+///
+/// # Errors
+/// [`RestoreError`].
+pub fn mark_restored(dir: &Path) -> Result<u64, RestoreError> {
+    let mut counts = read(dir)?;
+    counts.restores += 1;
+    write(dir, counts)?;
+    Ok(counts.restores)
+}
+
+fn read(dir: &Path) -> Result<Counts, RestoreError> {
+    let path = path(dir);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Counts::default()),
+        Err(source) => return Err(RestoreError::Io { path, source }),
+    };
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.trim().parse::<u64>().ok()
+    };
+    match (number("restores"), number("starts")) {
+        (Some(restores), Some(starts)) => Ok(Counts { restores, starts }),
+        _ => Err(RestoreError::Damaged { path }),
+    }
+}
+
+fn write(dir: &Path, counts: Counts) -> Result<(), RestoreError> {
+    let path = path(dir);
+    let text = format!("restores {}\nstarts {}\n", counts.restores, counts.starts);
+    crate::init::write_file(&path, text.as_bytes()).map_err(|source| RestoreError::Io { path, source })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_database_counts_as_a_restore() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.redb");
+        let start = || count_start(dir.path(), &Db::open(&file, store::Options::new(1)).unwrap()).unwrap();
+        assert_eq!((start(), start()), (0, 0));
+        let backup = fs::read(&file).unwrap();
+        assert_eq!(start(), 0);
+        fs::write(&file, backup).unwrap();
+        assert_eq!((start(), start()), (1, 1));
+        assert_eq!(mark_restored(dir.path()).unwrap(), 2);
+        assert_eq!(start(), 2);
+
+        fs::write(path(dir.path()), "nonsense").unwrap();
+        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,192 @@
+//! What the manager has taken back, as numbered signed epochs. Each epoch is durable before anybody hears of it, and
+//! one is made at a time, so that the chain never forks.
+
+use std::sync::{PoisonError, RwLock};
+
+use node::NodeHandle;
+use protocol::api::News;
+use protocol::signed::Signed;
+use protocol::trust::{RevocationEpoch, RevocationState, Revocations as Added};
+use protocol::{Keypair, NetworkId};
+use store::{Db, StoreError};
+
+use crate::context::now_ms;
+use crate::tables::EPOCHS;
+
+/// Most entries of each kind in one epoch: an epoch must also fit a gossip message of 64 KiB, and a quarter of that
+/// leaves room for certificates to grow.
+const MAX_ENTRIES: usize = 256;
+
+/// Everything revoked, and the chain of epochs that says so.
+pub(crate) struct Revocations {
+    db: Db,
+    network: NetworkId,
+    signer: Keypair,
+    /// Where epochs are announced; none where the chain is looked at alone.
+    node: Option<NodeHandle>,
+    state: RwLock<RevocationState>,
+    /// Held from drawing a number to the state's change.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Revocations {
+    /// Reads the chain back. Blocks for as long as reading all epochs takes.
+    pub(crate) fn load(
+        db: Db,
+        network: NetworkId,
+        signer: Keypair,
+        node: Option<NodeHandle>,
+    ) -> Result<Self, StoreError> {
+        let mut state = RevocationState::default();
+        db.read(|txn| {
+            EPOCHS.scan::<StoreError>(txn, .., |number, signed| {
+                let corrupt = |reason: String| StoreError::Corrupt { table: EPOCHS.name(), reason };
+                let epoch = signed.peek().map_err(|e| corrupt(format!("epoch {number}: {e}")))?;
+                state.apply(signed.digest(), &epoch).map_err(|e| corrupt(format!("epoch {number}: {e}")))?;
+                Ok(std::ops::ControlFlow::Continue(()))
+            })
+        })?;
+        let (state, making) = (RwLock::new(state), tokio::sync::Mutex::new(()));
+        Ok(Revocations { db, network, signer, node, state, making })
+    }
+
+    /// Looks at what is revoked; `look` must not block.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&RevocationState) -> R) -> R {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Number of the newest epoch, 0 for none.
+    pub(crate) fn number(&self) -> u64 {
+        self.with(RevocationState::number)
+    }
+
+    /// At most `limit` epochs after the given one, in order.
+    pub(crate) fn after(&self, number: u64, limit: usize) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+        let Some(from) = number.checked_add(1) else { return Ok(Vec::new()) };
+        let page = self.db.read(|txn| EPOCHS.range(txn, from.., limit))?;
+        Ok(page.into_iter().map(|(_, epoch)| epoch).collect())
+    }
+
+    /// The newest epoch.
+    pub(crate) fn newest(&self) -> Result<Option<Signed<RevocationEpoch>>, StoreError> {
+        Ok(self.db.read(|txn| EPOCHS.last(txn))?.map(|(_, epoch)| epoch))
+    }
+
+    /// Revokes what of `added` is not revoked yet: signs and stores the next epochs, then announces them. Returns the
+    /// number of the newest epoch.
+    pub(crate) async fn revoke(&self, added: Added) -> Result<u64, StoreError> {
+        for epoch in self.add(added, now_ms()).await? {
+            if let Some(node) = &self.node {
+                crate::news::publish(node, &self.network, &News::Epoch(epoch)).await;
+            }
+        }
+        Ok(self.number())
+    }
+
+    async fn add(&self, added: Added, now: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+        let _making = self.making.lock().await;
+        let (fresh, mut number, mut previous) = self.with(|state| {
+            let fresh = Added {
+                transactions: added.transactions.into_iter().filter(|id| !state.has_transaction(id)).collect(),
+                peers: added.peers.into_iter().filter(|peer| !state.has_peer(peer)).collect(),
+                contents: added.contents.into_iter().filter(|id| !state.has_content(id)).collect(),
+            };
+            (fresh, state.number(), state.last())
+        });
+        let mut epochs = Vec::new();
+        for added in parts(fresh) {
+            number += 1;
+            let epoch = RevocationEpoch { network: self.network, number, previous, at: now, added };
+            let signed = Signed::sign(&epoch, &self.signer);
+            previous = Some(signed.digest());
+            epochs.push((epoch, signed));
+        }
+        if epochs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let stored = epochs.clone();
+        self.db
+            .write(move |txn| stored.iter().try_for_each(|(epoch, signed)| EPOCHS.put(txn, &epoch.number, signed)))
+            .await?;
+        for (epoch, signed) in &epochs {
+            self.apply(epoch, signed);
+        }
+        Ok(epochs.into_iter().map(|(_, signed)| signed).collect())
+    }
+
+    /// Takes an epoch that this manager signed before it came back from an older backup, and that the mesh still has.
+    /// The caller has checked its signature. False when it is not the next one.
+    pub(crate) async fn adopt(
+        &self,
+        epoch: RevocationEpoch,
+        signed: Signed<RevocationEpoch>,
+    ) -> Result<bool, StoreError> {
+        let _making = self.making.lock().await;
+        if !self.with(|state| epoch.number == state.number() + 1 && epoch.previous == state.last()) {
+            return Ok(false);
+        }
+        let (number, stored) = (epoch.number, signed.clone());
+        self.db.write(move |txn| EPOCHS.put(txn, &number, &stored)).await?;
+        self.apply(&epoch, &signed);
+        Ok(true)
+    }
+
+    /// Under `making`, with the epoch that comes next: it cannot fail to apply.
+    fn apply(&self, epoch: &RevocationEpoch, signed: &Signed<RevocationEpoch>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = state.apply(signed.digest(), epoch) {
+            tracing::error!(number = epoch.number, %error, "own revocation epoch does not follow; restart the manager");
+        }
+    }
+}
+
+/// Cuts what is to be revoked into epochs of a bounded size.
+fn parts(mut added: Added) -> Vec<Added> {
+    fn cut<T>(list: &mut Vec<T>) -> Vec<T> {
+        let rest = list.split_off(list.len().min(MAX_ENTRIES));
+        std::mem::replace(list, rest)
+    }
+    let mut parts = Vec::new();
+    while !(added.transactions.is_empty() && added.peers.is_empty() && added.contents.is_empty()) {
+        parts.push(Added {
+            transactions: cut(&mut added.transactions),
+            peers: cut(&mut added.peers),
+            contents: cut(&mut added.contents),
+        });
+    }
+    parts
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use protocol::{PeerId, TransactionId};
+
+    #[tokio::test]
+    async fn epochs_chain_survive_a_restart_and_repeat_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let network = NetworkId::from_bytes([1; 32]);
+        let signer = Keypair::from_seed(&[2; 32]);
+        let open = || Db::open(dir.path().join("m.redb"), store::Options::new(1)).unwrap();
+        let peer = PeerId::from_bytes([3; 32]);
+        {
+            let revocations = Revocations::load(open(), network, signer.clone(), None).unwrap();
+            let peers = |peers: Vec<PeerId>| Added { peers, ..Added::default() };
+            assert_eq!(revocations.add(peers(vec![peer]), 1).await.unwrap().len(), 1);
+            assert_eq!(revocations.add(peers(vec![peer]), 2).await.unwrap().len(), 0);
+            let many = (0..600u64).map(|i| TransactionId::new(i, [0; 10])).collect();
+            let epochs = revocations.add(Added { transactions: many, ..Added::default() }, 3).await.unwrap();
+            assert_eq!(epochs.len(), 3);
+            assert_eq!(epochs[0].verify(&signer.peer_id()).unwrap().number, 2);
+            for epoch in &epochs {
+                assert!(epoch.body().len() < 32 * 1024);
+            }
+        }
+        let revocations = Revocations::load(open(), network, signer.clone(), None).unwrap();
+        assert_eq!(revocations.number(), 4);
+        assert!(revocations.with(|s| s.has_peer(&peer) && s.has_transaction(&TransactionId::new(599, [0; 10]))));
+        assert_eq!(revocations.after(1, 2).unwrap().len(), 2);
+        assert!(revocations.after(u64::MAX, 2).unwrap().is_empty());
+    }
+}

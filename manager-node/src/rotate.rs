@@ -1,0 +1,169 @@
+//! Replaces one key of the network: the one act, besides making the network, that needs the root key. It works on the
+//! files of a manager that is stopped; the next start uses and announces the new key set.
+
+use std::path::{Path, PathBuf};
+
+use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState};
+use protocol::{PeerId, Signed, codec};
+
+use crate::context::now_ms;
+use crate::init::write_file;
+use crate::keys::{KeysError, key_set_path, keys_dir, load_key_set, purpose_name};
+
+/// What became of the old key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldKey {
+    /// What it signed stays good for so many milliseconds: at least the longest lease for tickets, a certificate's time
+    /// for enrolment, and for the catalogue as long as what was published is to be delivered.
+    Retire {
+        /// Milliseconds from now.
+        good_for_ms: u64,
+    },
+    /// It was stolen: everything that it signed is void.
+    Revoke,
+}
+
+/// What was changed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct RotateReport {
+    /// Version of the new key set.
+    pub version: u64,
+    /// The new key.
+    pub key: PeerId,
+    /// The one that it replaces.
+    pub replaced: Option<PeerId>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// The manager runs.
+    #[error(transparent)]
+    Lock(#[from] node::DirLockError),
+    /// The key set.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// A key file.
+    #[error(transparent)]
+    File(#[from] node::KeyFileError),
+    /// Another root key than the network's.
+    #[error("{} holds {found}, but the network's root key is {expected}; name the right file", path.display())]
+    WrongRoot {
+        /// The file given.
+        path: PathBuf,
+        /// The key in it.
+        found: PeerId,
+        /// The network's.
+        expected: PeerId,
+    },
+    /// The set is full.
+    #[error("the key set holds {} keys, no more are possible", KeySet::MAX_KEYS)]
+    Full,
+    /// The system refused.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+/// Makes a new key for `purpose` and signs a key set with it. The manager of `dir` must not run. Blocks.
+///
+/// # Errors
+/// [`RotateError`]; the key set in force stays as it is then.
+pub fn rotate(
+    dir: &Path,
+    root_key: &Path,
+    passphrase: Option<&str>,
+    purpose: KeyPurpose,
+    old: OldKey,
+) -> Result<RotateReport, RotateError> {
+    let _lock = node::DirLock::acquire(dir)?;
+    let trust = load_key_set(dir, 0)?;
+    let root = node::load_key(root_key, passphrase)?;
+    if root.peer_id() != trust.root() {
+        let (found, expected) = (root.peer_id(), trust.root());
+        return Err(RotateError::WrongRoot { path: root_key.to_owned(), found, expected });
+    }
+    let now = now_ms();
+    let mut set = trust.key_set().clone();
+    // What is dead says nothing any more.
+    set.keys.retain(|entry| !matches!(entry.state, KeyState::Retiring { dead_after, .. } if dead_after < now));
+    if set.keys.len() >= KeySet::MAX_KEYS {
+        return Err(RotateError::Full);
+    }
+    set.version += 1;
+    set.issued_at = now;
+    // The key file first: a key set without its private key would keep the manager from starting.
+    let path = keys_dir(dir).join(format!("{}-{}.key", purpose_name(purpose), set.version));
+    let key = node::load_or_create_key(&path, None)?.peer_id();
+    let mut replaced = None;
+    for entry in set.keys.iter_mut().filter(|e| e.purpose == purpose && e.state == KeyState::Active) {
+        replaced = Some(entry.key);
+        entry.state = match old {
+            OldKey::Retire { good_for_ms } => {
+                KeyState::Retiring { not_issued_after: now, dead_after: now.saturating_add(good_for_ms) }
+            }
+            OldKey::Revoke => KeyState::Revoked,
+        };
+    }
+    set.keys.push(KeyEntry { purpose, key, state: KeyState::Active });
+    let path = key_set_path(dir);
+    write_file(&path, &codec::encode(&Signed::sign(&set, &root))).map_err(|source| RotateError::Io { path, source })?;
+    Ok(RotateReport { version: set.version, key, replaced })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::keys::ManagerKeys;
+    use protocol::manifest::{KeyPolicy, Manifest};
+    use protocol::{ContentId, Digest, RefusalCode};
+
+    #[test]
+    fn a_retired_key_signs_no_more_and_a_stolen_one_never_did() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("m");
+        let made = crate::init(&dir, crate::InitOptions::default()).unwrap();
+        let (keys, before) = ManagerKeys::load(&dir, 0).unwrap();
+        let manifest = |published_at| Manifest {
+            network: before.network(),
+            content: ContentId::from_bytes([0; 16]),
+            root: Digest::from_bytes([0; 32]),
+            length: 1,
+            chunk_size: 65_536,
+            segments: vec![],
+            key_commitment: Digest::from_bytes([0; 32]),
+            policy: KeyPolicy::AtRelease,
+            published_at,
+        };
+        let now = now_ms();
+        let old = keys.sign(KeyPurpose::Catalogue, &manifest(now - 1));
+        let late = keys.sign(KeyPurpose::Catalogue, &manifest(now + 60_000));
+        let retire = OldKey::Retire { good_for_ms: 1000 };
+        let report = rotate(&dir, &made.root_key, None, KeyPurpose::Catalogue, retire).unwrap();
+        assert_eq!(report.version, 2);
+        assert_eq!(report.replaced, Some(keys.signer(KeyPurpose::Catalogue).peer_id()));
+
+        let (keys, after) = ManagerKeys::load(&dir, 0).unwrap();
+        assert_eq!(keys.signer(KeyPurpose::Catalogue).peer_id(), report.key);
+        assert!(keys.opener(&report.replaced.unwrap()).is_some(), "the old private key is kept");
+        let open = |signed, at| after.open(signed, KeyPurpose::Catalogue, |m: &Manifest| m.published_at, at);
+        assert!(open(&old, now).is_ok());
+        assert_eq!(open(&late, now + 60_000).unwrap_err().code, RefusalCode::KeyRetired);
+        assert_eq!(open(&old, now + 10_000).unwrap_err().code, RefusalCode::KeyRetired);
+
+        let newest = keys.sign(KeyPurpose::Catalogue, &manifest(now));
+        rotate(&dir, &made.root_key, None, KeyPurpose::Catalogue, OldKey::Revoke).unwrap();
+        let (_, after) = ManagerKeys::load(&dir, 0).unwrap();
+        let refused = after.open(&newest, KeyPurpose::Catalogue, |m| m.published_at, now).unwrap_err();
+        assert_eq!(refused.code, RefusalCode::KeyRetired);
+
+        let error = rotate(&dir, &dir.join("key"), None, KeyPurpose::Ticket, OldKey::Revoke).unwrap_err();
+        assert!(matches!(error, RotateError::WrongRoot { .. }), "{error}");
+    }
+}

@@ -1,0 +1,264 @@
+//! The will-call window: a client asks for what was bought for it, and gets it only as the peer that its connection
+//! proves (step 8). Here leases are renewed, and keys of on-completion sales change hands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bincode::{Decode, Encode};
+use node::{CallLimits, Protocol, Supervisor, serve_calls};
+use protocol::api::{self, MailItem, MailboxRequest, MailboxResponse, TransactionState};
+use protocol::manifest::KeyPolicy;
+use protocol::receipt::{Completion, DeliveryId};
+use protocol::ticket::Lease;
+use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
+use store::Table;
+use tracing::{info, warn};
+
+use super::blocking;
+use super::lease::{self, Terms};
+use crate::StartError;
+use crate::context::{Context, now_ms};
+use crate::transactions::{
+    COMPLETIONS, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, after_count, delivery_of, get_delivery,
+    move_due, open_delivery, put_delivery,
+};
+
+const MAILBOX_PROTOCOL: Protocol = Protocol::new(api::MAILBOX_PROTOCOL);
+
+/// A client asks now and then, and waits for the answer: few at once from one peer.
+const LIMITS: CallLimits = CallLimits { concurrent: 256, per_peer: 8, io_timeout: Duration::from_secs(10) };
+
+/// Complaints of clients.
+const COMPLAINTS: Table<(TransactionId, u32), Complaint> = Table::new("complaints");
+/// Most complaints kept of one transaction: they are hints, and a handful says as much as thousands.
+const MAX_COMPLAINTS: usize = 64;
+
+/// A client's word that a seeder sent a bad chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Complaint {
+    at: u64,
+    seeder: PeerId,
+    chunk: u32,
+}
+
+wire!(Complaint => 64);
+
+pub(super) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result<(), StartError> {
+    let service = Arc::clone(ctx);
+    serve_calls(supervisor, &ctx.node, MAILBOX_PROTOCOL, LIMITS, move |peer, request| {
+        let ctx = Arc::clone(&service);
+        async move {
+            answer(&ctx, peer, request).await.unwrap_or_else(|refusal| {
+                info!(client = %peer, code = %refusal.code, detail = refusal.detail, "mailbox request refused");
+                MailboxResponse::Refused(refusal)
+            })
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// Answers one request of a client.
+pub(crate) async fn answer(
+    ctx: &Arc<Context>,
+    client: PeerId,
+    request: MailboxRequest,
+) -> Result<MailboxResponse, Refusal> {
+    let now = now_ms();
+    blocking(ctx, move |ctx| match request {
+        MailboxRequest::List { before } => list(ctx, client, before),
+        MailboxRequest::Ticket { transaction } => ticket(ctx, client, transaction, now),
+        MailboxRequest::Complete { completion } => complete(ctx, client, completion, now),
+        MailboxRequest::Complain { transaction, seeder, chunk } => {
+            complain(ctx, client, transaction, Complaint { at: now, seeder, chunk })
+        }
+    })
+    .await
+}
+
+fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<MailboxResponse, SaleError> {
+    let first = TransactionId::from_bytes([0; 16]);
+    let before = before.unwrap_or(TransactionId::from_bytes([0xff; 16]));
+    ctx.db.read(|txn| {
+        let mut items = Vec::new();
+        for ((_, transaction), _) in
+            MAILBOX.range_back(txn, (client, first)..(client, before), MailboxResponse::PAGE)?
+        {
+            let Some(sale) = SALES.get(txn, &transaction)? else { continue };
+            items.push(MailItem {
+                transaction,
+                title: sale.title,
+                state: sale.state,
+                released_at: sale.release.map_or(0, |release| release.at),
+                plain_bytes: sale.plain_bytes,
+            });
+        }
+        Ok(MailboxResponse::List(items))
+    })
+}
+
+/// The released sale of this client; what is not its own looks like what does not exist.
+fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refusal> {
+    let refused = || Refusal::new(RefusalCode::NotEntitled, "there is no such ticket for this peer");
+    let sale = sale.filter(|sale| sale.client() == *client).ok_or_else(refused)?;
+    let release = sale.release.clone().ok_or_else(refused)?;
+    match sale.state {
+        TransactionState::Refunded | TransactionState::Revoked => {
+            let detail = format!("the purchase was {}", sale.state.as_str());
+            Err(Refusal::new(RefusalCode::Revoked, detail))
+        }
+        _ => Ok((sale, release)),
+    }
+}
+
+/// The newest lease, or a new one where that is past half its life or its delivery is over.
+fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
+    let (sale, release) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
+    let current = DeliveryId { transaction: id, delivery: release.delivery };
+    let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
+    let open = delivery.is_some_and(|delivery| delivery.closed.is_none());
+    // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
+    let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
+    let (sale, release) = if renewable && (now >= half || !open) {
+        let sale = renew(ctx, id, sale, &release, open, now)?;
+        entitled(Some(sale), &client)?
+    } else {
+        // Also for content that was taken down since.
+        lease::product_of(ctx, &sale)?;
+        (sale, release)
+    };
+    let (sale, release) = with_grant(ctx, id, sale, release)?;
+    info!(step = 8, transaction = %id, %client, delivery = release.delivery, "ticket to the client");
+    Ok(MailboxResponse::Ticket(Box::new(lease::envelope(ctx, &sale, &release)?)))
+}
+
+/// Signs and stores a new lease: for the same delivery while that is open; after it was closed and paid, for a further
+/// one, which nobody pays for and which therefore names the origin alone.
+fn renew(
+    ctx: &Context,
+    id: TransactionId,
+    sale: Sale,
+    release: &Release,
+    open: bool,
+    now: u64,
+) -> Result<Sale, SaleError> {
+    let product = lease::product_of(ctx, &sale)?;
+    let old_lease = release.lease.peek().map_err(Refusal::from)?;
+    let paid = open && release.delivery == PAID_DELIVERY;
+    let sources: Vec<PeerId> = if paid {
+        let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
+        sources.into_iter().map(|source| source.peer).collect()
+    } else {
+        ctx.registry.origin().into_iter().collect()
+    };
+    let terms = Terms {
+        endorsement: release.endorsement.digest(),
+        delivery: if open { release.delivery } else { release.delivery.saturating_add(1) },
+        rate: if open { old_lease.rate } else { 0 },
+        ceiling: if open { old_lease.ceiling } else { 0 },
+        sources,
+    };
+    let (signed, leased) = lease::sign(ctx, &sale, &product, terms, now);
+    let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);
+    let seen = release.lease.digest();
+    let next = DeliveryId { transaction: id, delivery: leased.delivery };
+    ctx.db.write_blocking(move |txn| {
+        let mut sale = SALES.get(txn, &id)?.unwrap_or_else(|| sale.clone());
+        let Some(release) = sale.release.as_mut().filter(|release| release.lease.digest() == seen) else {
+            // Renewed by another call meanwhile: that lease is as good.
+            return Ok(sale);
+        };
+        match get_delivery(txn, next)? {
+            Some(delivery) if delivery.closed.is_some() => {
+                return Err(Refusal::new(RefusalCode::Overloaded, "the delivery is being closed")
+                    .retry_after(100)
+                    .into());
+            }
+            Some(mut delivery) => {
+                // A completed one waits for receipts only, which need no longer lease.
+                if release.completed_at.is_none() {
+                    move_due(txn, next, &mut delivery, due_at)?;
+                    put_delivery(txn, next, &delivery)?;
+                }
+            }
+            None => open_delivery(txn, next, &delivery_of(&leased, sale.manifest, sale.layout, due_at))?,
+        }
+        release.lease = signed.clone();
+        release.lease_start = leased.start;
+        release.lease_end = leased.end;
+        release.delivery = leased.delivery;
+        SALES.put(txn, &id, &sale)?;
+        Ok::<_, SaleError>(sale)
+    })
+}
+
+/// Makes the key grant of a sale that was completed and has none yet, and stores it.
+fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) -> Result<(Sale, Release), SaleError> {
+    if release.grant.is_some() || !release.captured {
+        return Ok((sale, release));
+    }
+    let product = lease::product_of(ctx, &sale)?;
+    let grant = lease::grant(&product, &sale, &release.lease.peek().map_err(Refusal::from)?)?;
+    let client = sale.client();
+    let sale = ctx.db.write_blocking(move |txn| {
+        let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
+        if release.grant.is_none() {
+            release.grant = Some(grant.clone());
+            sale.release = Some(release);
+            SALES.put(txn, &id, &sale)?;
+        }
+        Ok::<_, SaleError>(sale)
+    })?;
+    Ok(entitled(Some(sale), &client)?)
+}
+
+fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64) -> Result<MailboxResponse, SaleError> {
+    let id = signed.peek().map_err(Refusal::from)?.delivery.transaction;
+    let (sale, _) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    let number = signed.peek().map_err(Refusal::from)?.delivery.delivery;
+    let delivery_id = DeliveryId { transaction: id, delivery: number };
+    Completion::check(&signed, &client, &ctx.network(), delivery_id, &sale.manifest)?;
+    let grace_ms = ctx.config.close_grace_ms;
+    let sale = ctx.db.write_blocking(move |txn| {
+        let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
+        let mut delivery = get_delivery(txn, delivery_id)?
+            .ok_or_else(|| Refusal::new(RefusalCode::BadReceipt, "there is no such delivery of this purchase"))?;
+        if release.completed_at.is_none() {
+            release.completed_at = Some(now);
+            sale.release = Some(release);
+        }
+        if delivery.counting.complete() {
+            COMPLETIONS.put(txn, &(id, number), &signed)?;
+            after_count(txn, delivery_id, &mut delivery, Some(&mut sale), now, grace_ms)?;
+        }
+        Ok::<_, SaleError>(sale)
+    })?;
+    info!(step = 12, transaction = %id, %client, "completion from the client");
+    let (sale, release) = entitled(Some(sale), &client)?;
+    let (_, release) = with_grant(ctx, id, sale, release)?;
+    Ok(MailboxResponse::Completed { grant: release.grant })
+}
+
+/// Kept as a hint: anybody can accuse a seeder, and a seeder is judged by audits.
+fn complain(
+    ctx: &Context,
+    client: PeerId,
+    id: TransactionId,
+    complaint: Complaint,
+) -> Result<MailboxResponse, SaleError> {
+    let (sale, _) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    if complaint.chunk >= sale.layout.chunks() {
+        return Err(Refusal::new(RefusalCode::BadWant, "the content has no such chunk").into());
+    }
+    ctx.db.write_blocking(move |txn| {
+        let kept = COMPLAINTS.prefix(txn, &id, MAX_COMPLAINTS)?.len();
+        if kept >= MAX_COMPLAINTS {
+            let detail = "64 complaints of this purchase are kept already";
+            return Err(SaleError::from(Refusal::new(RefusalCode::LimitReached, detail)));
+        }
+        Ok(COMPLAINTS.put(txn, &(id, u32::try_from(kept).unwrap_or(u32::MAX)), &complaint)?)
+    })?;
+    warn!(transaction = %id, seeder = %complaint.seeder, chunk = complaint.chunk, "client complains of a bad chunk");
+    Ok(MailboxResponse::Noted)
+}

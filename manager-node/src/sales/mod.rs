@@ -1,0 +1,155 @@
+//! Answers merchants: steps 4 to 7 of a purchase, and taking one back. The peer that the connection proves is the
+//! merchant; what is not its own looks like what does not exist.
+
+mod lease;
+mod mailbox;
+mod release;
+mod reserve;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{CallLimits, Protocol, Supervisor, serve_calls};
+use protocol::api::{self, SalesRequest, SalesResponse, TransactionState};
+use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
+use tracing::{info, warn};
+
+use crate::StartError;
+use crate::context::{Context, now_ms};
+use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, take_back};
+
+const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
+
+/// A merchant's storefront makes a call for each of its buyers: many at once from one peer are the normal case. Each
+/// holds a blocking thread while the database writes, of which the runtime has 512.
+const LIMITS: CallLimits = CallLimits { concurrent: 256, per_peer: 64, io_timeout: Duration::from_secs(10) };
+
+/// Most transactions in one status question.
+const STATUS_MAX: usize = 256;
+
+/// Starts the sales and mailbox services and their chore.
+pub(crate) async fn start(ctx: Arc<Context>, supervisor: &Supervisor) -> Result<(), StartError> {
+    let service = Arc::clone(&ctx);
+    serve_calls(supervisor, &ctx.node, SALES_PROTOCOL, LIMITS, move |peer, request| {
+        let ctx = Arc::clone(&service);
+        async move {
+            Box::pin(answer(&ctx, peer, request)).await.unwrap_or_else(|refusal| {
+                info!(merchant = %peer, code = %refusal.code, detail = refusal.detail, "sales request refused");
+                SalesResponse::Refused(refusal)
+            })
+        }
+    })
+    .await?;
+    mailbox::start(&ctx, supervisor).await?;
+    chore::start(ctx, supervisor);
+    Ok(())
+}
+
+/// Answers one request of a merchant.
+pub(crate) async fn answer(
+    ctx: &Arc<Context>,
+    merchant: PeerId,
+    request: SalesRequest,
+) -> Result<SalesResponse, Refusal> {
+    let now = now_ms();
+    match request {
+        SalesRequest::Enrol { token, name } => {
+            Ok(SalesResponse::Enrolled(crate::enrol::merchant(ctx, merchant, token, name).await?))
+        }
+        SalesRequest::Refund { transaction } => {
+            let state = blocking(ctx, move |ctx| refund(ctx, merchant, transaction, now)).await?;
+            // The refund stands; should this fail, the chore makes the epoch.
+            if let Err(error) = chore::announce(ctx).await {
+                warn!(%transaction, %error, "revocation waits");
+            }
+            Ok(SalesResponse::State(state))
+        }
+        request => blocking(ctx, move |ctx| answer_blocking(ctx, merchant, request, now)).await,
+    }
+}
+
+fn answer_blocking(
+    ctx: &Context,
+    merchant: PeerId,
+    request: SalesRequest,
+    now: u64,
+) -> Result<SalesResponse, SaleError> {
+    match request {
+        SalesRequest::Reserve(request) => reserve::reserve(ctx, merchant, request, now),
+        SalesRequest::Release { transaction, endorsement } => {
+            release::release(ctx, merchant, transaction, endorsement, now)
+        }
+        SalesRequest::Cancel { transaction } => Ok(SalesResponse::State(cancel(ctx, merchant, transaction, now)?)),
+        SalesRequest::Products { after } => {
+            ctx.enrolled_merchant(&merchant, now)?;
+            Ok(SalesResponse::Products(ctx.catalogue.product_page(after, SalesResponse::PRODUCTS_PAGE)?))
+        }
+        SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
+        // Answered before they get here.
+        SalesRequest::Enrol { .. } | SalesRequest::Refund { .. } => {
+            Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into())
+        }
+    }
+}
+
+/// Runs database work and cryptography where they may block.
+pub(crate) async fn blocking<R: Send + 'static>(
+    ctx: &Arc<Context>,
+    work: impl FnOnce(&Context) -> Result<R, SaleError> + Send + 'static,
+) -> Result<R, Refusal> {
+    let ctx = Arc::clone(ctx);
+    match tokio::task::spawn_blocking(move || work(&ctx)).await {
+        Ok(result) => result.map_err(SaleError::into_refusal),
+        Err(panic) => Err(internal(&panic)),
+    }
+}
+
+fn not_yours() -> Refusal {
+    Refusal::new(RefusalCode::NotYourReservation, "there is no such reservation of this merchant")
+}
+
+/// The merchant's own sale.
+fn own(sale: Option<Sale>, merchant: &PeerId) -> Result<Sale, Refusal> {
+    sale.filter(|sale| sale.merchant == *merchant).ok_or_else(not_yours)
+}
+
+fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
+    let state = ctx.db.write_blocking(move |txn| {
+        let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+        sale.advance(Event::Cancel, now)?;
+        drop_reservation(txn, id, &sale)?;
+        SALES.put(txn, &id, &sale)?;
+        Ok::<_, SaleError>(sale.state)
+    })?;
+    info!(transaction = %id, "reservation cancelled");
+    Ok(state)
+}
+
+fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
+    ctx.db.write_blocking(move |txn| {
+        let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+        take_back(txn, id, &mut sale, Event::Refund, now)?;
+        Ok(sale.state)
+    })
+}
+
+/// For merchants whose certificate is over, too: they must learn what became of their orders.
+fn status(ctx: &Context, merchant: PeerId, ids: &[TransactionId]) -> Result<SalesResponse, SaleError> {
+    if ids.len() > STATUS_MAX {
+        return Err(Refusal::new(RefusalCode::TooLarge, "at most 256 transactions are asked for at once").into());
+    }
+    let states = ctx.db.read(|txn| {
+        let state = |id| Ok(SALES.get(txn, id)?.filter(|sale| sale.merchant == merchant).map(|sale| sale.state));
+        ids.iter().map(state).collect::<Result<Vec<_>, SaleError>>()
+    })?;
+    Ok(SalesResponse::States(states))
+}

@@ -1,0 +1,166 @@
+//! Step 7: the merchant says, signed, that it is paid, and only now there is a ticket. It is a message of its own: what
+//! the reservation gave out opens nothing.
+
+use protocol::api::{SalesResponse, TransactionState};
+use protocol::manifest::KeyPolicy;
+use protocol::receipt::DeliveryId;
+use protocol::ticket::{Endorsement, Lease};
+use protocol::{Amount, PeerId, Refusal, RefusalCode, Signed, TransactionId};
+use store::Mark;
+use tracing::info;
+
+use super::lease::{self, Terms};
+use super::own;
+use crate::context::Context;
+use crate::ledger::{self, Split};
+use crate::transactions::{
+    Event, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, capture, delivery_of, drop_reservation, expose,
+    open_delivery,
+};
+
+pub(super) fn release(
+    ctx: &Context,
+    merchant: PeerId,
+    id: TransactionId,
+    endorsement: Signed<Endorsement>,
+    now: u64,
+) -> Result<SalesResponse, SaleError> {
+    let sale = own(ctx.db.read(|txn| SALES.get(txn, &id))?, &merchant)?;
+    if let Some(answer) = repeated(ctx, &sale, &endorsement)? {
+        return Ok(answer);
+    }
+    let record = ctx.enrolled_merchant(&merchant, now)?;
+    check_time(&sale, now)?;
+    check_endorsement(&sale, &merchant, &endorsement)?;
+    info!(step = 7, transaction = %id, %merchant, "delivery request from merchant");
+
+    let release = form(ctx, &sale, endorsement, now)?;
+    let due_at = release.lease_end.saturating_add(ctx.config.close_grace_ms);
+    let leased = release.lease.peek().map_err(Refusal::from)?;
+    let delivery = delivery_of(&leased, sale.manifest, sale.layout, due_at);
+    let limit = record.credit_limit.unwrap_or(ctx.config.credit_limit);
+    let digest = release.endorsement.digest();
+    let stored = ctx.db.write_blocking(move |txn| {
+        let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+        if sale.release.as_ref().is_some_and(|earlier| earlier.endorsement.digest() == digest) {
+            return Ok(sale);
+        }
+        // Asked again, because it may have expired, been cancelled or been released since.
+        check_open(&sale)?;
+        sale.advance(Event::Release, now)?;
+        drop_reservation(txn, id, &sale)?;
+        let escrow = Amount { minor: release.split.escrow, currency: release.split.price.currency };
+        expose(txn, &merchant, escrow, limit)?;
+        sale.release = Some(release.clone());
+        if sale.policy == KeyPolicy::AtRelease {
+            capture(txn, id, &mut sale, now)?;
+        }
+        open_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }, &delivery)?;
+        MAILBOX.put(txn, &(sale.client(), id), &Mark)?;
+        SALES.put(txn, &id, &sale)?;
+        Ok::<_, SaleError>(sale)
+    })?;
+    info!(step = 8, transaction = %id, client = %stored.client(), "ticket to merchant and into the client's mailbox");
+    released(ctx, &stored)
+}
+
+/// The first answer, where this endorsement released the sale before.
+fn repeated(ctx: &Context, sale: &Sale, endorsement: &Signed<Endorsement>) -> Result<Option<SalesResponse>, SaleError> {
+    check_open(sale).or_else(|refusal| match &sale.release {
+        Some(release) if release.endorsement == *endorsement => Ok(()),
+        _ => Err(refusal),
+    })?;
+    match sale.state {
+        TransactionState::Reserved => Ok(None),
+        TransactionState::Revoked | TransactionState::Refunded => {
+            let detail = format!("the transaction is {}", sale.state.as_str());
+            Err(Refusal::new(RefusalCode::Revoked, detail).into())
+        }
+        _ => released(ctx, sale).map(Some),
+    }
+}
+
+fn released(ctx: &Context, sale: &Sale) -> Result<SalesResponse, SaleError> {
+    let release = sale
+        .release
+        .as_ref()
+        .ok_or_else(|| Refusal::new(RefusalCode::WrongState, "the transaction is not released"))?;
+    Ok(SalesResponse::Released { ticket: Box::new(lease::envelope(ctx, sale, release)?), policy: sale.policy })
+}
+
+fn check_open(sale: &Sale) -> Result<(), Refusal> {
+    if sale.release.is_some() {
+        let detail = "the transaction was released with another endorsement";
+        return Err(Refusal::new(RefusalCode::AlreadyReleased, detail));
+    }
+    match sale.state {
+        TransactionState::Reserved => Ok(()),
+        TransactionState::Expired => Err(expired()),
+        state => {
+            let detail = format!("the transaction is {} and cannot be released", state.as_str());
+            Err(Refusal::new(RefusalCode::WrongState, detail))
+        }
+    }
+}
+
+fn check_time(sale: &Sale, now: u64) -> Result<(), Refusal> {
+    // Both times are of this clock: there is no grace to allow for.
+    if now > sale.expires_at {
+        return Err(expired().at(now));
+    }
+    Ok(())
+}
+
+fn expired() -> Refusal {
+    Refusal::new(RefusalCode::ReservationExpired, "the reservation was not released in its time; void the payment")
+}
+
+fn check_endorsement(sale: &Sale, merchant: &PeerId, signed: &Signed<Endorsement>) -> Result<(), Refusal> {
+    let endorsement = signed.verify(merchant).map_err(|e| e.refusal(RefusalCode::BadEndorsement))?;
+    if endorsement.transaction_data != sale.data.digest() {
+        return Err(Refusal::new(RefusalCode::BadEndorsement, "it endorses another transaction"));
+    }
+    if endorsement.payment != sale.request.payment {
+        return Err(Refusal::new(RefusalCode::BadEndorsement, "it names another payment than the reservation"));
+    }
+    Ok(())
+}
+
+/// Everything of the release that takes cryptography or a look at seeders, before the database is written.
+fn form(ctx: &Context, sale: &Sale, endorsement: Signed<Endorsement>, now: u64) -> Result<Release, SaleError> {
+    let product = lease::product_of(ctx, sale)?;
+    let split = Split::of(&ledger::Terms {
+        price: sale.price(),
+        shares: &product.shares,
+        fee_millionths: ctx.config.fee_millionths,
+        rate: product.rate,
+        content_bytes: sale.layout.length,
+        slack_millionths: ctx.config.ceiling_slack_millionths,
+    });
+    let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
+    let terms = Terms {
+        endorsement: endorsement.digest(),
+        delivery: PAID_DELIVERY,
+        rate: split.rate,
+        ceiling: split.ceiling,
+        sources: sources.into_iter().map(|source| source.peer).collect(),
+    };
+    let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
+    let grant = match sale.policy {
+        KeyPolicy::AtRelease => Some(lease::grant(&product, sale, &leased)?),
+        KeyPolicy::OnCompletion => None,
+    };
+    Ok(Release {
+        at: now,
+        endorsement,
+        lease: signed,
+        lease_start: leased.start,
+        lease_end: leased.end,
+        delivery: leased.delivery,
+        grant,
+        split,
+        captured: false,
+        completed_at: None,
+        charged: None,
+    })
+}

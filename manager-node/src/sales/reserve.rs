@@ -1,0 +1,123 @@
+//! Steps 4 to 6: a reservation request, once the payment data are in, forms the transaction data. One order id of a
+//! merchant is one sale, so that a request repeated after a lost answer cannot sell twice.
+
+use protocol::api::{Reserve, SalesResponse, TransactionState};
+use protocol::settling::Layout;
+use protocol::ticket::{TransactionData, remuneration_commitment};
+use protocol::trust::KeyPurpose;
+use protocol::{Amount, PeerId, Refusal, RefusalCode, TransactionId, keys};
+use rand::RngExt;
+use store::Mark;
+use tracing::info;
+
+use crate::catalogue::Product;
+use crate::context::Context;
+use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation};
+
+/// Longest order id, bytes.
+const MAX_ORDER: usize = 64;
+
+pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<SalesResponse, SaleError> {
+    ctx.enrolled_merchant(&merchant, now)?;
+    if request.order.is_empty() || request.order.len() > MAX_ORDER || !request.order.bytes().all(is_printable) {
+        let detail = "an order id has 1 to 64 printable ASCII characters";
+        return Err(Refusal::new(RefusalCode::Malformed, detail).into());
+    }
+    let known = ctx.db.read(|txn| match ORDER_IDS.get(txn, &(merchant, request.order.as_str()))? {
+        Some(SaleRef { id }) => SALES.get(txn, &id),
+        None => Ok(None),
+    })?;
+    if let Some(sale) = known {
+        return repeated(&sale, &request);
+    }
+
+    let sale = form(ctx, merchant, request.clone(), now)?;
+    let id = sale.id()?;
+    let limit = ctx.config.max_reservations;
+    let stored = ctx.db.write_blocking(move |txn| {
+        let order = (merchant, sale.request.order.as_str());
+        // The same order may have come twice at once.
+        if let Some(SaleRef { id }) = ORDER_IDS.get(txn, &order)?
+            && let Some(known) = SALES.get(txn, &id)?
+        {
+            return Ok::<_, SaleError>(known);
+        }
+        add_reservation(txn, &merchant, limit)?;
+        ORDER_IDS.put(txn, &order, &SaleRef { id })?;
+        EXPIRING.put(txn, &(sale.expires_at, id), &Mark)?;
+        SALES.put(txn, &id, &sale)?;
+        Ok(sale.clone())
+    })?;
+    if stored.id()? != id {
+        return repeated(&stored, &request);
+    }
+    let (order, product, client) = (&request.order, request.product, request.client);
+    info!(step = 4, transaction = %id, order, %merchant, "reservation request from merchant");
+    info!(step = 5, transaction = %id, %product, %client, "transaction data formed");
+    info!(step = 6, transaction = %id, %merchant, "transaction data to merchant");
+    Ok(SalesResponse::Reserved { data: stored.data, expires_at: stored.expires_at })
+}
+
+fn is_printable(byte: u8) -> bool {
+    (b' '..=b'~').contains(&byte)
+}
+
+/// The first answer again, whatever became of the reservation since: that is found out by releasing it.
+fn repeated(sale: &Sale, request: &Reserve) -> Result<SalesResponse, SaleError> {
+    if sale.request != *request {
+        let detail = "this order id was used for another order; use a new one";
+        return Err(Refusal::new(RefusalCode::IdempotencyConflict, detail).into());
+    }
+    Ok(SalesResponse::Reserved { data: sale.data.clone(), expires_at: sale.expires_at })
+}
+
+/// Forms the sale of a request that passes all checks.
+fn form(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<Sale, SaleError> {
+    let unknown = || Refusal::new(RefusalCode::UnknownProduct, "there is no such product for sale");
+    let product = ctx.catalogue.product(&request.product)?.ok_or_else(unknown)?;
+    let manifest = product.manifest.peek().map_err(Refusal::from)?;
+    if ctx.revocations.with(|revoked| revoked.has_content(&manifest.content)) {
+        return Err(unknown().into());
+    }
+    check_price(&product, request.price)?;
+    if !keys::is_usable(&request.client) {
+        let detail = "the client's peer ID is no usable Ed25519 key: nothing could be sealed to it";
+        return Err(Refusal::new(RefusalCode::Malformed, detail).into());
+    }
+    let data = TransactionData {
+        network: ctx.network(),
+        transaction: TransactionId::new(now, rand::rng().random()),
+        product: request.product,
+        manifest: product.info.manifest,
+        client: request.client,
+        merchant,
+        remuneration: remuneration_commitment(&request.salt, &request.price),
+        formed_at: now,
+    };
+    Ok(Sale {
+        merchant,
+        data: ctx.keys.sign(KeyPurpose::Ticket, &data),
+        manifest: product.info.manifest,
+        title: product.info.title.clone(),
+        plain_bytes: product.info.plain_bytes,
+        layout: Layout::from(&manifest),
+        policy: product.info.policy,
+        formed_at: now,
+        expires_at: now.saturating_add(ctx.config.reservation_ms),
+        state: TransactionState::Reserved,
+        changed_at: now,
+        release: None,
+        request,
+    })
+}
+
+fn check_price(product: &Product, price: Amount) -> Result<(), Refusal> {
+    if price.minor > Amount::MAX_MINOR {
+        return Err(Refusal::new(RefusalCode::TooLarge, "an amount of more than 10^12 minor units"));
+    }
+    let floor = product.info.price;
+    if price.currency != floor.currency || price.minor < floor.minor {
+        return Err(Refusal::new(RefusalCode::PriceBelowFloor, format!("the product costs {floor}, not {price}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! What happens to sales by time alone: reservations expire, deliveries are closed, and revocations that a refund noted
+//! reach an epoch even when the manager stopped in between.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::Supervisor;
+use protocol::TransactionId;
+use protocol::receipt::DeliveryId;
+use protocol::trust::Revocations as Added;
+use store::{StoreError, WriteTransaction};
+use tracing::{error, info};
+
+use super::closing::close_due;
+use super::{DUE, EXPIRING, Event, REVOKING, SALES, SaleError, drop_reservation, internal};
+use crate::context::{Context, now_ms};
+
+/// Sales looked at in one database transaction, which other writers wait for.
+const STEP: usize = 128;
+
+/// Starts the chore; a store that fails ends it, and with it the manager.
+pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
+    let token = supervisor.token();
+    supervisor.spawn_critical("sales chore", async move {
+        let every = Duration::from_millis(ctx.config.sales_ms);
+        loop {
+            let round = async {
+                step(&ctx, now_ms()).await?;
+                tokio::time::sleep(every).await;
+                Ok::<_, StoreError>(())
+            };
+            tokio::select! {
+                done = round => done?,
+                () = token.cancelled() => return Ok::<_, StoreError>(()),
+            }
+        }
+    });
+}
+
+/// Everything that is due at `now`.
+pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
+    let work = Arc::clone(ctx);
+    let done = tokio::task::spawn_blocking(move || {
+        expire(&work, now)?;
+        close_all_due(&work, now)
+    });
+    match done.await {
+        Ok(result) => result?,
+        Err(panic) => drop(internal(&panic)),
+    }
+    announce(ctx).await
+}
+
+fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
+    loop {
+        let expired = ctx.db.write_blocking(move |txn| expire_some(txn, now))?;
+        for id in &expired {
+            info!(transaction = %id, code = "reservation-expired", "reservation expired");
+        }
+        if expired.len() < STEP {
+            return Ok(());
+        }
+    }
+}
+
+fn expire_some(txn: &WriteTransaction, now: u64) -> Result<Vec<TransactionId>, StoreError> {
+    let last = TransactionId::from_bytes([0xff; 16]);
+    let mut expired = Vec::new();
+    for (key, _) in EXPIRING.range(txn, ..=(now, last), STEP)? {
+        let Some(mut sale) = SALES.get(txn, &key.1)? else {
+            EXPIRING.delete(txn, &key)?;
+            continue;
+        };
+        drop_reservation(txn, key.1, &sale)?;
+        if sale.advance(Event::Expire, now).is_ok() {
+            SALES.put(txn, &key.1, &sale)?;
+            expired.push(key.1);
+        }
+    }
+    Ok(expired)
+}
+
+/// One delivery a transaction: one that cannot be closed is logged and stops no other.
+fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
+    let end = (now, TransactionId::from_bytes([0xff; 16]), u32::MAX);
+    let mut start = Bound::Unbounded;
+    loop {
+        let page = ctx.db.read(|txn| DUE.range(txn, (start, Bound::Included(end)), STEP))?;
+        for &((_, transaction, delivery), _) in &page {
+            let id = DeliveryId { transaction, delivery };
+            match ctx.db.write_blocking(move |txn| close_due(txn, id, now)) {
+                Ok(()) => {}
+                Err(SaleError::Store(error @ (StoreError::DiskFull { .. } | StoreError::Failed { .. }))) => {
+                    return Err(error);
+                }
+                Err(error) => error!(delivery = %id, %error, "delivery cannot be closed"),
+            }
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == STEP => start = Bound::Excluded(*key),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Puts transactions that were taken back into a revocation epoch.
+pub(crate) async fn announce(ctx: &Context) -> Result<(), StoreError> {
+    loop {
+        let waiting = ctx.db.read(|txn| REVOKING.range(txn, .., STEP))?;
+        let transactions: Vec<TransactionId> = waiting.into_iter().map(|(id, _)| id).collect();
+        if transactions.is_empty() {
+            return Ok(());
+        }
+        ctx.revocations.revoke(Added { transactions: transactions.clone(), ..Added::default() }).await?;
+        ctx.db
+            .write(move |txn| {
+                for id in &transactions {
+                    REVOKING.delete(txn, id)?;
+                }
+                Ok::<_, StoreError>(())
+            })
+            .await?;
+    }
+}

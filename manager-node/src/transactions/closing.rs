@@ -1,0 +1,189 @@
+//! How a delivery ends: when it counts as delivered, who is paid, and what is undone when a sale is taken back. It is
+//! called from receipts, mailbox, refunds and the chore, always within their database transaction.
+
+use protocol::api::TransactionState;
+use protocol::manifest::KeyPolicy;
+use protocol::receipt::DeliveryId;
+use protocol::ticket::Payer;
+use protocol::{Amount, TransactionId};
+use store::{Mark, StoreError, WriteTransaction};
+use tracing::info;
+
+use super::{
+    Closed, DUE, Delivery, Event, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, drop_reservation, get_delivery,
+    internal, put_delivery, unexpose,
+};
+use crate::ledger::{Bill, Source, pay_seeders, post};
+
+/// Takes sale and delivery on after something was counted, and stores both: delivering, delivered once everything was
+/// acknowledged or the client signed the completion, captured then where the policy says so, and closed once whole.
+/// A completed delivery of which receipts are missing stays open for `grace_ms`.
+pub(crate) fn after_count(
+    txn: &WriteTransaction,
+    id: DeliveryId,
+    delivery: &mut Delivery,
+    sale: Option<&mut Sale>,
+    now: u64,
+    grace_ms: u64,
+) -> Result<(), SaleError> {
+    let whole = delivery.counting.is_whole(&delivery.layout);
+    let completed = delivery.counting.is_completed();
+    let Some(sale) = sale else {
+        if whole {
+            close(txn, id, delivery, None, now)?;
+        }
+        return Ok(put_delivery(txn, id, delivery)?);
+    };
+    let before = sale.state;
+    if delivery.counting.acked().next().is_some() {
+        sale.advance(Event::Count, now)?;
+    }
+    if completed {
+        capture(txn, id.transaction, sale, now)?;
+    }
+    // Without its completion the client of an on-completion sale has no key, and nothing is paid for.
+    let counts = completed || sale.policy == KeyPolicy::AtRelease;
+    if (whole || completed) && counts {
+        sale.advance(Event::Deliver, now)?;
+    }
+    if sale.state != before && sale.state == TransactionState::Delivered {
+        info!(step = 12, transaction = %id.transaction, whole, completed, "delivered");
+    }
+    if whole && counts {
+        close(txn, id, delivery, Some(sale), now)?;
+    } else if completed {
+        let soonest = delivery.due_at.min(now.saturating_add(grace_ms));
+        move_due(txn, id, delivery, soonest)?;
+    }
+    put_delivery(txn, id, delivery)?;
+    Ok(SALES.put(txn, &id.transaction, sale)?)
+}
+
+/// Changes when an open delivery is closed at the latest; the caller stores the delivery.
+pub(crate) fn move_due(
+    txn: &WriteTransaction,
+    id: DeliveryId,
+    delivery: &mut Delivery,
+    due_at: u64,
+) -> Result<(), StoreError> {
+    if delivery.closed.is_none() && delivery.due_at != due_at {
+        DUE.delete(txn, &(delivery.due_at, id.transaction, id.delivery))?;
+        DUE.put(txn, &(due_at, id.transaction, id.delivery), &Mark)?;
+        delivery.due_at = due_at;
+    }
+    Ok(())
+}
+
+/// Takes a released sale into the books, once.
+pub(crate) fn capture(txn: &WriteTransaction, id: TransactionId, sale: &mut Sale, now: u64) -> Result<(), SaleError> {
+    let merchant = sale.merchant;
+    if let Some(release) = sale.release.as_mut().filter(|release| !release.captured) {
+        post(txn, &release.split.capture(id, merchant, now)?)?;
+        release.captured = true;
+        info!(transaction = %id, amount = %release.split.price, "payment captured");
+    }
+    Ok(())
+}
+
+/// Closes a delivery and pays its seeders; the caller stores sale and delivery.
+fn close(
+    txn: &WriteTransaction,
+    id: DeliveryId,
+    delivery: &mut Delivery,
+    mut sale: Option<&mut Sale>,
+    now: u64,
+) -> Result<(), SaleError> {
+    if delivery.closed.is_some() {
+        return Ok(());
+    }
+    let payouts = delivery.counting.close(&delivery.layout, delivery.rate, delivery.ceiling);
+    let source = match (delivery.payer, sale.as_deref()) {
+        (Payer::Merchant, Some(sale)) => source_of(sale, id.delivery),
+        (Payer::Network, _) | (Payer::Merchant, None) => Source::Network,
+    };
+    let bill = Bill {
+        key: format!("close:{id}"),
+        at: now,
+        transaction: id.transaction,
+        currency: delivery.currency,
+        source,
+        payouts: &payouts,
+    };
+    let charged = pay_seeders(txn, &bill)?.unwrap_or(0);
+    DUE.delete(txn, &(delivery.due_at, id.transaction, id.delivery))?;
+    delivery.closed = Some(Closed { at: now, charged, capped: payouts.capped, lines: payouts.lines });
+    if let Some(sale) = sale.as_mut() {
+        let (merchant, currency) = (sale.merchant, delivery.currency);
+        if let Some(release) = sale.release.as_mut().filter(|_| id.delivery == PAID_DELIVERY) {
+            release.charged = Some(charged);
+            unexpose(txn, &merchant, Amount { minor: release.split.escrow, currency }, charged)?;
+        }
+        sale.advance(Event::Settle, now)?;
+    }
+    info!(delivery = %id, charged, currency = %delivery.currency, "delivery closed");
+    Ok(())
+}
+
+fn source_of(sale: &Sale, delivery: u32) -> Source {
+    match &sale.release {
+        Some(release) if release.captured && delivery == PAID_DELIVERY => {
+            Source::Escrow { minor: release.split.escrow, merchant: sale.merchant }
+        }
+        // Taken back before it was captured: what was delivered until then is the merchant's cost.
+        _ => Source::Merchant(sale.merchant),
+    }
+}
+
+/// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded.
+pub(super) fn close_due(txn: &WriteTransaction, id: DeliveryId, now: u64) -> Result<(), SaleError> {
+    let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
+    let Some(mut sale) = SALES.get(txn, &id.transaction)? else {
+        close(txn, id, &mut delivery, None, now)?;
+        return Ok(put_delivery(txn, id, &delivery)?);
+    };
+    if sale.release.as_ref().is_some_and(|release| !release.captured) {
+        info!(transaction = %id.transaction, "not completed in its time: refunded");
+        return take_back(txn, id.transaction, &mut sale, Event::Refund, now);
+    }
+    close(txn, id, &mut delivery, Some(&mut sale), now)?;
+    put_delivery(txn, id, &delivery)?;
+    Ok(SALES.put(txn, &id.transaction, &sale)?)
+}
+
+/// Refunds or revokes a sale and stores it: deliveries end with what was counted, a refund reverses the rest in the
+/// books, and the transaction is noted for the next revocation epoch.
+pub(crate) fn take_back(
+    txn: &WriteTransaction,
+    id: TransactionId,
+    sale: &mut Sale,
+    event: Event,
+    now: u64,
+) -> Result<(), SaleError> {
+    let before = sale.state;
+    // Asked first: closing below passes through `settled`, from which not everything can follow.
+    let after = super::state::next(before, event)?;
+    if after == before {
+        return Ok(());
+    }
+    let last = sale.release.as_ref().map_or(0, |release| release.delivery);
+    for number in PAID_DELIVERY..=last {
+        let delivery_id = DeliveryId { transaction: id, delivery: number };
+        if let Some(mut delivery) = get_delivery(txn, delivery_id)? {
+            close(txn, delivery_id, &mut delivery, Some(sale), now)?;
+            put_delivery(txn, delivery_id, &delivery)?;
+        }
+    }
+    if let Some(release) = sale.release.as_ref().filter(|r| r.captured && event == Event::Refund) {
+        let charged = release.charged.ok_or_else(|| internal(&"a closed delivery has no cost"))?;
+        post(txn, &release.split.refund(id, sale.merchant, charged, now)?)?;
+    }
+    drop_reservation(txn, id, sale)?;
+    sale.state = after;
+    sale.changed_at = now;
+    SALES.put(txn, &id, sale)?;
+    if sale.release.is_some() {
+        REVOKING.put(txn, &id, &Mark)?;
+    }
+    info!(transaction = %id, from = before.as_str(), to = after.as_str(), "sale taken back");
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! What the operator asks of sales and money through the control socket: looking at them, refunds, and payments that
+//! moved outside of Willcall and have to be in the books.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use node::ControlError;
+use protocol::amount::{Amount, Currency};
+use protocol::api::TransactionState;
+use protocol::{Refusal, RefusalCode, TransactionId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::{StoreError, Txn, WriteTransaction};
+
+use super::{
+    COMPLETIONS, DELIVERIES, Delivery, Event, SALES, Sale, SaleError, chore, exposure, internal, paid_in, take_back,
+};
+use crate::context::{Context, now_ms};
+use crate::ledger::{self, Account, Posting};
+use crate::receipts;
+
+/// Lines in an answer where the command does not say how many, and at most.
+const LINES: usize = 100;
+const MOST_LINES: usize = 1000;
+
+const COMMANDS: [&str; 8] =
+    ["transactions", "transaction", "ledger", "receipts", "refund", "revoke-transaction", "record-payment", "credit"];
+
+#[derive(Deserialize)]
+struct Listing {
+    limit: Option<usize>,
+    before: Option<TransactionId>,
+    state: Option<TransactionState>,
+    seeder: Option<protocol::PeerId>,
+}
+
+#[derive(Deserialize)]
+struct One {
+    id: TransactionId,
+}
+
+#[derive(Deserialize)]
+struct Credit {
+    merchant: protocol::PeerId,
+    currency: String,
+}
+
+/// Who pays or is paid outside.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Party {
+    /// A merchant pays what it owes.
+    MerchantDue,
+    /// A merchant is paid what it earned.
+    MerchantEarned,
+    /// A seeder is paid.
+    Seeder,
+    /// A rights holder is paid.
+    RightsHolder,
+}
+
+#[derive(Clone, Deserialize)]
+struct Payment {
+    account: Party,
+    /// A peer ID, or a rights holder's name.
+    party: String,
+    minor: u64,
+    currency: String,
+    /// Of the bank transfer; a second payment under one reference is refused.
+    reference: String,
+}
+
+/// Answers a control command about sales, receipts or money; `None` when it is none of these.
+pub(crate) async fn control(ctx: &Arc<Context>, cmd: &str, request: &Value) -> Option<Result<Value, ControlError>> {
+    if !COMMANDS.contains(&cmd) {
+        return None;
+    }
+    let (work, cmd, request) = (Arc::clone(ctx), cmd.to_owned(), request.clone());
+    let done = tokio::task::spawn_blocking(move || run(&work, &cmd, request)).await;
+    let result = done.unwrap_or_else(|panic| Err(internal(&panic).into()));
+    // A refund is announced at once, and by the chore if this fails.
+    if let Err(error) = chore::announce(ctx).await {
+        internal(&error);
+    }
+    Some(result.map_err(|error| match error {
+        SaleError::Refused(refusal) => ControlError::new(refusal.code.as_str(), refusal.detail),
+        // The operator is told what failed, not only that something did.
+        other => ControlError::new(RefusalCode::Internal.as_str(), other.to_string()),
+    }))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(request: Value) -> Result<T, Refusal> {
+    serde_json::from_value(request).map_err(|e| Refusal::new(RefusalCode::Malformed, e.to_string()))
+}
+
+fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
+    match cmd {
+        "transaction" => {
+            let One { id } = parse(request)?;
+            ctx.db.read(|txn| one(txn, id))
+        }
+        "refund" => {
+            let One { id } = parse(request)?;
+            let state = ctx.db.write_blocking(move |txn| {
+                take_back_by_id(txn, id, Event::Refund)?.ok_or_else(|| SaleError::from(unknown(id)))
+            })?;
+            Ok(json!({"id": id, "state": state}))
+        }
+        "revoke-transaction" => {
+            let One { id } = parse(request)?;
+            // Also an id without a sale can be revoked: a replication order, or a sale that a restore lost.
+            let state = ctx.db.write_blocking(move |txn| take_back_by_id(txn, id, Event::Revoke))?;
+            Ok(json!({"id": id, "state": state}))
+        }
+        "credit" => credit(ctx, parse(request)?),
+        "record-payment" => record_payment(ctx, parse(request)?),
+        _ => {
+            let listing: Listing = parse(request)?;
+            let limit = listing.limit.unwrap_or(LINES).min(MOST_LINES);
+            ctx.db.read(|txn| match cmd {
+                "ledger" => Ok(ledger::to_json(txn, limit)?),
+                "receipts" => Ok(receipts::to_json(txn, listing.seeder, limit)?),
+                _ => Ok(list(txn, &listing, limit)?),
+            })
+        }
+    }
+}
+
+fn list(txn: &impl Txn, listing: &Listing, limit: usize) -> Result<Value, StoreError> {
+    let mut lines = Vec::new();
+    let mut before = listing.before.map_or(Bound::Unbounded, Bound::Excluded);
+    // Newest first; pages, because only some may be of the state asked for.
+    loop {
+        let page = SALES.range_back(txn, (Bound::Unbounded, before), MOST_LINES)?;
+        let full = page.len() == MOST_LINES;
+        for (id, sale) in page {
+            before = Bound::Excluded(id);
+            if listing.state.is_none_or(|state| state == sale.state) {
+                lines.push(line(id, &sale));
+            }
+            if lines.len() == limit {
+                return Ok(json!({"transactions": lines}));
+            }
+        }
+        if !full {
+            return Ok(json!({"transactions": lines}));
+        }
+    }
+}
+
+fn line(id: TransactionId, sale: &Sale) -> Value {
+    json!({
+        "id": id, "state": sale.state, "order": sale.request.order, "product": sale.request.product,
+        "title": sale.title, "price": sale.price(), "merchant": sale.merchant, "client": sale.client(),
+        "policy": sale.policy, "formed_at": sale.formed_at, "changed_at": sale.changed_at,
+    })
+}
+
+fn one(txn: &impl Txn, id: TransactionId) -> Result<Value, SaleError> {
+    let deliveries = DELIVERIES.prefix(txn, &id, LINES)?;
+    let lines: Result<Vec<Value>, StoreError> =
+        deliveries.iter().map(|((_, number), delivery)| delivery_json(txn, id, *number, delivery)).collect();
+    let (lines, postings) = (lines?, ledger::postings_of(txn, &id)?);
+    let Some(sale) = SALES.get(txn, &id)? else {
+        if deliveries.is_empty() {
+            return Err(unknown(id).into());
+        }
+        // Receipts of replications are counted under the order's id, without a sale.
+        return Ok(json!({"id": id, "replication": true, "deliveries": lines, "postings": postings}));
+    };
+    let mut value = line(id, &sale);
+    let data = sale.data.peek().map_err(Refusal::from)?;
+    let release = sale.release.as_ref().map(|release| {
+        let split = &release.split;
+        json!({
+            "at": release.at, "lease_start": release.lease_start, "lease_end": release.lease_end,
+            "delivery": release.delivery, "captured": release.captured, "completed_at": release.completed_at,
+            "delivery_cost": release.charged,
+            "split": {
+                "rights": split.rights.iter().map(|(name, minor)| json!({"name": name, "minor": minor})).collect::<Vec<_>>(),
+                "fee": split.fee, "delivery": split.escrow, "merchant": split.merchant,
+            },
+        })
+    });
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("manifest".to_owned(), json!(data.manifest));
+        fields.insert("expires_at".to_owned(), json!(sale.expires_at));
+        fields.insert("release".to_owned(), json!(release));
+        fields.insert("deliveries".to_owned(), json!(lines));
+        fields.insert("postings".to_owned(), json!(postings));
+    }
+    Ok(value)
+}
+
+fn delivery_json(txn: &impl Txn, id: TransactionId, number: u32, delivery: &Delivery) -> Result<Value, StoreError> {
+    let payouts = delivery.counting.payouts(&delivery.layout, delivery.rate, delivery.ceiling);
+    let seeders: Vec<Value> = delivery
+        .counting
+        .acked()
+        .zip(&payouts.lines)
+        .map(|((seeder, chunks), line)| {
+            json!({
+                "seeder": seeder, "chunks": chunks.len(), "acknowledged_bytes": delivery.layout.bytes(chunks),
+                "paid_bytes": line.bytes, "micros": line.micros(),
+            })
+        })
+        .collect();
+    Ok(json!({
+        "number": number, "client": delivery.client, "rate": delivery.rate, "ceiling_micros": delivery.ceiling,
+        "currency": delivery.currency, "chunks": delivery.layout.chunks(), "bytes": delivery.layout.length,
+        "whole": delivery.counting.is_whole(&delivery.layout), "completed": delivery.counting.is_completed(),
+        "completion": COMPLETIONS.contains(txn, &(id, number))?, "due_at": delivery.due_at,
+        "closed_at": delivery.closed.as_ref().map(|closed| closed.at),
+        "cost": delivery.closed.as_ref().map(|closed| closed.charged),
+        "capped": payouts.capped, "seeders": seeders,
+    }))
+}
+
+fn unknown(id: TransactionId) -> Refusal {
+    Refusal::new(RefusalCode::NotEntitled, format!("there is no transaction {id}"))
+}
+
+fn take_back_by_id(
+    txn: &WriteTransaction,
+    id: TransactionId,
+    event: Event,
+) -> Result<Option<TransactionState>, SaleError> {
+    let Some(mut sale) = SALES.get(txn, &id)? else { return Ok(None) };
+    take_back(txn, id, &mut sale, event, now_ms())?;
+    Ok(Some(sale.state))
+}
+
+/// What a merchant may come to owe for deliveries, against its limit.
+fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
+    let currency =
+        asked.currency.parse().map_err(|e| Refusal::new(RefusalCode::Malformed, format!("currency: {e}")))?;
+    let limit = ctx.registry.merchant(&asked.merchant)?.and_then(|record| record.credit_limit);
+    let found = ctx.db.read(|txn| exposure(txn, &asked.merchant, currency))?;
+    let limit = limit.unwrap_or(ctx.config.credit_limit);
+    Ok(json!({
+        "merchant": asked.merchant, "currency": currency, "open": found.open, "owed": found.owed, "limit": limit,
+    }))
+}
+
+fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
+    let malformed = |detail: String| Refusal::new(RefusalCode::Malformed, detail);
+    let currency: Currency = payment.currency.parse().map_err(|e| malformed(format!("currency: {e}")))?;
+    if payment.minor == 0 || payment.minor > Amount::MAX_MINOR {
+        return Err(malformed(format!("minor is from 1 to {}", Amount::MAX_MINOR)).into());
+    }
+    if payment.reference.is_empty() || payment.reference.len() > 128 || payment.party.len() > 256 {
+        return Err(malformed("reference has 1 to 128 bytes, party at most 256".to_owned()).into());
+    }
+    let peer = || payment.party.parse::<protocol::PeerId>().map_err(|e| malformed(format!("party: {e}")));
+    let (account, pays_in) = match payment.account {
+        Party::MerchantDue => (Account::MerchantDue(peer()?), true),
+        Party::MerchantEarned => (Account::MerchantEarned(peer()?), false),
+        Party::Seeder => (Account::Seeder(peer()?), false),
+        Party::RightsHolder => (Account::RightsHolder(payment.party.clone()), false),
+    };
+    let amount = Amount { minor: payment.minor, currency };
+    ctx.db.write_blocking(move |txn| {
+        let memo = format!("{amount} {}", if pays_in { "paid in" } else { "paid out" });
+        let mut posting = Posting::new(format!("payment:{}", payment.reference), now_ms(), None, memo);
+        let (from, to) = if pays_in { (&account, &Account::Bank) } else { (&Account::Bank, &account) };
+        posting.debit(to.clone(), amount.minor, currency)?;
+        posting.credit(from.clone(), amount.minor, currency)?;
+        let balance = ledger::balance(txn, &account, currency)?;
+        if !pays_in && i128::from(amount.minor) > -i128::from(balance) {
+            let owed = Amount { minor: u64::try_from(-i128::from(balance)).unwrap_or(0), currency };
+            return Err(Refusal::new(RefusalCode::LimitReached, format!("only {owed} are owed to {account}")).into());
+        }
+        if !ledger::post(txn, &posting)? {
+            let detail = format!("a payment with reference {} is in the books already", payment.reference);
+            return Err(Refusal::new(RefusalCode::IdempotencyConflict, detail).into());
+        }
+        if let Account::MerchantDue(merchant) = &account {
+            paid_in(txn, merchant, amount)?;
+        }
+        let balance = ledger::balance(txn, &account, currency)?;
+        Ok(json!({"account": account.to_string(), "balance": balance, "currency": currency}))
+    })
+}

@@ -1,0 +1,207 @@
+//! How a node's trust grows old and is renewed: newer key sets and epochs replace older ones, and two of one number are
+//! a fork of which the first stays.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation
+)]
+
+extern crate willcall_protocol as protocol;
+
+mod world;
+
+use protocol::certificate::{MerchantCert, SeederCert};
+use protocol::replication::ReplicationOrder;
+use protocol::trust::{
+    DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Revocations, Trust,
+    Update, check_time,
+};
+use protocol::{Digest, NetworkId, RefusalCode, Signed};
+use world::samples::{heartbeat, mark, merchant_cert, order, seeder_cert};
+use world::*;
+
+fn signed(keys: &KeySet) -> Signed<KeySet> {
+    Signed::sign(keys, &root())
+}
+
+#[test]
+fn a_newer_key_set_replaces_an_older_one_and_never_back() {
+    let mut trust = trust();
+    let newer = signed(&KeySet { version: 4, ..key_set() });
+    assert_eq!(trust.update(signed(&key_set())).unwrap(), Update::NotNewer);
+    assert_eq!(trust.update(newer.clone()).unwrap(), Update::Taken);
+    assert_eq!(trust.update(newer.clone()).unwrap(), Update::NotNewer);
+    assert_eq!(trust.update(signed(&key_set())).unwrap(), Update::NotNewer);
+    assert_eq!(trust.signed_key_set(), &newer);
+    assert_eq!(trust.update(signed(&KeySet { version: 90, ..key_set() })).unwrap(), Update::Taken);
+    assert_eq!(trust.key_set().version, 90);
+}
+
+#[test]
+fn two_key_sets_of_one_version_are_a_fork_and_the_first_stays() {
+    let mut trust = trust();
+    let fork = signed(&KeySet { gossip_shards: 5, ..key_set() });
+    let refusal = trust.update(fork).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::KeyRetired);
+    assert!(refusal.detail.contains("two different key sets of version 3"), "{refusal}");
+    assert_eq!(trust.key_set(), &key_set());
+}
+
+#[test]
+fn only_the_root_key_makes_key_sets_and_only_for_its_network() {
+    let mut trust = trust();
+    let newer = KeySet { version: 4, ..key_set() };
+    for key in [stranger(), manager(), network_key(KeyPurpose::Ticket)] {
+        let refusal = trust.update(Signed::sign(&newer, &key)).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::BadManagerSignature);
+        assert!(Trust::new(root().peer_id(), Signed::sign(&newer, &key), 0).is_err());
+    }
+    let foreign = KeySet { network: NetworkId::from_bytes([1; 32]), version: 4, ..key_set() };
+    assert_eq!(trust.update(signed(&foreign)).unwrap_err().code, RefusalCode::WrongNetwork);
+    let crowded = KeySet { version: 4, keys: vec![key_set().keys[0].clone(); KeySet::MAX_KEYS + 1], ..key_set() };
+    assert_eq!(trust.update(signed(&crowded)).unwrap_err().code, RefusalCode::TooLarge);
+    let full = KeySet { version: 4, keys: vec![key_set().keys[0].clone(); KeySet::MAX_KEYS], ..key_set() };
+    assert_eq!(trust.update(signed(&full)).unwrap(), Update::Taken);
+}
+
+#[test]
+fn each_key_signs_for_its_purpose_only() {
+    let trust = trust();
+    for purpose in KeyPurpose::ALL {
+        let by = network_key(purpose);
+        let heartbeat = trust.open(&Signed::sign(&heartbeat(), &by), KeyPurpose::Revocation, |h| h.at, NOW);
+        assert_eq!(heartbeat.is_ok(), purpose == KeyPurpose::Revocation, "{purpose:?}");
+        let mark = trust.open(&Signed::sign(&mark(), &by), KeyPurpose::Settlement, |m| m.at, NOW);
+        assert_eq!(mark.is_ok(), purpose == KeyPurpose::Settlement, "{purpose:?}");
+        // A caller that names the wrong purpose gets nothing either.
+        let wrong = trust.open(&Signed::sign(&self::heartbeat(), &by), purpose, |h: &Heartbeat| h.at, NOW);
+        assert_eq!(wrong.is_ok(), purpose == KeyPurpose::Revocation, "{purpose:?}");
+    }
+    assert_eq!(trust.active_key(KeyPurpose::Ticket), Some(network_key(KeyPurpose::Ticket).peer_id()));
+}
+
+#[test]
+fn signs_of_life_of_another_network_are_refused_even_under_a_shared_key() {
+    let by = network_key(KeyPurpose::Revocation);
+    let foreign = Heartbeat { network: NetworkId::from_bytes([1; 32]), ..heartbeat() };
+    let refusal = trust().open(&Signed::sign(&foreign, &by), KeyPurpose::Revocation, |h| h.at, NOW).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::WrongNetwork);
+}
+
+fn epoch(number: u64, previous: Option<Digest>, n: u8) -> RevocationEpoch {
+    let added = Revocations { peers: vec![key(n).peer_id()], ..Revocations::default() };
+    RevocationEpoch { network: network(), number, previous, at: NOW, added }
+}
+
+fn digest(epoch: &RevocationEpoch) -> Digest {
+    Signed::sign(epoch, &network_key(KeyPurpose::Revocation)).digest()
+}
+
+#[test]
+fn epochs_are_applied_in_order_without_gaps_and_without_forks() {
+    let mut state = RevocationState::default();
+    let first = epoch(1, None, 101);
+    let second = epoch(2, Some(digest(&first)), 102);
+    let third = epoch(3, Some(digest(&second)), 103);
+
+    assert_eq!(state.apply(digest(&second), &second).unwrap_err().code, RefusalCode::StaleRevocations);
+    assert_eq!(state.apply(digest(&first), &first).unwrap(), Update::Taken);
+    assert_eq!(state.apply(digest(&third), &third).unwrap_err().code, RefusalCode::StaleRevocations);
+    assert_eq!(state.apply(digest(&second), &second).unwrap(), Update::Taken);
+    assert_eq!(state.apply(digest(&second), &second).unwrap(), Update::NotNewer);
+    assert_eq!(state.apply(digest(&first), &first).unwrap(), Update::NotNewer);
+
+    let fork = epoch(2, Some(digest(&first)), 104);
+    assert_eq!(state.apply(digest(&fork), &fork).unwrap_err().code, RefusalCode::BadManagerSignature);
+    let child_of_fork = epoch(3, Some(digest(&fork)), 105);
+    assert_eq!(state.apply(digest(&child_of_fork), &child_of_fork).unwrap_err().code, RefusalCode::BadManagerSignature);
+    let orphan = epoch(3, None, 106);
+    assert_eq!(state.apply(digest(&orphan), &orphan).unwrap_err().code, RefusalCode::BadManagerSignature);
+
+    assert_eq!(state.apply(digest(&third), &third).unwrap(), Update::Taken);
+    assert_eq!((state.number(), state.last()), (3, Some(digest(&third))));
+    for (n, revoked) in [(101, true), (102, true), (103, true), (104, false), (105, false), (106, false)] {
+        assert_eq!(state.has_peer(&key(n).peer_id()), revoked, "{n}");
+    }
+}
+
+#[test]
+fn the_first_epoch_has_none_before_it_and_the_last_number_does_no_harm() {
+    let mut state = RevocationState::default();
+    let grafted = epoch(1, Some(Digest::from_bytes([1; 32])), 101);
+    assert_eq!(state.apply(digest(&grafted), &grafted).unwrap_err().code, RefusalCode::BadManagerSignature);
+    let far = epoch(u64::MAX, None, 101);
+    assert_eq!(state.apply(digest(&far), &far).unwrap_err().code, RefusalCode::StaleRevocations);
+    let mut crowded = epoch(1, None, 101);
+    crowded.added.peers = vec![key(1).peer_id(); RevocationEpoch::MAX_ENTRIES + 1];
+    assert_eq!(state.apply(digest(&crowded), &crowded).unwrap_err().code, RefusalCode::TooLarge);
+    assert_eq!(state.number(), 0);
+}
+
+#[test]
+fn certificates_are_good_for_their_holder_and_time_only() {
+    let (trust, mut revoked) = (trust(), RevocationState::default());
+    let by = network_key(KeyPurpose::Enrolment);
+    let (me, cert) = (seeder().peer_id(), seeder_cert());
+    let check = |cert: &SeederCert, peer, revoked: &RevocationState, now| {
+        SeederCert::check(&Signed::sign(cert, &by), &peer, &trust, revoked, now).map_err(|r| r.code)
+    };
+    assert_eq!(check(&cert, me, &revoked, NOW).unwrap(), cert);
+    assert_eq!(check(&cert, stranger().peer_id(), &revoked, NOW), Err(RefusalCode::NotEnrolled));
+    let foreign = SeederCert { network: NetworkId::from_bytes([1; 32]), ..cert.clone() };
+    assert_eq!(check(&foreign, me, &revoked, NOW), Err(RefusalCode::WrongNetwork));
+    assert_eq!(check(&cert, me, &revoked, cert.until + 600_001), Err(RefusalCode::Expired));
+    assert_eq!(check(&cert, me, &revoked, cert.from - 600_001), Err(RefusalCode::NotYetValid));
+    let mut added = epoch(1, None, 13);
+    added.added.peers.push(merchant().peer_id());
+    revoked.apply(digest(&added), &added).unwrap();
+    assert_eq!(check(&cert, me, &revoked, NOW), Err(RefusalCode::Revoked));
+    let merchant_of = |cert: &MerchantCert, revoked: &RevocationState| {
+        MerchantCert::check(&Signed::sign(cert, &by), &merchant().peer_id(), &trust, revoked, NOW).map_err(|r| r.code)
+    };
+    assert!(merchant_of(&merchant_cert(), &RevocationState::default()).is_ok());
+    assert_eq!(merchant_of(&merchant_cert(), &revoked), Err(RefusalCode::Revoked));
+}
+
+#[test]
+fn a_replication_order_is_judged_like_a_ticket() {
+    let (trust, revoked) = (trust(), RevocationState::default());
+    let by = network_key(KeyPurpose::Ticket);
+    let judge = |order: &ReplicationOrder, by: &protocol::Keypair, now| {
+        let admission = protocol::ticket::Admission { now, ..admission(&trust, &revoked) };
+        ReplicationOrder::check(&Signed::sign(order, by), &admission).map(drop).map_err(|r| r.code)
+    };
+    let good = order();
+    assert_eq!(judge(&good, &by, NOW), Ok(()));
+    let foreign = ReplicationOrder { network: NetworkId::from_bytes([1; 32]), ..good.clone() };
+    assert_eq!(judge(&foreign, &by, NOW), Err(RefusalCode::WrongNetwork));
+    let others = ReplicationOrder { seeder: stranger().peer_id(), ..good.clone() };
+    assert_eq!(judge(&others, &by, NOW), Err(RefusalCode::WrongClient));
+    assert_eq!(judge(&good, &by, NOW + DAY + 600_001), Err(RefusalCode::Expired));
+    assert_eq!(judge(&good, &by, NOW - HOUR - 600_001), Err(RefusalCode::NotYetValid));
+    assert_eq!(judge(&good, &stranger(), NOW), Err(RefusalCode::UnknownKey));
+    assert_eq!(judge(&good, &revoked_key(), NOW), Err(RefusalCode::KeyRetired));
+    let forged = Signed::sign(&good, &by).with_body_forged(&ReplicationOrder { ceiling: u64::MAX, ..good.clone() });
+    let refusal = ReplicationOrder::check(&forged, &admission(&trust, &revoked)).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::BadManagerSignature);
+}
+
+#[test]
+fn time_is_judged_with_the_grace_at_both_ends_and_never_overflows() {
+    let grace = DEFAULT_CLOCK_GRACE_MS;
+    for (from, until, now, expected) in [
+        (1_000_000, 2_000_000, 400_000, None),
+        (1_000_000, 2_000_000, 399_999, Some(RefusalCode::NotYetValid)),
+        (1_000_000, 2_000_000, 2_600_000, None),
+        (1_000_000, 2_000_000, 2_600_001, Some(RefusalCode::Expired)),
+        (0, u64::MAX, u64::MAX, None),
+        (0, 0, u64::MAX, Some(RefusalCode::Expired)),
+        (u64::MAX, u64::MAX, 0, Some(RefusalCode::NotYetValid)),
+        (u64::MAX, 0, u64::MAX, Some(RefusalCode::Expired)),
+    ] {
+        let result = check_time("thing", from, until, now, grace).map_err(|r| r.code);
+        assert_eq!(result.err(), expected, "{from} {until} {now}");
+    }
+}

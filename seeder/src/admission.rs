@@ -1,0 +1,118 @@
+//! Whether to serve: the one list of checks between a stranger's credential and the first byte of content. It is decided
+//! alone and offline, from what is cached, cheapest checks first.
+
+use std::sync::Arc;
+
+use delivery::Content;
+use protocol::deliver::{Credential, Grant};
+use protocol::receipt::DeliveryId;
+use protocol::replication::ReplicationOrder;
+use protocol::ticket::Admission;
+use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
+
+use crate::accounts;
+use crate::context::Seeder;
+use crate::tables::account_key;
+
+/// The transaction that a credential claims to be for, unchecked: for logs.
+pub(crate) fn claimed(credential: &Credential) -> Option<TransactionId> {
+    match credential {
+        Credential::Ticket(ticket) => ticket.data.peek().ok().map(|data| data.transaction),
+        Credential::Order(order) => order.peek().ok().map(|order| order.order),
+    }
+}
+
+/// Checks what `peer`, as the connection proved it, shows. Reads the disk: call it on a blocking thread.
+///
+/// # Errors
+/// The first refusal, in the order of [`protocol::ticket::Ticket::check`], then `revoked` (of the client or content),
+/// `price-below-floor`, `content-not-held`.
+pub(crate) fn admit(
+    seeder: &Seeder,
+    peer: PeerId,
+    credential: &Credential,
+    now: u64,
+) -> Result<(Grant, Arc<Content>), Refusal> {
+    let unknown = || Refusal::new(RefusalCode::NotEnrolled, "this seeder does not know its network's keys yet");
+    let trust = seeder.network.trust().ok_or_else(unknown)?;
+    let revoked = seeder.network.revoked();
+    let admission = Admission {
+        peer,
+        seeder: seeder.peer,
+        trust: &trust,
+        revoked: &revoked,
+        last_heartbeat: seeder.network.heartbeat().map(|heartbeat| heartbeat.at),
+        continuation_ms: continuation(seeder, peer, credential, now)?,
+        now,
+    };
+    let grant = match credential {
+        Credential::Ticket(ticket) => {
+            let admitted = ticket.check(&admission)?;
+            let (data, lease) = (admitted.data, admitted.lease);
+            Grant {
+                delivery: DeliveryId { transaction: data.transaction, delivery: lease.delivery },
+                manifest: data.manifest,
+                client: lease.client,
+                allowance: lease.allowance,
+                listed: admitted.listed,
+                rate: lease.rate,
+                until: lease.end,
+            }
+        }
+        Credential::Order(order) => {
+            let order = ReplicationOrder::check(order, &admission)?;
+            Grant {
+                delivery: DeliveryId { transaction: order.order, delivery: ReplicationOrder::DELIVERY },
+                manifest: order.manifest,
+                client: order.seeder,
+                allowance: order.allowance,
+                // An enrolled seeder that the network pays for: nothing is gained by a small window.
+                listed: true,
+                rate: order.rate,
+                until: order.until,
+            }
+        }
+    };
+    if revoked.has_peer(&peer) {
+        return Err(Refusal::new(RefusalCode::Revoked, "this client was revoked"));
+    }
+    if grant.rate < seeder.config.min_rate {
+        let detail = format!("this seeder serves for {} millionths per MiB or more", seeder.config.min_rate);
+        return Err(Refusal::new(RefusalCode::PriceBelowFloor, detail));
+    }
+    let content = seeder.contents.get(&grant.manifest).filter(|content| !content.have().is_empty());
+    let not_held = || Refusal::new(RefusalCode::ContentNotHeld, "this seeder does not hold the content");
+    let content = content.ok_or_else(not_held)?;
+    let id = content.manifest().content;
+    if revoked.has_content(&id) {
+        return Err(Refusal::new(RefusalCode::Revoked, "this content was taken down"));
+    }
+    if seeder.config.deny.contains(&id) {
+        return Err(not_held());
+    }
+    Ok((grant, content))
+}
+
+/// For how long past its lease a ticket is good here: a delivery that the client has acknowledged part of goes on.
+fn continuation(seeder: &Seeder, peer: PeerId, credential: &Credential, now: u64) -> Result<u64, Refusal> {
+    let Credential::Ticket(ticket) = credential else { return Ok(0) };
+    let (data, lease) = (ticket.data.peek()?, ticket.lease.peek()?);
+    if now <= lease.end {
+        return Ok(0);
+    }
+    let delivery = DeliveryId { transaction: data.transaction, delivery: lease.delivery };
+    let account = accounts::load(&seeder.db, &account_key(delivery, &peer)).map_err(|error| {
+        tracing::error!(%error, "cannot look up a delivery");
+        Refusal::new(RefusalCode::Internal, "this seeder's database failed")
+    })?;
+    Ok(if account.ack.is_some() { seeder.config.continuation_ms } else { 0 })
+}
+
+/// `allowance-spent` when nothing more may be sent.
+pub(crate) fn check_allowance(grant: &Grant, noted: u32, chunk_size: u32) -> Result<(), Refusal> {
+    if u64::from(noted) * u64::from(chunk_size) > grant.allowance {
+        let detail = "this delivery's allowance at this seeder is used up";
+        return Err(Refusal::new(RefusalCode::AllowanceSpent, detail));
+    }
+    Ok(())
+}

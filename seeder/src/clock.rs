@@ -1,0 +1,44 @@
+//! The one place where this crate asks what time it is and draws jitter; everything that judges is given the time.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::RngExt;
+
+/// Unix milliseconds by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Between half of `ms` and one and a half of it, so that many nodes do not come all at once.
+pub(crate) fn jittered(ms: u64) -> u64 {
+    let ms = ms.max(2);
+    rand::rng().random_range(ms / 2..=ms.saturating_add(ms / 2))
+}
+
+/// A pause that doubles with each failure.
+#[derive(Debug)]
+pub(crate) struct BackOff {
+    first_ms: u64,
+    next_ms: u64,
+}
+
+/// Longest pause, milliseconds, before jitter.
+const LONGEST_PAUSE_MS: u64 = 60_000;
+
+impl BackOff {
+    pub(crate) fn new(first_ms: u64) -> Self {
+        BackOff { first_ms, next_ms: first_ms }
+    }
+
+    /// The pause after one more failure.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let ms = jittered(self.next_ms);
+        self.next_ms = self.next_ms.saturating_mul(2).min(LONGEST_PAUSE_MS.max(self.first_ms));
+        Duration::from_millis(ms)
+    }
+
+    /// It worked.
+    pub(crate) fn reset(&mut self) {
+        self.next_ms = self.first_ms;
+    }
+}

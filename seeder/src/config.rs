@@ -1,0 +1,297 @@
+//! What an operator can set, as plain data: every key with its unit and default, and unknown keys refused, because a
+//! misspelt key that is passed over is a setting that silently is not set.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use protocol::trust::{InvitedRole, JoinLine};
+use protocol::{Address, ContentId};
+use serde::{Deserialize, Serialize};
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const MIB: u64 = 1024 * 1024;
+
+/// `<dir>/config.toml` of a seeder. Times are milliseconds and sizes bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// The line with which to join the network, `willcall-join:…`, with an invitation for a seeder. No default.
+    pub join: String,
+    /// A name for people, at most 64 bytes. Default: `seeder`.
+    pub name: String,
+    /// Bytes of content that the network may place here. Default: 10737418240 (10 GiB).
+    pub capacity: u64,
+    /// Where content lies, relative to the seeder's directory. Default: `content`.
+    pub content_dir: PathBuf,
+    /// Bytes left free on that disk whatever the capacity. Default: 268435456 (256 MiB).
+    pub min_free: u64,
+    /// Addresses to listen on. Default: TCP and QUIC on every interface, on ports chosen by the system at the first
+    /// start and kept.
+    pub listen: Vec<Address>,
+    /// Addresses to tell others, where they differ from those listened on. Default: none.
+    pub external: Vec<Address>,
+    /// Serves metrics and health on this loopback address. Default: not at all.
+    pub metrics: Option<SocketAddr>,
+    /// How far clocks may differ. Default: 600000 (10 minutes).
+    pub clock_grace_ms: u64,
+    /// Starts although SSLKEYLOGFILE is set. Default: false.
+    pub allow_key_log: bool,
+
+    /// Deliveries at once; further clients are told to come back. Default: 256.
+    pub max_deliveries: u32,
+    /// Deliveries at once to one peer; further ones are told to come back. Default: 8.
+    pub max_deliveries_per_peer: u32,
+    /// Memory for chunks on their way from disk to clients; clients that would need more are told to come back. Default:
+    /// 1073741824 (1 GiB), enough for 256 deliveries of 1 MiB chunks.
+    pub serve_memory: u64,
+    /// Tickets that pay less are refused: millionths of the minor unit per MiB. Default: 0.
+    pub min_rate: u64,
+    /// Contents that this seeder neither holds nor serves, by content id. Default: none.
+    pub deny: Vec<ContentId>,
+    /// A client has this long to show its ticket. Default: 10000.
+    pub hello_ms: u64,
+    /// A client that neither asks nor acknowledges for so long is let go. Default: 60000.
+    pub idle_ms: u64,
+    /// A client that leaves its window full for so long is let go. Default: 60000.
+    pub window_wait_ms: u64,
+    /// A client that does not take a chunk in so long is let go. Default: 30000.
+    pub write_ms: u64,
+    /// A delivery with acknowledgements goes on for so long after its lease. Default: 172800000 (48 hours).
+    pub continuation_ms: u64,
+    /// What is known of a delivery is kept for so long after its lease. Default: 2592000000 (30 days).
+    pub account_keep_ms: u64,
+
+    /// During a long delivery a receipt is made this often. Default: 10000.
+    pub receipt_interval_ms: u64,
+    /// Receipts are collected for so long before they go out together. Default: 1000.
+    pub receipt_batch_ms: u64,
+    /// Receipts that the manager has not confirmed after so long go to it directly. Default: 5000.
+    pub receipt_direct_ms: u64,
+    /// Confirmed receipts are kept for so long. Default: 2592000000 (30 days).
+    pub receipt_keep_ms: u64,
+    /// Batches that wait for the manager; beyond it each delivery keeps its newest receipt and no batch is made.
+    /// Default: 65536.
+    pub max_waiting_batches: u64,
+
+    /// Between two reports to the manager. Default: 30000.
+    pub report_ms: u64,
+    /// When no heartbeat was heard for so long, the manager is asked for one. Default: 360000 (6 minutes).
+    pub heartbeat_silence_ms: u64,
+    /// The manager has so long to answer a call. Default: 10000.
+    pub call_ms: u64,
+    /// First pause after a call to the manager failed; it doubles up to a minute. Default: 1000.
+    pub retry_ms: u64,
+    /// Contents fetched from other seeders at once. Default: 2.
+    pub replications: u32,
+    /// A fetch that finds no seeder for so long is given up until the next report. Default: 60000.
+    pub replication_patience_ms: u64,
+    /// Between two looks at what need not be kept any longer. Default: 3600000 (1 hour).
+    pub prune_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let listen = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
+        Config {
+            join: String::new(),
+            name: "seeder".to_owned(),
+            capacity: 10 * 1024 * MIB,
+            content_dir: PathBuf::from("content"),
+            min_free: 256 * MIB,
+            listen: listen.iter().filter_map(|text| Address::new(text).ok()).collect(),
+            external: Vec::new(),
+            metrics: None,
+            clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS,
+            allow_key_log: false,
+            max_deliveries: 256,
+            max_deliveries_per_peer: 8,
+            serve_memory: 1024 * MIB,
+            min_rate: 0,
+            deny: Vec::new(),
+            hello_ms: 10 * SECOND,
+            idle_ms: MINUTE,
+            window_wait_ms: MINUTE,
+            write_ms: 30 * SECOND,
+            continuation_ms: 48 * HOUR,
+            account_keep_ms: 30 * DAY,
+            receipt_interval_ms: 10 * SECOND,
+            receipt_batch_ms: SECOND,
+            receipt_direct_ms: 5 * SECOND,
+            receipt_keep_ms: 30 * DAY,
+            max_waiting_batches: 65_536,
+            report_ms: 30 * SECOND,
+            heartbeat_silence_ms: 6 * MINUTE,
+            call_ms: 10 * SECOND,
+            retry_ms: SECOND,
+            replications: 2,
+            replication_patience_ms: MINUTE,
+            prune_ms: HOUR,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file: the directory was not set up.
+    #[error("{} does not exist; set the directory up with: willcall seeder init --dir {}", path.display(), dir.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// It is no configuration.
+    #[error("{}: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and what is expected there.
+        reason: String,
+    },
+    /// A value that makes no sense.
+    #[error("{}: {key} {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// An ordinary seeder that joins by `join` under `name` and offers `capacity` bytes.
+    pub fn new(join: &JoinLine, name: &str, capacity: u64) -> Config {
+        Config { join: join.to_string(), name: name.to_owned(), capacity, ..Config::default() }
+    }
+
+    /// The seeder beside a manager that holds every content: it leaves no disk unused, and keeps its content in
+    /// `content_dir` (an absolute path, or one relative to the seeder's directory), where the manager publishes.
+    pub fn origin(join: &JoinLine, content_dir: &Path) -> Config {
+        // A petabyte: TOML has no larger round number that is surely an integer everywhere.
+        let capacity = 1 << 50;
+        Config { content_dir: content_dir.to_owned(), min_free: 0, ..Config::new(join, "origin", capacity) }
+    }
+
+    /// Reads `<dir>/config.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file and the key or line.
+    pub fn load(dir: &Path) -> Result<Config, ConfigError> {
+        let path = config_path(dir);
+        let text = fs::read_to_string(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing { path: path.clone(), dir: dir.to_owned() },
+            _ => ConfigError::Io { path: path.clone(), source },
+        })?;
+        Self::parse(&path, &text)
+    }
+
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text)
+            .map_err(|e| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string().trim_end().to_owned() })?;
+        config.check().map_err(|(key, reason)| ConfigError::Value { path: path.to_owned(), key, reason })?;
+        Ok(config)
+    }
+
+    /// Checks the values; gives the key and what is wrong with it.
+    pub(crate) fn check(&self) -> Result<JoinLine, (&'static str, String)> {
+        let fail = |key: &'static str, reason: &str| Err((key, reason.to_owned()));
+        let positive = [
+            ("max-deliveries", u64::from(self.max_deliveries)),
+            ("max-deliveries-per-peer", u64::from(self.max_deliveries_per_peer)),
+            ("hello-ms", self.hello_ms),
+            ("idle-ms", self.idle_ms),
+            ("window-wait-ms", self.window_wait_ms),
+            ("write-ms", self.write_ms),
+            ("receipt-batch-ms", self.receipt_batch_ms),
+            ("max-waiting-batches", self.max_waiting_batches),
+            ("report-ms", self.report_ms),
+            ("call-ms", self.call_ms),
+            ("retry-ms", self.retry_ms),
+            ("replications", u64::from(self.replications)),
+            ("prune-ms", self.prune_ms),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return fail(key, "must not be 0");
+        }
+        if self.max_deliveries > 65_536 {
+            return fail("max-deliveries", "is at most 65536");
+        }
+        if self.serve_memory < 64 * MIB {
+            return fail("serve-memory", "is at least 67108864 (64 MiB)");
+        }
+        if self.name.is_empty() || self.name.len() > 64 {
+            return fail("name", "has 1 to 64 bytes");
+        }
+        if self.listen.is_empty() {
+            return fail("listen", "names no address; give one such as \"/ip4/0.0.0.0/tcp/0\"");
+        }
+        let join: JoinLine = match self.join.parse() {
+            Ok(join) => join,
+            Err(error) => return Err(("join", format!("is not a join line: {error}"))),
+        };
+        if join.invitation.as_ref().is_none_or(|invitation| invitation.role != InvitedRole::Seeder) {
+            return fail("join", "carries no invitation for a seeder; ask the network's operator for one");
+        }
+        Ok(join)
+    }
+
+    /// Where content lies, for a seeder at `dir`.
+    pub fn content_path(&self, dir: &Path) -> PathBuf {
+        dir.join(&self.content_dir)
+    }
+}
+
+pub(crate) fn config_path(dir: &Path) -> PathBuf {
+    dir.join("config.toml")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::trust::Invitation;
+    use protocol::{Keypair, Nonce};
+
+    use super::*;
+
+    fn join(role: InvitedRole) -> JoinLine {
+        let root = Keypair::from_seed(&[1; 32]).peer_id();
+        let invitation = Some(Invitation { role, token: Nonce::from_bytes([2; 16]) });
+        JoinLine { root, managers: vec![root.into()], invitation }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_unknown_keys_are_named() {
+        let config = Config::origin(&join(InvitedRole::Seeder), Path::new("/srv/content"));
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(Config::parse(Path::new("c"), &text).unwrap(), config);
+        let error =
+            Config::parse(Path::new("dir/config.toml"), "capacity = 1\nreprot-ms = 3\n").unwrap_err().to_string();
+        assert!(error.contains("dir/config.toml") && error.contains("reprot-ms"), "{error}");
+    }
+
+    #[test]
+    fn a_line_without_a_seeders_invitation_is_refused_with_what_to_do() {
+        for line in [join(InvitedRole::Merchant), join(InvitedRole::Seeder).public()] {
+            let text = toml::to_string(&Config::new(&line, "x", 1)).unwrap();
+            let error = Config::parse(Path::new("c"), &text).unwrap_err().to_string();
+            assert!(error.contains("join carries no invitation for a seeder"), "{error}");
+        }
+        let error = Config::parse(Path::new("c"), "").unwrap_err().to_string();
+        assert!(error.contains("join is not a join line"), "{error}");
+    }
+}

@@ -1,0 +1,135 @@
+//! What every service and chore of a seeder shares, made once at the start.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use delivery::ContentStore;
+use node::{NodeHandle, Supervisor};
+use protocol::{Address, Keypair, PeerId};
+use store::Db;
+use tokio::sync::Notify;
+
+use crate::chunks::ChunkReader;
+use crate::config::Config;
+use crate::counts::Counts;
+use crate::manager::ManagerLink;
+use crate::network::Network;
+use crate::serving::Deliveries;
+
+/// The shared state of a running seeder.
+pub(crate) struct Seeder {
+    pub(crate) peer: PeerId,
+    pub(crate) keypair: Keypair,
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) contents: ContentStore,
+    pub(crate) node: NodeHandle,
+    pub(crate) network: Network,
+    pub(crate) manager: ManagerLink,
+    pub(crate) chunks: Arc<ChunkReader>,
+    pub(crate) deliveries: Deliveries,
+    pub(crate) counts: Counts,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) wake: Wake,
+    pub(crate) notes: Notes,
+    addresses: RwLock<Vec<Address>>,
+}
+
+/// Nudges for the chores: each does its round at once instead of at its next regular time.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    /// Contact with the manager.
+    pub(crate) sync: Notify,
+    /// Fetching of contents.
+    pub(crate) replicate: Notify,
+    /// Announcements in the DHT.
+    pub(crate) announce: Notify,
+    /// Sending of receipt batches.
+    pub(crate) post: Notify,
+}
+
+/// What `status` tells people beside the counts: the newest trouble of each kind, or none.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// Why the manager could not be reached or refused.
+    pub(crate) manager: Note,
+    /// Why content could not be fetched or stored.
+    pub(crate) storage: Note,
+    /// Why receipts do not get through.
+    pub(crate) receipts: Note,
+}
+
+/// One line for people that comes and goes.
+#[derive(Debug, Default)]
+pub(crate) struct Note(Mutex<Option<String>>);
+
+impl Note {
+    pub(crate) fn set(&self, text: impl Into<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.into());
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The parts of a [`Seeder`] that are made before it.
+pub(crate) struct Parts {
+    pub(crate) keypair: Keypair,
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) contents: ContentStore,
+    pub(crate) node: NodeHandle,
+    pub(crate) network: Network,
+    pub(crate) manager: ManagerLink,
+    pub(crate) supervisor: Supervisor,
+}
+
+impl Seeder {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let counts = Counts::register(parts.node.metrics());
+        let chunks = Arc::new(ChunkReader::new(counts.clone()));
+        let deliveries = Deliveries::new(&parts.config);
+        Seeder {
+            peer: parts.keypair.peer_id(),
+            keypair: parts.keypair,
+            config: parts.config,
+            db: parts.db,
+            contents: parts.contents,
+            node: parts.node,
+            network: parts.network,
+            manager: parts.manager,
+            chunks,
+            deliveries,
+            counts,
+            supervisor: parts.supervisor,
+            wake: Wake::default(),
+            notes: Notes::default(),
+            addresses: RwLock::default(),
+        }
+    }
+
+    /// Where others reach this seeder.
+    pub(crate) fn addresses(&self) -> Vec<Address> {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_addresses(&self, addresses: Vec<Address>) {
+        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Bytes that may still be placed here: of the capacity, and of the disk.
+    pub(crate) fn free(&self) -> u64 {
+        let of_capacity = self.config.capacity.saturating_sub(self.contents.total_bytes());
+        match delivery::free_space(self.contents.root()) {
+            Ok(free) => of_capacity.min(free.saturating_sub(self.config.min_free)),
+            Err(error) => {
+                tracing::warn!(%error, "offering no room");
+                0
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What a command line beside a running seeder can ask of it. Requests are `{"cmd": NAME, …}`; `docs/operations.md` has
+//! examples.
+//!
+//! - `status`: everything an operator looks at first.
+//! - `receipts` (`limit`, default 20): the newest receipts and where they are: `queued`, `sent` or `marked`.
+//! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use node::{ControlError, ControlServer, ControlStartError, ProgressSender};
+use serde_json::{Value, json};
+use store::StoreError;
+
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::outbox;
+use crate::tables::{DUE, LINES};
+
+/// Most receipts in one answer.
+const MAX_RECEIPTS: u64 = 1000;
+/// Receipts that are due are counted up to here.
+const COUNTED_DUE: u64 = 100_000;
+
+/// Serves requests in the seeder's directory.
+pub(crate) async fn start(seeder: &Arc<Seeder>, dir: &std::path::Path) -> Result<ControlServer, ControlStartError> {
+    let shared = Arc::clone(seeder);
+    let handler = move |request: Value, progress: ProgressSender| {
+        let seeder = Arc::clone(&shared);
+        async move { Box::pin(answer(seeder, request, progress)).await }
+    };
+    ControlServer::start(&seeder.supervisor, dir, handler).await
+}
+
+async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -> Result<Value, ControlError> {
+    match request.get("cmd").and_then(Value::as_str) {
+        Some("status") => in_background(move || Ok(status(&seeder)?)).await,
+        Some("receipts") => {
+            let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
+            in_background(move || Ok(receipts(&seeder, limit)?)).await
+        }
+        Some("scrub") => scrub(seeder, progress).await,
+        other => {
+            let name = other.unwrap_or("none");
+            let text = format!("unknown command '{name}'; a seeder knows status, receipts and scrub");
+            Err(ControlError::new("unknown-command", text))
+        }
+    }
+}
+
+async fn in_background(
+    work: impl FnOnce() -> Result<Value, Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+) -> Result<Value, ControlError> {
+    let failed = |error: String| ControlError::new("internal", error);
+    let result = tokio::task::spawn_blocking(work).await.map_err(|error| failed(error.to_string()))?;
+    result.map_err(|error| failed(error.to_string()))
+}
+
+/// Also what [`crate::Running::status`] gives.
+pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
+    let now = now_ms();
+    let state = outbox::state(&seeder.db)?;
+    let due = seeder.db.read(|txn| DUE.len(txn))?.min(COUNTED_DUE);
+    let contents: Vec<Value> = seeder
+        .contents
+        .list()
+        .iter()
+        .map(|content| {
+            json!({
+                "manifest": content.digest(),
+                "content": content.manifest().content,
+                "bytes": content.manifest().length,
+                "have_bytes": content.have_bytes(),
+                "complete": content.is_complete(),
+            })
+        })
+        .collect();
+    let damaged: Vec<String> = seeder.contents.damaged().iter().map(|(_, damaged)| damaged.to_string()).collect();
+    let serving = seeder.network.certificate(now);
+    let heartbeat = seeder.network.heartbeat();
+    let (deliveries, max) = seeder.deliveries.load();
+    Ok(json!({
+        "role": "seeder",
+        "peer": seeder.peer,
+        "name": seeder.config.name,
+        "network": seeder.network.id,
+        "addresses": seeder.addresses(),
+        "enrolled": seeder.network.is_enrolled(),
+        "certificate_until": seeder.network.certificate_until(),
+        "serving": serving.is_ok(),
+        "not_serving_because": serving.err().map(|refusal| refusal.to_string()),
+        "managers": seeder.manager.addresses(),
+        "heartbeat_age_ms": heartbeat.as_ref().map(|heartbeat| now.saturating_sub(heartbeat.at)),
+        "key_set_version": seeder.network.trust().map(|trust| trust.key_set().version),
+        "revocation_epoch": seeder.network.revoked().number(),
+        "fork": seeder.network.fork(),
+        "contents": contents,
+        "damaged_contents": damaged,
+        "capacity_bytes": seeder.config.capacity,
+        "used_bytes": seeder.contents.total_bytes(),
+        "free_bytes": seeder.free(),
+        "content_dir": seeder.contents.root(),
+        "deliveries": deliveries,
+        "max_deliveries": max,
+        "deliveries_begun": seeder.counts.deliveries_begun.get(),
+        "chunks_sent": seeder.counts.chunks_sent.get(),
+        "bytes_sent": seeder.counts.bytes_sent.get(),
+        "replicated_bytes": seeder.counts.replicated.get(),
+        "damaged_chunks": seeder.counts.damaged.get(),
+        "refusals": seeder.counts.refusals_by_code(),
+        "receipts_due": due,
+        "batches_made": state.as_ref().map_or(0, |state| state.next - 1),
+        "batches_marked": state.as_ref().map_or(0, |state| state.marked),
+        "batches_waiting": state.as_ref().map_or(0, |state| state.next - 1 - state.marked),
+        "trouble": {
+            "manager": seeder.notes.manager.get(),
+            "storage": seeder.notes.storage.get(),
+            "receipts": seeder.notes.receipts.get(),
+        },
+    }))
+}
+
+fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
+    let marked = outbox::state(&seeder.db)?.map_or(0, |state| state.marked);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let (due, lines) =
+        seeder.db.read(|txn| Ok::<_, StoreError>((DUE.range(txn, .., limit)?, LINES.range_back(txn, .., limit)?)))?;
+    // One that is due is queued: its transaction is the first part of its key.
+    let queued = due.iter().filter_map(|(key, _)| {
+        let transaction = protocol::TransactionId::from_bytes(*key.first_chunk::<16>()?);
+        Some(json!({ "transaction": transaction, "state": "queued" }))
+    });
+    let batched = lines.iter().map(|((batch, _), line)| {
+        json!({
+            "id": line.id,
+            "transaction": line.transaction,
+            "delivery": line.delivery,
+            "chunks": line.chunks,
+            "completed": line.completed,
+            "at": line.at,
+            "batch": batch,
+            "state": if *batch <= marked { "marked" } else { "sent" },
+        })
+    });
+    Ok(json!({ "receipts": queued.chain(batched).take(limit).collect::<Vec<_>>() }))
+}
+
+async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
+    let mut results = Vec::new();
+    for content in seeder.contents.list() {
+        let (digest, token) = (content.digest(), seeder.supervisor.token());
+        let (seen, mut seeing) = tokio::sync::watch::channel((0, 0, 0));
+        let mut checking = tokio::task::spawn_blocking(move || {
+            content.verify_all(&mut |so_far| {
+                seen.send_replace((so_far.checked, so_far.total, so_far.damaged));
+                if token.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        let report = loop {
+            tokio::select! {
+                report = &mut checking => break report,
+                Ok(()) = seeing.changed() => {
+                    let (checked, total, damaged) = *seeing.borrow_and_update();
+                    let line = json!({ "manifest": digest, "checked": checked, "total": total, "damaged": damaged });
+                    progress.send(line).await;
+                }
+            }
+        };
+        seeder.chunks.forget(&digest);
+        let failed = |error: String| ControlError::new("disk-failed", error);
+        let report = report.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        results.push(json!({
+            "manifest": digest,
+            "checked": report.checked,
+            "damaged": report.damaged.iter().collect::<Vec<_>>(),
+            "whole": report.whole,
+        }));
+    }
+    // What is not whole any more is reported, so that the manager has it made whole.
+    seeder.wake.sync.notify_one();
+    Ok(json!({ "contents": results }))
+}

@@ -1,0 +1,237 @@
+//! What this seeder knows of its network: keys, revocations, its own certificate and when the manager was last heard.
+//! All of it is on disk before it counts, so that a restart while the manager is away serves at once and forgets no
+//! revocation.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use protocol::certificate::SeederCert;
+use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Trust, Update};
+use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
+use store::{Db, StoreError};
+use tokio::sync::watch;
+
+use crate::clock::now_ms;
+use crate::tables::{CERTIFICATE, EPOCHS, HEARTBEAT, KEY_SET};
+
+/// Why a document of the network was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeError {
+    /// It is not good.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It is good, and could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The network as this seeder sees it. Readers get what is in force now; writers take turns.
+pub(crate) struct Network {
+    pub(crate) id: NetworkId,
+    me: PeerId,
+    root: PeerId,
+    grace_ms: u64,
+    db: Db,
+    view: RwLock<View>,
+    taking: tokio::sync::Mutex<()>,
+    version: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct View {
+    trust: Option<Arc<Trust>>,
+    revoked: Arc<RevocationState>,
+    certificate: Option<(Signed<SeederCert>, SeederCert)>,
+    heartbeat: Option<Heartbeat>,
+    fork: Option<String>,
+}
+
+impl Network {
+    /// What an earlier run left in `db`. Blocks.
+    pub(crate) fn load(db: &Db, join: &JoinLine, me: PeerId, grace_ms: u64) -> Result<Network, TakeError> {
+        let (key_set, certificate, heartbeat) = db.read(|txn| {
+            Ok::<_, StoreError>((KEY_SET.get(txn, &())?, CERTIFICATE.get(txn, &())?, HEARTBEAT.get(txn, &())?))
+        })?;
+        let trust = key_set.map(|signed| Trust::new(join.root, signed, grace_ms)).transpose()?;
+        let mut revoked = RevocationState::default();
+        // Their signatures were checked before they were stored.
+        db.read(|txn| {
+            EPOCHS.scan(txn, .., |_, signed| {
+                let epoch = signed.peek().map_err(Refusal::from)?;
+                revoked.apply(signed.digest(), &epoch)?;
+                Ok::<_, TakeError>(ControlFlow::Continue(()))
+            })
+        })?;
+        let certificate = match certificate {
+            Some(signed) => Some((signed.clone(), signed.peek().map_err(Refusal::from)?)),
+            None => None,
+        };
+        let heartbeat = heartbeat.and_then(|signed| signed.peek().ok());
+        let view = View { trust: trust.map(Arc::new), revoked: Arc::new(revoked), certificate, heartbeat, fork: None };
+        Ok(Network {
+            id: join.network(),
+            me,
+            root: join.root,
+            grace_ms,
+            db: db.clone(),
+            view: RwLock::new(view),
+            taking: tokio::sync::Mutex::new(()),
+            version: watch::Sender::new(0),
+        })
+    }
+
+    /// Is woken at each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    pub(crate) fn trust(&self) -> Option<Arc<Trust>> {
+        self.view().trust.clone()
+    }
+
+    pub(crate) fn revoked(&self) -> Arc<RevocationState> {
+        Arc::clone(&self.view().revoked)
+    }
+
+    pub(crate) fn heartbeat(&self) -> Option<Heartbeat> {
+        self.view().heartbeat.clone()
+    }
+
+    /// What an operator should look at: two different key sets of one version.
+    pub(crate) fn fork(&self) -> Option<String> {
+        self.view().fork.clone()
+    }
+
+    /// Is there a certificate, good or not?
+    pub(crate) fn is_enrolled(&self) -> bool {
+        self.view().certificate.is_some()
+    }
+
+    /// When the certificate ends, unix milliseconds.
+    pub(crate) fn certificate_until(&self) -> Option<u64> {
+        self.view().certificate.as_ref().map(|(_, cert)| cert.until)
+    }
+
+    /// This seeder's certificate, if it may serve now.
+    ///
+    /// # Errors
+    /// `not-enrolled`, `revoked`, `not-yet-valid` or `expired`: why it may not.
+    pub(crate) fn certificate(&self, now: u64) -> Result<Signed<SeederCert>, Refusal> {
+        let view = self.view();
+        let (Some(trust), Some((signed, cert))) = (&view.trust, &view.certificate) else {
+            let refusal = Refusal::new(RefusalCode::NotEnrolled, "this seeder is not enrolled yet");
+            return Err(refusal.retry_after(30_000));
+        };
+        if view.revoked.has_peer(&self.me) {
+            return Err(Refusal::new(RefusalCode::Revoked, "this seeder's certificate was revoked"));
+        }
+        trust.check_time("seeder's certificate", cert.from, cert.until, now)?;
+        Ok(signed.clone())
+    }
+
+    /// Takes a key set if it is newer.
+    pub(crate) async fn take_key_set(&self, signed: Signed<KeySet>) -> Result<Update, TakeError> {
+        let _turn = self.taking.lock().await;
+        let trust = match self.trust() {
+            None => Trust::new(self.root, signed.clone(), self.grace_ms)?,
+            Some(trust) => {
+                let mut trust = Trust::clone(&trust);
+                match trust.update(signed.clone()) {
+                    Ok(Update::Taken) => trust,
+                    Ok(Update::NotNewer) => return Ok(Update::NotNewer),
+                    Err(refusal) => {
+                        if refusal.code == RefusalCode::KeyRetired {
+                            tracing::error!(%refusal, "the network's root key signed twice; tell its operator");
+                            self.write(|view| view.fork = Some(refusal.detail.clone()));
+                        }
+                        return Err(refusal.into());
+                    }
+                }
+            }
+        };
+        self.db.write(move |txn| KEY_SET.put(txn, &(), &signed)).await?;
+        tracing::info!(version = trust.key_set().version, "key set taken");
+        self.write(|view| view.trust = Some(Arc::new(trust)));
+        Ok(Update::Taken)
+    }
+
+    /// Takes the next revocation epoch.
+    ///
+    /// # Errors
+    /// `stale-revocations` when epochs before it are missing.
+    pub(crate) async fn take_epoch(&self, signed: Signed<RevocationEpoch>) -> Result<Update, TakeError> {
+        let _turn = self.taking.lock().await;
+        let epoch = self.known_trust()?.open(&signed, KeyPurpose::Revocation, |e| e.at, now_ms())?;
+        self.is_ours(epoch.network)?;
+        let mut revoked = RevocationState::clone(&self.revoked());
+        if revoked.apply(signed.digest(), &epoch)? == Update::NotNewer {
+            return Ok(Update::NotNewer);
+        }
+        self.db.write(move |txn| EPOCHS.put(txn, &epoch.number, &signed)).await?;
+        tracing::info!(epoch = revoked.number(), "revocation epoch taken");
+        if revoked.has_peer(&self.me) {
+            tracing::error!("this seeder's certificate was revoked: it serves nobody from now on");
+        }
+        self.write(|view| view.revoked = Arc::new(revoked));
+        Ok(Update::Taken)
+    }
+
+    /// Takes a heartbeat if it is newer.
+    pub(crate) async fn take_heartbeat(&self, signed: Signed<Heartbeat>) -> Result<Update, TakeError> {
+        let _turn = self.taking.lock().await;
+        let now = now_ms();
+        let trust = self.known_trust()?;
+        let heartbeat = trust.open(&signed, KeyPurpose::Revocation, |h| h.at, now)?;
+        self.is_ours(heartbeat.network)?;
+        // One from the future would hide all that follow.
+        trust.check_time("heartbeat", heartbeat.at, u64::MAX, now)?;
+        if self.heartbeat().is_some_and(|known| known.at >= heartbeat.at) {
+            return Ok(Update::NotNewer);
+        }
+        let same_version = heartbeat.key_set_version == trust.key_set().version;
+        if same_version && heartbeat.key_set != trust.signed_key_set().digest() {
+            let text = format!("the manager names another key set of version {}", heartbeat.key_set_version);
+            tracing::error!("{text}; tell the network's operator");
+            self.write(|view| view.fork = Some(text));
+        }
+        self.db.write(move |txn| HEARTBEAT.put(txn, &(), &signed)).await?;
+        self.write(|view| view.heartbeat = Some(heartbeat));
+        Ok(Update::Taken)
+    }
+
+    /// Takes this seeder's own certificate, if it lasts longer than the one held.
+    pub(crate) async fn take_certificate(&self, signed: Signed<SeederCert>) -> Result<Update, TakeError> {
+        let _turn = self.taking.lock().await;
+        let trust = self.known_trust()?;
+        let cert = SeederCert::check(&signed, &self.me, &trust, &self.revoked(), now_ms())?;
+        if self.certificate_until().is_some_and(|until| until >= cert.until) {
+            return Ok(Update::NotNewer);
+        }
+        let stored = signed.clone();
+        self.db.write(move |txn| CERTIFICATE.put(txn, &(), &stored)).await?;
+        self.write(|view| view.certificate = Some((signed, cert)));
+        Ok(Update::Taken)
+    }
+
+    fn known_trust(&self) -> Result<Arc<Trust>, Refusal> {
+        let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
+        self.trust().ok_or_else(unknown)
+    }
+
+    fn is_ours(&self, network: NetworkId) -> Result<(), Refusal> {
+        if network == self.id {
+            return Ok(());
+        }
+        Err(Refusal::new(RefusalCode::WrongNetwork, "a document of another network"))
+    }
+
+    // A thread that panicked while it held this lock was between plain assignments.
+    fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+        self.version.send_modify(|version| *version += 1);
+    }
+}

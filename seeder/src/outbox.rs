@@ -1,0 +1,339 @@
+//! Receipts on their way to the manager. Those that are due go into a numbered batch that is sealed, signed and stored
+//! before it is sent anywhere; it is sent until the manager's mark says that it has it, and kept long after.
+//!
+//! This module holds what is durable; `post` sends.
+
+use std::ops::Bound;
+
+use protocol::api::GossipedBatch;
+use protocol::codec;
+use protocol::receipt::{Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
+use protocol::trust::KeyPurpose;
+use protocol::{Digest, Nonce, Refusal, RefusalCode, Signed};
+use store::{Db, StoreError};
+
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::tables::{ACCOUNTS, AccountKey, BATCHES, BatchRecord, DUE, LINES, OUTBOX, OutboxState, ReceiptLine};
+
+/// Deliveries looked at for one batch; more than fit into it, because some are not due yet.
+const LOOK_AT: usize = 4096;
+/// Batches removed in one step of pruning.
+const PRUNE_STEP: usize = 256;
+
+/// Why no batch was made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BatchError {
+    /// Not now.
+    #[error("{0}")]
+    Waits(String),
+    /// The disk failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes sure that there is an outbox.
+pub(crate) async fn open(db: &Db) -> Result<OutboxState, StoreError> {
+    let state = OutboxState {
+        incarnation: Nonce::from_bytes(rand::random()),
+        next: 1,
+        running: Digest::from_bytes([0; 32]),
+        marked: 0,
+        restore: 0,
+    };
+    db.write(move |txn| {
+        if let Some(state) = OUTBOX.get(txn, &())? {
+            return Ok(state);
+        }
+        OUTBOX.put(txn, &(), &state)?;
+        Ok(state.clone())
+    })
+    .await
+}
+
+/// A receipt that is to be put into a batch, and what it was made of.
+struct Chosen {
+    key: AccountKey,
+    receipt: Receipt,
+    chunks: u32,
+}
+
+/// Puts receipts that are due into one batch. `None` when none is; at most [`ReceiptBatch::MAX_RECEIPTS`] go at a time.
+/// Only one caller at a time.
+pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>, BatchError> {
+    let db = seeder.db.clone();
+    let chosen = tokio::task::spawn_blocking(move || choose(&db, now)).await;
+    let (state, chosen) = chosen.map_err(|error| BatchError::Waits(error.to_string()))??;
+    if chosen.is_empty() {
+        return Ok(None);
+    }
+    if state.next.saturating_sub(state.marked) > seeder.config.max_waiting_batches {
+        let text =
+            format!("{} batches of receipts wait for the manager; no more are made", state.next - state.marked - 1);
+        return Err(BatchError::Waits(text));
+    }
+    let (record, lines) = seal(seeder, &state, &chosen, now)?;
+    let number = state.next;
+    let done: Vec<_> = chosen.iter().map(|c| (c.key, c.receipt.ack.clone(), c.receipt.completion.clone())).collect();
+    let count = lines.len() as u64;
+    seeder
+        .db
+        .write(move |txn| {
+            BATCHES.put(txn, &number, &record)?;
+            for (index, line) in (0u16..).zip(&lines) {
+                LINES.put(txn, &(number, index), line)?;
+            }
+            let mut next = OUTBOX.get(txn, &())?.unwrap_or_else(|| state.clone());
+            next.next = number + 1;
+            next.running = record.running;
+            OUTBOX.put(txn, &(), &next)?;
+            for (key, ack, completion) in &done {
+                // One that came meanwhile stays due.
+                let now = ACCOUNTS.get(txn, key)?.map(|record| record.account);
+                if now.is_none_or(|account| account.ack.as_ref() == Some(ack) && account.completion == *completion) {
+                    DUE.delete(txn, key)?;
+                }
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await?;
+    seeder.counts.batches.inc();
+    seeder.counts.receipts.inc_by(count);
+    for line in &chosen {
+        if let Ok(ack) = line.receipt.ack.peek() {
+            tracing::info!(step = 12, transaction = %ack.delivery.transaction, batch = number, "receipt queued");
+        }
+    }
+    Ok(Some(number))
+}
+
+fn choose(db: &Db, now: u64) -> Result<(OutboxState, Vec<Chosen>), StoreError> {
+    db.read(|txn| {
+        let missing = || StoreError::Failed { reason: "the outbox is not open".to_owned() };
+        let state = OUTBOX.get(txn, &())?.ok_or_else(missing)?;
+        let (mut chosen, mut bytes) = (Vec::new(), 64);
+        for (key, due) in DUE.range(txn, .., LOOK_AT)? {
+            if due.at > now || chosen.len() >= ReceiptBatch::MAX_RECEIPTS {
+                continue;
+            }
+            let Some(account) = ACCOUNTS.get(txn, &key)?.map(|record| record.account) else { continue };
+            let Some(ack) = account.ack else { continue };
+            let chunks = ack.peek().map_or(0, |ack| ack.chunks.len());
+            let (first_at, last_at) = (account.first_at, account.last_at);
+            let receipt = Receipt { ack, completion: account.completion, first_at, last_at };
+            let length = codec::encode(&receipt).len();
+            if bytes + length > ReceiptBatch::MAX_BYTES {
+                break;
+            }
+            bytes += length;
+            chosen.push(Chosen { key, receipt, chunks });
+        }
+        Ok((state, chosen))
+    })
+}
+
+fn seal(
+    seeder: &Seeder,
+    state: &OutboxState,
+    chosen: &[Chosen],
+    now: u64,
+) -> Result<(BatchRecord, Vec<ReceiptLine>), BatchError> {
+    let waits = |text: &str| BatchError::Waits(text.to_owned());
+    let trust = seeder.network.trust().ok_or_else(|| waits("the network's keys are not known yet"))?;
+    let to = trust
+        .active_key(KeyPurpose::ReceiptSealing)
+        .ok_or_else(|| waits("the network's key set names no key that receipts are sealed to"))?;
+    let place = OutboxPlace {
+        network: seeder.network.id,
+        incarnation: state.incarnation,
+        number: state.next,
+        previous: state.running,
+    };
+    let receipts = chosen.iter().map(|chosen| chosen.receipt.clone()).collect();
+    let batch = SealedBatch::seal(&ReceiptBatch { receipts }, &place, &seeder.keypair, to, now, &mut rand::rng())
+        .map_err(|error| BatchError::Waits(format!("receipts cannot be sealed to {to}: {error}")))?;
+    let running = batch.peek().map_err(|error| BatchError::Waits(error.to_string()))?.running();
+    let line = |chosen: &Chosen| {
+        let ack = chosen.receipt.ack.peek().ok()?;
+        Some(ReceiptLine {
+            id: chosen.receipt.id(),
+            transaction: ack.delivery.transaction,
+            delivery: ack.delivery.delivery,
+            chunks: chosen.chunks,
+            completed: chosen.receipt.completion.is_some(),
+            at: chosen.receipt.last_at,
+        })
+    };
+    Ok((BatchRecord { batch, running, made_at: now }, chosen.iter().filter_map(line).collect()))
+}
+
+/// The oldest batch that the manager has not marked, after `after`.
+pub(crate) fn next_unmarked(db: &Db, after: u64) -> Result<Option<(u64, BatchRecord)>, StoreError> {
+    db.read(|txn| {
+        let marked = OUTBOX.get(txn, &())?.map_or(0, |state| state.marked);
+        let from = Bound::Excluded(marked.max(after));
+        Ok(BATCHES.range(txn, (from, Bound::Unbounded), 1)?.pop())
+    })
+}
+
+/// Where the outbox stands.
+pub(crate) fn state(db: &Db) -> Result<Option<OutboxState>, StoreError> {
+    db.read(|txn| OUTBOX.get(txn, &()))
+}
+
+/// What goes out by gossip.
+pub(crate) fn gossiped(seeder: &Seeder, batch: Signed<SealedBatch>) -> Result<Vec<u8>, Refusal> {
+    let certificate = seeder.network.certificate(now_ms())?;
+    Ok(codec::encode(&GossipedBatch { certificate, batch }))
+}
+
+/// What became of a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// It is this outbox's, and up to its number everything is safe.
+    UpTo(u64),
+    /// It is another seeder's, or of an outbox before this one.
+    NotOurs,
+}
+
+/// Takes the manager's mark, whoever brought it.
+///
+/// # Errors
+/// The refusal of a mark that is not good; `bad-receipt` for one that names other batches than this outbox's.
+pub(crate) async fn take_mark(seeder: &Seeder, signed: &Signed<Mark>) -> Result<Marked, crate::network::TakeError> {
+    let now = now_ms();
+    let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
+    let trust = seeder.network.trust().ok_or_else(unknown)?;
+    let mark = trust.open(signed, KeyPurpose::Settlement, |m| m.at, now)?;
+    if mark.network != seeder.network.id {
+        return Err(Refusal::new(RefusalCode::WrongNetwork, "a mark of another network").into());
+    }
+    if mark.seeder != seeder.peer {
+        return Ok(Marked::NotOurs);
+    }
+    let taken = mark.clone();
+    let result = seeder
+        .db
+        .write(move |txn| {
+            let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(None) };
+            if taken.incarnation != state.incarnation {
+                return Ok(None);
+            }
+            if taken.number <= state.marked && taken.restore <= state.restore {
+                return Ok(Some(Ok((state.marked, false))));
+            }
+            let running = match taken.number {
+                0 => Some(Digest::from_bytes([0; 32])),
+                number => BATCHES.get(txn, &number)?.map(|record| record.running),
+            };
+            // Absent: marked long ago and pruned, or never made.
+            let Some(running) = running else { return Ok(Some(Err(taken.number))) };
+            if running != taken.running {
+                return Ok(Some(Err(taken.number)));
+            }
+            // After a restore the manager may have less than it had: what it lost is sent again.
+            state.marked = taken.number;
+            state.restore = state.restore.max(taken.restore);
+            OUTBOX.put(txn, &(), &state)?;
+            Ok::<_, StoreError>(Some(Ok((state.marked, true))))
+        })
+        .await?;
+    match result {
+        None => Ok(Marked::NotOurs),
+        Some(Ok((number, new))) => {
+            if new {
+                log_marked(seeder, number);
+            }
+            Ok(Marked::UpTo(number))
+        }
+        Some(Err(number)) => {
+            let detail = format!("the manager's mark names batch {number} otherwise than it is here");
+            seeder.notes.receipts.set(detail.clone());
+            tracing::error!("{detail}");
+            Err(Refusal::new(RefusalCode::BadReceipt, detail).into())
+        }
+    }
+}
+
+fn log_marked(seeder: &Seeder, number: u64) {
+    let lines = seeder.db.read(|txn| LINES.prefix(txn, &number, ReceiptBatch::MAX_RECEIPTS)).unwrap_or_default();
+    for (_, line) in lines {
+        tracing::info!(step = 12, transaction = %line.transaction, batch = number, "receipt acknowledged by manager");
+    }
+}
+
+/// The manager came back from a backup: everything that is kept is sent again.
+pub(crate) async fn restored(seeder: &Seeder, restore: u64) -> Result<bool, StoreError> {
+    seeder
+        .db
+        .write(move |txn| {
+            let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(false) };
+            if restore <= state.restore {
+                return Ok(false);
+            }
+            state.restore = restore;
+            let again = state.marked > 0;
+            state.marked = 0;
+            OUTBOX.put(txn, &(), &state)?;
+            Ok(again)
+        })
+        .await
+}
+
+/// Counts every batch that is kept as not marked. False when that changes nothing.
+pub(crate) async fn rewind(db: &Db) -> Result<bool, StoreError> {
+    db.write(|txn| {
+        let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(false) };
+        let changes = state.marked > 0;
+        state.marked = 0;
+        OUTBOX.put(txn, &(), &state)?;
+        Ok(changes)
+    })
+    .await
+}
+
+/// Begins a new outbox when the manager cannot follow the old one (this database, or the manager's, was set back): all
+/// that was ever acknowledged and is still kept becomes due again, under a new incarnation. What the manager has
+/// already, it counts once.
+pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
+    let incarnation = Nonce::from_bytes(rand::random());
+    db.write(move |txn| {
+        let restore = OUTBOX.get(txn, &())?.map_or(0, |state| state.restore);
+        let state = OutboxState { incarnation, next: 1, running: Digest::from_bytes([0; 32]), marked: 0, restore };
+        OUTBOX.put(txn, &(), &state)?;
+        BATCHES.delete_range(txn, .., usize::MAX)?;
+        LINES.delete_range(txn, .., usize::MAX)?;
+        let mut keys = Vec::new();
+        ACCOUNTS.scan(txn, .., |key, record| {
+            if record.account.ack.is_some() {
+                keys.push(key);
+            }
+            Ok::<_, StoreError>(std::ops::ControlFlow::Continue(()))
+        })?;
+        for key in keys {
+            DUE.put(txn, &key, &crate::tables::Due { at: 0 })?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes marked batches that were kept long enough. True when there may be more.
+pub(crate) async fn prune(db: &Db, made_before: u64) -> Result<bool, StoreError> {
+    db.write(move |txn| {
+        let marked = OUTBOX.get(txn, &())?.map_or(0, |state| state.marked);
+        // The newest marked one stays: its running hash is what a repeated mark is checked against.
+        let old: Vec<u64> = BATCHES
+            .range(txn, ..marked, PRUNE_STEP)?
+            .into_iter()
+            .take_while(|(_, record)| record.made_at < made_before)
+            .map(|(number, _)| number)
+            .collect();
+        for number in &old {
+            BATCHES.delete(txn, number)?;
+            LINES.delete_range(txn, (*number, 0)..=(*number, u16::MAX), usize::MAX)?;
+        }
+        Ok(old.len() == PRUNE_STEP)
+    })
+    .await
+}

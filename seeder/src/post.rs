@@ -1,0 +1,209 @@
+//! Sends receipts: a round that makes batches, and one that gets them to the manager, first through the mesh and, when
+//! no mark comes back in time, by asking the manager directly. Both go on until the node stops; what they do not manage
+//! before that is on disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::RefusalCode;
+use protocol::api::{MeshRequest, MeshResponse, receipts_topic};
+use store::StoreError;
+use tokio::time::Instant;
+
+use crate::clock::{BackOff, now_ms};
+use crate::context::Seeder;
+use crate::manager::AskError;
+use crate::network::TakeError;
+use crate::outbox::{self, BatchError};
+use crate::tables::BatchRecord;
+
+/// Between two times that the outbox begins anew, at least: should the manager refuse the new one too, something else is
+/// wrong.
+const START_OVER_EVERY: Duration = Duration::from_secs(600);
+/// With nothing to send, the outbox is looked at this often all the same.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Makes batches of receipts that are due.
+pub(crate) async fn make_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let every = Duration::from_millis(seeder.config.receipt_batch_ms);
+    loop {
+        // As late as this, so that receipts that come together go together.
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = tokio::time::sleep(every) => {}
+        }
+        loop {
+            match outbox::make_batch(&seeder, now_ms()).await {
+                Ok(Some(_)) => {
+                    seeder.notes.receipts.clear();
+                    seeder.wake.post.notify_one();
+                }
+                Ok(None) => break,
+                Err(BatchError::Waits(reason)) => {
+                    tracing::debug!(reason, "receipts wait");
+                    seeder.notes.receipts.set(reason);
+                    break;
+                }
+                Err(BatchError::Store(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Gets batches to the manager.
+pub(crate) async fn send_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let mut post = Post {
+        back_off: BackOff::new(seeder.config.retry_ms),
+        not_before: Instant::now(),
+        // What an earlier run gossiped is sent directly by this one.
+        gossiped: outbox::state(&seeder.db)?.map_or(0, |state| state.next.saturating_sub(1)),
+        heard_by_mesh: false,
+        rewound: false,
+        started_over: None,
+        seeder,
+    };
+    loop {
+        let next = post.round().await?;
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = post.seeder.wake.post.notified() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+}
+
+struct Post {
+    seeder: Arc<Seeder>,
+    back_off: BackOff,
+    not_before: Instant,
+    /// The newest batch that was given to the mesh.
+    gossiped: u64,
+    /// The last batch found somebody in the mesh to take it.
+    heard_by_mesh: bool,
+    /// Batches that were marked before are being sent again, because the manager does not know them.
+    rewound: bool,
+    started_over: Option<Instant>,
+}
+
+impl Post {
+    /// Sends what can be sent now; says when to look again.
+    async fn round(&mut self) -> Result<Instant, StoreError> {
+        while let Some((number, record)) = outbox::next_unmarked(&self.seeder.db, self.gossiped)? {
+            self.gossip(number, record).await;
+        }
+        let mut after = 0;
+        loop {
+            let Some((number, record)) = outbox::next_unmarked(&self.seeder.db, after)? else {
+                self.count_waiting()?;
+                return Ok(Instant::now() + LOOK_EVERY);
+            };
+            self.count_waiting()?;
+            if Instant::now() < self.not_before {
+                return Ok(self.not_before);
+            }
+            let wait = if self.heard_by_mesh { self.seeder.config.receipt_direct_ms } else { 0 };
+            let left = record.made_at.saturating_add(wait).saturating_sub(now_ms());
+            if left > 0 && !self.rewound {
+                return Ok(Instant::now() + Duration::from_millis(left));
+            }
+            match self.directly(number, record).await? {
+                Sent::Through(marked) => {
+                    after = marked;
+                    self.back_off.reset();
+                }
+                Sent::Again => after = 0,
+                Sent::Later => {
+                    self.not_before = Instant::now() + self.back_off.pause();
+                    return Ok(self.not_before);
+                }
+            }
+        }
+    }
+
+    fn count_waiting(&self) -> Result<(), StoreError> {
+        let waiting = outbox::state(&self.seeder.db)?.map_or(0, |state| state.next - 1 - state.marked);
+        self.seeder.counts.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    async fn gossip(&mut self, number: u64, record: BatchRecord) {
+        self.gossiped = number;
+        let seeder = &self.seeder;
+        let Some(trust) = seeder.network.trust() else { return };
+        let topic = receipts_topic(&seeder.network.id, &seeder.peer, trust.key_set().gossip_shards);
+        let message = match outbox::gossiped(seeder, record.batch) {
+            Ok(message) => message,
+            Err(refusal) => return tracing::debug!(%refusal, "receipts are not gossiped"),
+        };
+        let published = seeder.node.publish(&topic, message).await;
+        self.heard_by_mesh = published.is_ok();
+        match published {
+            Ok(()) => tracing::debug!(batch = number, "receipts gossiped"),
+            Err(error) => tracing::debug!(batch = number, %error, "receipts not gossiped"),
+        }
+    }
+
+    async fn directly(&mut self, number: u64, record: BatchRecord) -> Result<Sent, StoreError> {
+        let seeder = Arc::clone(&self.seeder);
+        let answer = seeder.manager.ask(&MeshRequest::Receipts(record.batch)).await;
+        match answer {
+            Ok(MeshResponse::Mark(mark)) => match outbox::take_mark(&seeder, &mark).await {
+                Ok(outbox::Marked::UpTo(marked)) => {
+                    tracing::debug!(batch = number, marked, "receipts confirmed");
+                    seeder.notes.receipts.clear();
+                    self.rewound = self.rewound && marked < self.gossiped;
+                    // The manager answers with how far it is; a batch that it passes over must not be asked for ever.
+                    Ok(Sent::Through(marked.max(number)))
+                }
+                Ok(outbox::Marked::NotOurs) => self.later("the manager marked another outbox"),
+                Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => self.start_over().await,
+                Err(TakeError::Refused(refusal)) => self.later(refusal),
+                Err(TakeError::Store(error)) => Err(error),
+            },
+            Ok(_) => self.later(AskError::Unexpected("receipts")),
+            // It misses earlier ones: marked before, and lost there since.
+            Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {
+                if !self.rewound && outbox::rewind(&seeder.db).await? {
+                    tracing::warn!(%refusal, "sending receipts again from the oldest kept");
+                    self.rewound = true;
+                    return Ok(Sent::Again);
+                }
+                self.start_over().await
+            }
+            Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => {
+                tracing::warn!(%refusal, "the manager cannot follow this outbox");
+                self.start_over().await
+            }
+            Err(error) => self.later(error),
+        }
+    }
+
+    fn later(&self, reason: impl std::fmt::Display) -> Result<Sent, StoreError> {
+        tracing::debug!(%reason, "receipts wait for the manager");
+        self.seeder.notes.receipts.set(reason.to_string());
+        Ok(Sent::Later)
+    }
+
+    async fn start_over(&mut self) -> Result<Sent, StoreError> {
+        if self.started_over.is_some_and(|at| at.elapsed() < START_OVER_EVERY) {
+            return self.later("the manager cannot follow this outbox, nor the new one that was begun");
+        }
+        tracing::warn!("beginning a new outbox: all receipts that are kept are made again");
+        outbox::start_over(&self.seeder.db).await?;
+        self.started_over = Some(Instant::now());
+        self.rewound = false;
+        self.gossiped = 0;
+        Ok(Sent::Again)
+    }
+}
+
+enum Sent {
+    /// Up to this number.
+    Through(u64),
+    /// The outbox is another now: begin from its start.
+    Again,
+    /// Not now.
+    Later,
+}

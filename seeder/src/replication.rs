@@ -1,0 +1,255 @@
+//! Copies that the manager orders: a bounded queue on disk, from which contents are fetched from other seeders with the
+//! order as the right. The disk's limits are checked before anything is fetched, and a full disk costs nothing that is
+//! stored.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use delivery::{AckMemory, Content, CreateError, FetchError, FetchJob, FetchLimits, MoreSources, Progress, fetch};
+use protocol::api::{MeshRequest, MeshResponse, provider_key};
+use protocol::deliver::Credential;
+use protocol::manifest::Manifest;
+use protocol::receipt::DeliveryId;
+use protocol::replication::{Placement, ReplicationOrder};
+use protocol::ticket::{Admission, Lease};
+use protocol::trust::{KeyPurpose, Trust};
+use protocol::{Digest, Refusal, RefusalCode, Signed};
+use store::StoreError;
+use tokio::sync::{Semaphore, watch};
+
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::manager::AskError;
+use crate::network::TakeError;
+use crate::tables::PLACEMENTS;
+
+/// Orders kept and not yet fulfilled; the manager repeats those that find no room here.
+const MAX_QUEUED: u64 = 256;
+/// Orders are looked at this often although nothing happened.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// To find seeders in the DHT.
+const FIND: Duration = Duration::from_secs(10);
+
+/// Checks an order and puts it into the queue, in place of an older one for the same content.
+pub(crate) async fn queue(seeder: &Seeder, placement: Placement) -> Result<(), TakeError> {
+    let order = check(seeder, &placement.order)?;
+    if placement.sources.len() > Lease::MAX_SOURCES {
+        return Err(Refusal::new(RefusalCode::TooLarge, "more than 32 sources").into());
+    }
+    if seeder.contents.get(&order.manifest).is_some_and(|content| content.is_complete()) {
+        return Ok(());
+    }
+    let queued = seeder
+        .db
+        .write(move |txn| {
+            let known = PLACEMENTS.contains(txn, &order.manifest)?;
+            if !known && PLACEMENTS.len(txn)? >= MAX_QUEUED {
+                return Ok(false);
+            }
+            PLACEMENTS.put(txn, &order.manifest, &placement)?;
+            Ok::<_, StoreError>(true)
+        })
+        .await?;
+    if !queued {
+        return Err(Refusal::new(RefusalCode::LimitReached, "the queue of orders is full").into());
+    }
+    seeder.wake.replicate.notify_one();
+    Ok(())
+}
+
+fn check(seeder: &Seeder, order: &Signed<ReplicationOrder>) -> Result<ReplicationOrder, Refusal> {
+    let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
+    let trust = seeder.network.trust().ok_or_else(unknown)?;
+    let revoked = seeder.network.revoked();
+    let admission = Admission {
+        peer: seeder.peer,
+        seeder: seeder.peer,
+        trust: &trust,
+        revoked: &revoked,
+        last_heartbeat: None,
+        continuation_ms: 0,
+        now: now_ms(),
+    };
+    ReplicationOrder::check(order, &admission)
+}
+
+/// Works through the queue until the node stops.
+pub(crate) async fn work(seeder: Arc<Seeder>) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let places = Arc::new(Semaphore::new(seeder.config.replications as usize));
+    let busy: Arc<Mutex<BTreeSet<Digest>>> = Arc::default();
+    loop {
+        let queued = seeder.db.read(|txn| PLACEMENTS.range(txn, .., usize::try_from(MAX_QUEUED).unwrap_or(256)))?;
+        for (manifest, placement) in queued {
+            if lock(&busy).contains(&manifest) {
+                continue;
+            }
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { break };
+            lock(&busy).insert(manifest);
+            let (shared, busy) = (Arc::clone(&seeder), Arc::clone(&busy));
+            seeder.supervisor.spawn("replication", async move {
+                let done = Box::pin(fulfil(&shared, manifest, placement)).await;
+                drop(place);
+                lock(&busy).remove(&manifest);
+                // An order that failed is looked at again in its time, others at once.
+                if done {
+                    shared.wake.replicate.notify_one();
+                }
+            });
+        }
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = seeder.wake.replicate.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why an order is not fulfilled.
+#[derive(Debug, thiserror::Error)]
+enum Unfulfilled {
+    /// It never will be: it is dropped.
+    #[error("{0}")]
+    Void(Refusal),
+    /// Not now.
+    #[error("{0}")]
+    Later(String),
+}
+
+/// Fulfils an order, or says why not. True when it is out of the queue.
+async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) -> bool {
+    let result = Box::pin(replicate(seeder, &placement)).await;
+    match &result {
+        Ok(()) => seeder.notes.storage.clear(),
+        Err(Unfulfilled::Void(refusal)) => tracing::info!(content = %manifest, %refusal, "order dropped"),
+        Err(Unfulfilled::Later(reason)) => {
+            tracing::warn!(content = %manifest, reason, "copy not made yet");
+            seeder.notes.storage.set(format!("content {manifest}: {reason}"));
+            return false;
+        }
+    }
+    // A newer order for the same content may have taken its place.
+    let order = placement.order;
+    let removed = seeder.db.write(move |txn| {
+        if PLACEMENTS.get(txn, &manifest)?.is_some_and(|queued| queued.order == order) {
+            PLACEMENTS.delete(txn, &manifest)?;
+        }
+        Ok::<_, StoreError>(())
+    });
+    if let Err(error) = removed.await {
+        seeder.supervisor.fail(format!("cannot note a copy: {error}"));
+    }
+    if result.is_ok() {
+        seeder.wake.announce.notify_one();
+        seeder.wake.sync.notify_one();
+    }
+    true
+}
+
+async fn replicate(seeder: &Arc<Seeder>, placement: &Placement) -> Result<(), Unfulfilled> {
+    let order = check(seeder, &placement.order).map_err(Unfulfilled::Void)?;
+    let trust = seeder.network.trust().ok_or_else(|| Unfulfilled::Later("no keys".to_owned()))?;
+    let content = place(seeder, &trust, order.manifest).await?;
+    if content.is_complete() {
+        return Ok(());
+    }
+    tracing::info!(content = %order.manifest, order = %order.order, bytes = content.manifest().length, "making a copy");
+    let (progress, _watching) = watch::channel(Progress::default());
+    let patience = Duration::from_millis(seeder.config.replication_patience_ms);
+    let job = FetchJob {
+        connect: Arc::new(seeder.node.clone()),
+        store: seeder.contents.clone(),
+        manifest: order.manifest,
+        only: None,
+        credential: Credential::Order(Box::new(placement.order.clone())),
+        delivery: DeliveryId { transaction: order.order, delivery: ReplicationOrder::DELIVERY },
+        keypair: seeder.keypair.clone(),
+        sources: placement.sources.iter().filter(|source| source.peer != seeder.peer).cloned().collect(),
+        more_sources: Some(finder(seeder, order.manifest)),
+        trust,
+        revoked: seeder.network.revoked(),
+        acks: Arc::new(AckMemory::default()),
+        progress,
+        limits: FetchLimits { patience, ..FetchLimits::default() },
+        cancel: seeder.supervisor.token(),
+    };
+    match fetch(job).await {
+        Ok(report) => {
+            seeder.counts.replicated.inc_by(report.bytes);
+            tracing::info!(content = %order.manifest, bytes = report.bytes, "copy made");
+            Ok(())
+        }
+        Err(FetchError::Manifest(refusal) | FetchError::Refused { refusal, .. }) => Err(Unfulfilled::Void(refusal)),
+        Err(FetchError::Removed) => {
+            Err(Unfulfilled::Void(Refusal::new(RefusalCode::Revoked, "the content was taken down meanwhile")))
+        }
+        Err(error) => Err(Unfulfilled::Later(error.to_string())),
+    }
+}
+
+/// The place for a content: there already, or made after its manifest and the room for it were checked.
+async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Result<Arc<Content>, Unfulfilled> {
+    if let Some(content) = seeder.contents.get(&digest) {
+        return allowed(seeder, content.manifest()).map(|()| content);
+    }
+    let signed = match seeder.manager.ask(&MeshRequest::Manifest { digest }).await {
+        Ok(MeshResponse::Manifest(signed)) => signed,
+        Ok(_) => return Err(Unfulfilled::Later(AskError::Unexpected("a question for a manifest").to_string())),
+        Err(error) => return Err(Unfulfilled::Later(error.to_string())),
+    };
+    let manifest = trust.open(&signed, KeyPurpose::Catalogue, |m| m.published_at, now_ms());
+    let manifest = manifest.map_err(Unfulfilled::Void)?;
+    manifest.check(seeder.network.id).map_err(Unfulfilled::Void)?;
+    if signed.digest() != digest {
+        let refusal = Refusal::new(RefusalCode::Malformed, "the manager sent another manifest than the order names");
+        return Err(Unfulfilled::Void(refusal));
+    }
+    allowed(seeder, &manifest)?;
+    let shared = Arc::clone(seeder);
+    let made = tokio::task::spawn_blocking(move || {
+        // Under one lock with its creation, two copies could not take the same room; the capacity is the operator's
+        // wish, though, and the disk's limit is checked by the store itself.
+        let (needed, free) = (manifest.length, shared.free());
+        if needed > free {
+            let path = shared.contents.root().display();
+            return Err(format!(
+                "{needed} bytes are needed at {path} and {free} may be used: raise capacity or free some"
+            ));
+        }
+        match shared.contents.create(&signed, &manifest) {
+            // Only the note of what is held is damaged: its data are checked and kept as far as they are good.
+            Err(CreateError::Damaged(damaged)) => {
+                tracing::warn!(%damaged, "checking a damaged content");
+                shared.contents.recover(&digest).map_err(|error| error.to_string())
+            }
+            made => made.map_err(|error| error.to_string()),
+        }
+    });
+    made.await.map_err(|error| Unfulfilled::Later(error.to_string()))?.map_err(Unfulfilled::Later)
+}
+
+fn allowed(seeder: &Seeder, manifest: &Manifest) -> Result<(), Unfulfilled> {
+    let no = |why| Err(Unfulfilled::Void(Refusal::new(RefusalCode::Revoked, why)));
+    if seeder.network.revoked().has_content(&manifest.content) {
+        return no("this content was taken down");
+    }
+    if seeder.config.deny.contains(&manifest.content) {
+        return no("this content is on this seeder's own deny list");
+    }
+    Ok(())
+}
+
+/// Looks into the DHT for seeders that hold it.
+fn finder(seeder: &Arc<Seeder>, manifest: Digest) -> MoreSources {
+    let node = seeder.node.clone();
+    let key = *provider_key(&seeder.network.id, &manifest).as_bytes();
+    Arc::new(move || {
+        let node = node.clone();
+        Box::pin(async move { node.find_providers(key, Lease::MAX_SOURCES, FIND).await.unwrap_or_default() })
+    })
+}

@@ -1,0 +1,326 @@
+//! One delivery stream: the machine of `protocol::serving` decides, this moves the bytes. Reading messages, storing the
+//! account, reading chunks ahead and sending go on at the same time; nothing waits for anything that it does not need.
+//!
+//! At its end, however it comes, the account is stored before the delivery is let go, so that a newer stream begins
+//! with what this one really sent.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use delivery::Content;
+use futures::FutureExt;
+use futures::future::{BoxFuture, FusedFuture};
+use node::{FrameError, Stream, read_message};
+use protocol::deliver::{ClientMessage, Grant, SeederMessage};
+use protocol::serving::{ServeAccount, ServeAction, ServeMachine};
+use protocol::{PeerId, Refusal, RefusalCode};
+use store::StoreError;
+use tokio::io::{AsyncRead, AsyncWriteExt, WriteHalf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use super::places::{Place, Turn, read_ahead, superseded_by_newer};
+use super::sending::{Outgoing, Progress, SendEnd, send};
+use super::{LINGER, bad_frame, internal, linger, note_refusal, shutting_down};
+use crate::accounts;
+use crate::chunks::ChunkError;
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::tables::AccountKey;
+
+/// Messages from the client that wait for the machine: it is fast, and at 12 KiB each they are 192 KiB at most.
+const MESSAGES: usize = 16;
+/// Refusals and final words are sent within this time or not at all.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// What a driver is made of.
+pub(super) struct Parts {
+    pub(super) seeder: Arc<Seeder>,
+    pub(super) peer: PeerId,
+    pub(super) grant: Grant,
+    pub(super) content: Arc<Content>,
+    pub(super) key: AccountKey,
+    pub(super) machine: ServeMachine,
+    pub(super) turn: Turn,
+    pub(super) place: Place,
+    pub(super) memory: OwnedSemaphorePermit,
+}
+
+/// One delivery stream.
+pub(super) struct Driver {
+    parts: Parts,
+    /// Chunks that the machine counts as sent.
+    drawn: u32,
+    began: bool,
+    /// The client said its last word.
+    finishing: bool,
+}
+
+/// How a stream ended.
+enum End {
+    /// Everything asked for is said and durable.
+    Finished,
+    /// By name.
+    Refused(Refusal),
+    /// The client went away.
+    Gone,
+}
+
+type Persisting = Option<BoxFuture<'static, Result<(), StoreError>>>;
+type Sending<'a> = Pin<&'a mut (dyn FusedFuture<Output = Result<WriteHalf<Stream>, SendEnd>> + Send)>;
+
+impl Driver {
+    pub(super) fn new(parts: Parts) -> Self {
+        Driver { parts, drawn: 0, began: false, finishing: false }
+    }
+
+    /// Serves until the end.
+    pub(super) async fn run(mut self, stream: Stream) {
+        let (mut reader, writer) = tokio::io::split(stream);
+        let ahead = read_ahead(self.parts.content.manifest().chunk_size);
+        let (outgoing, queue) = mpsc::channel(ahead);
+        let progress = Progress::default();
+        let counts = self.parts.seeder.counts.clone();
+        let limit = Duration::from_millis(self.parts.seeder.config.write_ms);
+        let mut sending = Box::pin(send(writer, queue, &progress, &counts, limit).fuse());
+        let end = self.converse(&mut reader, &outgoing, sending.as_mut()).await;
+
+        progress.cut.store(true, Ordering::Release);
+        let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
+        self.close(unsent).await;
+        let Driver { parts: Parts { seeder, peer, grant, turn, place, memory, .. }, .. } = self;
+        // The newer stream need not wait for the last words of this one.
+        drop(turn);
+
+        let transaction = grant.delivery.transaction;
+        let last = match end {
+            End::Finished => Some(SeederMessage::Finished),
+            End::Gone => None,
+            End::Refused(refusal) => {
+                note_refusal(&seeder, peer, Some(transaction), &refusal);
+                Some(SeederMessage::Refusal(refusal))
+            }
+        };
+        let farewell = async {
+            if sending.is_terminated() {
+                return;
+            }
+            let Some(message) = last else { return };
+            // The queue may be full of chunks that are passed over now; sending goes on meanwhile.
+            let say = async move {
+                let sent = outgoing.send(Outgoing::Message(message)).await;
+                drop(outgoing);
+                sent
+            };
+            let (_, sent) = futures::join!(say, sending.as_mut());
+            let Ok(mut writer) = sent else { return };
+            if writer.shutdown().await.is_ok() {
+                let _ = tokio::time::timeout(LINGER, linger(&mut reader)).await;
+            }
+        };
+        // A client that does not take the last word goes without it.
+        let _ = tokio::time::timeout(LAST_WORD, farewell).await;
+        drop((place, memory));
+        tracing::debug!(%peer, transaction = %transaction, "delivery stream ended");
+    }
+
+    /// The conversation, up to its end.
+    async fn converse<R: AsyncRead + Unpin + Send>(
+        &mut self,
+        reader: &mut R,
+        outgoing: &mpsc::Sender<Outgoing>,
+        mut sending: Sending<'_>,
+    ) -> End {
+        let (heard, mut messages) = mpsc::channel(MESSAGES);
+        let mut listening = Box::pin(listen(reader, heard).fuse());
+        let stop = self.parts.seeder.supervisor.token();
+        let superseded = self.parts.turn.superseded.clone();
+        let mut changes = self.parts.seeder.network.changes();
+        let mut persisting: Persisting = None;
+        loop {
+            if let Err(refusal) = self.still_allowed() {
+                return End::Refused(refusal);
+            }
+            // The machine is asked only when there is room for what it says.
+            let mut room = true;
+            loop {
+                let Ok(place) = outgoing.try_reserve() else {
+                    room = false;
+                    break;
+                };
+                match self.parts.machine.next_action(now_ms()) {
+                    None => break,
+                    Some(ServeAction::Persist(account)) => persisting = Some(self.persist(account)),
+                    Some(ServeAction::Refuse(refusal)) => return End::Refused(refusal),
+                    Some(ServeAction::End) => return End::Finished,
+                    Some(action) => match self.outgoing(action) {
+                        Ok(next) => place.send(next),
+                        Err(refusal) => return End::Refused(refusal),
+                    },
+                }
+            }
+            let wait = self.parts.machine.deadline().saturating_sub(now_ms()).max(1);
+            let deadline = Instant::now() + Duration::from_millis(wait);
+            tokio::select! {
+                () = superseded.cancelled() => return End::Refused(superseded_by_newer()),
+                () = stop.cancelled() => return End::Refused(shutting_down()),
+                // The sender of changes lives as long as the seeder.
+                _ = changes.changed() => {}
+                () = &mut listening, if !listening.is_terminated() => {}
+                message = messages.recv(), if !self.finishing => match message {
+                    Some(Ok(message)) => {
+                        if let Err(refusal) = self.hear(message) {
+                            return End::Refused(refusal);
+                        }
+                    }
+                    Some(Err(error)) => return bad_frame(error).map_or(End::Gone, End::Refused),
+                    // The client closed its half without a last message.
+                    None => return End::Gone,
+                },
+                stored = async { match persisting.as_mut() { Some(store) => store.await, None => futures::future::pending().await } } => {
+                    persisting = None;
+                    match stored {
+                        Ok(()) => self.parts.machine.persisted(),
+                        Err(error) => {
+                            self.parts.seeder.supervisor.fail(format!("cannot store a delivery's account: {error}"));
+                            return End::Refused(internal());
+                        }
+                    }
+                }
+                sent = sending.as_mut(), if !sending.is_terminated() => return match sent {
+                    // Impossible while the queue is open.
+                    Ok(_) | Err(SendEnd::Broken) => End::Gone,
+                    Err(SendEnd::Slow) => {
+                        End::Refused(Refusal::new(RefusalCode::Idle, "a chunk was not taken in time"))
+                    }
+                    Err(SendEnd::Chunk(error)) => End::Refused(self.no_chunk(&error)),
+                },
+                place = outgoing.reserve(), if !room => drop(place),
+                () = tokio::time::sleep_until(deadline), if room => {}
+            }
+        }
+    }
+
+    /// A revocation cuts a running delivery: of the transaction, the content, the client or this seeder.
+    fn still_allowed(&self) -> Result<(), Refusal> {
+        let Parts { seeder, grant, content, .. } = &self.parts;
+        let revoked = seeder.network.revoked();
+        let no = |what| Err(Refusal::new(RefusalCode::Revoked, what));
+        if revoked.has_transaction(&grant.delivery.transaction) {
+            return no("this transaction was revoked");
+        }
+        if revoked.has_peer(&grant.client) || revoked.has_peer(&seeder.peer) {
+            return no("this client or this seeder was revoked");
+        }
+        if revoked.has_content(&content.manifest().content) {
+            return no("this content was taken down");
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, message: ClientMessage) -> Result<(), Refusal> {
+        self.finishing = matches!(message, ClientMessage::Finish { .. });
+        let content = &self.parts.content;
+        if matches!(message, ClientMessage::Want { .. }) && !content.is_complete() {
+            self.parts.machine.hold(content.have());
+        }
+        self.parts.machine.message(message, now_ms())
+    }
+
+    fn persist(&self, account: ServeAccount) -> BoxFuture<'static, Result<(), StoreError>> {
+        let due = now_ms().saturating_add(self.parts.seeder.config.receipt_interval_ms);
+        self.save(account, due).boxed()
+    }
+
+    fn save(&self, account: ServeAccount, due: u64) -> impl Future<Output = Result<(), StoreError>> + use<> {
+        let Parts { seeder, grant, key, .. } = &self.parts;
+        let keep_until = grant.until.saturating_add(seeder.config.account_keep_ms);
+        accounts::save(seeder.db.clone(), *key, account, grant.manifest, keep_until, due)
+    }
+
+    fn outgoing(&mut self, action: ServeAction) -> Result<Outgoing, Refusal> {
+        let content = &self.parts.content;
+        Ok(match action {
+            ServeAction::Say(message) => Outgoing::Message(message),
+            ServeAction::SendManifest => Outgoing::Message(SeederMessage::Manifest(content.signed_manifest().clone())),
+            ServeAction::SendSegment(index) => Outgoing::Message(self.segment(index)?),
+            ServeAction::SendChunk(index) => {
+                self.drawn += 1;
+                if !self.began {
+                    self.began = true;
+                    let id = self.parts.grant.delivery.transaction;
+                    tracing::info!(step = 11, transaction = %id, peer = %self.parts.peer, "first chunk to client");
+                }
+                let (chunks, content) = (Arc::clone(&self.parts.seeder.chunks), Arc::clone(content));
+                let read = tokio::task::spawn_blocking(move || chunks.read(&content, index));
+                Outgoing::Chunk { index, read }
+            }
+            // Handled by the caller.
+            ServeAction::Persist(_) | ServeAction::Refuse(_) | ServeAction::End => return Err(internal()),
+        })
+    }
+
+    /// At most 32 KiB, and mostly in memory.
+    fn segment(&self, index: u32) -> Result<SeederMessage, Refusal> {
+        match self.parts.content.segment(index) {
+            Ok(Some(segment)) => Ok(SeederMessage::Segment { index, segment: (*segment).clone() }),
+            Ok(None) => Err(Refusal::new(RefusalCode::ContentNotHeld, "this segment is not held any more")),
+            Err(error) => {
+                tracing::error!(%error, "cannot read a segment of chaining values");
+                Err(internal())
+            }
+        }
+    }
+
+    fn no_chunk(&self, error: &ChunkError) -> Refusal {
+        let seeder = &self.parts.seeder;
+        match error {
+            ChunkError::Damaged(_) => {
+                // The manager learns that the content is not whole and has it made whole.
+                seeder.wake.sync.notify_one();
+                Refusal::new(RefusalCode::ContentNotHeld, error.to_string())
+            }
+            ChunkError::Gone => Refusal::new(RefusalCode::ContentNotHeld, error.to_string()),
+            ChunkError::Disk(reason) => {
+                tracing::error!(reason, "cannot read a chunk");
+                seeder.notes.storage.set(reason.clone());
+                internal()
+            }
+        }
+    }
+
+    /// Stores what this stream did. Chunks drawn from the machine and never begun were not sent.
+    async fn close(&self, unsent: u32) {
+        let mut account = self.parts.machine.closing_account();
+        account.noted = account.noted.saturating_sub(unsent);
+        if account == ServeAccount::default() {
+            return;
+        }
+        let acked = account.ack.is_some();
+        if let Err(error) = self.save(account, now_ms()).await {
+            self.parts.seeder.supervisor.fail(format!("cannot store a delivery's account: {error}"));
+            return;
+        }
+        if acked {
+            let id = self.parts.grant.delivery.transaction;
+            tracing::info!(step = 12, transaction = %id, peer = %self.parts.peer, "receipt is due");
+        }
+    }
+}
+
+/// Reads messages until the stream ends, which ends the channel.
+async fn listen<R: AsyncRead + Unpin>(reader: &mut R, heard: mpsc::Sender<Result<ClientMessage, FrameError>>) {
+    loop {
+        let message = match read_message(reader).await {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let last = message.is_err();
+        if heard.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The bounds of the delivery service: places in all and for each peer, memory for chunks, and one stream at a time for
+//! each delivery, whose newest stream takes over from the one before.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::{PeerId, Refusal, RefusalCode};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{overloaded, shutting_down};
+use crate::config::Config;
+use crate::tables::AccountKey;
+
+/// Unit in which memory is counted, bytes: the smallest chunk.
+const MEMORY_UNIT: u64 = 64 * 1024;
+/// An older stream stores its account within this time or the newer one is told to come back.
+const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// Who is served now.
+pub(crate) struct Deliveries {
+    max: u32,
+    per_peer: u32,
+    places: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    peers: Arc<Mutex<HashMap<PeerId, u32>>>,
+    turns: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
+}
+
+/// A place for one stream, given back when dropped.
+pub(crate) struct Place {
+    peer: PeerId,
+    peers: Arc<Mutex<HashMap<PeerId, u32>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+struct Turns {
+    // Held by the stream that the delivery's account belongs to.
+    owner: Arc<tokio::sync::Mutex<()>>,
+    // Cancelled when a newer stream of the delivery came.
+    newest: Mutex<CancellationToken>,
+}
+
+/// The right to a delivery's account, for as long as no newer stream asks for it.
+pub(crate) struct Turn {
+    /// Cancelled when a newer stream of the same delivery asks: store the account, then drop this.
+    pub(crate) superseded: CancellationToken,
+    key: AccountKey,
+    all: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
+    guard: Option<OwnedMutexGuard<()>>,
+    turns: Option<Arc<Turns>>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(config: &Config) -> Self {
+        let units = usize::try_from(config.serve_memory / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+        Deliveries {
+            max: config.max_deliveries,
+            per_peer: config.max_deliveries_per_peer,
+            places: Arc::new(Semaphore::new(config.max_deliveries as usize)),
+            memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            peers: Arc::default(),
+            turns: Arc::default(),
+        }
+    }
+
+    /// Streams being served, and how many there may be.
+    pub(crate) fn load(&self) -> (u32, u32) {
+        let free = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
+        (self.max.saturating_sub(free), self.max)
+    }
+
+    /// A place for a stream of `peer`.
+    ///
+    /// # Errors
+    /// `overloaded` when all are taken, or all of this peer.
+    pub(crate) fn place(&self, peer: PeerId) -> Result<Place, Refusal> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| overloaded("all places of this seeder are taken"))?;
+        let mut peers = lock(&self.peers);
+        let count = peers.entry(peer).or_default();
+        if *count >= self.per_peer {
+            return Err(overloaded("this peer has as many deliveries at once as one may have"));
+        }
+        *count += 1;
+        Ok(Place { peer, peers: Arc::clone(&self.peers), _place: place })
+    }
+
+    /// Memory for the chunks under way of one stream.
+    ///
+    /// # Errors
+    /// `overloaded` when too much is in use.
+    pub(crate) fn memory(&self, chunk_size: u32) -> Result<OwnedSemaphorePermit, Refusal> {
+        // One chunk is being sent while those ahead are read.
+        let bytes = u64::from(chunk_size).saturating_mul(read_ahead(chunk_size) as u64 + 1);
+        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.memory).try_acquire_many_owned(units);
+        permit.map_err(|_| overloaded("the memory for deliveries is in use"))
+    }
+
+    /// Takes over a delivery from its older stream, if there is one, once that has stored its account.
+    ///
+    /// # Errors
+    /// `superseded` when a newer stream came meanwhile; `overloaded` when the older one does not let go;
+    /// `shutting-down`.
+    pub(crate) async fn take_over(&self, key: AccountKey, stop: &CancellationToken) -> Result<Turn, Refusal> {
+        let superseded = CancellationToken::new();
+        let turns = {
+            let mut all = lock(&self.turns);
+            let turns = Arc::clone(all.entry(key).or_insert_with(|| {
+                Arc::new(Turns { owner: Arc::default(), newest: Mutex::new(CancellationToken::new()) })
+            }));
+            let older = std::mem::replace(&mut *lock(&turns.newest), superseded.clone());
+            older.cancel();
+            turns
+        };
+        let owner = Arc::clone(&turns.owner);
+        // Dropped on every way out, it leaves nothing in the table.
+        let mut turn = Turn { superseded, key, all: Arc::clone(&self.turns), guard: None, turns: Some(turns) };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(shutting_down()),
+            () = turn.superseded.cancelled() => Err(superseded_by_newer()),
+            guard = tokio::time::timeout(TAKE_OVER, owner.lock_owned()) => match guard {
+                Ok(guard) => {
+                    turn.guard = Some(guard);
+                    Ok(turn)
+                }
+                Err(_) => Err(overloaded("an older stream of this delivery has not ended yet")),
+            },
+        }
+    }
+}
+
+/// Chunks that are read while one is being sent: 2 MiB, and never less than two chunks, so that disk and network work
+/// at the same time.
+pub(super) fn read_ahead(chunk_size: u32) -> usize {
+    ((2 * 1024 * 1024) / chunk_size.max(1)).clamp(2, 8) as usize
+}
+
+pub(super) fn superseded_by_newer() -> Refusal {
+    Refusal::new(RefusalCode::Superseded, "a newer stream of this delivery took over")
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut peers = lock(&self.peers);
+        if let Some(count) = peers.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut all = lock(&self.all);
+        self.guard = None;
+        let Some(turns) = self.turns.take() else { return };
+        // The table's and this one: nobody else is served or waits.
+        if Arc::strong_count(&turns) == 2 {
+            all.remove(&self.key);
+        }
+    }
+}
+
+// A thread that panicked while it held one of these locks was between plain map operations.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn deliveries(edit: impl FnOnce(&mut Config)) -> Deliveries {
+        let mut config = Config::default();
+        edit(&mut config);
+        Deliveries::new(&config)
+    }
+
+    #[test]
+    fn places_are_bounded_in_all_and_for_each_peer_and_come_back() {
+        let deliveries = deliveries(|config| (config.max_deliveries, config.max_deliveries_per_peer) = (3, 2));
+        let (a, b) = (PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
+        let held = [deliveries.place(a).unwrap(), deliveries.place(a).unwrap()];
+        assert_eq!(deliveries.place(a).err().unwrap().code, RefusalCode::Overloaded);
+        let third = deliveries.place(b).unwrap();
+        assert_eq!(deliveries.load(), (3, 3));
+        assert!(deliveries.place(b).err().unwrap().retry_after_ms > 0);
+        drop((held, third));
+        assert_eq!(deliveries.load(), (0, 3));
+        assert!(lock(&deliveries.peers).is_empty());
+        deliveries.place(a).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_newest_stream_gets_the_delivery_and_those_between_are_told() {
+        let deliveries = Arc::new(deliveries(|_| {}));
+        let (key, stop) = ([1; 52], CancellationToken::new());
+        let first = deliveries.take_over(key, &stop).await.unwrap();
+        let mut second = Box::pin(deliveries.take_over(key, &stop));
+        assert!(futures::poll!(&mut second).is_pending());
+        first.superseded.cancelled().await;
+        let mut third = Box::pin(deliveries.take_over(key, &stop));
+        assert!(futures::poll!(&mut third).is_pending());
+        assert_eq!(second.await.err().unwrap().code, RefusalCode::Superseded);
+        drop(first);
+        let third = third.await.unwrap();
+        assert!(!third.superseded.is_cancelled());
+        drop(third);
+        assert!(lock(&deliveries.turns).is_empty());
+    }
+
+    #[test]
+    fn read_ahead_is_two_chunks_at_least() {
+        assert_eq!(read_ahead(64 * 1024), 8);
+        assert_eq!(read_ahead(1024 * 1024), 2);
+        assert_eq!(read_ahead(4 * 1024 * 1024), 2);
+    }
+}

@@ -1,0 +1,265 @@
+//! Where a seeder is put together. Read from top to bottom this is the order of the start; tasks stop in any order,
+//! because what each must not lose is on disk.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use delivery::ContentStore;
+use node::{
+    ControlServer, DhtMode, DirLock, Health, MetricsServer, Node, NodeConfig, NodeHandle, ShutdownError, Supervisor,
+    listen_memory,
+};
+use protocol::{Address, PeerAddrs, PeerId};
+use store::{Db, Options};
+
+use crate::clock::now_ms;
+use crate::config::Config;
+use crate::context::{Parts, Seeder};
+use crate::init::key_path;
+use crate::manager::ManagerLink;
+use crate::network::{Network, TakeError};
+use crate::tables::SCHEMA;
+use crate::{control, gossip, outbox, post, replication, serving, sync, upkeep};
+
+/// Why a seeder did not start. Each is one line with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A value in the configuration.
+    #[error("configuration: {key} {reason}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// Another process runs on this directory.
+    #[error(transparent)]
+    Lock(#[from] node::DirLockError),
+    /// The key file.
+    #[error(transparent)]
+    Key(#[from] node::KeyFileError),
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] store::OpenError),
+    /// The database, once open.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The content folder.
+    #[error(transparent)]
+    Content(#[from] delivery::FileError),
+    /// What an earlier run stored is of another network, or damaged.
+    #[error("what is stored here does not fit the join line: {0}; use the line that this seeder was set up with")]
+    Network(protocol::Refusal),
+    /// The network host.
+    #[error(transparent)]
+    Node(#[from] node::StartError),
+    /// The note of ports that the system chose.
+    #[error("cannot read or write the note of ports in {dir}: {source}")]
+    Ports {
+        /// The seeder's directory.
+        dir: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A service of this process has the protocol already.
+    #[error(transparent)]
+    Accept(#[from] node::AcceptError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] node::ControlStartError),
+    /// The metrics page.
+    #[error(transparent)]
+    Metrics(#[from] node::MetricsServerError),
+    /// The network host stopped while it was being started.
+    #[error(transparent)]
+    Stopped(#[from] node::Stopped),
+}
+
+impl From<TakeError> for StartError {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::Refused(refusal) => StartError::Network(refusal),
+            TakeError::Store(error) => StartError::Store(error),
+        }
+    }
+}
+
+/// A running seeder.
+pub struct Running {
+    seeder: Arc<Seeder>,
+    metrics: Option<MetricsServer>,
+    _control: ControlServer,
+    _lock: DirLock,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("peer", &self.seeder.peer).finish_non_exhaustive()
+    }
+}
+
+/// Starts the seeder of `dir`.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(dir: &Path, config: Config) -> Result<Running, StartError> {
+    Box::pin(start_at(dir, config, None)).await
+}
+
+/// As [`start`], over a content store that this process has open already: the origin beside a manager, which publishes
+/// into the same store. It must be the one at [`Config::content_path`].
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start_sharing(dir: &Path, config: Config, contents: ContentStore) -> Result<Running, StartError> {
+    Box::pin(start_at(dir, config, Some(contents))).await
+}
+
+async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> Result<Running, StartError> {
+    let join = config.check().map_err(|(key, reason)| StartError::Config { key, reason })?;
+    let lock = DirLock::acquire(dir)?;
+    let keypair = node::load_key(&key_path(dir), None)?;
+    let db = Db::open(dir.join("seeder.redb"), Options::new(SCHEMA))?;
+    let contents = match shared {
+        Some(contents) => contents,
+        None => ContentStore::open(config.content_path(dir))?,
+    };
+    let network = Network::load(&db, &join, keypair.peer_id(), config.clock_grace_ms)?;
+    outbox::open(&db).await?;
+
+    let supervisor = Supervisor::new();
+    let ports = |source| StartError::Ports { dir: dir.display().to_string(), source };
+    let node_config = NodeConfig {
+        listen: listen_memory::recall(dir, &config.listen).map_err(ports)?,
+        external: config.external.clone(),
+        bootstrap: join.managers.clone(),
+        dht: DhtMode::Server,
+        agent: concat!("willcall-seeder/", env!("CARGO_PKG_VERSION")).to_owned(),
+        allow_key_log: config.allow_key_log,
+        ..NodeConfig::new(keypair.clone())
+    };
+    let node = Node::start(node_config, &supervisor).await?;
+    let actual = node.listen_addresses().await?;
+    listen_memory::remember(dir, &actual).map_err(ports)?;
+
+    let manager = ManagerLink::new(node.clone(), join.managers.clone(), Duration::from_millis(config.call_ms));
+    let advertised = if config.external.is_empty() { actual } else { config.external.clone() };
+    let metrics_address = config.metrics;
+    let parts = Parts { keypair, config, db, contents, node, network, manager, supervisor: supervisor.clone() };
+    let seeder = Arc::new(Seeder::new(parts));
+    seeder.set_addresses(advertised);
+
+    let services = async {
+        serving::start(&seeder).await?;
+        sync::serve_nudges(&seeder).await?;
+        let each = || Arc::clone(&seeder);
+        supervisor.spawn_critical("contact with the manager", sync::keep_contact(each(), join));
+        supervisor.spawn_critical("news", gossip::hear_news(each()));
+        supervisor.spawn_critical("receipts in the mesh", gossip::pass_receipts(each()));
+        supervisor.spawn_critical("receipt batches", post::make_batches(each()));
+        supervisor.spawn_critical("receipt post", post::send_batches(each()));
+        supervisor.spawn_critical("replication queue", replication::work(each()));
+        supervisor.spawn_critical("takedowns", upkeep::purge(each()));
+        supervisor.spawn_critical("announcements", upkeep::announce(each()));
+        supervisor.spawn_critical("pruning", upkeep::prune(each()));
+        let control = control::start(&seeder, dir).await?;
+        let metrics = match metrics_address {
+            Some(address) => {
+                let (watched, metrics) = (each(), seeder.node.metrics().clone());
+                Some(MetricsServer::start(&supervisor, address, metrics, move || health(&watched)).await?)
+            }
+            None => None,
+        };
+        Ok::<_, StartError>((control, metrics))
+    };
+    match Box::pin(services).await {
+        Ok((control, metrics)) => {
+            tracing::info!(peer = %seeder.peer, addresses = ?seeder.addresses(), "seeder started");
+            Ok(Running { seeder, metrics, _control: control, _lock: lock })
+        }
+        Err(error) => {
+            // What was started is stopped again before the directory is given back.
+            let _ = supervisor.shutdown(Duration::from_secs(5)).await;
+            Err(error)
+        }
+    }
+}
+
+fn health(seeder: &Seeder) -> Health {
+    let mut reasons = Vec::new();
+    let serving = seeder.network.certificate(now_ms());
+    let failed = seeder.db.failed();
+    let ok = serving.is_ok() && failed.is_none();
+    reasons.extend(serving.err().map(|refusal| refusal.to_string()));
+    reasons.extend(failed);
+    reasons.extend(seeder.network.fork());
+    let notes = &seeder.notes;
+    reasons.extend([&notes.manager, &notes.storage, &notes.receipts].into_iter().filter_map(|note| note.get()));
+    Health { ok, reasons }
+}
+
+impl Running {
+    /// The network host.
+    pub fn handle(&self) -> &NodeHandle {
+        &self.seeder.node
+    }
+
+    /// This seeder.
+    pub fn peer_id(&self) -> PeerId {
+        self.seeder.peer
+    }
+
+    /// Where others reach it.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.seeder.addresses()
+    }
+
+    /// This seeder and where others reach it.
+    pub fn peer_addrs(&self) -> PeerAddrs {
+        PeerAddrs::new(self.seeder.peer, self.seeder.addresses())
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<std::net::SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::address)
+    }
+
+    /// The content store; the process may publish into it.
+    pub fn contents(&self) -> &ContentStore {
+        &self.seeder.contents
+    }
+
+    /// The owner of its tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.seeder.supervisor
+    }
+
+    /// Contacts the manager now instead of at the next regular time: after something was published into
+    /// [`Running::contents`].
+    pub fn report_now(&self) {
+        self.seeder.wake.sync.notify_one();
+        self.seeder.wake.announce.notify_one();
+    }
+
+    /// What the control command `status` answers. Reads the disk.
+    ///
+    /// # Errors
+    /// [`store::StoreError`].
+    pub fn status(&self) -> Result<serde_json::Value, store::StoreError> {
+        control::status(&self.seeder)
+    }
+
+    /// Waits until something brings the seeder down, and gives the reason; for ever in a healthy one.
+    pub async fn failed(&self) -> String {
+        self.seeder.supervisor.failed().await
+    }
+
+    /// Stops, within `deadline`. Streams end by name, and what was sent on them is stored.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] names tasks that did not end in time.
+    pub async fn stop(self, deadline: Duration) -> Result<(), ShutdownError> {
+        self.seeder.supervisor.shutdown(deadline).await
+    }
+}

@@ -1,0 +1,235 @@
+//! Contact with the manager: enrolment, keys, revocations, heartbeats when gossip is silent, and the report that is
+//! answered with what to fetch. While the manager is away everything else goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{AcceptError, CallLimits, Protocol, serve_calls};
+use protocol::api::{MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse};
+use protocol::replication::Placement;
+use protocol::trust::{JoinLine, Update};
+use protocol::{Digest, Refusal, RefusalCode};
+use store::StoreError;
+use tokio::time::Instant;
+
+use crate::clock::{BackOff, jittered, now_ms};
+use crate::context::Seeder;
+use crate::gossip::after_heartbeat;
+use crate::manager::AskError;
+use crate::network::TakeError;
+use crate::{replication, upkeep};
+
+/// Nudges of managers being answered at once.
+const NUDGES: CallLimits = CallLimits { concurrent: 8, per_peer: 4, io_timeout: Duration::from_secs(10) };
+const NUDGE: Protocol = Protocol::new(SEEDER_PROTOCOL);
+/// A certificate is renewed when less than this is left, milliseconds: 30 days …
+const RENEW_BEFORE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// … but asked for no more often than this.
+const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Take(#[from] TakeError),
+}
+
+impl From<StoreError> for SyncError {
+    fn from(error: StoreError) -> Self {
+        SyncError::Take(error.into())
+    }
+}
+
+/// Answers managers' nudges.
+pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
+    let shared = Arc::clone(seeder);
+    let answer = move |peer, request: SeederRequest| {
+        let seeder = Arc::clone(&shared);
+        async move {
+            let named = |trust: Arc<protocol::trust::Trust>| trust.key_set().managers.contains(&peer);
+            if !seeder.manager.is_manager(&peer) && !seeder.network.trust().is_some_and(named) {
+                return SeederResponse::Refused(Refusal::new(RefusalCode::NotEntitled, "only a manager may ask this"));
+            }
+            match request {
+                SeederRequest::Nudge => seeder.wake.sync.notify_one(),
+            }
+            SeederResponse::Noted
+        }
+    };
+    serve_calls(&seeder.supervisor, &seeder.node, NUDGE, NUDGES, answer).await
+}
+
+/// Keeps in contact until the node stops.
+pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let mut contact =
+        Contact { back_off: BackOff::new(seeder.config.retry_ms), epochs_known: false, renewed: None, join, seeder };
+    loop {
+        let wait = match contact.round().await {
+            Ok(()) => {
+                contact.back_off.reset();
+                contact.seeder.notes.manager.clear();
+                Duration::from_millis(jittered(contact.seeder.config.report_ms))
+            }
+            Err(SyncError::Take(TakeError::Store(error))) => return Err(error),
+            Err(error) => {
+                if contact.seeder.notes.manager.get().as_deref() != Some(&error.to_string()) {
+                    tracing::warn!(%error, "no contact with the manager");
+                }
+                contact.seeder.notes.manager.set(error.to_string());
+                contact.back_off.pause()
+            }
+        };
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = contact.seeder.wake.sync.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        if token.is_cancelled() {
+            return Ok(());
+        }
+    }
+}
+
+struct Contact {
+    seeder: Arc<Seeder>,
+    join: JoinLine,
+    back_off: BackOff,
+    /// The manager was asked for epochs since the start.
+    epochs_known: bool,
+    renewed: Option<Instant>,
+}
+
+impl Contact {
+    async fn round(&mut self) -> Result<(), SyncError> {
+        if self.seeder.network.trust().is_none() {
+            self.key_set().await?;
+        }
+        self.certificate().await?;
+        self.fresh().await?;
+        self.report().await
+    }
+
+    async fn key_set(&self) -> Result<(), SyncError> {
+        match self.seeder.manager.ask(&MeshRequest::KeySet).await? {
+            MeshResponse::KeySet(signed) => {
+                self.seeder.network.take_key_set(signed).await?;
+                Ok(())
+            }
+            _ => Err(AskError::Unexpected("a question for the key set").into()),
+        }
+    }
+
+    /// Enrols this seeder, or renews its certificate before it ends.
+    async fn certificate(&mut self) -> Result<(), SyncError> {
+        let until = self.seeder.network.certificate_until();
+        let asked = self.renewed.is_some_and(|at| at.elapsed() < RENEW_EVERY);
+        if until.is_some_and(|until| until > now_ms().saturating_add(RENEW_BEFORE_MS) || asked) {
+            return Ok(());
+        }
+        let unknown = || Refusal::new(RefusalCode::BadInvitation, "the join line carries no invitation");
+        let token = self.join.invitation.as_ref().ok_or_else(unknown).map_err(AskError::from)?.token;
+        let config = &self.seeder.config;
+        let request = MeshRequest::Enrol { token, name: config.name.clone(), capacity: config.capacity };
+        let signed = match self.seeder.manager.ask(&request).await {
+            Ok(MeshResponse::Enrolled(signed)) => signed,
+            Ok(_) => return Err(AskError::Unexpected("an enrolment").into()),
+            // What is held is good for a while yet.
+            Err(error) if until.is_some() => {
+                tracing::warn!(%error, "the certificate could not be renewed");
+                self.renewed = Some(Instant::now());
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.renewed = Some(Instant::now());
+        if self.seeder.network.take_certificate(signed).await? == Update::Taken {
+            tracing::info!(peer = %self.seeder.peer, "enrolled");
+            self.seeder.wake.announce.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Makes up for what gossip did not bring.
+    async fn fresh(&mut self) -> Result<(), SyncError> {
+        let seeder = Arc::clone(&self.seeder);
+        let heard = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
+        if now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms || !self.epochs_known {
+            match seeder.manager.ask(&MeshRequest::Heartbeat).await? {
+                MeshResponse::Heartbeat(signed) => match seeder.network.take_heartbeat(signed.clone()).await {
+                    // Signed by a key of a newer key set.
+                    Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::UnknownKey => {
+                        self.key_set().await?;
+                        seeder.network.take_heartbeat(signed).await?;
+                    }
+                    taken => drop(taken?),
+                },
+                _ => return Err(AskError::Unexpected("a question for the heartbeat").into()),
+            }
+            after_heartbeat(&seeder).await?;
+        }
+        let Some(heartbeat) = seeder.network.heartbeat() else { return Ok(()) };
+        if seeder.network.trust().is_none_or(|trust| trust.key_set().version < heartbeat.key_set_version) {
+            self.key_set().await?;
+        }
+        while seeder.network.revoked().number() < heartbeat.epoch {
+            let after = seeder.network.revoked().number();
+            match seeder.manager.ask(&MeshRequest::Epochs { after }).await? {
+                MeshResponse::Epochs(epochs) if !epochs.is_empty() => {
+                    for epoch in epochs {
+                        seeder.network.take_epoch(epoch).await?;
+                    }
+                }
+                _ => return Err(AskError::Unexpected("a question for revocation epochs").into()),
+            }
+            if seeder.network.revoked().number() == after {
+                return Err(AskError::Unexpected("a question for revocation epochs").into());
+            }
+        }
+        self.epochs_known = true;
+        Ok(())
+    }
+
+    async fn report(&self) -> Result<(), SyncError> {
+        let seeder = &self.seeder;
+        let reporting = Arc::clone(seeder);
+        let made = tokio::task::spawn_blocking(move || (upkeep::complete(&reporting), reporting.free())).await;
+        // Only a panic in there; the next round says it again.
+        let Ok((held, free)) = made else { return Err(AskError::Unexpected("nobody: the report was not made").into()) };
+        let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        let mut placements = Vec::new();
+        for (index, part) in parts.into_iter().enumerate() {
+            let report = SeederReport {
+                addrs: seeder.addresses(),
+                held: part.to_vec(),
+                first: index == 0,
+                free,
+                deliveries: seeder.deliveries.load().0,
+            };
+            match seeder.manager.ask(&MeshRequest::Report(report)).await? {
+                MeshResponse::Placements(more) => placements.extend(more),
+                _ => return Err(AskError::Unexpected("a report").into()),
+            }
+        }
+        self.place(placements).await
+    }
+
+    async fn place(&self, placements: Vec<Placement>) -> Result<(), SyncError> {
+        for placement in placements {
+            for source in &placement.sources {
+                // The manager vouches for them; a full table is no reason to refuse the placement.
+                let _ = self.seeder.node.add_dht_peer(source.clone()).await;
+            }
+            match replication::queue(&self.seeder, placement).await {
+                Ok(()) => {}
+                Err(TakeError::Refused(refusal)) => tracing::warn!(%refusal, "placement not taken"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What has to be done now and then: contents that were taken down go, contents that are here are announced, and what
+//! was kept long enough is removed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::DhtError;
+use protocol::Digest;
+use protocol::api::provider_key;
+use store::StoreError;
+
+use crate::accounts;
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::outbox;
+
+/// Announcements that found nobody are tried again after this time.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(60);
+
+/// The contents that are here in whole and may be served.
+pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
+    let revoked = seeder.network.revoked();
+    let contents = seeder.contents.list().into_iter().filter(|content| {
+        let id = &content.manifest().content;
+        content.is_complete() && !revoked.has_content(id) && !seeder.config.deny.contains(id)
+    });
+    contents.map(|content| content.digest()).collect()
+}
+
+/// Removes contents as soon as they are taken down.
+pub(crate) async fn purge(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
+    let token = seeder.supervisor.token();
+    let mut changes = seeder.network.changes();
+    loop {
+        let shared = Arc::clone(&seeder);
+        match tokio::task::spawn_blocking(move || purge_now(&shared)).await {
+            Ok(removed) => {
+                for digest in removed {
+                    seeder.node.stop_providing(*provider_key(&seeder.network.id, &digest).as_bytes()).await;
+                    seeder.wake.sync.notify_one();
+                }
+            }
+            Err(error) => tracing::error!(%error, "contents taken down could not be removed"),
+        }
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            // The sender of changes lives as long as the seeder.
+            _ = changes.changed() => {}
+        }
+    }
+}
+
+fn purge_now(seeder: &Seeder) -> Vec<Digest> {
+    let revoked = seeder.network.revoked();
+    let mut removed = Vec::new();
+    for content in seeder.contents.list() {
+        if !revoked.has_content(&content.manifest().content) {
+            continue;
+        }
+        let digest = content.digest();
+        seeder.chunks.forget(&digest);
+        match seeder.contents.remove(&digest) {
+            Ok(_) => tracing::warn!(content = %digest, "content was taken down and is removed"),
+            Err(error) => {
+                tracing::error!(content = %digest, %error, "content was taken down and cannot be removed");
+                seeder.notes.storage.set(format!("content {digest} was taken down and cannot be removed: {error}"));
+            }
+        }
+        removed.push(digest);
+    }
+    removed
+}
+
+/// Announces complete contents in the DHT, those of earlier runs included. The node repeats announcements by itself.
+pub(crate) async fn announce(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
+    let token = seeder.supervisor.token();
+    let mut announced = BTreeSet::new();
+    loop {
+        let held: BTreeSet<Digest> = complete(&seeder).into_iter().collect();
+        for gone in announced.difference(&held) {
+            seeder.node.stop_providing(*provider_key(&seeder.network.id, gone).as_bytes()).await;
+        }
+        announced.retain(|digest| held.contains(digest));
+        for digest in held.difference(&announced.clone()) {
+            if token.is_cancelled() {
+                return Ok(());
+            }
+            match seeder.node.provide(*provider_key(&seeder.network.id, digest).as_bytes()).await {
+                // After a time-out the node tries again by itself.
+                Ok(()) | Err(DhtError::Timeout) => drop(announced.insert(*digest)),
+                Err(error) => {
+                    tracing::debug!(content = %digest, %error, "content not announced yet");
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = seeder.wake.announce.notified() => {}
+            () = tokio::time::sleep(ANNOUNCE_AGAIN) => {}
+        }
+    }
+}
+
+/// Removes accounts and receipts that were kept long enough.
+pub(crate) async fn prune(seeder: Arc<Seeder>) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let every = Duration::from_millis(seeder.config.prune_ms);
+    loop {
+        let now = now_ms();
+        while accounts::prune(&seeder.db, now).await? && !token.is_cancelled() {}
+        let before = now.saturating_sub(seeder.config.receipt_keep_ms);
+        while outbox::prune(&seeder.db, before).await? && !token.is_cancelled() {}
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Between seeder and manager: joining, reporting, and what goes through the mesh.
+
+use protocol::api::{
+    GossipedBatch, News, SEEDER_PROTOCOL, SeederRequest, SeederResponse, news_topic,
+    receipts_topic_of_shard,
+};
+use protocol::deliver::ClientMessage;
+use protocol::trust::{KeyPurpose, Revocations};
+use protocol::{ChunkSet, RefusalCode, Signed, codec};
+
+use crate::client::Client;
+use crate::manager::Manager;
+use crate::world::{LIMIT, World, eventually, now, stop};
+
+#[tokio::test]
+async fn a_seeder_that_is_not_enrolled_says_so_until_it_is() {
+    let mut world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let client = Client::new(10).await;
+    let address = world.manager.at.addrs[0].clone();
+    world.set_up("a", &[&goods], |config| config.call_ms = 500);
+    world.manager.stop().await;
+    let seeder = world.start("a").await;
+    let refusal = client.open(&seeder.peer_addrs()).await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::NotEnrolled);
+    assert!(!seeder.status().unwrap()["serving"].as_bool().unwrap());
+
+    world.manager = Manager::start(&world.office, Some(address), false).await;
+    let peer = seeder.peer_id();
+    let report = world.office.until("a report", |heard| heard.reports.get(&peer).cloned()).await;
+    assert_eq!(report.held, [goods.digest()]);
+    assert!(report.free > 0 && report.first);
+    assert_eq!(report.addrs, seeder.addresses());
+    client.begin(&seeder.peer_addrs(), &world.ticket(&goods, client.peer(), peer)).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_revoked_seeder_serves_nobody_and_says_why() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    world.office.revoke(Revocations { peers: vec![at.peer], ..Revocations::default() });
+    world.manager.nudge(&at).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::Revoked);
+    assert_eq!(client.open(&at).await.refusal().await.code, RefusalCode::Revoked);
+    let status = seeder.status().unwrap();
+    assert!(status["not-serving-because"].as_str().unwrap().contains("revoked"), "{status}");
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn only_a_manager_may_nudge() {
+    let world = World::new(false).await;
+    let seeder = world.seeder("a", &[], |_| {}).await;
+    let stranger = Client::new(10).await;
+    let protocol = node::Protocol::new(SEEDER_PROTOCOL);
+    let answer: SeederResponse =
+        stranger.node.call(&seeder.peer_addrs(), protocol, &SeederRequest::Nudge, LIMIT).await.unwrap();
+    assert!(matches!(answer, SeederResponse::Refused(refusal) if refusal.code == RefusalCode::NotEntitled));
+    assert!(
+        stranger.node.open(&seeder.peer_addrs(), node::Protocol::new(MESH_PROTOCOL), LIMIT).await.is_ok_and(|_| true)
+    );
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn receipts_and_news_go_through_the_mesh() {
+    let world = World::new(true).await;
+    let goods = world.publish(1, 2);
+    let client = Client::new(10).await;
+    // Nothing is sent directly: what arrives came by gossip.
+    let seeder = world.seeder("a", &[&goods], |config| config.receipt_direct_ms = 600_000).await;
+    let at = seeder.peer_addrs();
+    let handle = &world.manager.handle;
+    let mut shards = Vec::new();
+    for shard in 0..2 {
+        shards.push(handle.subscribe(&receipts_topic_of_shard(&world.office.network, shard), 16).await.unwrap());
+    }
+    let news = news_topic(&world.office.network);
+    let _listening = handle.subscribe(&news, 16).await.unwrap();
+
+    // A revocation that nobody nudges about, but whose epoch is told in the mesh.
+    let terms = world.terms(&goods, client.peer(), at.peer);
+    let transactions = vec![terms.transaction];
+    let ticket = world.make(terms);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    let epoch = protocol::trust::RevocationEpoch {
+        network: world.office.network,
+        number: 1,
+        previous: None,
+        at: now(),
+        added: Revocations { transactions, ..Revocations::default() },
+    };
+    let epoch = Signed::sign(&epoch, world.office.key(KeyPurpose::Revocation));
+    let told = codec::encode(&News::Epoch(epoch));
+    eventually("a mesh", || async { handle.publish(&news, told.clone()).await.ok() }).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::Revoked);
+
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..2).await;
+    talk.chunk().await.unwrap();
+    let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1));
+    talk.say(ClientMessage::Ack(ack.clone())).await;
+    let heard = async {
+        let [one, two] = &mut shards[..] else { unreachable!() };
+        tokio::select! { message = one.next() => message, message = two.next() => message }
+    };
+    let message = tokio::time::timeout(LIMIT, heard).await.expect("no receipts by gossip").unwrap();
+    let gossiped: GossipedBatch = codec::decode(&message.data).unwrap();
+    let batch = gossiped.batch.verify(&at.peer).unwrap();
+    let opened = batch.open(world.office.key(KeyPurpose::ReceiptSealing)).unwrap();
+    assert_eq!(opened.receipts[0].ack, ack);
+    stop(seeder).await;
+}

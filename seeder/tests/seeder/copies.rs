@@ -1,0 +1,150 @@
+//! Content at seeders: copies that are ordered, damage that is found, and content that has to go.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use protocol::trust::Revocations;
+use protocol::{ContentId, RefusalCode};
+
+use crate::client::Client;
+use crate::world::{CHUNK, Goods, World, eventually, stop};
+
+async fn holds(world: &World, seeder: &seeder::Running, goods: &Goods, wanted: bool) {
+    let (peer, digest) = (seeder.peer_id(), goods.digest());
+    let before = world.office.heard.lock().unwrap().counts.get(&peer).copied().unwrap_or(0);
+    world
+        .office
+        .until("a report of what is held", |heard| {
+            let fresh = heard.counts.get(&peer).is_some_and(|count| *count > before);
+            let report = heard.reports.get(&peer)?;
+            (report.held.contains(&digest) == wanted && fresh).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_ordered_copy_is_made_served_and_taken_down_again() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 40);
+    let client = Client::new(10).await;
+    let source = world.seeder("a", &[&goods], |_| {}).await;
+    let copy = world.seeder("b", &[], |_| {}).await;
+    let placement = world.placement(&goods, copy.peer_id(), &[source.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(copy.peer_id(), vec![placement]);
+    world.manager.nudge(&copy.peer_addrs()).await;
+    holds(&world, &copy, &goods, true).await;
+
+    let at = copy.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(39..40).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(39));
+    // The source has receipts for the copy, signed by the seeder that made it.
+    world
+        .office
+        .until("receipts of the copy", |heard| {
+            let acks = heard.receipts.iter().filter(|r| r.ack.signer() == at.peer).filter_map(|r| r.ack.peek().ok());
+            acks.into_iter().find(|ack| ack.chunks.len() == 40 && ack.seeder == source.peer_id()).map(|_| ())
+        })
+        .await;
+
+    world.office.says.lock().unwrap().placements.clear();
+    world.office.revoke(Revocations { contents: vec![ContentId::from_bytes([1; 16])], ..Revocations::default() });
+    world.manager.nudge(&at).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::Revoked);
+    holds(&world, &copy, &goods, false).await;
+    eventually("the removal", || async { copy.contents().get(&goods.digest()).is_none().then_some(()) }).await;
+    stop(copy).await;
+    stop(source).await;
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 6);
+    let client = Client::new(10).await;
+    let whole = world.seeder("a", &[&goods], |_| {}).await;
+    let config = world.set_up("b", &[&goods], |_| {});
+    let data = config.content_path(&world.path("b")).join(goods.digest().to_string()).join("content");
+    let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(&[goods.chunk(3)[5] ^ 1], 3 * CHUNK as u64 + 5).unwrap();
+    let hurt = world.start("b").await;
+    holds(&world, &hurt, &goods, true).await;
+
+    let at = hurt.peer_addrs();
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(3..4).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::ContentNotHeld);
+    holds(&world, &hurt, &goods, false).await;
+    let (_, welcome) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    assert!(!welcome.held.contains(3) && welcome.held.len() == 5, "{welcome:?}");
+
+    let placement = world.placement(&goods, at.peer, &[whole.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(at.peer, vec![placement]);
+    world.manager.nudge(&at).await;
+    holds(&world, &hurt, &goods, true).await;
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(3..4).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(3));
+
+    let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(&[goods.chunk(1)[0] ^ 1], CHUNK as u64).unwrap();
+    world.office.says.lock().unwrap().placements.clear();
+    let request = serde_json::json!({ "cmd": "scrub" });
+    let scrubbed = node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
+    assert_eq!(scrubbed["contents"][0]["damaged"], serde_json::json!([1]), "{scrubbed}");
+    holds(&world, &hurt, &goods, false).await;
+    stop(hurt).await;
+    stop(whole).await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_not_fetched_and_the_reason_is_told() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let source = world.seeder("a", &[&goods], |_| {}).await;
+    let small = world.seeder("b", &[], |config| config.capacity = 3 * CHUNK as u64).await;
+    let placement = world.placement(&goods, small.peer_id(), &[source.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(small.peer_id(), vec![placement]);
+    world.manager.nudge(&small.peer_addrs()).await;
+    let reason = eventually("the reason", || async {
+        small.status().unwrap()["trouble"]["storage"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(reason.contains(&goods.bytes.len().to_string()) && reason.contains("content"), "{reason}");
+    assert!(small.contents().list().is_empty());
+    stop(small).await;
+    stop(source).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_shared_is_reported_as_soon_as_it_is_published_into() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 2);
+    let config = world.set_up("origin", &[], |config| config.report_ms = 600_000);
+    let dir = world.path("origin");
+    let store = delivery::ContentStore::open(config.content_path(&dir)).unwrap();
+    let origin = seeder::start_sharing(&dir, config, store.clone()).await.unwrap();
+    let peer = origin.peer_id();
+    world.office.until("the first report", |heard| heard.reports.get(&peer).map(|_| ())).await;
+    goods.store(&store);
+    origin.report_now();
+    holds(&world, &origin, &goods, true).await;
+    stop(origin).await;
+}
+
+#[tokio::test]
+async fn a_directory_holds_one_node_and_one_process() {
+    let world = World::new(false).await;
+    let config = world.set_up("a", &[], |_| {});
+    let error = seeder::init_with(&world.path("a"), &config).unwrap_err().to_string();
+    assert!(error.contains("already holds a node; use run, or choose another --dir"), "{error}");
+    let running = world.start("a").await;
+    let error = seeder::start(&world.path("a"), config).await.unwrap_err().to_string();
+    assert!(error.contains("in use by process"), "{error}");
+    let ports = running.addresses();
+    stop(running).await;
+    let again = world.start("a").await;
+    assert_eq!(again.addresses(), ports, "the port that the system chose is kept");
+    stop(again).await;
+}

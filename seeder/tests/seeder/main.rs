@@ -1,0 +1,24 @@
+//! A seeder over real sockets, between a manager that is played by the test and clients that say whatever a test wants
+//! them to: what a seeder does with an honest, a broken and a hostile peer only shows with the whole of it in place.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking"
+)]
+
+// The name that the rest of the workspace gives this crate.
+extern crate willcall_seeder as seeder;
+
+mod admission;
+mod client;
+mod contact;
+mod copies;
+mod hostile;
+mod manager;
+mod receipts;
+mod window;
+mod world;

@@ -1,0 +1,252 @@
+//! The manager's part of the mesh service, played by a test: it signs what it is told to and remembers what it heard.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use node::{CallLimits, Node, NodeConfig, NodeHandle, Protocol, Supervisor, serve_calls};
+use protocol::api::{
+    MESH_PROTOCOL, MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse,
+};
+use protocol::certificate::SeederCert;
+use protocol::manifest::Manifest;
+use protocol::receipt::{Mark, Receipt, SealedBatch};
+use protocol::replication::Placement;
+use protocol::trust::{Heartbeat, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
+use protocol::{Address, Digest, Keypair, NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
+use tokio::sync::watch;
+
+use crate::world::{DAY, LIMIT, now};
+
+/// What the manager remembers.
+#[derive(Default)]
+pub(crate) struct Heard {
+    pub(crate) reports: HashMap<PeerId, SeederReport>,
+    /// How many reports came from each.
+    pub(crate) counts: HashMap<PeerId, u32>,
+    /// Receipts in the order in which they came, repeated ones included.
+    pub(crate) receipts: Vec<Receipt>,
+    /// How far each outbox is taken.
+    outboxes: HashMap<PeerId, (u64, Digest)>,
+}
+
+/// What the manager says.
+#[derive(Default)]
+pub(crate) struct Says {
+    pub(crate) manifests: HashMap<Digest, Signed<Manifest>>,
+    pub(crate) placements: HashMap<PeerId, Vec<Placement>>,
+    pub(crate) epochs: Vec<Signed<RevocationEpoch>>,
+    pub(crate) restore: u64,
+    /// Answers everything with a refusal.
+    pub(crate) refuses: bool,
+}
+
+/// The network's keys and the manager's memory; outlives the manager's process, so to speak.
+pub(crate) struct Office {
+    pub(crate) root: Keypair,
+    pub(crate) network: NetworkId,
+    keys: HashMap<KeyPurpose, Keypair>,
+    node_key: Keypair,
+    pub(crate) heard: Mutex<Heard>,
+    pub(crate) says: Mutex<Says>,
+    news: watch::Sender<u64>,
+}
+
+impl Office {
+    pub(crate) fn new() -> Arc<Self> {
+        let root = Keypair::from_seed(&[200; 32]);
+        let keys = (201u8..).zip(KeyPurpose::ALL).map(|(seed, p)| (p, Keypair::from_seed(&[seed; 32]))).collect();
+        Arc::new(Office {
+            network: NetworkId::of_root(&root.peer_id()),
+            root,
+            keys,
+            node_key: Keypair::from_seed(&[220; 32]),
+            heard: Mutex::default(),
+            says: Mutex::default(),
+            news: watch::Sender::new(0),
+        })
+    }
+
+    pub(crate) fn key(&self, purpose: KeyPurpose) -> &Keypair {
+        &self.keys[&purpose]
+    }
+
+    pub(crate) fn peer(&self) -> PeerId {
+        self.node_key.peer_id()
+    }
+
+    pub(crate) fn key_set(&self) -> Signed<KeySet> {
+        let keys = KeyPurpose::ALL
+            .iter()
+            .map(|purpose| KeyEntry { purpose: *purpose, key: self.key(*purpose).peer_id(), state: KeyState::Active })
+            .collect();
+        let set = KeySet {
+            network: self.network,
+            version: 1,
+            issued_at: 1,
+            keys,
+            managers: vec![self.peer()],
+            gossip_shards: 2,
+            next_root: None,
+        };
+        Signed::sign(&set, &self.root)
+    }
+
+    fn heartbeat(&self) -> Signed<Heartbeat> {
+        let says = self.says.lock().unwrap();
+        let heartbeat = Heartbeat {
+            network: self.network,
+            at: now(),
+            epoch: says.epochs.len() as u64,
+            key_set_version: 1,
+            key_set: self.key_set().digest(),
+            restore: says.restore,
+        };
+        Signed::sign(&heartbeat, self.key(KeyPurpose::Revocation))
+    }
+
+    pub(crate) fn revoke(&self, added: Revocations) {
+        let mut says = self.says.lock().unwrap();
+        let epoch = RevocationEpoch {
+            network: self.network,
+            number: says.epochs.len() as u64 + 1,
+            previous: says.epochs.last().map(Signed::digest),
+            at: now(),
+            added,
+        };
+        says.epochs.push(Signed::sign(&epoch, self.key(KeyPurpose::Revocation)));
+    }
+
+    pub(crate) fn certificate(&self, seeder: PeerId) -> Signed<SeederCert> {
+        let from = now() - DAY;
+        let cert = SeederCert {
+            network: self.network,
+            seeder,
+            name: "test".into(),
+            capacity: 1 << 30,
+            from,
+            until: from + 365 * DAY,
+        };
+        Signed::sign(&cert, self.key(KeyPurpose::Enrolment))
+    }
+
+    /// Waits until what was heard satisfies `wanted`.
+    pub(crate) async fn until<T>(&self, what: &str, mut wanted: impl FnMut(&Heard) -> Option<T>) -> T {
+        let mut news = self.news.subscribe();
+        let wait = async {
+            loop {
+                if let Some(found) = wanted(&self.heard.lock().unwrap()) {
+                    return found;
+                }
+                news.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("never heard: {what}"))
+    }
+
+    fn answer(&self, peer: PeerId, request: MeshRequest) -> MeshResponse {
+        if self.says.lock().unwrap().refuses {
+            return MeshResponse::Refused(Refusal::new(RefusalCode::Internal, "the test says no"));
+        }
+        let response = match request {
+            MeshRequest::KeySet => MeshResponse::KeySet(self.key_set()),
+            MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.heartbeat()),
+            MeshRequest::Epochs { after } => {
+                let says = self.says.lock().unwrap();
+                MeshResponse::Epochs(says.epochs.iter().skip(after as usize).take(4).cloned().collect())
+            }
+            MeshRequest::Enrol { .. } => MeshResponse::Enrolled(self.certificate(peer)),
+            MeshRequest::Report(report) => {
+                let placements = self.says.lock().unwrap().placements.get(&peer).cloned().unwrap_or_default();
+                let mut heard = self.heard.lock().unwrap();
+                heard.reports.insert(peer, report);
+                *heard.counts.entry(peer).or_default() += 1;
+                MeshResponse::Placements(placements)
+            }
+            MeshRequest::Receipts(batch) => match self.take(peer, &batch) {
+                Ok(mark) => MeshResponse::Mark(mark),
+                Err(refusal) => MeshResponse::Refused(refusal),
+            },
+            MeshRequest::Manifest { digest } => match self.says.lock().unwrap().manifests.get(&digest) {
+                Some(manifest) => MeshResponse::Manifest(manifest.clone()),
+                None => MeshResponse::Refused(Refusal::new(RefusalCode::UnknownProduct, "no such manifest")),
+            },
+        };
+        self.news.send_modify(|n| *n += 1);
+        response
+    }
+
+    fn take(&self, peer: PeerId, signed: &Signed<SealedBatch>) -> Result<Signed<Mark>, Refusal> {
+        let batch = signed.verify(&peer).map_err(|e| e.refusal(RefusalCode::BadReceipt))?;
+        let opened = batch.open(self.key(KeyPurpose::ReceiptSealing))?;
+        let restore = self.says.lock().unwrap().restore;
+        let mut heard = self.heard.lock().unwrap();
+        let (number, running) = heard.outboxes.get(&peer).copied().unwrap_or((0, Digest::from_bytes([0; 32])));
+        if batch.number > number + 1 {
+            let detail = format!("batch {} came, {} is next", batch.number, number + 1);
+            return Err(Refusal::new(RefusalCode::WrongState, detail));
+        }
+        if batch.number == number + 1 {
+            assert_eq!(batch.previous, running, "the running hash chains");
+            heard.outboxes.insert(peer, (batch.number, batch.running()));
+            heard.receipts.extend(opened.receipts);
+        }
+        let (number, running) = heard.outboxes[&peer];
+        let mark = Mark {
+            network: self.network,
+            seeder: peer,
+            incarnation: batch.incarnation,
+            number,
+            running,
+            restore,
+            at: now(),
+        };
+        Ok(Signed::sign(&mark, self.key(KeyPurpose::Settlement)))
+    }
+
+    /// As if the manager came back from a backup of its first day.
+    pub(crate) fn lose_everything(&self) {
+        self.says.lock().unwrap().restore += 1;
+        let mut heard = self.heard.lock().unwrap();
+        heard.outboxes.clear();
+        heard.receipts.clear();
+    }
+}
+
+/// A manager's process.
+pub(crate) struct Manager {
+    pub(crate) handle: NodeHandle,
+    supervisor: Supervisor,
+    pub(crate) at: PeerAddrs,
+}
+
+impl Manager {
+    /// Starts at `listen`, or where the system says.
+    pub(crate) async fn start(office: &Arc<Office>, listen: Option<Address>, gossip: bool) -> Self {
+        let mut config = NodeConfig::new(office.node_key.clone());
+        config.listen = vec![listen.unwrap_or_else(|| Address::new("/ip4/127.0.0.1/tcp/0").unwrap())];
+        config.gossip = gossip;
+        config.gossip_heartbeat = Duration::from_millis(100);
+        let supervisor = Supervisor::new();
+        let handle = Node::start(config, &supervisor).await.unwrap();
+        let at = handle.peer_addrs().await.unwrap();
+        let shared = Arc::clone(office);
+        let answer = move |peer, request: MeshRequest| {
+            let office = Arc::clone(&shared);
+            async move { office.answer(peer, request) }
+        };
+        let limits = CallLimits::default();
+        serve_calls(&supervisor, &handle, Protocol::new(MESH_PROTOCOL), limits, answer).await.unwrap();
+        Manager { handle, supervisor, at }
+    }
+
+    pub(crate) async fn nudge(&self, seeder: &PeerAddrs) {
+        let protocol = Protocol::new(SEEDER_PROTOCOL);
+        let answer: SeederResponse = self.handle.call(seeder, protocol, &SeederRequest::Nudge, LIMIT).await.unwrap();
+        assert_eq!(answer, SeederResponse::Noted);
+    }
+
+    pub(crate) async fn stop(&self) {
+        self.supervisor.shutdown(LIMIT).await.unwrap();
+    }
+}

@@ -1,0 +1,140 @@
+//! What was delivered gets to the manager, whoever dies on the way.
+
+use protocol::deliver::{ClientMessage, SeederMessage};
+use protocol::ticket::Ticket;
+use protocol::{ChunkSet, PeerAddrs, TransactionId};
+
+use crate::client::Client;
+use crate::manager::Manager;
+use crate::world::{World, eventually, kill, stop};
+
+/// Fetches and acknowledges the first `chunks` chunks; returns once that is durable.
+async fn deliver(world: &World, client: &Client, at: &PeerAddrs, ticket: &Ticket, chunks: u32, finish: bool) {
+    let (mut talk, _) = client.begin(at, ticket).await;
+    talk.want(0..chunks).await;
+    let mut got = ChunkSet::new();
+    while got.len() < chunks {
+        got.insert(talk.chunk().await.unwrap().0);
+        if got.len() == 2 || got.len() == chunks {
+            talk.say(ClientMessage::Ack(client.ack(world.office.network, ticket, at.peer, got.clone()))).await;
+        }
+    }
+    if finish {
+        talk.say(ClientMessage::Finish { ack: None, completion: None }).await;
+    }
+    loop {
+        match talk.hear().await.unwrap() {
+            SeederMessage::Window { outstanding: 0, .. } if !finish => return,
+            SeederMessage::Window { .. } => {}
+            SeederMessage::Finished => return,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Chunks in the newest receipt of a transaction.
+async fn received(world: &World, transaction: TransactionId, chunks: u32) {
+    world
+        .office
+        .until("the receipt", |heard| {
+            let acks = heard.receipts.iter().filter_map(|receipt| receipt.ack.peek().ok());
+            acks.into_iter()
+                .find(|ack| ack.delivery.transaction == transaction && ack.chunks.len() == chunks)
+                .map(|_| ())
+        })
+        .await;
+}
+
+async fn all_marked(seeder: &seeder::Running) {
+    eventually("all receipts marked", || async {
+        let status = seeder.status().unwrap();
+        let done = status["batches-waiting"] == 0 && status["receipts-due"] == 0 && status["batches-made"] != 0;
+        done.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_anybody_in_the_mesh_receipts_go_directly() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let transaction = ticket.data.peek().unwrap().transaction;
+    deliver(&world, &client, &at, &ticket, 4, true).await;
+    received(&world, transaction, 4).await;
+    all_marked(&seeder).await;
+    let listed = node::control_call(&world.path("a"), &serde_json::json!({ "cmd": "receipts" }), |_| {}).await.unwrap();
+    assert_eq!(listed["receipts"][0]["state"], "marked", "{listed}");
+    assert_eq!(listed["receipts"][0]["transaction"], transaction.to_string());
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn receipts_outlive_a_manager_that_is_away_and_a_seeder_that_is_killed() {
+    let mut world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let first = world.ticket(&goods, client.peer(), seeder.peer_id());
+    let address = world.manager.at.addrs[0].clone();
+    world.manager.stop().await;
+
+    deliver(&world, &client, &seeder.peer_addrs(), &first, 2, false).await;
+    kill(seeder).await;
+    // It serves at once after the restart, although the manager is away.
+    let seeder = world.start("a").await;
+    let second = world.ticket(&goods, client.peer(), seeder.peer_id());
+    deliver(&world, &client, &seeder.peer_addrs(), &second, 3, true).await;
+    kill(seeder).await;
+    let seeder = world.start("a").await;
+
+    world.manager = Manager::start(&world.office, Some(address), false).await;
+    received(&world, first.data.peek().unwrap().transaction, 2).await;
+    received(&world, second.data.peek().unwrap().transaction, 3).await;
+    all_marked(&seeder).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_manager_that_came_back_from_a_backup_gets_everything_again() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |config| config.heartbeat_silence_ms = 0).await;
+    let at = seeder.peer_addrs();
+    let tickets: Vec<_> = (0..3).map(|_| world.ticket(&goods, client.peer(), at.peer)).collect();
+    for ticket in &tickets {
+        deliver(&world, &client, &at, ticket, 2, true).await;
+        all_marked(&seeder).await;
+    }
+    world.office.lose_everything();
+    world.manager.nudge(&at).await;
+    for ticket in &tickets {
+        received(&world, ticket.data.peek().unwrap().transaction, 2).await;
+    }
+    all_marked(&seeder).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_manager_that_lost_its_books_without_saying_so_gets_them_again_too() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let first = world.ticket(&goods, client.peer(), at.peer);
+    deliver(&world, &client, &at, &first, 2, true).await;
+    all_marked(&seeder).await;
+    world.office.lose_everything();
+    world.office.says.lock().unwrap().restore = 0;
+    let second = world.ticket(&goods, client.peer(), at.peer);
+    deliver(&world, &client, &at, &second, 2, true).await;
+    received(&world, first.data.peek().unwrap().transaction, 2).await;
+    received(&world, second.data.peek().unwrap().transaction, 2).await;
+    all_marked(&seeder).await;
+    stop(seeder).await;
+}

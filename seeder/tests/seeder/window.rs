@@ -1,0 +1,149 @@
+//! What a seeder can lose to one client: a window, once, whatever the client does and however often it comes back.
+
+use std::time::Duration;
+
+use protocol::ChunkSet;
+use protocol::RefusalCode;
+use protocol::deliver::{ClientMessage, SeederMessage};
+
+use crate::client::Client;
+use crate::world::{World, kill, stop};
+
+/// Long enough for a chunk that is on its way to arrive on a busy machine.
+const QUIET: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_client_that_never_acknowledges_gets_one_window_over_reconnects_and_restarts() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 64);
+    let client = Client::new(10).await;
+    let mut seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let ticket = world.ticket(&goods, client.peer(), seeder.peer_id());
+    let mut got = Vec::new();
+    for round in 0..20 {
+        let at = seeder.peer_addrs();
+        let (mut talk, welcome) = client.begin(&at, &ticket).await;
+        assert!(welcome.outstanding <= welcome.window, "{welcome:?}");
+        talk.want(0..64).await;
+        // The last look is a long one; those between break off at once, or as soon as the first chunk is there.
+        match round {
+            0 => drop(talk),
+            1 => got.extend(talk.chunk().await.ok().map(|chunk| chunk.0)),
+            10 | 19 => got.extend(talk.drain(QUIET).await),
+            _ => drop(talk),
+        }
+        if round % 7 == 3 {
+            stop(seeder).await;
+            seeder = world.start("a").await;
+        }
+        if round % 7 == 5 {
+            kill(seeder).await;
+            seeder = world.start("a").await;
+        }
+    }
+    assert!(got.len() <= 2, "the window is two chunks: {got:?}");
+    let (_, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
+    assert_eq!((welcome.window, welcome.outstanding), (2, 2));
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_kept_over_a_restart_and_opens_the_window() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, welcome) = client.begin(&at, &ticket).await;
+    assert_eq!(welcome.held, ChunkSet::from_range(0..8));
+    talk.want(0..8).await;
+    for expected in 0..2 {
+        let (index, bytes) = talk.chunk().await.unwrap();
+        assert_eq!((index, bytes.as_slice()), (expected, goods.chunk(expected)));
+    }
+    let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..2));
+    talk.say(ClientMessage::Ack(ack.clone())).await;
+    let window = loop {
+        match talk.hear().await {
+            Some(SeederMessage::Window { window, .. }) => break window,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(window, 4);
+    drop(talk);
+    kill(seeder).await;
+
+    let seeder = world.start("a").await;
+    let (_, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
+    assert_eq!(welcome.ack, Some(ack));
+    assert_eq!(welcome.window, 4);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_whole_content_comes_through_a_growing_window() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 200);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..200).await;
+    let mut got = ChunkSet::new();
+    while got.len() < 200 {
+        let (index, bytes) = talk.chunk().await.unwrap();
+        assert_eq!(bytes, goods.chunk(index));
+        got.insert(index);
+        let ack = client.ack(world.office.network, &ticket, at.peer, got.clone());
+        talk.say(ClientMessage::Ack(ack)).await;
+    }
+    talk.say(ClientMessage::Finish { ack: None, completion: None }).await;
+    loop {
+        match talk.hear().await {
+            Some(SeederMessage::Finished) => break,
+            Some(SeederMessage::Window { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seeder.status().unwrap()["chunks-sent"], 200);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_newer_stream_takes_over_and_the_older_one_is_told() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut older, _) = client.begin(&at, &ticket).await;
+    older.want(0..1).await;
+    older.chunk().await.unwrap();
+    let (mut newer, welcome) = client.begin(&at, &ticket).await;
+    assert_eq!(welcome.outstanding, 1, "what the older one sent counts on");
+    assert_eq!(older.refusal().await.code, RefusalCode::Superseded);
+    newer.want(1..2).await;
+    assert_eq!(newer.chunk().await.unwrap().0, 1);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_full_window_and_a_silent_client_are_let_go_by_name() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |config| (config.idle_ms, config.window_wait_ms) = (1500, 300)).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..8).await;
+    talk.chunk().await.unwrap();
+    talk.chunk().await.unwrap();
+    assert_eq!(talk.refusal().await.code, RefusalCode::WindowExceeded);
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::Idle);
+    stop(seeder).await;
+}

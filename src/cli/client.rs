@@ -1,0 +1,416 @@
+//! The client's commands: a buyer needs one (`buy`), whoever receives needs one (`fetch`).
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use client_node::{
+    BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LinkOptions, Target, VerifyTarget,
+};
+use protocol::trust::JoinLine;
+use protocol::{PeerId, ProductId, TransactionId};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{self, Answer, field};
+use super::{Global, manager, progress, text_argument};
+
+/// Where the client's key and library are.
+#[derive(Debug, Args)]
+pub(crate) struct HomeArgs {
+    /// Folder of this client's key and library [default: the user's data folder]
+    #[arg(long, env = "WILLCALL_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+}
+
+impl HomeArgs {
+    /// Opens the home; at first use it is made.
+    pub(crate) fn open(&self) -> Result<Home> {
+        let dir = match &self.home {
+            Some(dir) => dir.clone(),
+            None => Home::default_dir()?,
+        };
+        let passphrase = passphrase(&dir)?;
+        Ok(Home::open(&dir, passphrase.as_deref().map(String::as_str))?)
+    }
+}
+
+/// Asks for the passphrase of a sealed key; there is none for others.
+fn passphrase(dir: &Path) -> Result<Option<zeroize::Zeroizing<String>>> {
+    let key = dir.join("key");
+    if !key.exists() || !node::key_is_sealed(&key)? {
+        return Ok(None);
+    }
+    if let Ok(passphrase) = std::env::var("WILLCALL_PASSPHRASE") {
+        return Ok(Some(zeroize::Zeroizing::new(passphrase)));
+    }
+    let prompt = format!("Passphrase of {}: ", key.display());
+    let typed = rpassword::prompt_password(prompt).context("cannot ask for the key's passphrase")?;
+    Ok(Some(zeroize::Zeroizing::new(typed)))
+}
+
+/// Flags of `id`.
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `buy`.
+#[derive(Debug, Args)]
+pub(crate) struct BuyArgs {
+    /// Product id, from `willcall products`
+    product: ProductId,
+    /// The merchant's address, e.g. https://shop.example
+    #[arg(long, value_name = "URL")]
+    merchant: String,
+    /// Voucher code that pays
+    #[arg(long, value_name = "CODE")]
+    voucher: String,
+    /// Peer ID that receives the goods [default: this client]
+    #[arg(long, value_name = "PEER")]
+    client: Option<PeerId>,
+    /// Write the ticket to this file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The purchase's name at the merchant: repeating it does not buy twice [default: one is chosen and remembered]
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `products`.
+#[derive(Debug, Args)]
+pub(crate) struct ProductsArgs {
+    /// The merchant's address, e.g. https://shop.example
+    #[arg(long, value_name = "URL")]
+    merchant: String,
+}
+
+/// Flags of `inbox`.
+#[derive(Debug, Args)]
+pub(crate) struct InboxArgs {
+    /// Join line of the network, needed the first time: text, @FILE, or - for standard input
+    #[arg(long, value_name = "LINE")]
+    join: Option<String>,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `fetch`.
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Ticket file, `willcall:` line, - for a line on standard input, or a transaction id
+    ticket: String,
+    /// Folder that the goods are put into
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    output: PathBuf,
+    /// Fetch only these files, folders or patterns; may be repeated
+    #[arg(long, value_name = "PATH")]
+    only: Vec<String>,
+    /// Join line of the network, where a transaction id is given that this client has not seen
+    #[arg(long, value_name = "LINE")]
+    join: Option<String>,
+    /// Most bytes a second, e.g. 5MB
+    #[arg(long, value_name = "SIZE", value_parser = manager::parse_size)]
+    limit: Option<u64>,
+    /// Give up when nothing new came for this long, e.g. 10m
+    #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
+    patience: Option<u64>,
+    /// Show progress on standard error with --json, too
+    #[arg(long)]
+    progress: bool,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// What `fetch` put in its place
+    path: PathBuf,
+    /// The purchase that it came from, where it was moved since
+    #[arg(long, value_name = "ID")]
+    transaction: Option<TransactionId>,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// `willcall id`
+pub(crate) fn id(args: &IdArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let peer = home.peer_id();
+    Answer::new(json!({"peer": peer, "home": home.dir()}), peer.to_string()).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `willcall buy`
+pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
+    if let Some(path) = &args.output
+        && path.exists()
+    {
+        bail!("{} exists already; name another file for the ticket", path.display());
+    }
+    let home = args.home.open()?;
+    let request = BuyRequest {
+        merchant_url: args.merchant,
+        product: args.product,
+        provider: "prepaid".to_owned(),
+        token: args.voucher,
+        client: args.client,
+        idempotency_key: args.idempotency_key,
+        wait: Duration::from_secs(60),
+    };
+    let bought = client_node::buy(&home, request).await?;
+    let transaction = bought.transaction.map(|t| t.to_string());
+    let mut text = format!("order {}, {}", bought.order, bought.state);
+    if let Some(amount) = bought.amount {
+        text.push_str(&format!(", {amount}"));
+    }
+    if let Some(transaction) = &transaction {
+        text.push_str(&format!("\ntransaction {transaction}"));
+    }
+    match (&bought.ticket, &args.output) {
+        (Some(ticket), Some(path)) => {
+            write_whole(path, &ticket.to_file_bytes())?;
+            text.push_str(&format!("\nticket in {}; it opens the goods for {} only", path.display(), bought.client));
+        }
+        (Some(ticket), None) => text.push_str(&format!("\n{ticket}")),
+        (None, _) => text.push_str("\nthe shop has not released it yet; `willcall inbox` will show it"),
+    }
+    let json = json!({
+        "order": bought.order, "transaction": transaction, "state": bought.state, "client": bought.client,
+        "amount": bought.amount, "ticket": bought.ticket.as_ref().map(ToString::to_string),
+        "in_library": bought.in_library,
+    });
+    Answer::new(json, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file that is whole or not there.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
+    file.persist_noclobber(path).map_err(|e| e.error).with_context(failed)?;
+    Ok(())
+}
+
+/// `willcall products`
+pub(crate) async fn products(args: ProductsArgs, global: &Global) -> Result<ExitCode> {
+    let offers = client_node::products(&args.merchant).await?;
+    let table = offers
+        .iter()
+        .map(|o| {
+            vec![
+                o.id.to_string(),
+                o.title.clone(),
+                o.price.to_string(),
+                o.plain_bytes.map_or_else(String::new, output::bytes),
+            ]
+        })
+        .collect();
+    let text = output::table(&["product", "title", "price", "size"], table);
+    Answer::new(json!({"products": offers}), text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn join_line(text: Option<&String>) -> Result<Option<JoinLine>> {
+    text.map(|text| text_argument(text)?.parse().context("--join")).transpose()
+}
+
+/// `willcall inbox`
+pub(crate) async fn inbox(args: InboxArgs, global: &Global) -> Result<ExitCode> {
+    let (home, join) = (args.home.open()?, join_line(args.join.as_ref())?);
+    let inbox = Box::pin(client_node::inbox(&home, join.as_ref(), &LinkOptions::default())).await?;
+    let table = inbox
+        .items
+        .iter()
+        .map(|i| {
+            let (size, at) = (output::bytes(i.plain_bytes), output::time(i.released_at));
+            vec![i.transaction.to_string(), i.title.clone(), i.state.as_str().to_owned(), size, at]
+        })
+        .collect();
+    let mut text = output::table(&["transaction", "title", "state", "size", "released"], table);
+    for (network, error) in &inbox.failed {
+        text.push_str(&format!("\nnetwork {network}: {error}"));
+    }
+    let failed: Vec<Value> = inbox.failed.iter().map(|(n, e)| json!({"network": n, "error": e.to_string()})).collect();
+    Answer::new(json!({"items": inbox.items, "failed": failed}), text).print(global.json)?;
+    Ok(if inbox.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `willcall fetch`
+pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let target: Target = if args.ticket == "-" { text_argument("-")? } else { args.ticket.clone() }.parse()?;
+    let mut options = FetchOptions { only: args.only, join: join_line(args.join.as_ref())?, ..FetchOptions::default() };
+    options.limits.bytes_per_second = args.limit;
+    if let Some(patience) = args.patience {
+        options.limits.patience = Duration::from_millis(patience);
+        options.manager_patience = Duration::from_millis(patience);
+    }
+    let (sender, seen) = watch::channel(FetchProgress::default());
+    let cancel = CancellationToken::new();
+    let shown = tokio::spawn(show(seen, global.json && !args.progress));
+    let work = client_node::fetch(&home, target, &args.output, options, sender, cancel.clone());
+    let mut work = std::pin::pin!(work);
+    let result = tokio::select! {
+        result = &mut work => result,
+        _ = node::wait_for_stop() => {
+            // What is here is made durable, and acknowledged, before the end.
+            cancel.cancel();
+            work.await
+        }
+    };
+    shown.await.context("the progress display failed")?;
+    let outcome = match result {
+        Ok(outcome) => outcome,
+        Err(error) if global.json => {
+            let cause = error.cause();
+            let said = json!({"ok": false, "error": {"message": error.to_string(), "cause": cause}});
+            output::line(&said.to_string())?;
+            output::note(&format!("willcall: {error}"));
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut json = serde_json::to_value(&outcome)?;
+    let rate = mib_per_s(outcome.bytes, outcome.transfer_ms);
+    if let Some(object) = json.as_object_mut() {
+        object.insert("ok".into(), Value::Bool(true));
+        object.insert("seconds".into(), json!(seconds(outcome.transfer_ms)));
+        object.insert("mib_per_s".into(), json!(rate));
+    }
+    let text = if outcome.already_here {
+        format!("{} is here already, and sound", outcome.path.display())
+    } else {
+        format!(
+            "{}\n{} files, {} ({} of ciphertext in {} s, {rate} MiB/s, from {} seeders{})",
+            outcome.path.display(),
+            outcome.files,
+            output::bytes(outcome.plain_bytes),
+            output::bytes(outcome.bytes),
+            seconds(outcome.transfer_ms),
+            outcome.sources.iter().filter(|s| s.chunks > 0).count(),
+            match outcome.resumed_from {
+                0 => String::new(),
+                before => format!("; {} were here before", output::bytes(before)),
+            }
+        )
+    };
+    Answer::new(json, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Milliseconds as seconds with three decimals.
+#[expect(clippy::cast_precision_loss, reason = "for display: durations are far below 2^52 ms")]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for display")]
+fn mib_per_s(bytes: u64, ms: u64) -> f64 {
+    let rate = bytes as f64 / f64::from(1 << 20) / seconds(ms.max(1));
+    (rate * 10.0).round() / 10.0
+}
+
+/// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes.
+async fn show(mut seen: watch::Receiver<FetchProgress>, silent: bool) {
+    let mut bar = progress::Bytes::new("fetching", silent);
+    let (mut unpacking, mut said) = (false, String::new());
+    while seen.changed().await.is_ok() {
+        let now = seen.borrow_and_update().clone();
+        if now.phase == FetchPhase::Unpacking {
+            if !unpacking {
+                unpacking = true;
+                bar.finish();
+                bar = progress::Bytes::new("unpacking", silent);
+            }
+            bar.set(now.unpacked_bytes, now.plain_bytes);
+        } else {
+            bar.set(now.transfer.have_bytes, now.transfer.total_bytes);
+        }
+        let why = match (&now.waiting, &now.transfer.stalled) {
+            (Some(waiting), _) => waiting.detail.clone(),
+            (None, Some(stall)) => stall.cause.to_string(),
+            (None, None) => String::new(),
+        };
+        if why != said && !silent {
+            if !why.is_empty() {
+                bar.say(&format!("not moving: {why}"));
+            }
+            said = why;
+        }
+    }
+    bar.finish();
+}
+
+/// `willcall verify`
+pub(crate) async fn verify(args: VerifyArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let target = match args.transaction {
+        Some(transaction) => VerifyTarget::Moved(transaction, args.path),
+        None => VerifyTarget::Path(args.path),
+    };
+    let bar = progress::Bytes::new("verifying", global.json);
+    let report = client_node::verify(&home, target, move |done, total| {
+        bar.set(done, total);
+        if done == total {
+            bar.finish();
+        }
+    })
+    .await?;
+    let mut lines: Vec<String> = report
+        .files
+        .iter()
+        .filter_map(|file| match &file.state {
+            FileState::Ok | FileState::NotFetched => None,
+            FileState::Damaged(why) => Some(format!("damaged: {} ({why})", file.path.escape_debug())),
+            FileState::Missing => Some(format!("missing: {}", file.path.escape_debug())),
+        })
+        .chain(report.extra.iter().map(|path| format!("not sold: {}", path.escape_debug())))
+        .collect();
+    let sound = report.count(|state| *state == FileState::Ok);
+    lines.push(format!("{sound} files and folders are as they were sold ({} checked)", output::bytes(report.bytes)));
+    let mut json = serde_json::to_value(&report)?;
+    if let Some(object) = json.as_object_mut() {
+        object.insert("ok".into(), json!(report.is_good()));
+    }
+    Answer::new(json, lines.join("\n")).print(global.json)?;
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `willcall status`
+pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let deliveries = client_node::status(&home).await?;
+    let json = json!({"peer": home.peer_id(), "deliveries": deliveries});
+    let rows = json.get("deliveries").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut text = format!("client {}\n", home.peer_id());
+    let table = rows
+        .iter()
+        .map(|d| vec![field(d, "transaction"), field(d, "title"), field(d, "state"), field(d, "path")])
+        .collect();
+    text.push_str(&output::table(&["transaction", "title", "state", "path"], table));
+    for (delivery, row) in deliveries.iter().zip(&rows) {
+        if let Some(trouble) = &delivery.trouble {
+            text.push_str(&format!("\n{}: {} ({})", field(row, "transaction"), trouble.detail, trouble.cause));
+        }
+    }
+    Answer::new(json, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}

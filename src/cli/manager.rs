@@ -1,0 +1,447 @@
+//! `willcall manager …`: sets up and runs the content manager with its origin seeder, and talks to a running one.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use protocol::manifest::KeyPolicy;
+use protocol::{Address, Amount, Currency};
+use serde_json::{Value, json};
+
+use super::daemon::{self, RunArgs, ask, lines};
+use super::output::{self, Answer, field, rows};
+use super::{Global, config_edit, progress};
+
+/// Commands of the manager.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Set up a new network: root key, network keys, data folder
+    Init(InitArgs),
+    /// Run the manager and its origin seeder
+    Run(RunArgs),
+    /// Pack, encrypt and sign a file or folder, and put it into the catalogue
+    Publish(PublishArgs),
+    /// Print a join line that lets one merchant or seeder be enrolled
+    Invite(InviteArgs),
+    /// Print the join line for clients
+    Join(DirArgs),
+    /// Show how the manager is
+    Status(DirArgs),
+    /// List the catalogue
+    Products(DirArgs),
+    /// Show one product, and which seeders hold it
+    Product(ProductArgs),
+    /// List enrolled merchants
+    Merchants(DirArgs),
+    /// List enrolled seeders
+    Seeders(DirArgs),
+    /// List the newest transactions
+    Transactions(DirArgs),
+    /// Show one transaction: state, deliveries, receipts
+    Transaction(TransactionArgs),
+    /// Show the ledger: every entry, every balance
+    Ledger(DirArgs),
+    /// List the newest receipts and what became of them
+    Receipts(DirArgs),
+    /// Make a transaction, an enrolment or content void
+    Revoke(RevokeArgs),
+    /// Give a transaction's money back and stop its delivery
+    Refund(TransactionArgs),
+}
+
+/// Where the data are.
+#[derive(Debug, Args)]
+pub(crate) struct DirArgs {
+    /// Data folder [default: the user's data folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Flags of `init`.
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Address to listen on; may be repeated [default: TCP and QUIC on port 4601]
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<Address>,
+    /// Address that others reach this node at, where it differs; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    external: Vec<Address>,
+    /// A setting of config.toml; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// Flags of `publish`.
+#[derive(Debug, Args)]
+pub(crate) struct PublishArgs {
+    /// File or folder
+    path: PathBuf,
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Name of the product, for people
+    #[arg(long)]
+    title: String,
+    /// Lowest price, in the currency's major unit
+    #[arg(long, value_name = "DECIMAL")]
+    price: String,
+    /// ISO 4217 code
+    #[arg(long)]
+    currency: Currency,
+    /// A rights holder's part of the price, in percent; may be repeated
+    #[arg(long = "share", value_name = "NAME=PERCENT")]
+    shares: Vec<String>,
+    /// When the key is handed out and the payment captured: at-release or on-completion
+    #[arg(long, default_value = "at-release")]
+    policy: KeyPolicy,
+    /// Bytes in a chunk: a power of two from 64KiB to 4MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    chunk_size: Option<u64>,
+    /// How long a ticket is good before it is renewed, e.g. 7d, 12h, 90s
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    lease: Option<u64>,
+    /// What seeders earn: millionths of the currency's minor unit per MiB
+    #[arg(long, value_name = "MILLIONTHS")]
+    rate: Option<u64>,
+    /// Print nothing but the product id
+    #[arg(long)]
+    id_only: bool,
+    /// Seeders that have not heard from the manager for longer than this refuse tickets, e.g. 1h [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    staleness: Option<u64>,
+}
+
+/// Whom an invitation is for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Role {
+    /// Sells
+    Merchant,
+    /// Serves
+    Seeder,
+}
+
+/// Flags of `invite`.
+#[derive(Debug, Args)]
+pub(crate) struct InviteArgs {
+    /// Whom it is for
+    role: Role,
+    #[command(flatten)]
+    dir: DirArgs,
+    /// How many may use it
+    #[arg(long, default_value_t = 1)]
+    uses: u32,
+}
+
+/// Flags of commands about one transaction.
+#[derive(Debug, Args)]
+pub(crate) struct TransactionArgs {
+    /// Transaction id
+    transaction: protocol::TransactionId,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `product`.
+#[derive(Debug, Args)]
+pub(crate) struct ProductArgs {
+    /// Product id
+    product: protocol::ProductId,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// What can be made void.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Revocable {
+    /// One purchase
+    Transaction,
+    /// A merchant's enrolment
+    Merchant,
+    /// A seeder's enrolment
+    Seeder,
+    /// Content: seeders purge it
+    Content,
+}
+
+/// Flags of `revoke`.
+#[derive(Debug, Args)]
+pub(crate) struct RevokeArgs {
+    /// What kind of thing
+    kind: Revocable,
+    /// Transaction id, peer ID or product id
+    id: String,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+impl DirArgs {
+    fn path(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| super::default_dir("manager"))
+    }
+}
+
+/// Runs one command.
+pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
+    match command {
+        Command::Init(args) => init(&args, global),
+        Command::Run(args) => serve(args, global).await,
+        Command::Publish(args) => publish(args, global).await,
+        Command::Invite(args) => invite(&args, global).await,
+        Command::Join(dir) => ask(&dir.path(), json!({"cmd": "join"}), global, |a| field(a, "join")).await,
+        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, lines).await,
+        Command::Products(dir) => ask(&dir.path(), json!({"cmd": "products"}), global, products).await,
+        Command::Product(args) => {
+            ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, lines).await
+        }
+        Command::Merchants(dir) => {
+            let columns = &["peer", "name", "enrolled_at", "until", "revoked"];
+            ask(&dir.path(), json!({"cmd": "merchants"}), global, |a| listed(a, "merchants", columns)).await
+        }
+        Command::Seeders(dir) => {
+            let columns = &["peer", "name", "origin", "here", "held", "free", "capacity", "revoked"];
+            ask(&dir.path(), json!({"cmd": "seeders"}), global, |a| listed(a, "seeders", columns)).await
+        }
+        Command::Transactions(dir) => {
+            let columns = &["id", "state", "title", "price", "client", "formed_at"];
+            ask(&dir.path(), json!({"cmd": "transactions"}), global, |a| listed(a, "transactions", columns)).await
+        }
+        Command::Transaction(args) => {
+            let request = json!({"cmd": "transaction", "id": args.transaction});
+            ask(&args.dir.path(), request, global, lines).await
+        }
+        Command::Ledger(dir) => ask(&dir.path(), json!({"cmd": "ledger"}), global, ledger).await,
+        Command::Receipts(dir) => {
+            let columns = &["at", "seeder", "transaction", "delivery", "chunks", "status", "reason"];
+            ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| listed(a, "receipts", columns)).await
+        }
+        Command::Revoke(args) => {
+            let kind = match args.kind {
+                Revocable::Transaction => "transaction",
+                Revocable::Merchant => "merchant",
+                Revocable::Seeder => "seeder",
+                Revocable::Content => "content",
+            };
+            let request = json!({"cmd": "revoke", "kind": kind, "id": args.id});
+            ask(&args.dir.path(), request, global, |a| format!("revoked; epoch {}", field(a, "epoch"))).await
+        }
+        Command::Refund(args) => {
+            let request = json!({"cmd": "refund", "id": args.transaction});
+            ask(&args.dir.path(), request, global, |a| format!("state: {}", field(a, "state"))).await
+        }
+    }
+}
+
+fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
+    let dir = args.dir.path();
+    let mut options = manager_node::InitOptions::default();
+    if !args.listen.is_empty() {
+        options.listen.clone_from(&args.listen);
+    }
+    options.external.clone_from(&args.external);
+    let report = manager_node::init(&dir, options)?;
+    config_edit::apply(&dir, &args.settings, manager_node::Config::load)?;
+    let text = format!(
+        "network {}\nmanager {}\n\nThe root key is in {}: copy it to a safe place, it can replace every other key.\nNext: willcall manager run --dir {}",
+        report.network,
+        report.peer,
+        report.root_key.display(),
+        dir.display()
+    );
+    let json = json!({"network": report.network, "peer": report.peer, "root": report.root, "dir": dir});
+    Answer::new(json, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the manager, and beside it, as an ordinary seeder with a key of its own, the origin.
+async fn serve(args: RunArgs, global: &Global) -> Result<ExitCode> {
+    let dir = args.dir.unwrap_or_else(|| super::default_dir("manager"));
+    let running = Box::pin(origin::start(&dir)).await?;
+    let manager = running.manager();
+    let facts = json!({"join": manager.join_line().to_string(), "origin": running.origin().peer_id()});
+    daemon::announce("manager", manager.handle(), facts, global.json).await?;
+    let waited = tokio::select! {
+        waited = daemon::wait(manager.supervisor(), args.until_stdin_closes) => waited,
+        reason = running.failed() => Err(anyhow::anyhow!("the node failed: {reason}")),
+    };
+    let stopped = running.stop(daemon::STOP_DEADLINE).await.context("stopping");
+    daemon::ended(waited, stopped)
+}
+
+async fn publish(args: PublishArgs, global: &Global) -> Result<ExitCode> {
+    let path = std::path::absolute(&args.path).with_context(|| format!("cannot read {}", args.path.display()))?;
+    let request = json!({
+        "cmd": "publish", "path": path, "title": args.title, "price": args.price, "currency": args.currency,
+        "shares": args.shares, "policy": args.policy, "chunk_size": args.chunk_size, "lease_ms": args.lease,
+        "rate": args.rate, "staleness_ms": args.staleness.unwrap_or(0),
+    });
+    let bar = progress::Bytes::new("publishing", global.json);
+    let answer = node::control_call(&args.dir.path(), &request, |p| {
+        let number = |name: &str| p.get(name).and_then(Value::as_u64).unwrap_or_default();
+        bar.set(number("done"), number("total"));
+    })
+    .await;
+    bar.finish();
+    let answer = answer?;
+    if args.id_only && !global.json {
+        output::line(&field(&answer, "product"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = format!(
+        "product {}\ncontent root {}\n{} files, {} -> {} of ciphertext in {} chunks",
+        field(&answer, "product"),
+        field(&answer, "root"),
+        field(&answer, "files"),
+        output::bytes(answer.get("plain_bytes").and_then(Value::as_u64).unwrap_or_default()),
+        output::bytes(answer.get("content_bytes").and_then(Value::as_u64).unwrap_or_default()),
+        field(&answer, "chunks")
+    );
+    Answer::new(answer, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn invite(args: &InviteArgs, global: &Global) -> Result<ExitCode> {
+    let role = match args.role {
+        Role::Merchant => "merchant",
+        Role::Seeder => "seeder",
+    };
+    let request = json!({"cmd": "invite", "role": role, "uses": args.uses});
+    ask(&args.dir.path(), request, global, |a| field(a, "join")).await
+}
+
+fn products(answer: &Value) -> String {
+    let table = rows(answer, "products")
+        .iter()
+        .map(|p| {
+            let size = output::bytes(p.get("plain_bytes").and_then(Value::as_u64).unwrap_or_default());
+            vec![
+                field(p, "product"),
+                field(p, "title"),
+                money(p.get("price")),
+                field(p, "policy"),
+                field(p, "files"),
+                size,
+            ]
+        })
+        .collect();
+    output::table(&["product", "title", "price", "policy", "files", "size"], table)
+}
+
+/// `{"minor": 999, "currency": "USD"}` as `9.99 USD`.
+pub(crate) fn money(amount: Option<&Value>) -> String {
+    amount
+        .and_then(|value| serde_json::from_value::<Amount>(value.clone()).ok())
+        .map_or_else(|| "-".to_owned(), |amount| amount.to_string())
+}
+
+fn ledger(answer: &Value) -> String {
+    let mut entries = Vec::new();
+    for posting in rows(answer, "postings") {
+        for entry in rows(posting, "entries") {
+            let minor = entry.get("minor").and_then(Value::as_i64).unwrap_or_default();
+            let (debit, credit) =
+                if minor > 0 { (minor.to_string(), String::new()) } else { (String::new(), (-minor).to_string()) };
+            entries.push(vec![
+                field(posting, "memo"),
+                field(entry, "account"),
+                debit,
+                credit,
+                field(entry, "currency"),
+            ]);
+        }
+    }
+    let balances = rows(answer, "accounts")
+        .iter()
+        .map(|b| vec![field(b, "account"), field(b, "minor"), field(b, "currency")])
+        .collect();
+    let trial = rows(answer, "trial_balance")
+        .iter()
+        .map(|t| {
+            format!(
+                "{}: debits {} credits {} balanced {}",
+                field(t, "currency"),
+                field(t, "debit"),
+                field(t, "credit"),
+                field(t, "balanced")
+            )
+        })
+        .collect::<Vec<_>>();
+    format!(
+        "{}\n\n{}\n\n{}",
+        output::table(&["posting", "account", "debit", "credit", "currency"], entries),
+        output::table(&["account", "balance", "currency"], balances),
+        trial.join("\n")
+    )
+}
+
+/// A table of the named fields of an array.
+pub(crate) fn listed(answer: &Value, name: &str, columns: &[&str]) -> String {
+    let table = rows(answer, name).iter().map(|row| columns.iter().map(|c| cell(row, c)).collect()).collect();
+    output::table(columns, table)
+}
+
+/// A field for people: times as dates, lists as their length.
+fn cell(row: &Value, column: &str) -> String {
+    match row.get(column) {
+        Some(Value::Number(ms)) if column == "at" || column == "until" || column.ends_with("_at") => {
+            output::time(ms.as_u64().unwrap_or_default())
+        }
+        Some(Value::Array(list)) => list.len().to_string(),
+        Some(amount @ Value::Object(_)) if amount.get("minor").is_some() => money(Some(amount)),
+        _ => field(row, column),
+    }
+}
+
+/// `64KiB`, `1MiB`, `20GB`, or plain bytes.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    parse_unit(text, &UNITS).ok_or_else(|| format!("'{text}' is no size; examples: 64KiB, 500GB, 1TiB"))
+}
+
+/// `7d`, `12h`, `5m`, `90s`, `250ms`: milliseconds.
+pub(crate) fn parse_time(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    if text.ends_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("'{text}' has no unit; examples: 7d, 12h, 90s, 250ms"));
+    }
+    parse_unit(text, &UNITS).ok_or_else(|| format!("'{text}' is no time; examples: 7d, 12h, 90s, 250ms"))
+}
+
+fn parse_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    for (unit, factor) in units {
+        if let Some(number) = text.strip_suffix(unit)
+            && let Ok(number) = number.trim().parse::<u64>()
+        {
+            return number.checked_mul(*factor);
+        }
+    }
+    text.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_need_their_units_right() {
+        assert_eq!(parse_size("64KiB").unwrap(), 65_536);
+        assert_eq!(parse_size("20GB").unwrap(), 20_000_000_000);
+        assert_eq!(parse_size("17").unwrap(), 17);
+        assert!(parse_size("x").is_err() && parse_size("1.5GB").is_err() && parse_size("99999999TiB").is_err());
+        assert_eq!(parse_time("7d").unwrap(), 604_800_000);
+        assert_eq!(parse_time("250ms").unwrap(), 250);
+        assert!(parse_time("5").is_err() && parse_time("5w").is_err());
+    }
+}

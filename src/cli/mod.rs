@@ -1,0 +1,177 @@
+//! The command line: flags to plain data, one function a command, one line for an error. Libraries never see clap.
+
+mod client;
+mod config_edit;
+mod daemon;
+mod logs;
+mod manager;
+mod merchant;
+pub(crate) mod output;
+mod progress;
+mod seeder;
+mod testnet;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use crate::demo;
+
+/// Peer-to-peer delivery of paid-for digital goods
+///
+/// A merchant sells; a manager turns the sale into a ticket for one client's peer ID; seeders deliver encrypted, verified
+/// chunks to that client alone. Try `willcall demo` first.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print one JSON object on standard output instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log level or filter: error, warn, info, debug, or e.g. willcall_seeder=debug
+    #[arg(long, global = true, env = "WILLCALL_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: logs::LogFormat,
+    /// Write the log to the end of this file instead of standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A whole sale on this machine: every node a process of its own, all twelve steps, all checks
+    Demo(demo::DemoArgs),
+    /// A local network to play with
+    #[command(subcommand)]
+    Testnet(testnet::Command),
+    /// The content manager: catalogue, tickets, receipts, ledger
+    #[command(subcommand)]
+    Manager(manager::Command),
+    /// The merchant: the shop's HTTP API, vouchers, orders
+    #[command(subcommand)]
+    Merchant(merchant::Command),
+    /// A seeder: stores ciphertext, serves ticket holders
+    #[command(subcommand)]
+    Seeder(seeder::Command),
+    /// Show this client's peer ID (made at first use): what a buyer designates
+    Id(client::IdArgs),
+    /// Buy a product at a merchant, for this client or for another
+    Buy(client::BuyArgs),
+    /// List the products of a merchant
+    Products(client::ProductsArgs),
+    /// List the tickets that wait for this client at the manager
+    Inbox(client::InboxArgs),
+    /// Fetch what a ticket stands for; goes on where an earlier fetch stopped
+    Fetch(client::FetchArgs),
+    /// Check delivered files against what was sold
+    Verify(client::VerifyArgs),
+    /// Show this client's deliveries
+    Status(client::StatusArgs),
+}
+
+/// Parses the flags, runs the command and reports how it went.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error, json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line: what failed, then its causes. With `--json` the same as an object on standard output.
+fn report(error: &anyhow::Error, json: bool) {
+    // Errors of libraries often repeat their cause in their own text: say each thing once.
+    let mut message = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            if !message.is_empty() {
+                message.push_str(": ");
+            }
+            message.push_str(&text);
+        }
+    }
+    let message = message.replace('\n', " ");
+    if json {
+        // Should standard output be gone, the exit code still tells.
+        let _ = output::line(&json!({"ok": false, "error": {"message": message}}).to_string());
+    }
+    output::note(&format!("willcall: {message}"));
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let default = match &cli.command {
+        Command::Manager(manager::Command::Run(_))
+        | Command::Merchant(merchant::Command::Run(_))
+        | Command::Seeder(seeder::Command::Run(_)) => "info",
+        _ => "error",
+    };
+    logs::start(cli.global.log.as_deref(), cli.global.log_format, cli.global.log_file.as_deref(), default)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let global = &cli.global;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(args) => Box::pin(demo::run(args, global.json)).await,
+            Command::Testnet(command) => Box::pin(testnet::run(command, global)).await,
+            Command::Manager(command) => Box::pin(manager::run(command, global)).await,
+            Command::Merchant(command) => Box::pin(merchant::run(command, global)).await,
+            Command::Seeder(command) => Box::pin(seeder::run(command, global)).await,
+            Command::Id(args) => client::id(&args, global),
+            Command::Buy(args) => Box::pin(client::buy(args, global)).await,
+            Command::Products(args) => Box::pin(client::products(args, global)).await,
+            Command::Inbox(args) => Box::pin(client::inbox(args, global)).await,
+            Command::Fetch(args) => Box::pin(client::fetch(args, global)).await,
+            Command::Verify(args) => Box::pin(client::verify(args, global)).await,
+            Command::Status(args) => client::status(&args, global).await,
+        }
+    });
+    // What still blocks (a read of a hung disk) must not keep a finished command from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+/// The default folder of a role: beside the user's other application data.
+pub(crate) fn default_dir(role: &str) -> PathBuf {
+    match std::env::var_os("WILLCALL_DIR") {
+        Some(dir) => PathBuf::from(dir).join(role),
+        // Without a home folder of the user, the folder where one is.
+        None => client_node::Home::default_dir()
+            .map_or_else(|_| PathBuf::from("willcall").join(role), |client| client.with_file_name(role)),
+    }
+}
+
+/// Reads a line of text given as itself, as `@FILE`, or as `-` for standard input.
+pub(crate) fn text_argument(text: &str) -> Result<String> {
+    use std::io::Read;
+    const LIMIT: u64 = 256 * 1024;
+    let mut out = String::new();
+    match text.strip_prefix('@') {
+        Some(path) => {
+            let file = std::fs::File::open(path).with_context(|| format!("cannot read {path}"))?;
+            file.take(LIMIT).read_to_string(&mut out).with_context(|| format!("cannot read {path}"))?;
+        }
+        None if text == "-" => {
+            std::io::stdin().take(LIMIT).read_to_string(&mut out).context("cannot read standard input")?;
+        }
+        None => out.push_str(text),
+    }
+    Ok(out.trim().to_owned())
+}

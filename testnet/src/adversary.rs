@@ -1,0 +1,119 @@
+//! Peers that do what they must not, over real connections: each hostile presentation of a ticket goes to a real
+//! seeder, and what comes back is told exactly, so that a demo or a test can show the named refusal.
+
+use std::time::Duration;
+
+use node::{Node, NodeConfig, NodeHandle, Supervisor, read_message, write_message};
+use protocol::deliver::{ClientMessage, Credential, SeederMessage};
+use protocol::ticket::{Ticket, TicketEnvelope};
+use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, codec};
+
+/// How long one presentation may take from dialling to the answer.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What is wrong with the ticket that is presented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tampering {
+    /// Nothing: it is shown as it is (by whoever presents it).
+    None,
+    /// The merchant's endorsement is left out.
+    NoEndorsement,
+    /// The lease is changed in its favour, and the manager's signature left as it was.
+    ForgedLease,
+}
+
+/// What a seeder did with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It refused, by name, before any content.
+    Refused(Refusal),
+    /// It delivered: so many bytes of content came.
+    Served {
+        /// Bytes of the first chunk.
+        bytes: u64,
+    },
+}
+
+/// Why nothing could be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PresentError {
+    /// The seeder could not be reached.
+    #[error(transparent)]
+    Open(#[from] node::OpenError),
+    /// The node of the presenting peer did not start.
+    #[error(transparent)]
+    Start(#[from] node::StartError),
+    /// The stream broke without an answer.
+    #[error(transparent)]
+    Frame(#[from] node::FrameError),
+    /// The stream ended, or went on, without an answer.
+    #[error("the seeder {0}")]
+    NoAnswer(&'static str),
+    /// The ticket cannot be changed in this way.
+    #[error("the ticket cannot be tampered with: {0}")]
+    Tamper(#[from] codec::CodecError),
+}
+
+/// Presents `envelope`'s ticket to `seeder` under the key `presenter`, and asks for the first chunk.
+///
+/// # Errors
+/// [`PresentError`] when the seeder neither refused nor served.
+pub async fn present(
+    presenter: &Keypair,
+    envelope: &TicketEnvelope,
+    tampering: Tampering,
+    seeder: &PeerAddrs,
+) -> Result<Outcome, PresentError> {
+    let supervisor = Supervisor::new();
+    let config = NodeConfig { gossip: false, ..NodeConfig::new(presenter.clone()) };
+    let node = Node::start(config, &supervisor).await?;
+    let outcome = tokio::time::timeout(LIMIT, exchange(&node, tamper(&envelope.ticket, tampering)?, seeder)).await;
+    // Nothing of value runs here; what does not end in time is aborted.
+    let _ = supervisor.shutdown(Duration::from_secs(5)).await;
+    outcome.unwrap_or(Err(PresentError::NoAnswer("did not answer in time")))
+}
+
+async fn exchange(node: &NodeHandle, ticket: Ticket, seeder: &PeerAddrs) -> Result<Outcome, PresentError> {
+    let mut stream = node.open(seeder, node::Protocol::new(protocol::deliver::PROTOCOL), LIMIT).await?;
+    let closed = PresentError::NoAnswer("closed the stream without an answer");
+    match read_message::<SeederMessage, _>(&mut stream).await?.ok_or(closed)? {
+        SeederMessage::Greeting { .. } => {}
+        SeederMessage::Refusal(refusal) => return Ok(Outcome::Refused(refusal)),
+        _ => return Err(PresentError::NoAnswer("said something before its greeting")),
+    }
+    let credential = Credential::Ticket(Box::new(ticket));
+    write_message(&mut stream, &ClientMessage::Hello { credential, last_ack: None }).await?;
+    // Asking at once shows that no byte comes before the checks are through.
+    let want = ClientMessage::Want { chunks: ChunkSet::from_range(0..1) };
+    let asked = write_message(&mut stream, &want).await;
+    loop {
+        match read_message::<SeederMessage, _>(&mut stream).await? {
+            Some(SeederMessage::Refusal(refusal)) => return Ok(Outcome::Refused(refusal)),
+            Some(SeederMessage::Chunk { length, .. }) => return Ok(Outcome::Served { bytes: u64::from(length) }),
+            Some(_) => {}
+            None => {
+                asked?;
+                return Err(PresentError::NoAnswer("closed the stream without an answer"));
+            }
+        }
+    }
+}
+
+/// Changes a ticket as told.
+///
+/// # Errors
+/// The ticket's lease cannot be read.
+pub fn tamper(ticket: &Ticket, tampering: Tampering) -> Result<Ticket, codec::CodecError> {
+    let mut ticket = ticket.clone();
+    match tampering {
+        Tampering::None => {}
+        Tampering::NoEndorsement => ticket.endorsement = None,
+        Tampering::ForgedLease => {
+            let mut lease = ticket.lease.peek()?;
+            lease.allowance = lease.allowance.saturating_mul(1000);
+            lease.ceiling = lease.ceiling.saturating_mul(1000);
+            ticket.lease = ticket.lease.with_body_forged(&lease);
+        }
+    }
+    Ok(ticket)
+}
