@@ -293,6 +293,7 @@ fn seeders_of_1_4_and_16_units_finish_within_a_tenth_of_the_ideal() {
                     .map(|chunk_ms| Line { latency, uneven, ..Line::new(chunk_ms, whole(total)) })
                     .collect();
                 let ideal = ideal(total, &lines);
+                for seed in 1..8 { let o = Sim::new(total, lines.clone(), seed).run(); print!("{:.1} ", (o.ms as f64 / ideal - 1.0)*100.0); }
                 let outcome = Sim::new(total, lines, 1).run();
                 let over = outcome.ms as f64 / ideal - 1.0;
                 let duplicates = f64::from(outcome.duplicates) / f64::from(total);

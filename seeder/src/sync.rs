@@ -64,7 +64,7 @@ pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError
 pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let mut contact =
-        Contact { back_off: BackOff::new(seeder.config.retry_ms), epochs_known: false, renewed: None, join, seeder };
+        Contact { back_off: BackOff::new(seeder.config.retry_ms), up_to_date: false, renewed: None, join, seeder };
     loop {
         let wait = match contact.round().await {
             Ok(()) => {
@@ -83,7 +83,8 @@ pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<
         };
         tokio::select! {
             () = token.cancelled() => return Ok(()),
-            () = contact.seeder.wake.sync.notified() => {}
+            // Something may be new at the manager: keys and revocations are asked for, too.
+            () = contact.seeder.wake.sync.notified() => contact.up_to_date = false,
             () = tokio::time::sleep(wait) => {}
         }
         if token.is_cancelled() {
@@ -96,8 +97,8 @@ struct Contact {
     seeder: Arc<Seeder>,
     join: JoinLine,
     back_off: BackOff,
-    /// The manager was asked for epochs since the start.
-    epochs_known: bool,
+    /// The manager was asked for news since the start, and since the last nudge.
+    up_to_date: bool,
     renewed: Option<Instant>,
 }
 
@@ -155,7 +156,7 @@ impl Contact {
     async fn fresh(&mut self) -> Result<(), SyncError> {
         let seeder = Arc::clone(&self.seeder);
         let heard = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
-        if now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms || !self.epochs_known {
+        if now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms || !self.up_to_date {
             match seeder.manager.ask(&MeshRequest::Heartbeat).await? {
                 MeshResponse::Heartbeat(signed) => match seeder.network.take_heartbeat(signed.clone()).await {
                     // Signed by a key of a newer key set.
@@ -187,7 +188,7 @@ impl Contact {
                 return Err(AskError::Unexpected("a question for revocation epochs").into());
             }
         }
-        self.epochs_known = true;
+        self.up_to_date = true;
         Ok(())
     }
 

@@ -77,7 +77,7 @@ impl Workshop {
     pub(crate) async fn run(&self, name: &str, args: impl IntoIterator<Item = OsString>) -> Result<Value> {
         let args: Vec<OsString> = args.into_iter().collect();
         let (mut command, log) = self.command(name, &args)?;
-        let output = command.stdin(Stdio::null()).output().await.context("cannot start a process of this program")?;
+        let output = finished(command.stdin(Stdio::null())).await?;
         let shown = shown(&args);
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
@@ -93,7 +93,7 @@ impl Workshop {
         let args: Vec<OsString> = args.into_iter().collect();
         let (mut command, log) = self.command(name, &args)?;
         command.arg("--log-file").arg(&log).arg("--progress").stderr(Stdio::inherit()).stdin(Stdio::null());
-        let output = command.output().await.context("cannot start a process of this program")?;
+        let output = finished(&mut command).await?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             bail!("`{}` failed: {}", shown(&args), text.trim());
@@ -122,6 +122,12 @@ impl Workshop {
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok(Daemon { name: name.to_owned(), child, log, ready })
     }
+}
+
+/// Runs a command to its end. (`Command::output` would take standard error for itself.)
+async fn finished(command: &mut Command) -> Result<std::process::Output> {
+    let child = command.spawn().context("cannot start a process of this program")?;
+    child.wait_with_output().await.context("cannot wait for a process of this program")
 }
 
 fn line_timed_out(child: &mut Child) -> bool {

@@ -48,7 +48,10 @@ impl Run<'_> {
                 }
                 !cancel.is_cancelled()
             };
-            Ok(unpack(&mut plain, &listed, &selection, &dir, &mut report)?)
+            match unpack(&mut plain, &listed, &selection, &dir, &mut report) {
+                Err(UnpackError::Stopped) => Err(FetchError::Cancelled),
+                other => Ok(other?),
+            }
         })
         .await
     }

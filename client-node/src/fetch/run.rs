@@ -30,7 +30,7 @@ use crate::verify::{VerifyTarget, verify};
 /// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
 pub(super) const ROUNDS: u32 = 4;
 /// For the completion of a product whose key is here already: the manager gets it from the seeders, too.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Reporter = watch::Sender<FetchProgress>;
 

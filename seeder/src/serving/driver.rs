@@ -5,7 +5,7 @@
 //! with what this one really sent.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl Driver {
         let counts = self.parts.seeder.counts.clone();
         let limit = Duration::from_millis(self.parts.seeder.config.write_ms);
         let mut sending = Box::pin(send(writer, queue, &progress, &counts, limit).fuse());
-        let end = self.converse(&mut reader, &outgoing, sending.as_mut()).await;
+        let end = self.converse(&mut reader, &outgoing, sending.as_mut(), &progress).await;
 
         progress.cut.store(true, Ordering::Release);
         let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
@@ -132,6 +132,7 @@ impl Driver {
         reader: &mut R,
         outgoing: &mpsc::Sender<Outgoing>,
         mut sending: Sending<'_>,
+        progress: &Progress,
     ) -> End {
         let (heard, mut messages) = mpsc::channel(MESSAGES);
         let mut listening = Box::pin(listen(reader, heard).fuse());
@@ -189,13 +190,16 @@ impl Driver {
                         }
                     }
                 }
+                () = progress.noticed.notified() => {
+                    let error = progress.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    return End::Refused(self.no_chunk(&error.unwrap_or(ChunkError::Gone)));
+                }
                 sent = sending.as_mut(), if !sending.is_terminated() => return match sent {
                     // Impossible while the queue is open.
                     Ok(_) | Err(SendEnd::Broken) => End::Gone,
                     Err(SendEnd::Slow) => {
                         End::Refused(Refusal::new(RefusalCode::Idle, "a chunk was not taken in time"))
                     }
-                    Err(SendEnd::Chunk(error)) => End::Refused(self.no_chunk(&error)),
                 },
                 place = outgoing.reserve(), if !room => drop(place),
                 () = tokio::time::sleep_until(deadline), if room => {}

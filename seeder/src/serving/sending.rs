@@ -2,13 +2,14 @@
 //! as they lie on disk, straight after their frame.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use node::FrameError;
 use protocol::codec::{self, Wire};
 use protocol::deliver::SeederMessage;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::chunks::{ChunkBytes, ChunkError};
@@ -34,6 +35,18 @@ pub(super) struct Progress {
     pub(super) begun: AtomicU32,
     /// Set: chunks that are not begun are passed over.
     pub(super) cut: AtomicBool,
+    /// Why a chunk could not be sent. Sending goes on without chunks, so that the client can be told.
+    pub(super) failed: Mutex<Option<ChunkError>>,
+    /// Woken when `failed` is set.
+    pub(super) noticed: Notify,
+}
+
+impl Progress {
+    fn fail(&self, error: ChunkError) {
+        self.cut.store(true, Ordering::Release);
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.noticed.notify_one();
+    }
 }
 
 /// Why sending ended before the queue did.
@@ -43,8 +56,6 @@ pub(super) enum SendEnd {
     Slow,
     /// The stream broke.
     Broken,
-    /// There is no chunk to send.
-    Chunk(ChunkError),
 }
 
 /// Sends until the queue ends.
@@ -66,8 +77,14 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
                     Ok(Ok(bytes)) => bytes,
                     // Cut while it was being read: what became of it does not matter any more.
                     _ if progress.cut.load(Ordering::Acquire) => continue,
-                    Ok(Err(error)) => return Err(SendEnd::Chunk(error)),
-                    Err(error) => return Err(SendEnd::Chunk(ChunkError::Disk(error.to_string()))),
+                    Ok(Err(error)) => {
+                        progress.fail(error);
+                        continue;
+                    }
+                    Err(error) => {
+                        progress.fail(ChunkError::Disk(error.to_string()));
+                        continue;
+                    }
                 };
                 if progress.cut.load(Ordering::Acquire) {
                     continue;

@@ -85,7 +85,7 @@ async fn each_refusal_has_its_name_and_costs_no_content() {
 
     let status = seeder.status().unwrap();
     assert_eq!(status["refusals"]["bad-endorsement"], 4, "{status}");
-    assert_eq!(status["chunks-sent"], 0);
+    assert_eq!(status["chunks_sent"], 0);
     stop(seeder).await;
 }
 

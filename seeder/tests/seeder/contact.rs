@@ -48,7 +48,7 @@ async fn a_revoked_seeder_serves_nobody_and_says_why() {
     assert_eq!(talk.refusal().await.code, RefusalCode::Revoked);
     assert_eq!(client.open(&at).await.refusal().await.code, RefusalCode::Revoked);
     let status = seeder.status().unwrap();
-    assert!(status["not-serving-because"].as_str().unwrap().contains("revoked"), "{status}");
+    assert!(status["not_serving_because"].as_str().unwrap().contains("revoked"), "{status}");
     stop(seeder).await;
 }
 
@@ -61,9 +61,6 @@ async fn only_a_manager_may_nudge() {
     let answer: SeederResponse =
         stranger.node.call(&seeder.peer_addrs(), protocol, &SeederRequest::Nudge, LIMIT).await.unwrap();
     assert!(matches!(answer, SeederResponse::Refused(refusal) if refusal.code == RefusalCode::NotEntitled));
-    assert!(
-        stranger.node.open(&seeder.peer_addrs(), node::Protocol::new(MESH_PROTOCOL), LIMIT).await.is_ok_and(|_| true)
-    );
     stop(seeder).await;
 }
 

@@ -48,7 +48,7 @@ async fn received(world: &World, transaction: TransactionId, chunks: u32) {
 async fn all_marked(seeder: &seeder::Running) {
     eventually("all receipts marked", || async {
         let status = seeder.status().unwrap();
-        let done = status["batches-waiting"] == 0 && status["receipts-due"] == 0 && status["batches-made"] != 0;
+        let done = status["batches_waiting"] == 0 && status["receipts_due"] == 0 && status["batches_made"] != 0;
         done.then_some(())
     })
     .await;

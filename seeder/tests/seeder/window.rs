@@ -107,7 +107,7 @@ async fn a_whole_content_comes_through_a_growing_window() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(seeder.status().unwrap()["chunks-sent"], 200);
+    assert_eq!(seeder.status().unwrap()["chunks_sent"], 200);
     stop(seeder).await;
 }
 
