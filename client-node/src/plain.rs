@@ -184,7 +184,6 @@ impl<F: Frames> Plain<F> {
         let bytes = self.bytes(head - HEADER_LEN as u64)?;
         let list: FileList = codec::decode(&bytes).map_err(|e| malformed(e.to_string()))?;
         list.check()?;
-        check_links(&list)?;
         let files = list.total_size();
         if files.and_then(|files| files.checked_add(head)) != Some(self.length) {
             return Err(malformed("the sizes of its files do not make up its length"));
@@ -201,37 +200,4 @@ pub(crate) struct Listed {
     pub(crate) bytes: Vec<u8>,
     /// Where the first file begins among the plain bytes.
     pub(crate) head: u64,
-}
-
-/// By its text alone a link `a/b/../../x` stays inside; where `a/b` is itself a link to somewhere higher up, the system
-/// follows it out. A link may lead through another one, but not back up from there.
-fn check_links(list: &FileList) -> Result<(), PlainError> {
-    use std::collections::HashSet;
-    let links: HashSet<String> = list
-        .entries
-        .iter()
-        .filter(|entry| matches!(entry.kind, pack::EntryKind::Link { .. }))
-        .map(|entry| entry.path.to_lowercase())
-        .collect();
-    for entry in &list.entries {
-        let pack::EntryKind::Link { target } = &entry.kind else { continue };
-        let mut at: Vec<&str> = entry.path.split('/').collect();
-        at.pop();
-        let mut through_link = false;
-        for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
-            if part == ".." {
-                // Letters that a file system may compose or fold in ways of its own are not reasoned about.
-                if through_link || at.iter().any(|name| !name.is_ascii()) && links.len() > 1 {
-                    let path = entry.path.escape_debug().take(200).collect();
-                    let why = "a symbolic link that goes up again behind another one";
-                    return Err(PackError::Path { path, why }.into());
-                }
-                at.pop();
-            } else {
-                at.push(part);
-                through_link |= links.contains(&at.join("/").to_lowercase());
-            }
-        }
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 mod clock;
 mod content_store;
 mod fetch;
+mod pace;
 
 pub use content_store::{
     Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError, FinishError, NoSpace,
@@ -14,3 +15,4 @@ pub use fetch::{
     AckMemory, AckStore, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,
     SourceProgress, SourceReport, Stall, StallCause, fetch,
 };
+pub use pace::{Pace, Pacing, Rate};

@@ -30,6 +30,10 @@ const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 pub(crate) const MAX_PRODUCTS: usize = 100_000;
 /// Longest title, bytes, by the protocol.
 const MAX_TITLE: usize = 200;
+/// A catalogue younger than this is shown as it is, milliseconds: a crowd of buyers asks the manager once a second.
+const FRESH_MS: u64 = 1000;
+/// How long somebody who looks at the products waits for a newer catalogue.
+const FRESH_WAIT: Duration = Duration::from_secs(2);
 /// An unknown product makes the catalogue be fetched at once, but no more often than this: who asks sooner waits.
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
 
@@ -339,6 +343,19 @@ impl Link {
             tracing::debug!(%error, "catalogue not fetched");
         }
         self.catalogue().products.get(&id).cloned()
+    }
+
+    /// Looks for news in the catalogue, where the copy here is not of this moment. A manager that is away or slow costs
+    /// the caller only a short wait: what is here is as good as it was.
+    pub(crate) async fn freshen(&self) {
+        if now_ms().saturating_sub(self.catalogue().fetched_at) < FRESH_MS {
+            return;
+        }
+        match tokio::time::timeout(FRESH_WAIT, self.fetch_catalogue(Instant::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "catalogue not refreshed"),
+            Err(_) => tracing::debug!("catalogue not refreshed in time"),
+        }
     }
 
     /// Products after the given one.

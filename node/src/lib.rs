@@ -16,6 +16,7 @@ mod key_file;
 pub mod listen_memory;
 mod metrics;
 mod metrics_server;
+mod muxer;
 mod signals;
 mod streams;
 mod supervisor;

@@ -12,13 +12,14 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, noise,
-    ping, tcp, tls, yamux,
+    ping, tcp, tls,
 };
 use protocol::Address;
 
 use crate::config::{DhtMode, NodeConfig};
 use crate::gossip;
 use crate::metrics::NodeMetrics;
+use crate::muxer::Yamux;
 use crate::streams;
 
 /// Protocol name of the DHT: not the public network's, so that the two never mix.
@@ -120,7 +121,7 @@ pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<
             tcp::Config::new().nodelay(true),
             // TLS first: it is the faster of the two here; Noise stays for peers without it.
             (tls::Config::new, noise::Config::new),
-            yamux::Config::default,
+            Yamux::default,
         )
         .map_err(|error| setup("TCP", format!("{error:?}")))?
         .with_quic_config(|mut quic| {

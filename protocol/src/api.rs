@@ -12,6 +12,7 @@ use crate::receipt::{Completion, Mark, SealedBatch};
 use crate::refusal::Refusal;
 use crate::replication::Placement;
 use crate::signed::Signed;
+use crate::statement::{Explanation, Statement};
 use crate::ticket::{Endorsement, KeyGrant, TicketEnvelope, TransactionData};
 use crate::trust::{Heartbeat, JoinLine, KeySet, RevocationEpoch};
 use crate::wire;
@@ -124,6 +125,11 @@ pub enum SalesRequest {
         /// Which.
         transactions: Vec<TransactionId>,
     },
+    /// Everything signed of one transaction of this merchant, as an evidence file.
+    Evidence {
+        /// Which.
+        transaction: TransactionId,
+    },
 }
 
 /// A reservation request: the payment data are in (as a commitment), the client is designated.
@@ -172,6 +178,8 @@ pub enum SalesResponse {
     States(Vec<Option<TransactionState>>),
     /// No.
     Refused(Refusal),
+    /// To [`SalesRequest::Evidence`]: [`crate::evidence::EvidencePack::to_bytes`].
+    Evidence(Vec<u8>),
 }
 
 impl SalesResponse {
@@ -297,6 +305,16 @@ pub enum MeshRequest {
         /// Its digest.
         digest: Digest,
     },
+    /// The statement of this seeder after the given number.
+    Statement {
+        /// Last one held, 0 for none.
+        after: u64,
+    },
+    /// What became of a receipt of this seeder.
+    Explain {
+        /// [`crate::receipt::Receipt::id`].
+        receipt: Digest,
+    },
 }
 
 /// Answers to seeders.
@@ -318,6 +336,10 @@ pub enum MeshResponse {
     Manifest(Signed<Manifest>),
     /// No.
     Refused(Refusal),
+    /// To [`MeshRequest::Statement`]; absent when there is none after that number.
+    Statement(Option<Box<Signed<Statement>>>),
+    /// To [`MeshRequest::Explain`].
+    Explained(Box<Explanation>),
 }
 
 impl MeshResponse {
@@ -329,7 +351,7 @@ impl MeshResponse {
 
 wire! {
     SalesRequest => 16 * 1024,
-    SalesResponse => 128 * 1024,
+    SalesResponse => 768 * 1024,
     MailboxRequest => 4 * 1024,
     MailboxResponse => 128 * 1024,
     MeshRequest => 96 * 1024,

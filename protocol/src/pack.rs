@@ -132,7 +132,9 @@ impl FileList {
                 return Err(PackError::Merged(other.path.clone(), entry.path.clone()));
             }
         }
-        Ok(())
+        let is_link =
+            |path: &str| matches!(seen.get(&folded(path)), Some(e) if matches!(e.kind, EntryKind::Link { .. }));
+        self.entries.iter().try_for_each(|entry| check_detours(entry, is_link))
     }
 
     /// Bytes of all files together; `None` when they do not fit in 64 bits.
@@ -184,6 +186,26 @@ pub fn check_link(path: &str, target: &str) -> Result<(), PackError> {
             "" | "." => {}
             ".." => depth = depth.checked_sub(1).ok_or_else(outside)?,
             _ => depth += 1,
+        }
+    }
+    Ok(())
+}
+
+/// By its text alone a link to `a/b/../../x` stays inside; where `a/b` is itself a link to somewhere higher up, the
+/// system follows it out. A link may lead through another one, but not up again behind it.
+fn check_detours(entry: &Entry, is_link: impl Fn(&str) -> bool) -> Result<(), PackError> {
+    let EntryKind::Link { target } = &entry.kind else { return Ok(()) };
+    let mut at: Vec<&str> = entry.path.split('/').collect();
+    at.pop();
+    let mut behind_link = false;
+    for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        if part != ".." {
+            at.push(part);
+            behind_link |= is_link(&at.join("/"));
+        } else if behind_link {
+            return Err(path_error(&entry.path, "a symbolic link that goes up again behind another one"));
+        } else {
+            at.pop();
         }
     }
     Ok(())
@@ -261,6 +283,13 @@ mod tests {
             vec![("x", link("../y"))],
             vec![("x", link("/y"))],
             vec![("d", EntryKind::Folder), ("d/x", link("../../y"))],
+            vec![
+                ("d", EntryKind::Folder),
+                ("d/e", EntryKind::Folder),
+                ("d/e/l", link("../..")),
+                ("m", link("d/e/l/../../x")),
+            ],
+            vec![("É", link("x")), ("m", link("e\u{301}/../x"))],
             vec![("Read", file()), ("read", file())],
             vec![("é", file()), ("e\u{301}", file())],
             vec![("x", file()), ("x", file())],

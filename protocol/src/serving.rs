@@ -248,6 +248,8 @@ impl ServeMachine {
                 if !self.held.is_superset(&chunks) {
                     return Err(Refusal::new(RefusalCode::BadWant, "it names chunks that this seeder does not hold"));
                 }
+                // Wanted again before the client was told that it is cancelled: then it was not.
+                self.cancelled = self.cancelled.difference(&chunks);
                 self.queue = self.queue.union(&chunks);
                 if self.queue.range_count() > MAX_QUEUED_RANGES {
                     return Err(Refusal::new(RefusalCode::BadWant, "too many scattered chunks wanted at once"));
@@ -324,6 +326,13 @@ impl ServeMachine {
     /// Tells the machine that more chunks are held now (replication goes on while serving).
     pub fn hold(&mut self, held: ChunkSet) {
         self.held = held;
+    }
+
+    /// Chunks are on their way out, and it is this end that takes its time (a limit on what it sends). The client has
+    /// nothing to answer yet: its time begins anew.
+    pub fn sending(&mut self, now: u64) {
+        self.last_active = now;
+        self.blocked_since = self.blocked_since.map(|_| now);
     }
 
     /// What to do next; `None` means wait for a message, for [`ServeMachine::persisted`], or until

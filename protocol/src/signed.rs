@@ -43,6 +43,12 @@ pub enum Purpose {
     ReceiptBatch,
     /// [`crate::receipt::Mark`]
     Mark,
+    /// [`crate::statement::Statement`]
+    Statement,
+    /// [`crate::evidence::DeliveryRecord`]
+    DeliveryRecord,
+    /// [`crate::evidence::NonDelivery`]
+    NonDelivery,
 }
 
 /// First bytes of every signed message.

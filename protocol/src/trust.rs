@@ -35,7 +35,7 @@ pub enum KeyPurpose {
     Enrolment,
     /// Revocation epochs and heartbeats.
     Revocation,
-    /// Marks and statements.
+    /// Marks, statements, and what is said of a delivery in evidence.
     Settlement,
     /// Receipt batches are sealed to it; it signs nothing.
     ReceiptSealing,
@@ -59,7 +59,10 @@ impl KeyPurpose {
                 | (KeyPurpose::Ticket, Purpose::TransactionData | Purpose::Lease | Purpose::ReplicationOrder)
                 | (KeyPurpose::Enrolment, Purpose::MerchantCert | Purpose::SeederCert)
                 | (KeyPurpose::Revocation, Purpose::RevocationEpoch | Purpose::Heartbeat)
-                | (KeyPurpose::Settlement, Purpose::Mark)
+                | (
+                    KeyPurpose::Settlement,
+                    Purpose::Mark | Purpose::Statement | Purpose::DeliveryRecord | Purpose::NonDelivery
+                )
         )
     }
 }

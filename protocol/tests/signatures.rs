@@ -176,7 +176,7 @@ fn a_batch_of_receipts_opens_at_its_place_only() {
     let gossiped = codec::encode(&GossipedBatch { certificate, batch: signed.clone() });
     let receipt_bytes = codec::encode(&world::samples::receipt());
     assert!(!gossiped.windows(64).any(|w| receipt_bytes.windows(64).any(|r| r == w)));
-    assert!(matches!(codec::decode::<MeshRequest>(&codec::encode(&MeshRequest::Receipts(signed))), Ok(_)));
+    assert!(codec::decode::<MeshRequest>(&codec::encode(&MeshRequest::Receipts(signed))).is_ok());
 }
 
 #[test]

@@ -48,6 +48,11 @@ pub struct Config {
     /// Memory for chunks on their way from disk to clients; clients that would need more are told to come back. Default:
     /// 1073741824 (1 GiB), enough for 256 deliveries of 1 MiB chunks.
     pub serve_memory: u64,
+    /// Bytes per second that all deliveries together send at most; 0 for no limit. `willcall seeder limit` changes it
+    /// while the seeder runs. Default: 0.
+    pub upload_limit: u64,
+    /// Bytes per second that each delivery sends at most; 0 for no limit. Default: 0.
+    pub upload_limit_per_delivery: u64,
     /// Tickets that pay less are refused: millionths of the minor unit per MiB. Default: 0.
     pub min_rate: u64,
     /// Contents that this seeder neither holds nor serves, by content id. Default: none.
@@ -110,6 +115,8 @@ impl Default for Config {
             max_deliveries: 256,
             max_deliveries_per_peer: 8,
             serve_memory: 1024 * MIB,
+            upload_limit: 0,
+            upload_limit_per_delivery: 0,
             min_rate: 0,
             deny: Vec::new(),
             hello_ms: 10 * SECOND,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use delivery::ContentStore;
+use delivery::{ContentStore, Pace, Rate};
 use node::{NodeHandle, Supervisor};
 use protocol::{Address, Keypair, PeerId};
 use store::Db;
@@ -31,7 +31,23 @@ pub(crate) struct Seeder {
     pub(crate) supervisor: Supervisor,
     pub(crate) wake: Wake,
     pub(crate) notes: Notes,
+    pub(crate) upload: Upload,
     addresses: RwLock<Vec<Address>>,
+}
+
+/// How fast chunks are sent; changed by command while the seeder runs.
+pub(crate) struct Upload {
+    /// All deliveries together; they take turns.
+    pub(crate) process: Arc<Pace>,
+    /// Each delivery.
+    pub(crate) per_delivery: Rate,
+}
+
+impl Upload {
+    /// Bytes per second; 0 for no limit.
+    pub(crate) fn new(process: u64, per_delivery: u64) -> Self {
+        Upload { process: Arc::new(Pace::new(Rate::new(process))), per_delivery: Rate::new(per_delivery) }
+    }
 }
 
 /// Nudges for the chores: each does its round at once instead of at its next regular time.
@@ -93,6 +109,7 @@ impl Seeder {
         let counts = Counts::register(parts.node.metrics());
         let chunks = Arc::new(ChunkReader::new(counts.clone()));
         let deliveries = Deliveries::new(&parts.config);
+        let upload = Upload::new(parts.config.upload_limit, parts.config.upload_limit_per_delivery);
         Seeder {
             peer: parts.keypair.peer_id(),
             keypair: parts.keypair,
@@ -108,6 +125,7 @@ impl Seeder {
             supervisor: parts.supervisor,
             wake: Wake::default(),
             notes: Notes::default(),
+            upload,
             addresses: RwLock::default(),
         }
     }

@@ -3,6 +3,8 @@
 //!
 //! - `status`: everything an operator looks at first.
 //! - `receipts` (`limit`, default 20): the newest receipts and where they are: `queued`, `sent` or `marked`.
+//! - `limit` (`upload`, `upload_per_delivery`): bytes per second from now on, 0 for no limit; what is absent stays. Answers
+//!   with the limits in force. At the next start those of the configuration hold again.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
 use std::ops::ControlFlow;
@@ -39,13 +41,41 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
             in_background(move || Ok(receipts(&seeder, limit)?)).await
         }
+        Some("limit") => limit(&seeder, &request),
         Some("scrub") => scrub(seeder, progress).await,
         other => {
             let name = other.unwrap_or("none");
-            let text = format!("unknown command '{name}'; a seeder knows status, receipts and scrub");
+            let text = format!("unknown command '{name}'; a seeder knows status, receipts, limit and scrub");
             Err(ControlError::new("unknown-command", text))
         }
     }
+}
+
+/// The limits in force.
+fn limits(seeder: &Seeder) -> Value {
+    json!({
+        "upload": seeder.upload.process.rate().get(),
+        "upload_per_delivery": seeder.upload.per_delivery.get(),
+    })
+}
+
+fn limit(seeder: &Seeder, request: &Value) -> Result<Value, ControlError> {
+    let rates = [("upload", seeder.upload.process.rate()), ("upload_per_delivery", &seeder.upload.per_delivery)];
+    let asked = rates.map(|(name, rate)| (name, rate, request.get(name).filter(|value| !value.is_null())));
+    // All of it or nothing.
+    if let Some((name, ..)) = asked.iter().find(|(_, _, value)| value.is_some_and(|value| value.as_u64().is_none())) {
+        return Err(ControlError::new(
+            "bad-request",
+            format!("{name} is a number of bytes per second, 0 for no limit"),
+        ));
+    }
+    for (name, rate, value) in asked {
+        if let Some(value) = value.and_then(Value::as_u64) {
+            rate.set(value);
+            tracing::info!(limit = name, bytes_per_second = value, "limit changed");
+        }
+    }
+    Ok(limits(seeder))
 }
 
 async fn in_background(
@@ -100,6 +130,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "used_bytes": seeder.contents.total_bytes(),
         "free_bytes": seeder.free(),
         "content_dir": seeder.contents.root(),
+        "limits": limits(seeder),
         "deliveries": deliveries,
         "max_deliveries": max,
         "deliveries_begun": seeder.counts.deliveries_begun.get(),

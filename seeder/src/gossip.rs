@@ -52,15 +52,22 @@ fn conclude(seeder: &Seeder, message: GossipMessage, verdict: Verdict) {
 /// Listens to the manager's news.
 pub(crate) async fn hear_news(seeder: Arc<Seeder>) -> Result<(), NewsError> {
     let mut topic = seeder.node.subscribe(&news_topic(&seeder.network.id), QUEUE).await?;
-    // Ends when the node stops.
-    while let Some(message) = topic.next().await {
+    let token = seeder.supervisor.token();
+    loop {
+        // The network outlasts those who use it: not to wait for its end is what lets it end.
+        let message = tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            message = topic.next() => match message {
+                Some(message) => message,
+                None => return Ok(()),
+            },
+        };
         let verdict = match codec::decode::<News>(&message.data) {
             Ok(news) => judge_news(&seeder, news).await?,
             Err(error) => Verdict::Blame(Refusal::from(error).code),
         };
         conclude(&seeder, message, verdict);
     }
-    Ok(())
 }
 
 /// Why news are heard no longer.

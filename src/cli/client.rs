@@ -299,7 +299,7 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
         format!("{} is here already, and sound", outcome.path.display())
     } else {
         format!(
-            "{}\n{} files, {} ({} of ciphertext in {} s, {rate} MiB/s, from {} seeders{})",
+            "{}\n{} files, {} ({} of ciphertext in {} s, {rate} MiB/s, seeders: {}{})",
             outcome.path.display(),
             outcome.files,
             output::bytes(outcome.plain_bytes),

@@ -41,7 +41,8 @@ pub(crate) async fn announce(role: &str, node: &NodeHandle, mut facts: Value, js
         return output::line(&facts.to_string());
     }
     let listed = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    let mut text = format!("{role} {} is ready on {listed}", node.peer_id());
+    let on = if listed.is_empty() { String::new() } else { format!(" on {listed}") };
+    let mut text = format!("{role} {} is ready{on}", node.peer_id());
     for (name, value) in facts.as_object().into_iter().flatten() {
         if let (Value::String(value), false) = (value, matches!(name.as_str(), "role" | "peer")) {
             text.push_str(&format!("\n{name}: {value}"));

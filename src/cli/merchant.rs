@@ -11,7 +11,7 @@ use protocol::{Address, Currency};
 use serde_json::{Value, json};
 
 use super::daemon::{self, RunArgs, ask, lines};
-use super::output::{Answer, field, rows};
+use super::output::{self, Answer, field, rows};
 use super::{Global, config_edit, manager};
 
 /// Commands of the merchant.
@@ -115,8 +115,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, codes).await
         }
         Command::Vouchers(Vouchers::List(dir)) => {
-            let columns = &["id", "issued", "available", "held", "spent", "issued_at"];
-            ask(&dir.path(), json!({"cmd": "vouchers-list"}), global, |a| manager::listed(a, "vouchers", columns)).await
+            ask(&dir.path(), json!({"cmd": "vouchers-list"}), global, vouchers).await
         }
         Command::Orders(dir) => {
             let columns = &["order", "stage", "transaction", "amount", "client", "created_at"];
@@ -160,4 +159,21 @@ async fn serve(args: RunArgs, global: &Global) -> Result<ExitCode> {
 
 fn codes(answer: &Value) -> String {
     rows(answer, "codes").iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
+}
+
+/// Vouchers with their balances as money: JSON has minor units.
+fn vouchers(answer: &Value) -> String {
+    let table = rows(answer, "vouchers")
+        .iter()
+        .map(|v| {
+            let money = |name: &str| {
+                let currency = v.pointer("/issued/currency").cloned().unwrap_or_default();
+                let minor = v.get(name).cloned().unwrap_or_default();
+                manager::money(Some(&json!({"minor": minor, "currency": currency})))
+            };
+            let id = field(v, "id").chars().take(16).collect();
+            vec![id, manager::money(v.get("issued")), money("available"), money("held"), money("spent")]
+        })
+        .collect();
+    output::table(&["voucher", "issued", "available", "held", "spent"], table)
 }

@@ -51,7 +51,8 @@ pub(crate) struct InitArgs {
     /// Disk space offered, e.g. 500GB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     capacity: u64,
-    /// Address to listen on; may be repeated [default: TCP and QUIC on port 4602]
+    /// Address to listen on; may be repeated [default: TCP and QUIC, ports chosen at the
+    /// first start and kept]
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<Address>,
     /// Address that others reach this node at, where it differs; may be repeated

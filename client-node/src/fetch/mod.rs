@@ -10,9 +10,10 @@ mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::{FetchLimits, Progress, SourceReport, StallCause};
+use delivery::{FetchLimits, Pace, Progress, Rate, SourceReport, StallCause};
 use node::StartError;
 use protocol::ticket::{TicketEnvelope, TicketTextError};
 use protocol::trust::JoinLine;
@@ -71,6 +72,8 @@ pub struct FetchOptions {
     pub join: Option<JoinLine>,
     /// Bounds and patience of the transfer.
     pub limits: FetchLimits,
+    /// The limit that all transfers of the process share.
+    pub process_pace: Arc<Pace>,
     /// How long to go on asking an absent manager for a key or a lease without which nothing can be done.
     pub manager_patience: Duration,
     /// How to connect.
@@ -84,6 +87,7 @@ impl Default for FetchOptions {
             sources: Vec::new(),
             join: None,
             limits: FetchLimits::default(),
+            process_pace: Arc::new(Pace::new(Rate::default())),
             manager_patience: Duration::from_secs(10 * 60),
             link: LinkOptions::default(),
         }
@@ -222,6 +226,9 @@ pub enum FetchError {
     /// The network cannot be joined.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Other commands could not ask it.
+    #[error(transparent)]
+    Control(#[from] node::ControlStartError),
     /// The network's keys are not known.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -290,7 +297,7 @@ impl FetchError {
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal.code.as_str(),
             FetchError::Unknown(..) => "not-entitled",
             FetchError::Running { .. } => "running",
-            FetchError::Start(_) => "not-started",
+            FetchError::Start(_) | FetchError::Control(_) => "not-started",
             FetchError::Trust(TrustError::ManagerNeeded { .. }) => "manager-needed",
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use delivery::{Content, ContentStore};
+use delivery::{Content, ContentStore, Pace, Rate};
 use node::{DirLock, DirLockError};
 use protocol::cipher::ContentSecret;
 use protocol::manifest::{KeyPolicy, Manifest};
@@ -23,6 +23,7 @@ use crate::inbox::ask_ticket;
 use crate::library::{Delivery, DeliveryState, Trouble};
 use crate::link::Link;
 use crate::plain::{Plain, PlainError, Stored, payload};
+use crate::running::{self, Limits};
 use crate::shop::printable;
 use crate::unpack::{Selection, UnpackError, Unpacked};
 use crate::verify::{VerifyTarget, verify};
@@ -99,9 +100,28 @@ async fn fetch_purchase(
         return Ok(outcome);
     }
     let link = Link::start(home, &purchase.envelope.join, options.link.clone()).await?;
-    let result = fetch_linked(home, &link, purchase, out, options, progress, cancel).await;
+    let result = fetch_asked(home, &link, purchase, out, options, progress, cancel).await;
     link.stop().await;
     result
+}
+
+/// Fetches while other commands may ask how far it is.
+async fn fetch_asked(
+    home: &Home,
+    link: &Link,
+    purchase: Purchase,
+    out: PathBuf,
+    mut options: FetchOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    let own = options.limits.bytes_per_second.take().unwrap_or(0);
+    let limits = Limits { process: Arc::clone(&options.process_pace), transfer: Arc::new(Pace::new(Rate::new(own))) };
+    let pacing = options.limits.pacing.clone();
+    options.limits.pacing = pacing.and(Arc::clone(&limits.process)).and(Arc::clone(&limits.transfer));
+    let transaction = purchase.transaction;
+    let _asked = running::answer(link.supervisor(), home, transaction, progress.subscribe(), limits).await?;
+    fetch_linked(home, link, purchase, out, options, progress, cancel).await
 }
 
 /// A delivery that was done into this folder and is still sound is not fetched again.

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 use super::end::EndReason;
 use super::incoming::{Pulse, millis};
-use super::pace::Pace;
 use super::progress::{Phase, RateMeter, Stall};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
 use super::sources::{Added, SourceBook, is_idle};
 use super::{FetchError, FetchJob, FetchReport, StallCause};
 use crate::clock::now_ms;
 use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
+use crate::pace::{Pace, Rate};
 
 /// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
 const REPORTS: usize = 256;
@@ -104,7 +104,11 @@ impl Coordinator {
             revoked: Arc::clone(&job.revoked),
             acks: Arc::clone(&job.acks),
             buffers: Buffers::new(limits.buffer_bytes),
-            pace: limits.bytes_per_second.map(|rate| Arc::new(Pace::new(rate))),
+            pacing: match limits.bytes_per_second {
+                // A rate of 0 would mean none.
+                Some(rate) => limits.pacing.clone().and(Arc::new(Pace::new(Rate::new(rate.max(1))))),
+                None => limits.pacing.clone(),
+            },
             places: Arc::new(Semaphore::new(limits.sessions.clamp(1, Semaphore::MAX_PERMITS))),
             limits: limits.clone(),
         });

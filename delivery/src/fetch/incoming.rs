@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
 
 use node::{FrameError, Stream, read_message};
 use protocol::deliver::SeederMessage;
@@ -11,8 +10,8 @@ use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::mpsc;
 
 use super::buffers::{Buffer, Buffers};
-use super::pace::Pace;
 use crate::clock::now_ms;
+use crate::pace::Pacing;
 
 /// What came from a seeder.
 #[derive(Debug)]
@@ -41,12 +40,12 @@ pub(super) struct Pulse {
 pub(super) async fn read_all(
     mut stream: ReadHalf<Stream>,
     buffers: Buffers,
-    pace: Option<Arc<Pace>>,
+    pacing: Pacing,
     pulse: Arc<Pulse>,
     to: mpsc::Sender<Incoming>,
 ) -> std::convert::Infallible {
     let why = loop {
-        let incoming = match read_one(&mut stream, &buffers, pace.as_deref(), &pulse).await {
+        let incoming = match read_one(&mut stream, &buffers, &pacing, &pulse).await {
             Ok(incoming) => incoming,
             Err(why) => break why,
         };
@@ -62,7 +61,7 @@ pub(super) async fn read_all(
 async fn read_one(
     stream: &mut ReadHalf<Stream>,
     buffers: &Buffers,
-    pace: Option<&Pace>,
+    pacing: &Pacing,
     pulse: &Pulse,
 ) -> Result<Incoming, String> {
     let message = match read_message::<SeederMessage, _>(stream).await {
@@ -79,7 +78,8 @@ async fn read_one(
     let mut buffer = buffers.get(length as usize).await.ok_or("stopping")?;
     let mut rest = buffer.bytes_mut();
     while !rest.is_empty() {
-        let read = match stream.read(rest).await {
+        let piece = rest.len().min(pacing.piece());
+        let read = match stream.read(rest.get_mut(..piece).unwrap_or_default()).await {
             Ok(0) => return Err("the stream ended inside a chunk".to_owned()),
             Ok(read) => read,
             Err(error) => return Err(format!("the connection broke inside a chunk: {error}")),
@@ -87,10 +87,11 @@ async fn read_one(
         rest = rest.get_mut(read..).unwrap_or_default();
         let now = now_ms();
         pulse.last_byte.store(now, Ordering::Relaxed);
-        if let Some(pace) = pace {
-            let wait = pace.spend(read, Instant::now());
+        let wait = pacing.spend(read);
+        if !wait.is_zero() {
             pulse.last_byte.store(now.saturating_add(millis(wait)), Ordering::Relaxed);
-            tokio::time::sleep(wait).await;
+            pacing.pause(wait).await;
+            pulse.last_byte.store(now_ms(), Ordering::Relaxed);
         }
     }
     Ok(Incoming::Chunk { index, length, buffer })

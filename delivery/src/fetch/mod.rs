@@ -8,7 +8,6 @@ mod coordinator;
 mod end;
 mod error;
 mod incoming;
-mod pace;
 mod progress;
 mod session;
 mod sources;
@@ -31,6 +30,7 @@ pub use error::FetchError;
 pub use progress::{Phase, Progress, SourceProgress, Stall, StallCause};
 
 use crate::content_store::ContentStore;
+use crate::pace::Pacing;
 
 /// Asked for more seeders when those known do not do: looks into the DHT, asks the manager, reads a configuration. It
 /// is asked again from time to time, never twice at once, and dropped when it takes longer than
@@ -81,6 +81,8 @@ pub struct FetchLimits {
     pub buffer_bytes: u64,
     /// Most bytes a second over all seeders; `None` for no limit.
     pub bytes_per_second: Option<u64>,
+    /// Further limits: those that are shared with other transfers, or changed while this one runs.
+    pub pacing: Pacing,
     /// Without a new chunk for this long, the fetch fails and says why.
     pub patience: Duration,
     /// To open a stream.
@@ -109,6 +111,7 @@ impl Default for FetchLimits {
             sessions: 16,
             buffer_bytes: 64 * 1024 * 1024,
             bytes_per_second: None,
+            pacing: Pacing::default(),
             patience: Duration::from_secs(120),
             open_timeout: Duration::from_secs(10),
             message_timeout: Duration::from_secs(15),

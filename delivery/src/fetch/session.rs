@@ -30,9 +30,9 @@ use super::buffers::{Buffer, Buffers};
 use super::connect::Connect;
 use super::end::EndReason;
 use super::incoming::{self, Incoming, Pulse};
-use super::pace::Pace;
 use crate::clock::now_ms;
 use crate::content_store::{Content, WriteError};
+use crate::pace::Pacing;
 
 /// Chunks of one seeder that are being verified and written at once: one hashes while another waits for the disk.
 const WRITING: usize = 3;
@@ -53,7 +53,7 @@ pub(super) struct Shared {
     pub(super) acks: Arc<dyn AckStore>,
     pub(super) limits: FetchLimits,
     pub(super) buffers: Buffers,
-    pub(super) pace: Option<Arc<Pace>>,
+    pub(super) pacing: Pacing,
     pub(super) places: Arc<Semaphore>,
 }
 
@@ -145,7 +145,7 @@ impl SessionTask {
         let (to, mut from) = mpsc::channel(READ_AHEAD);
         let shared = &self.shared;
         let reading =
-            incoming::read_all(reader, shared.buffers.clone(), shared.pace.clone(), Arc::clone(&self.pulse), to);
+            incoming::read_all(reader, shared.buffers.clone(), shared.pacing.clone(), Arc::clone(&self.pulse), to);
         let mut talk = Conversation::new(self, writer, before);
         let reason = {
             let talking = Box::pin(talk.run(&mut from, &mut self.commands, ending));

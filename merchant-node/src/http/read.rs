@@ -100,11 +100,12 @@ pub(crate) struct HealthBody {
         (status = 503, description = "Not enrolled yet", body = ErrorBody),
     )
 )]
-pub(super) fn products(
+pub(super) async fn products(
     State(shop): State<Arc<Shop>>,
     RawQuery(query): RawQuery,
-) -> std::future::Ready<Result<Json<ProductsBody>, ApiError>> {
-    std::future::ready(page(&shop, query.as_deref()))
+) -> Result<Json<ProductsBody>, ApiError> {
+    shop.link.freshen().await;
+    page(&shop, query.as_deref())
 }
 
 fn page(shop: &Shop, query: Option<&str>) -> Result<Json<ProductsBody>, ApiError> {

@@ -5,11 +5,11 @@
 //! with what this one really sent.
 
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use delivery::Content;
+use delivery::{Content, Pace, Pacing};
 use futures::FutureExt;
 use futures::future::{BoxFuture, FusedFuture};
 use node::{FrameError, Stream, read_message};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::places::{Place, Turn, read_ahead, superseded_by_newer};
 use super::sending::{Outgoing, Progress, SendEnd, send};
-use super::{LINGER, bad_frame, internal, linger, note_refusal, shutting_down};
+use super::{LAST_WORD, bad_frame, internal, linger, note_refusal, shutting_down};
 use crate::accounts;
 use crate::chunks::ChunkError;
 use crate::clock::now_ms;
@@ -32,8 +32,6 @@ use crate::tables::AccountKey;
 
 /// Messages from the client that wait for the machine: it is fast, and at 12 KiB each they are 192 KiB at most.
 const MESSAGES: usize = 16;
-/// Refusals and final words are sent within this time or not at all.
-const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// What a driver is made of.
 pub(super) struct Parts {
@@ -84,7 +82,10 @@ impl Driver {
         let progress = Progress::default();
         let counts = self.parts.seeder.counts.clone();
         let limit = Duration::from_millis(self.parts.seeder.config.write_ms);
-        let mut sending = Box::pin(send(writer, queue, &progress, &counts, limit).fuse());
+        let limits = &self.parts.seeder.upload;
+        let own = Pace::new(limits.per_delivery.clone());
+        let pacing = Pacing::new([Arc::clone(&limits.process), Arc::new(own)]);
+        let mut sending = Box::pin(send(writer, queue, &progress, &counts, limit, &pacing).fuse());
         let end = self.converse(&mut reader, &outgoing, sending.as_mut(), &progress).await;
 
         progress.cut.store(true, Ordering::Release);
@@ -117,7 +118,7 @@ impl Driver {
             let (_, sent) = futures::join!(say, sending.as_mut());
             let Ok(mut writer) = sent else { return };
             if writer.shutdown().await.is_ok() {
-                let _ = tokio::time::timeout(LINGER, linger(&mut reader)).await;
+                linger(&seeder, &mut reader).await;
             }
         };
         // A client that does not take the last word goes without it.
@@ -143,6 +144,10 @@ impl Driver {
         loop {
             if let Err(refusal) = self.still_allowed() {
                 return End::Refused(refusal);
+            }
+            if self.drawn > progress.sent.load(Ordering::Acquire) {
+                // A client that does not take what is sent is let go by the sender.
+                self.parts.machine.sending(now_ms());
             }
             // The machine is asked only when there is room for what it says.
             let mut room = true;
@@ -286,7 +291,11 @@ impl Driver {
                 seeder.wake.sync.notify_one();
                 Refusal::new(RefusalCode::ContentNotHeld, error.to_string())
             }
-            ChunkError::Gone => Refusal::new(RefusalCode::ContentNotHeld, error.to_string()),
+            // Mostly because it was taken down a moment ago.
+            ChunkError::Gone => match self.still_allowed() {
+                Err(refusal) => refusal,
+                Ok(()) => Refusal::new(RefusalCode::ContentNotHeld, error.to_string()),
+            },
             ChunkError::Disk(reason) => {
                 tracing::error!(reason, "cannot read a chunk");
                 seeder.notes.storage.set(reason.clone());

@@ -26,8 +26,12 @@ use crate::tables::account_key;
 pub(crate) use places::Deliveries;
 
 const DELIVER: Protocol = Protocol::new(PROTOCOL);
+/// Refusals and final words are sent within this time or not at all.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// How long a client may take to read a refusal and to end the stream, so that the refusal is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(2);
+/// The same while the node stops: long enough for a client that listens.
+const LINGER_STOPPING: Duration = Duration::from_millis(250);
 /// Clients without a place that are being told so at once; further ones are dropped without a word.
 const TURNED_AWAY: usize = 64;
 /// When to come back if all places are taken, milliseconds before jitter.
@@ -244,11 +248,11 @@ async fn refuse(seeder: &Seeder, mut stream: Stream, refused: Refused) {
     let say = async {
         write_message(&mut stream, &SeederMessage::Refusal(refused.refusal)).await.ok()?;
         stream.shutdown().await.ok()?;
-        linger(&mut stream).await;
+        linger(seeder, &mut stream).await;
         Some(())
     };
     // A client that does not listen has lost its refusal.
-    let _ = tokio::time::timeout(LINGER, say).await;
+    let _ = tokio::time::timeout(LAST_WORD, say).await;
 }
 
 fn note_refusal(seeder: &Seeder, peer: PeerId, transaction: Option<TransactionId>, refusal: &Refusal) {
@@ -262,15 +266,21 @@ fn note_refusal(seeder: &Seeder, peer: PeerId, transaction: Option<TransactionId
 
 /// Reads away what the client still sends, until it ends the stream: dropped unread, it would become a reset that may
 /// overtake what was said last.
-async fn linger(reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
-    let mut sink = [0; 1024];
-    // 64 KiB are more than any honest client has under way.
-    for _ in 0..64 {
-        match reader.read(&mut sink).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+async fn linger(seeder: &Seeder, reader: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let stopping = seeder.supervisor.token().is_cancelled();
+    let limit = if stopping { LINGER_STOPPING } else { LINGER };
+    let read_away = async {
+        let mut sink = [0; 1024];
+        // 64 KiB are more than any honest client has under way.
+        for _ in 0..64 {
+            match reader.read(&mut sink).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
         }
-    }
+    };
+    // Who has not ended the stream by then may find it reset.
+    let _ = tokio::time::timeout(limit, read_away).await;
 }
 
 fn shutting_down() -> Refusal {

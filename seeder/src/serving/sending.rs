@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use delivery::Pacing;
 use node::FrameError;
 use protocol::codec::{self, Wire};
 use protocol::deliver::SeederMessage;
@@ -33,6 +34,8 @@ pub(super) enum Outgoing {
 pub(super) struct Progress {
     /// Chunks of which at least the frame went out.
     pub(super) begun: AtomicU32,
+    /// Chunks that went out whole.
+    pub(super) sent: AtomicU32,
     /// Set: chunks that are not begun are passed over.
     pub(super) cut: AtomicBool,
     /// Why a chunk could not be sent. Sending goes on without chunks, so that the client can be told.
@@ -65,6 +68,7 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
     progress: &Progress,
     counts: &Counts,
     limit: Duration,
+    pacing: &Pacing,
 ) -> Result<W, SendEnd> {
     while let Some(next) = queue.recv().await {
         match next {
@@ -90,7 +94,8 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
                     continue;
                 }
                 progress.begun.fetch_add(1, Ordering::AcqRel);
-                in_time(limit, send_chunk(&mut writer, index, &bytes)).await?;
+                send_chunk(&mut writer, index, &bytes, limit, pacing).await?;
+                progress.sent.fetch_add(1, Ordering::AcqRel);
                 counts.chunks_sent.inc();
                 counts.bytes_sent.inc_by(bytes.len() as u64);
             }
@@ -99,19 +104,37 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
     Ok(writer)
 }
 
-async fn send_chunk<W: AsyncWrite + Unpin>(writer: &mut W, index: u32, bytes: &ChunkBytes) -> Result<(), SendEnd> {
+/// Sends a chunk piece by piece as the limits allow. The client has `limit` to take it; waiting for our own limits does not
+/// count.
+async fn send_chunk<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    index: u32,
+    bytes: &ChunkBytes,
+    limit: Duration,
+    pacing: &Pacing,
+) -> Result<(), SendEnd> {
     let length = u32::try_from(bytes.len()).map_err(|_| SendEnd::Broken)?;
     let payload = codec::encode(&SeederMessage::Chunk { index, length });
     let head = u32::try_from(payload.len()).map_err(|_| SendEnd::Broken)?;
     let mut frame = Vec::with_capacity(payload.len() + 4);
     frame.extend_from_slice(&head.to_be_bytes());
     frame.extend_from_slice(&payload);
-    let write = async {
-        writer.write_all(&frame).await?;
-        writer.write_all(bytes).await?;
-        writer.flush().await
-    };
-    write.await.map_err(|_: std::io::Error| SendEnd::Broken)
+    let mut left = limit;
+    let (mut head, mut rest): (&[u8], &[u8]) = (&frame, bytes);
+    while !rest.is_empty() {
+        let (piece, later) = rest.split_at_checked(pacing.piece()).unwrap_or((rest, &[]));
+        pacing.pause(pacing.spend(piece.len())).await;
+        let began = tokio::time::Instant::now();
+        let write = async {
+            writer.write_all(std::mem::take(&mut head)).await?;
+            writer.write_all(piece).await?;
+            writer.flush().await
+        };
+        in_time(left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
+        left = left.saturating_sub(began.elapsed());
+        rest = later;
+    }
+    Ok(())
 }
 
 async fn in_time(limit: Duration, write: impl Future<Output = Result<(), SendEnd>>) -> Result<(), SendEnd> {

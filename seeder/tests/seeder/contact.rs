@@ -1,8 +1,7 @@
 //! Between seeder and manager: joining, reporting, and what goes through the mesh.
 
 use protocol::api::{
-    GossipedBatch, News, SEEDER_PROTOCOL, SeederRequest, SeederResponse, news_topic,
-    receipts_topic_of_shard,
+    GossipedBatch, News, SEEDER_PROTOCOL, SeederRequest, SeederResponse, news_topic, receipts_topic_of_shard,
 };
 use protocol::deliver::ClientMessage;
 use protocol::trust::{KeyPurpose, Revocations};

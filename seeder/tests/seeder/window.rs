@@ -64,12 +64,8 @@ async fn what_was_acknowledged_is_kept_over_a_restart_and_opens_the_window() {
     }
     let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..2));
     talk.say(ClientMessage::Ack(ack.clone())).await;
-    let window = loop {
-        match talk.hear().await {
-            Some(SeederMessage::Window { window, .. }) => break window,
-            other => panic!("{other:?}"),
-        }
-    };
+    let opened = talk.hear().await;
+    let Some(SeederMessage::Window { window, .. }) = opened else { panic!("{opened:?}") };
     assert_eq!(window, 4);
     drop(talk);
     kill(seeder).await;
