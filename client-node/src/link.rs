@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use node::{DhtMode, Node, NodeConfig, NodeHandle, Protocol, StartError, Supervisor};
-use protocol::api::{MAILBOX_PROTOCOL, MESH_PROTOCOL, MailboxRequest, MailboxResponse, MeshRequest, MeshResponse};
+use protocol::api::{
+    Answer, MAILBOX_PROTOCOL, MESH_PROTOCOL, MailboxRequest, MailboxResponse, MeshRequest, MeshResponse,
+};
 use protocol::codec::Wire;
 use protocol::trust::{JoinLine, RevocationState, Trust};
 use protocol::{PeerAddrs, Refusal, RefusalCode};
@@ -17,6 +19,8 @@ const MAILBOX: Protocol = Protocol::new(MAILBOX_PROTOCOL);
 const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 /// A manager on the other side of the world answers within two seconds; this leaves room for a loaded one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a busy manager is asked before its refusal is taken for an answer.
+const BUSY_ATTEMPTS: u32 = 4;
 /// Tasks of a client end within milliseconds of the signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Revocation epochs fetched in one run: at four in an answer this is 64 calls, after which the next run goes on.
@@ -126,12 +130,24 @@ impl Link {
         all.filter(|manager| named.is_empty() || named.contains(&manager.peer)).cloned().collect()
     }
 
-    async fn call<Req: Wire, Resp: Wire>(&self, protocol: Protocol, request: &Req) -> Result<Resp, ManagerError> {
+    /// Asks one manager after the other; one that is busy is asked again when it says so.
+    async fn call<Req: Wire, Resp: Answer>(&self, protocol: Protocol, request: &Req) -> Result<Resp, ManagerError> {
         let mut tried = Vec::new();
         for manager in self.managers() {
-            match self.node.call(&manager, protocol, request, CALL_TIMEOUT).await {
-                Ok(response) => return Ok(response),
-                Err(error) => tried.push(error.to_string()),
+            for attempt in 1..=BUSY_ATTEMPTS {
+                match self.node.call::<Req, Resp>(&manager, protocol, request, CALL_TIMEOUT).await {
+                    Ok(response) => match response.refusal() {
+                        Some(busy) if busy.code == RefusalCode::Overloaded && attempt < BUSY_ATTEMPTS => {
+                            let wait = Duration::from_millis(busy.retry_after_ms.clamp(100, 5000));
+                            tokio::time::sleep(wait * attempt).await;
+                        }
+                        _ => return Ok(response),
+                    },
+                    Err(error) => {
+                        tried.push(error.to_string());
+                        break;
+                    }
+                }
             }
         }
         if tried.is_empty() {

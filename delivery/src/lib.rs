@@ -9,7 +9,7 @@ mod pace;
 
 pub use content_store::{
     Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError, FinishError, NoSpace,
-    ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_space, sendable,
+    ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes, free_space, sendable,
 };
 pub use fetch::{
     AckMemory, AckStore, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,

@@ -68,6 +68,8 @@ pub struct Config {
     pub close_grace_ms: u64,
     /// Between two looks at what has expired or is to be closed. Default: 5000.
     pub sales_ms: u64,
+    /// Period of a seeder's statements of account. Default: 86400000 (1 day).
+    pub statement_ms: u64,
 
     /// How long a lease is good where a publication does not say otherwise. Default: 604800000 (7 days).
     pub lease_ms: u64,
@@ -103,6 +105,7 @@ impl Default for Config {
             credit_limit: 10_000_000,
             close_grace_ms: 48 * HOUR,
             sales_ms: 5000,
+            statement_ms: DAY,
             lease_ms: 7 * DAY,
             invitation_ms: 7 * DAY,
             certificate_ms: 365 * DAY,
@@ -165,7 +168,8 @@ impl Config {
 
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text)
-            .map_err(|e| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string().trim_end().to_owned() })?;
+            .map_err(|e| node::at_line(text, e.span(), e.message()))
+            .map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
         config.check().map_err(|(key, reason)| ConfigError::Value {
             path: path.to_owned(),
             key,
@@ -183,6 +187,7 @@ impl Config {
             ("order-ms", self.order_ms),
             ("reservation-ms", self.reservation_ms),
             ("sales-ms", self.sales_ms),
+            ("statement-ms", self.statement_ms),
             ("lease-ms", self.lease_ms),
             ("invitation-ms", self.invitation_ms),
             ("certificate-ms", self.certificate_ms),

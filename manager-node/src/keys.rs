@@ -8,6 +8,7 @@ use std::{fs, io};
 use protocol::signed::{Document, Signed};
 use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{Keypair, PeerId, codec};
+use store::{Db, StoreError, Table, Txn};
 
 /// Why the network's keys could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +143,20 @@ pub(crate) fn load_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, Key
     let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };
     let signed: Signed<KeySet> = codec::decode(&bytes).map_err(|e| bad(e.to_string()))?;
     Trust::new(signed.signer(), signed.clone(), clock_grace_ms).map_err(|e| bad(e.to_string()))
+}
+
+/// Every key set that was in force while this manager ran: what was signed under an old one is proven with it.
+const KEY_SETS: Table<u64, Signed<KeySet>> = Table::new("key-sets");
+
+/// Keeps the key set in force for later.
+pub(crate) fn remember(db: &Db, trust: &Trust) -> Result<(), StoreError> {
+    let (version, signed) = (trust.key_set().version, trust.signed_key_set().clone());
+    db.write_blocking(move |txn| KEY_SETS.put(txn, &version, &signed))
+}
+
+/// The newest key sets, newest first.
+pub(crate) fn remembered(txn: &impl Txn, most: usize) -> Result<Vec<Signed<KeySet>>, StoreError> {
+    Ok(KEY_SETS.range_back(txn, .., most)?.into_iter().map(|(_, signed)| signed).collect())
 }
 
 /// The first key set of a network.

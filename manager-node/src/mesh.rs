@@ -9,7 +9,8 @@ use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 
 use crate::context::{Context, now_ms};
 use crate::enrol::{self, Refused};
-use crate::{news, placement, receipts};
+use crate::sales::blocking;
+use crate::{handover, news, placement, reach, receipts, statements};
 
 const PROTOCOL: Protocol = Protocol::new(MESH_PROTOCOL);
 /// Calls at once: each waits for one group commit at most, so that 256 of them are some thousand reports a second.
@@ -54,6 +55,31 @@ async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshRequest) -> Resul
             let mark = receipts::accept_batch(ctx, peer, batch).await?;
             news::publish(&ctx.node, &ctx.network(), &News::Mark(mark.clone())).await;
             Ok(MeshResponse::Mark(mark))
+        }
+        MeshRequest::Statement { after } => {
+            // Also for those whose certificate is over: what they earned is theirs.
+            let found = blocking(ctx, move |ctx| statements::after(ctx, peer, after)).await?;
+            Ok(MeshResponse::Statement(found.map(Box::new)))
+        }
+        MeshRequest::Explain { receipt } => {
+            let found = blocking(ctx, move |ctx| statements::explain(ctx, peer, receipt)).await?;
+            Ok(MeshResponse::Explained(Box::new(found)))
+        }
+        MeshRequest::Release { contents, hand_over } => {
+            ctx.enrolled_seeder(&peer, now)?;
+            if contents.len() > SeederReport::MAX_HELD {
+                return Err(Refusal::new(RefusalCode::TooLarge, "at most 1024 contents in one question"));
+            }
+            if ctx.registry.origin() == Some(peer) {
+                let why = "this is the origin: it keeps everything, and cannot leave";
+                return Err(Refusal::new(RefusalCode::WrongState, why));
+            }
+            let released = handover::release(ctx, peer, contents, hand_over, now).await.map_err(Refused::from)?;
+            Ok(MeshResponse::Released(released))
+        }
+        MeshRequest::DialBack => {
+            ctx.enrolled_seeder(&peer, now)?;
+            Ok(MeshResponse::Reach(Box::pin(reach::dial_back(ctx, peer)).await?))
         }
         MeshRequest::Manifest { digest } => {
             ctx.enrolled_seeder(&peer, now)?;

@@ -157,7 +157,11 @@ async fn take_batch(ctx: &Arc<Context>, message: GossipMessage) {
         Ok(seeder) => seeder,
         Err(refusal) => {
             tracing::debug!(from = %message.from, code = %refusal.code, "batch not forwarded");
-            return message.reject();
+            // Who forwarded it may not have heard of a revocation yet, or have another clock.
+            return match refusal.code {
+                RefusalCode::Revoked | RefusalCode::Expired | RefusalCode::NotYetValid => message.ignore(),
+                _ => message.reject(),
+            };
         }
     };
     match crate::receipts::accept_batch(ctx, seeder, batch).await {

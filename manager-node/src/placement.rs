@@ -17,6 +17,7 @@ use store::{Db, StoreError};
 use tokio::sync::{Notify, mpsc};
 
 use crate::context::{Context, now_ms};
+use crate::handover;
 use crate::pricing;
 use crate::registry::is_here;
 use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCTS, SEEDERS};
@@ -197,6 +198,10 @@ fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             }
             Ok(ControlFlow::Continue(()))
         })?;
+        let leaving = handover::leaving(txn, now)?;
+        // Who wants to let go of content is given no other.
+        let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
+        candidates.retain(|candidate: &Candidate| !full.contains(&candidate.peer));
         let mut products = Vec::new();
         let mut lengths = HashMap::new();
         PRODUCTS.scan::<StoreError>(txn, .., |_, record| {
@@ -231,7 +236,8 @@ fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
                 wanted.push(Wanted { peer: origin, manifest, length });
             }
             // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
-            let counts = |peer: &&PeerId| present.contains(*peer) && !stale.contains(&(**peer, manifest));
+            let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
+            let counts = |peer: &&PeerId| present.contains(*peer) && !gone(peer);
             let missing = copies.saturating_sub(there.iter().filter(counts).count());
             for index in choose(&candidates, &there, &manifest, length, missing) {
                 if let Some(candidate) = candidates.get_mut(index) {

@@ -10,7 +10,10 @@ use rand::RngExt;
 use store::{Db, Mark, StoreError, Txn, WriteTransaction};
 use tokio::sync::watch;
 
-use crate::tables::{HELD, HOLDERS, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, SeederRecord};
+use crate::handover;
+use crate::tables::{
+    HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, SeederRecord,
+};
 
 /// Holders of one content that are looked at when sources are chosen: several times what a lease can list, so that
 /// there is a choice, and few enough to read at every release.
@@ -158,7 +161,11 @@ impl Registry {
                     continue;
                 }
                 match SEEDERS.get(txn, &peer)? {
-                    Some(record) if is_here(record.last_report, now, self.away_ms) && !record.addrs.is_empty() => {
+                    Some(record)
+                        if is_here(record.last_report, now, self.away_ms)
+                            && !record.addrs.is_empty()
+                            && !handover::is_leaving(txn, peer, manifest, now)? =>
+                    {
                         found.push((peer, record));
                     }
                     _ => {}
@@ -186,6 +193,7 @@ pub(crate) fn forget_holdings(txn: &WriteTransaction, peer: &PeerId) -> Result<(
     for ((_, digest), _) in HELD.prefix(txn, peer, usize::MAX)? {
         HOLDERS.delete(txn, &(digest, *peer))?;
         HELD.delete(txn, &(*peer, digest))?;
+        LEAVING.delete(txn, &(*peer, digest))?;
     }
     for (key, _) in PENDING.prefix(txn, peer, usize::MAX)? {
         PENDING.delete(txn, &key)?;

@@ -56,7 +56,7 @@ pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
     })?;
     // The database is counted first: a crash in between leaves it ahead, never behind.
     if starts <= counts.starts {
-        counts.restores += 1;
+        counts.restores = next(counts.restores);
         tracing::warn!(restores = counts.restores, "the database is from a backup: seeders will send receipts again");
     }
     counts.starts = starts;
@@ -65,15 +65,21 @@ pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
 }
 
 /// To be called, while the manager is stopped, after its whole directory was restored from a backup: seeders will send
-/// again what the backup may lack. Returns the new restore number.
+/// again what the backup may lack. Returns the new restore number: the time in seconds, so that it is new also when one
+/// backup is restored twice.
 ///
 /// # Errors
 /// [`RestoreError`].
 pub fn mark_restored(dir: &Path) -> Result<u64, RestoreError> {
     let mut counts = read(dir)?;
-    counts.restores += 1;
+    counts.restores = next(counts.restores);
     write(dir, counts)?;
     Ok(counts.restores)
+}
+
+/// Restore numbers are times in seconds: new also when one backup is restored twice.
+fn next(before: u64) -> u64 {
+    (before + 1).max(crate::context::now_ms() / 1000)
 }
 
 fn read(dir: &Path) -> Result<Counts, RestoreError> {

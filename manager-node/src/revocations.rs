@@ -7,7 +7,7 @@ use node::NodeHandle;
 use protocol::api::News;
 use protocol::signed::Signed;
 use protocol::trust::{RevocationEpoch, RevocationState, Revocations as Added};
-use protocol::{Keypair, NetworkId};
+use protocol::{Digest, Keypair, NetworkId};
 use store::{Db, StoreError};
 
 use crate::context::now_ms;
@@ -72,6 +72,22 @@ impl Revocations {
         Ok(self.db.read(|txn| EPOCHS.last(txn))?.map(|(_, epoch)| epoch))
     }
 
+    /// After a restore: begins a new chain under `number`, the restore number, unless that was done before. Whoever heard
+    /// epochs that the backup lacks takes it all the same.
+    pub(crate) async fn begin_anew(&self, number: u64) -> Result<(), StoreError> {
+        let _making = self.making.lock().await;
+        if !RevocationEpoch::NEW_CHAINS.contains(&number) || self.number() >= number {
+            return Ok(());
+        }
+        let mut again = parts(self.with(RevocationState::all));
+        if again.is_empty() {
+            again.push(Added::default());
+        }
+        self.sign_and_store(again, number, None, now_ms()).await?;
+        tracing::warn!(number, "a new chain of revocation epochs begins, because the manager was restored");
+        Ok(())
+    }
+
     /// Revokes what of `added` is not revoked yet: signs and stores the next epochs, then announces them. Returns the
     /// number of the newest epoch.
     pub(crate) async fn revoke(&self, added: Added) -> Result<u64, StoreError> {
@@ -85,7 +101,7 @@ impl Revocations {
 
     async fn add(&self, added: Added, now: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
         let _making = self.making.lock().await;
-        let (fresh, mut number, mut previous) = self.with(|state| {
+        let (fresh, number, previous) = self.with(|state| {
             let fresh = Added {
                 transactions: added.transactions.into_iter().filter(|id| !state.has_transaction(id)).collect(),
                 peers: added.peers.into_iter().filter(|peer| !state.has_peer(peer)).collect(),
@@ -93,9 +109,19 @@ impl Revocations {
             };
             (fresh, state.number(), state.last())
         });
+        self.sign_and_store(parts(fresh), number + 1, previous, now).await
+    }
+
+    /// Under `making`.
+    async fn sign_and_store(
+        &self,
+        parts: Vec<Added>,
+        first: u64,
+        mut previous: Option<Digest>,
+        now: u64,
+    ) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
         let mut epochs = Vec::new();
-        for added in parts(fresh) {
-            number += 1;
+        for (number, added) in (first..).zip(parts) {
             let epoch = RevocationEpoch { network: self.network, number, previous, at: now, added };
             let signed = Signed::sign(&epoch, &self.signer);
             previous = Some(signed.digest());
@@ -184,9 +210,27 @@ mod tests {
             }
         }
         let revocations = Revocations::load(open(), network, signer.clone(), None).unwrap();
+        // What a seeder holds that heard two epochs more than the backup that this manager came back from.
+        let mut ahead = revocations.with(Clone::clone);
+        for _ in 0..2 {
+            let lost = RevocationEpoch {
+                network, number: ahead.number() + 1, previous: ahead.last(), at: 4, added: Added::default(),
+            };
+            ahead.apply(Signed::sign(&lost, &signer).digest(), &lost).unwrap();
+        }
         assert_eq!(revocations.number(), 4);
         assert!(revocations.with(|s| s.has_peer(&peer) && s.has_transaction(&TransactionId::new(599, [0; 10]))));
         assert_eq!(revocations.after(1, 2).unwrap().len(), 2);
         assert!(revocations.after(u64::MAX, 2).unwrap().is_empty());
+
+        revocations.begin_anew(1_795_000_000).await.unwrap();
+        revocations.begin_anew(1_795_000_000).await.unwrap();
+        let late = TransactionId::new(7, [7; 10]);
+        revocations.add(Added { transactions: vec![late], ..Added::default() }, 5).await.unwrap();
+        for signed in revocations.after(ahead.number(), 10).unwrap() {
+            ahead.apply(signed.digest(), &signed.peek().unwrap()).unwrap();
+        }
+        assert_eq!(ahead.number(), revocations.number());
+        assert!(ahead.has_transaction(&late) && ahead.has_peer(&peer));
     }
 }

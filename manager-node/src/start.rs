@@ -27,7 +27,7 @@ use crate::registry::Registry;
 use crate::restore::RestoreError;
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
-use crate::{control, mesh, news, placement, receipts, restore, sales};
+use crate::{control, keys, mesh, news, placement, receipts, restore, sales, statements};
 
 /// Time for tasks to end when the start fails half way.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -145,6 +145,7 @@ async fn start_under(
     })
     .await
     .map_err(|e| StartError::Thread(e.to_string()))??;
+    revocations.begin_anew(restore).await?;
     let refusals = node.metrics().counter_by("refusals", "Requests refused, by service and code", ["service", "code"]);
     let ctx = Arc::new(Context {
         catalogue: Catalogue::new(db.clone()),
@@ -171,6 +172,7 @@ async fn start_under(
     placement::start(&ctx, supervisor, nudges);
     receipts::start(Arc::clone(&ctx), supervisor).await?;
     sales::start(Arc::clone(&ctx), supervisor).await?;
+    statements::start(Arc::clone(&ctx), supervisor);
     let answering = Arc::clone(&ctx);
     ControlServer::start(supervisor, dir, move |request, progress| {
         let ctx = Arc::clone(&answering);
@@ -200,6 +202,7 @@ fn open(dir: &Path, config: &Config) -> Result<Opened, StartError> {
     }
     let db = Db::open(dir.join("manager.redb"), Options::new(SCHEMA))?;
     let restore = restore::count_start(dir, &db)?;
+    keys::remember(&db, &trust)?;
     let content = ContentStore::open(config.origin_path(dir).join("content"))?;
     Ok(Opened { lock, db, restore, keys, trust, node_key, content })
 }

@@ -34,6 +34,8 @@ pub(crate) const INVITATIONS: Table<Digest, InvitationRecord> = Table::new("invi
 
 /// Copies that were ordered and not yet reported as held.
 pub(crate) const PENDING: Table<(PeerId, Digest), OrderRef> = Table::new("pending-placements");
+/// Copies that their seeders want to let go of, and may not yet.
+pub(crate) const LEAVING: Table<(PeerId, Digest), LeavingRecord> = Table::new("leaving-copies");
 /// Every replication order, also the fulfilled ones: receipts and money are counted under them.
 pub(crate) const ORDERS: Table<TransactionId, OrderRecord> = Table::new("replication-orders");
 
@@ -122,6 +124,13 @@ pub(crate) struct OrderRecord {
     pub(crate) signed: Signed<ReplicationOrder>,
 }
 
+/// A copy that is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct LeavingRecord {
+    /// When the seeder last said so, unix milliseconds.
+    pub(crate) asked_at: u64,
+}
+
 /// What the manager keeps of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ManagerRecord {
@@ -140,6 +149,7 @@ wire! {
     SeederRecord => 8 * 1024,
     InvitationRecord => 64,
     OrderRef => 32,
+    LeavingRecord => 16,
     OrderRecord => 1024,
     ManagerRecord => 1024,
 }

@@ -111,7 +111,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not TOML, an unknown key or a value of another type; the message names line and key.
-    #[error("{} is not usable; correct this: {message}", path.display())]
+    #[error("{}: {message}", path.display())]
     Toml {
         /// The file.
         path: PathBuf,
@@ -144,8 +144,8 @@ impl Config {
             std::io::ErrorKind::NotFound => ConfigError::Missing { path: path.clone() },
             _ => ConfigError::Io { path: path.clone(), source },
         })?;
-        let config: Config =
-            toml::from_str(&text).map_err(|error| ConfigError::Toml { path, message: error.to_string() })?;
+        let config: Config = toml::from_str(&text)
+            .map_err(|e| ConfigError::Toml { path, message: node::at_line(&text, e.span(), e.message()) })?;
         config.check()?;
         Ok(config)
     }

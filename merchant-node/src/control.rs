@@ -1,5 +1,6 @@
 //! What the operator may ask of the running merchant over its control socket: vouchers, orders, refunds, status.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use node::ControlError;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use store::StoreError;
 
 use crate::clock::now_ms;
+use crate::evidence;
 use crate::orders::{Order, OrderId, RefundError};
 use crate::payments::{IssueError, VoucherInfo};
 use crate::running::Addresses;
@@ -43,6 +45,12 @@ enum Command {
     },
     Refund {
         order: OrderId,
+    },
+    /// Everything that is signed of an order, in one file.
+    Evidence {
+        order: OrderId,
+        /// Absolute.
+        path: PathBuf,
     },
 }
 
@@ -82,6 +90,11 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
                 fields.insert("ticket".into(), json!(ticket.map(|ticket| ticket.to_string())));
             }
             Ok(shown)
+        }
+        Command::Evidence { order, path } => {
+            let found = shop.order(&order).map_err(|e| failed(&e))?;
+            let found = found.ok_or_else(|| refund_error(&RefundError::Unknown(order)))?;
+            evidence::export(&shop, &found, &path).await
         }
         Command::Refund { order } => {
             let order = shop.refund(order).await.map_err(|error| refund_error(&error))?;

@@ -7,6 +7,7 @@
 mod clock;
 mod config;
 mod control;
+mod evidence;
 mod http;
 mod init;
 mod link;

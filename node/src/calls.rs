@@ -1,14 +1,16 @@
 //! Most services between nodes are one question and one answer. Here that is a stream per call with a limit on its
 //! size and its time, and a server in which a slow or malformed caller costs only its own call.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use protocol::api::Answer;
 use protocol::codec::{CodecError, Wire};
-use protocol::{PeerAddrs, PeerId};
+use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::frame::{FrameError, read_message, write_message};
 use crate::handle::NodeHandle;
@@ -73,12 +75,13 @@ pub enum CallError {
 /// Bounds of a service that answers calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// Calls being served at once; further ones wait in a queue of the same length and are dropped beyond it.
+    /// Calls being answered at once; further ones wait for half a second and are then answered `overloaded`. Four times
+    /// as many may be open whose request is still to come; beyond that, streams wait in a queue and are then dropped.
     pub concurrent: usize,
-    /// Calls of one peer at once, waiting ones included; further ones are dropped. Keep it well below `concurrent`:
-    /// that is what stops one peer from taking all places.
+    /// Calls of one peer being answered at once; further ones are answered `overloaded`. Keep it well below
+    /// `concurrent`: that is what stops one peer from taking all places.
     pub per_peer: usize,
-    /// The time a caller has to send its request, and again to take the answer.
+    /// The time a caller has to take the answer. (To send its request it has that, and three seconds at most.)
     pub io_timeout: Duration,
 }
 
@@ -139,7 +142,8 @@ fn explain(peer: PeerId, protocol: Protocol, error: FrameError) -> CallError {
 }
 
 /// Serves calls of a protocol under `supervisor` until it stops: reads the request, asks `answer`, sends what it
-/// gives. A call that cannot be read, or whose caller does not take the answer, ends without one and is counted.
+/// gives. A call that cannot be read, or whose caller does not take the answer, ends without one and is counted; one
+/// for which there is no place is answered `overloaded`.
 ///
 /// # Errors
 /// [`AcceptError`] when the protocol is already being accepted.
@@ -152,34 +156,36 @@ pub async fn serve_calls<Req, Resp, F, Fut>(
 ) -> Result<(), AcceptError>
 where
     Req: Wire + Send + 'static,
-    Resp: Wire + Send + Sync + 'static,
+    Resp: Answer + Send + Sync + 'static,
     F: Fn(PeerId, Req) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Resp> + Send + 'static,
 {
-    let concurrent = limits.concurrent.clamp(1, Semaphore::MAX_PERMITS);
-    let mut accept = handle.accept(protocol, AcceptLimits { queue: concurrent, per_peer: limits.per_peer }).await?;
-    let places = Arc::new(Semaphore::new(concurrent));
+    let concurrent = limits.concurrent.clamp(1, Semaphore::MAX_PERMITS / READING);
+    // Streams whose request is still to be read hold no place of a call: whoever opens them and says nothing keeps
+    // nobody else from asking.
+    let open = AcceptLimits { queue: concurrent, per_peer: limits.per_peer.saturating_mul(READING) };
+    let mut accept = handle.accept(protocol, open).await?;
+    let reading = Arc::new(Semaphore::new(concurrent * READING));
+    let places = Places { all: Arc::new(Semaphore::new(concurrent)), per_peer: limits.per_peer, peers: Arc::default() };
     let counts = handle.counts().clone();
     let calls = supervisor.clone();
     let token = supervisor.token();
     supervisor.spawn(format!("calls {protocol}"), async move {
         loop {
-            // The place first: while all are taken, callers wait in the bounded queue.
             let next = async {
-                let place = Arc::clone(&places).acquire_owned().await.ok()?;
-                Some((place, accept.next().await?))
+                let permit = Arc::clone(&reading).acquire_owned().await.ok()?;
+                Some((permit, accept.next().await?))
             };
-            let Some((place, stream)) = (tokio::select! {
+            let Some((permit, stream)) = (tokio::select! {
                 next = next => next,
                 () = token.cancelled() => None,
             }) else {
                 return;
             };
-            let (answer, counts, token) = (answer.clone(), counts.clone(), token.clone());
+            let (answer, counts, token, places) = (answer.clone(), counts.clone(), token.clone(), places.clone());
             calls.spawn(format!("call {protocol}"), async move {
-                let _place = place;
                 tokio::select! {
-                    () = serve_one(stream, limits.io_timeout, answer, counts) => {}
+                    () = serve_one(stream, limits.io_timeout, permit, places, answer, counts) => {}
                     () = token.cancelled() => {}
                 }
             });
@@ -188,10 +194,72 @@ where
     Ok(())
 }
 
-async fn serve_one<Req, Resp, F, Fut>(mut stream: Stream, limit: Duration, answer: F, counts: NodeMetrics)
-where
+/// Streams being read, for each call that may be answered at once.
+const READING: usize = 4;
+/// A request is one small frame that the caller sends with the stream: it is there at once, or something is wrong.
+const READ_LIMIT: Duration = Duration::from_secs(3);
+/// How long a call waits for a place before it is told to come back.
+const PLACE_WAIT: Duration = Duration::from_millis(500);
+/// When a call that found no place is worth repeating, milliseconds.
+const RETRY_AFTER_MS: u64 = 500;
+
+/// Calls that are answered at once: all together, and of each peer.
+#[derive(Clone, Debug)]
+struct Places {
+    all: Arc<Semaphore>,
+    per_peer: usize,
+    /// Only peers with a call being answered are in here, so `concurrent` bounds it.
+    peers: Arc<Mutex<HashMap<PeerId, usize>>>,
+}
+
+/// A call being answered.
+struct Place {
+    places: Places,
+    peer: PeerId,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Places {
+    fn peers(&self) -> MutexGuard<'_, HashMap<PeerId, usize>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take(&self, peer: PeerId) -> Result<Place, Refusal> {
+        let overloaded = |why: &str| Refusal::new(RefusalCode::Overloaded, why).retry_after(RETRY_AFTER_MS);
+        let waiting = tokio::time::timeout(PLACE_WAIT, Arc::clone(&self.all).acquire_owned()).await;
+        let Ok(Ok(permit)) = waiting else { return Err(overloaded("too many calls at once")) };
+        let mut peers = self.peers();
+        let calls = peers.entry(peer).or_default();
+        if *calls >= self.per_peer.max(1) {
+            return Err(overloaded("too many calls of this peer at once"));
+        }
+        *calls += 1;
+        Ok(Place { places: self.clone(), peer, _permit: permit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut peers = self.places.peers();
+        if let Some(calls) = peers.get_mut(&self.peer) {
+            *calls = calls.saturating_sub(1);
+            if *calls == 0 {
+                peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+async fn serve_one<Req, Resp, F, Fut>(
+    mut stream: Stream,
+    limit: Duration,
+    reading: OwnedSemaphorePermit,
+    places: Places,
+    answer: F,
+    counts: NodeMetrics,
+) where
     Req: Wire,
-    Resp: Wire,
+    Resp: Answer,
     F: Fn(PeerId, Req) -> Fut,
     Fut: Future<Output = Resp>,
 {
@@ -200,7 +268,7 @@ where
         counts.calls_failed.inc([protocol.as_str(), reason]);
         tracing::debug!(%peer, %protocol, reason, "call got no answer");
     };
-    let request = match tokio::time::timeout(limit, read_message::<Req, _>(&mut stream)).await {
+    let request = match tokio::time::timeout(limit.min(READ_LIMIT), read_message::<Req, _>(&mut stream)).await {
         Ok(Ok(Some(request))) => request,
         Ok(Ok(None)) => return failed("no-request"),
         Ok(Err(FrameError::TooLarge { .. })) => return failed("too-large"),
@@ -208,7 +276,15 @@ where
         Ok(Err(_)) => return failed("stream-failed"),
         Err(_) => return failed("request-timeout"),
     };
-    let response = answer(peer, request).await;
+    let (place, response) = match places.take(peer).await {
+        Ok(place) => (Some(place), answer(peer, request).await),
+        Err(refusal) => {
+            failed("overloaded");
+            (None, Resp::refused(refusal))
+        }
+    };
+    // The answer is made: a caller that takes it slowly holds a place among those being read and written only.
+    drop(place);
     let send = async {
         write_message(&mut stream, &response).await?;
         stream.shutdown().await.map_err(FrameError::from)
@@ -222,4 +298,5 @@ where
         Ok(Err(_)) => failed("answer-not-taken"),
         Err(_) => failed("answer-timeout"),
     }
+    drop(reading);
 }

@@ -31,7 +31,7 @@ const KDF_MAX: (u32, u32, u32) = (1024 * 1024, 16, 16);
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// There is no such file.
-    #[error("key file {} does not exist", path.display())]
+    #[error("key file {} does not exist; restore it from a backup, or set up a new node in another directory", path.display())]
     Missing {
         /// The file.
         path: PathBuf,

@@ -2,6 +2,7 @@
 //! streams and messages, and can be tested with a pair of streams in memory.
 
 mod address;
+mod at_line;
 mod calls;
 mod config;
 mod control;
@@ -21,7 +22,9 @@ mod signals;
 mod streams;
 mod supervisor;
 mod swarm;
+mod tls;
 
+pub use at_line::at_line;
 pub use calls::{CallError, CallLimits, serve_calls};
 pub use config::{DhtMode, Limits, NodeConfig};
 pub use control::{ControlError, ControlServer, ControlStartError, ProgressSender};

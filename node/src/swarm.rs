@@ -12,7 +12,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, noise,
-    ping, tcp, tls,
+    ping, tcp,
 };
 use protocol::Address;
 
@@ -21,6 +21,7 @@ use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
 use crate::streams;
+use crate::tls::Tls;
 
 /// Protocol name of the DHT: not the public network's, so that the two never mix.
 const KAD: StreamProtocol = StreamProtocol::new("/willcall/kad/1");
@@ -33,7 +34,7 @@ const PROVIDER_REPUBLISH: Duration = Duration::from_secs(45 * 60);
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection whose peer does not answer a ping for so long is closed; a busy but living link answers within seconds.
-const PING_TIMEOUT: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) type Gossip = gossipsub::Behaviour<
     gossipsub::IdentityTransform,
@@ -120,13 +121,15 @@ pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<
         .with_tcp(
             tcp::Config::new().nodelay(true),
             // TLS first: it is the faster of the two here; Noise stays for peers without it.
-            (tls::Config::new, noise::Config::new),
+            (Tls::new, noise::Config::new),
             Yamux::default,
         )
         .map_err(|error| setup("TCP", format!("{error:?}")))?
         .with_quic_config(|mut quic| {
             // The default of 10 s closes connections of peers whose link is away for a moment.
-            quic.max_idle_timeout = 30_000;
+            // A peer that vanished (a kill, a power cut) is noticed soon: those who wait for it go elsewhere.
+            quic.max_idle_timeout = 10_000;
+            quic.keep_alive_interval = Duration::from_secs(3);
             quic.handshake_timeout = config.connection_timeout;
             quic
         });

@@ -24,6 +24,15 @@ pub const MAILBOX_PROTOCOL: &str = "/willcall/mailbox/1";
 /// Seeders (and, for what is public, anybody) to the manager.
 pub const MESH_PROTOCOL: &str = "/willcall/mesh/1";
 
+/// An answer to a call, which may always be a no: also from a service that is too busy to look at the question.
+pub trait Answer: crate::codec::Wire {
+    /// The answer that refuses.
+    fn refused(refusal: Refusal) -> Self;
+
+    /// The refusal, where it is one.
+    fn refusal(&self) -> Option<&Refusal>;
+}
+
 /// Where a transaction stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -315,6 +324,15 @@ pub enum MeshRequest {
         /// [`crate::receipt::Receipt::id`].
         receipt: Digest,
     },
+    /// May it let go of these, by the digest of their signed manifest? At most [`SeederReport::MAX_HELD`].
+    Release {
+        /// Which.
+        contents: Vec<Digest>,
+        /// It wants to be rid of them: copies of those that may not go yet are to be made elsewhere.
+        hand_over: bool,
+    },
+    /// Can others reach it? The manager tries, as a stranger, at the addresses of its last report.
+    DialBack,
 }
 
 /// Answers to seeders.
@@ -340,6 +358,11 @@ pub enum MeshResponse {
     Statement(Option<Box<Signed<Statement>>>),
     /// To [`MeshRequest::Explain`].
     Explained(Box<Explanation>),
+    /// To [`MeshRequest::Release`]: those that have enough other copies, and do not count as held by it any more.
+    Released(Vec<Digest>),
+    /// To [`MeshRequest::DialBack`]: each address, and why nobody answered there or `None`. The reason has at most
+    /// [`Refusal::MAX_DETAIL`] bytes.
+    Reach(Vec<(Address, Option<String>)>),
 }
 
 impl MeshResponse {
@@ -381,6 +404,25 @@ wire! {
     SeederRequest => 1024,
     SeederResponse => 1024,
 }
+
+macro_rules! answers {
+    ($($ty:ident),+) => {
+        $(impl Answer for $ty {
+            fn refused(refusal: Refusal) -> Self {
+                $ty::Refused(refusal)
+            }
+
+            fn refusal(&self) -> Option<&Refusal> {
+                match self {
+                    $ty::Refused(refusal) => Some(refusal),
+                    _ => None,
+                }
+            }
+        })+
+    };
+}
+
+answers!(SalesResponse, MailboxResponse, MeshResponse, SeederResponse);
 
 /// What travels on the news topic of the mesh: signed, so that it may come from anybody.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

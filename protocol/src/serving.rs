@@ -10,6 +10,9 @@
 //! largest = max(2, 16 MiB / chunk size) for a listed source, 2 for any other enrolled seeder
 //! ```
 //!
+//! A client that is shut out (its window is full of chunks that never arrived, and nothing new can be acknowledged)
+//! finds [`FIRST_WINDOW`] chunks forgiven every ten minutes, sixteen times at most in one delivery.
+//!
 //! The eighth is for honest clients whose connection broke with chunks under way: those chunks stay outstanding for
 //! ever, and what the client acknowledges in the meantime buys room for them.
 
@@ -31,6 +34,10 @@ pub const LARGEST_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 pub const FIRST_WINDOW: u32 = 2;
 /// One chunk of window is added for so many acknowledged ones.
 pub const FORGIVENESS: u32 = 8;
+/// A client that is shut out gets a first window again after this long, milliseconds …
+pub const FORGIVE_EVERY_MS: u64 = 10 * 60 * 1000;
+/// … so many times in one delivery: 32 chunks, beside the window, are the most that a seeder loses to it.
+pub const FORGIVE_TIMES: u32 = 16;
 /// Ranges wanted at a time at most: a client that asks for more, scattered, gets `bad-want`.
 const MAX_QUEUED_RANGES: usize = 1024;
 /// Segments and manifests asked for and not yet sent, at most.
@@ -51,6 +58,10 @@ pub struct ServeAccount {
     pub first_at: u64,
     /// When the last acknowledgement came.
     pub last_at: u64,
+    /// Chunks that never arrived and were forgiven.
+    pub forgiven: u32,
+    /// When the last of them was, unix milliseconds.
+    pub forgiven_at: u64,
 }
 
 wire!(ServeAccount => 6 * 1024);
@@ -184,6 +195,7 @@ impl ServeMachine {
                 machine.take_ack(ack, chunks, now);
             }
         }
+        machine.forgive(now);
         Ok(machine)
     }
 
@@ -217,7 +229,23 @@ impl ServeMachine {
 
     fn window_state(&self) -> (u32, u32) {
         let window = self.terms.window(self.durable.honoured, self.acked_durable);
-        (window, self.sent.saturating_sub(self.acked_durable))
+        let settled = self.acked_durable.saturating_add(self.wanted.forgiven);
+        (window, self.sent.saturating_sub(settled))
+    }
+
+    /// Lets a client in again that is shut out by chunks that never arrived.
+    fn forgive(&mut self, now: u64) {
+        if self.wanted.ack != self.durable.ack {
+            return; // the acknowledgement in the hello lets it in already
+        }
+        let (window, outstanding) = self.window_state();
+        let account = &mut self.wanted;
+        let last = account.forgiven_at.max(account.last_at).max(account.first_at);
+        let due = now >= last.saturating_add(FORGIVE_EVERY_MS);
+        if outstanding >= window && due && account.forgiven < FORGIVE_TIMES * FIRST_WINDOW {
+            account.forgiven += FIRST_WINDOW;
+            account.forgiven_at = now;
+        }
     }
 
     /// Takes in a message.
@@ -362,7 +390,7 @@ impl ServeMachine {
         {
             return Some(meta.map_or(ServeAction::SendManifest, ServeAction::SendSegment));
         }
-        self.note_ahead();
+        self.note_ahead(now);
         // Before chunks: what is noted ahead becomes durable while the block before it is being sent. `honoured` counts
         // once the acknowledgement is durable, so it rides along.
         if self.persisting.is_none() && self.wanted != self.durable {
@@ -394,7 +422,7 @@ impl ServeMachine {
     }
 
     /// Notes chunks as sent before they are, in blocks of a quarter of the window: few writes, and little lost to a crash.
-    fn note_ahead(&mut self) {
+    fn note_ahead(&mut self, now: u64) {
         let (window, outstanding) = self.window_state();
         if self.queue.is_empty() || outstanding >= window {
             return;
@@ -404,6 +432,10 @@ impl ServeMachine {
             // Never further than may be sent: neither past the window nor past what is asked for.
             let room = (window - outstanding).min(self.queue.len()).min(block);
             self.wanted.noted = self.wanted.noted.max(self.sent.saturating_add(room));
+            // Durable with the first note: what is forgiven to a client counts from here, also after a crash.
+            if self.wanted.first_at == 0 {
+                self.wanted.first_at = now;
+            }
         }
     }
 
@@ -430,9 +462,6 @@ impl ServeMachine {
         }
         self.queue.remove(chunk);
         self.sent += 1;
-        if self.wanted.first_at == 0 {
-            self.wanted.first_at = now;
-        }
         self.last_active = now;
         Some(ServeAction::SendChunk(chunk))
     }

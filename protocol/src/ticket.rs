@@ -201,7 +201,7 @@ pub enum TicketTextError {
     #[error("not a ticket: {0}")]
     Text(#[from] TextError),
     /// As a file.
-    #[error("not a ticket file: {0}")]
+    #[error("not a ticket file, or cut off or damaged: {0}; copy it again")]
     File(#[from] codec::CodecError),
 }
 

@@ -177,6 +177,11 @@ pub struct RevocationEpoch {
 }
 
 impl RevocationEpoch {
+    /// A manager that came back from an older backup no longer knows its last epochs, and must not number new ones like
+    /// them. It begins a new chain: an epoch without a predecessor whose number is the time in unix seconds, higher than
+    /// any count of epochs, and which, with those after it, says again everything that the manager knows to be revoked.
+    pub const NEW_CHAINS: std::ops::Range<u64> = 1_000_000_000..1_000_000_000_000;
+
     /// Most entries of each kind in one epoch; more go into the next.
     pub const MAX_ENTRIES: usize = 1024;
 }
@@ -357,7 +362,8 @@ pub struct RevocationState {
 }
 
 impl RevocationState {
-    /// Applies an epoch whose signature was checked. The next one in order is taken, older ones are passed over.
+    /// Applies an epoch whose signature was checked. The next one in order is taken, older ones are passed over. One that
+    /// begins a new chain (see [`RevocationEpoch::NEW_CHAINS`]) is taken from anywhere; what was revoked before stays so.
     ///
     /// # Errors
     /// `stale-revocations` when epochs between are missing (fetch them first); `bad-manager-signature` when it does
@@ -378,11 +384,12 @@ impl RevocationState {
                 "a revocation epoch with more than 1024 entries of a kind",
             ));
         }
-        if epoch.number - self.number != 1 {
+        let begins = epoch.previous.is_none() && RevocationEpoch::NEW_CHAINS.contains(&epoch.number);
+        if !begins && epoch.number - self.number != 1 {
             let detail = format!("epoch {} came, the newest held is {}", epoch.number, self.number);
             return Err(Refusal::new(RefusalCode::StaleRevocations, detail));
         }
-        if epoch.previous != self.last {
+        if !begins && epoch.previous != self.last {
             let detail = format!("revocation epoch {} does not follow from the one held", epoch.number);
             return Err(Refusal::new(RefusalCode::BadManagerSignature, detail));
         }
@@ -402,6 +409,15 @@ impl RevocationState {
     /// Digest of the last epoch applied.
     pub fn last(&self) -> Option<Digest> {
         self.last
+    }
+
+    /// All of it.
+    pub fn all(&self) -> Revocations {
+        Revocations {
+            transactions: self.transactions.iter().copied().collect(),
+            peers: self.peers.iter().copied().collect(),
+            contents: self.contents.iter().copied().collect(),
+        }
     }
 
     /// Was this transaction revoked?

@@ -93,7 +93,7 @@ proptest! {
         })?;
         same(SeederMessage::Refusal(Refusal::new(RefusalCode::Idle, text.clone()).retry_after(ms).at(ms)))?;
         same(SeederMessage::Chunk { index: n, length: n })?;
-        same(ServeAccount { noted: n, honoured: n, ack: Some(ack), completion: None, first_at: ms, last_at: ms })?;
+        same(ServeAccount { noted: n, honoured: n, ack: Some(ack), first_at: ms, last_at: ms, forgiven: n, ..ServeAccount::default() })?;
         same(MailboxRequest::Complain { transaction: transaction(), seeder: seeder().peer_id(), chunk: n })?;
         same(SalesRequest::Enrol { token: salt(1), name: text.clone() })?;
         same(FileList {
@@ -217,7 +217,19 @@ fn the_largest_of_everything_fits_its_limit() {
         &SeederMessage::Welcome { delivery: delivery(), held: widest_set(), ack, window: u, outstanding: u },
     );
     let (ack, ms) = (Some(widest_ack()), u64::MAX);
-    fits("account", &ServeAccount { noted: u, honoured: u, ack, completion, first_at: ms, last_at: ms });
+    fits(
+        "account",
+        &ServeAccount {
+            noted: u,
+            honoured: u,
+            ack,
+            completion,
+            first_at: ms,
+            last_at: ms,
+            forgiven: u,
+            forgiven_at: ms,
+        },
+    );
     let receipt = protocol::receipt::Receipt { ack: widest_ack(), ..samples::receipt() };
     fits("receipt", &receipt);
 

@@ -305,7 +305,8 @@ proptest! {
         );
         // The seeder holds the client's last word durably, and it names everything the client could attribute.
         prop_assert!(delivery.disk.completion.is_some());
-        prop_assert_eq!(&delivery.disk.ack, &delivery.last_ack);
+        // A client that was killed may have forgotten a word that the seeder has.
+        prop_assert!(chunks_of(delivery.disk.ack.as_ref()).is_superset(&chunks_of(delivery.last_ack.as_ref())));
         prop_assert!(delivery.disk.first_at > 0);
         if faults == 0 {
             prop_assert_eq!(chunks_of(delivery.disk.ack.as_ref()).len(), CHUNKS);

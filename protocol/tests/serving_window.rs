@@ -313,6 +313,32 @@ fn a_client_that_never_acknowledges_gets_the_first_window_once_and_for_all() {
 }
 
 #[test]
+fn what_is_forgiven_to_a_client_that_is_shut_out_has_an_end() {
+    use protocol::serving::{FORGIVE_EVERY_MS, FORGIVE_TIMES};
+    let mut seeder = Seeder::new(false);
+    let mut most = 0;
+    for _ in 0..10 * FORGIVE_TIMES {
+        want(&mut seeder, 0, CHUNKS);
+        // Not through the model's own count, which knows no forgiveness.
+        loop {
+            match seeder.machine.next_action(seeder.now) {
+                Some(ServeAction::Persist(account)) => {
+                    seeder.disk = account;
+                    seeder.machine.persisted();
+                }
+                Some(ServeAction::SendChunk(_)) => most += 1,
+                Some(_) => {}
+                None => break,
+            }
+        }
+        seeder.disk = seeder.machine.closing_account();
+        seeder.now += FORGIVE_EVERY_MS;
+        seeder.reconnect(None);
+    }
+    assert_eq!(most, FIRST_WINDOW * (1 + FORGIVE_TIMES));
+}
+
+#[test]
 fn a_full_window_is_waited_for_and_then_given_up_by_name() {
     let mut seeder = Seeder::new(true);
     want(&mut seeder, 0, 10);

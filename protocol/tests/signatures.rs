@@ -16,11 +16,13 @@ use protocol::api::{GossipedBatch, MeshRequest};
 use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::cipher::ContentSecret;
 use protocol::codec;
+use protocol::evidence::{DeliveryRecord, NonDelivery};
 use protocol::keys::SealError;
 use protocol::manifest::Manifest;
 use protocol::receipt::{Ack, Completion, DeliveryId, Mark, SealedBatch};
 use protocol::replication::ReplicationOrder;
 use protocol::signed::{Document, SignatureError};
+use protocol::statement::Statement;
 use protocol::ticket::{Endorsement, KeyGrant, Lease, TransactionData};
 use protocol::trust::{Heartbeat, KeyPurpose, KeySet, RevocationEpoch};
 use protocol::{ChunkSet, Digest, NetworkId, PeerId, RefusalCode, Signed, TransactionId};
@@ -39,7 +41,7 @@ where
 }
 
 /// In the order of the purposes, which is their wire form.
-const KINDS: [Verify; 14] = [
+const KINDS: [Verify; 17] = [
     verify::<KeySet>,
     verify::<Heartbeat>,
     verify::<RevocationEpoch>,
@@ -54,6 +56,9 @@ const KINDS: [Verify; 14] = [
     verify::<Completion>,
     verify::<SealedBatch>,
     verify::<Mark>,
+    verify::<Statement>,
+    verify::<DeliveryRecord>,
+    verify::<NonDelivery>,
 ];
 
 /// The signed form of every document: version, purpose, signer, body, signature.

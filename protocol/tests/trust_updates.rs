@@ -128,6 +128,19 @@ fn epochs_are_applied_in_order_without_gaps_and_without_forks() {
 }
 
 #[test]
+fn a_restored_manager_begins_a_new_chain_that_everybody_follows() {
+    let mut state = RevocationState::default();
+    let (first, anew) = (epoch(1, None, 101), epoch(1_795_000_000, None, 102));
+    let after = epoch(1_795_000_001, Some(digest(&anew)), 103);
+    state.apply(digest(&first), &first).unwrap();
+    assert_eq!(state.apply(digest(&anew), &anew).unwrap(), Update::Taken);
+    assert_eq!(state.apply(digest(&after), &after).unwrap(), Update::Taken);
+    assert_eq!(state.apply(digest(&anew), &anew).unwrap(), Update::NotNewer);
+    let all = state.all();
+    assert_eq!(all.peers.len(), 3, "what was revoked before stays revoked");
+}
+
+#[test]
 fn the_first_epoch_has_none_before_it_and_the_last_number_does_no_harm() {
     let mut state = RevocationState::default();
     let grafted = epoch(1, Some(Digest::from_bytes([1; 32])), 101);

@@ -80,6 +80,11 @@ pub(crate) fn admit(
         let detail = format!("this seeder serves for {} millionths per MiB or more", seeder.config.min_rate);
         return Err(Refusal::new(RefusalCode::PriceBelowFloor, detail));
     }
+    if grant.rate == 0 && !grant.listed {
+        // A further download that nobody pays for is the listed origin's to serve.
+        let detail = "nobody pays for this delivery; the seeders that its lease lists serve it";
+        return Err(Refusal::new(RefusalCode::PriceBelowFloor, detail));
+    }
     let content = seeder.contents.get(&grant.manifest).filter(|content| !content.have().is_empty());
     let not_held = || Refusal::new(RefusalCode::ContentNotHeld, "this seeder does not hold the content");
     let content = content.ok_or_else(not_held)?;
@@ -90,6 +95,7 @@ pub(crate) fn admit(
     if seeder.config.deny.contains(&id) {
         return Err(not_held());
     }
+    seeder.served.note(grant.manifest, now);
     Ok((grant, content))
 }
 

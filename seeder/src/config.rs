@@ -25,10 +25,20 @@ pub struct Config {
     pub name: String,
     /// Bytes of content that the network may place here. Default: 10737418240 (10 GiB).
     pub capacity: u64,
+    /// Files and folders that content may take, six for each; 0 for no limit but the disk's. Default: 0.
+    pub max_inodes: u64,
+    /// Above so many percent of capacity or `max-inodes`, content that is not needed here is removed … Default: 95.
+    pub high_water_percent: u32,
+    /// … until so many percent are left. Default: 80.
+    pub low_water_percent: u32,
+    /// Between two looks whether something has to be removed. Default: 60000.
+    pub gc_ms: u64,
     /// Where content lies, relative to the seeder's directory. Default: `content`.
     pub content_dir: PathBuf,
     /// Bytes left free on that disk whatever the capacity. Default: 268435456 (256 MiB).
     pub min_free: u64,
+    /// Files and folders left free on that disk whatever `max-inodes`. Default: 1024.
+    pub min_free_inodes: u64,
     /// Addresses to listen on. Default: TCP and QUIC on every interface, on ports chosen by the system at the first
     /// start and kept.
     pub listen: Vec<Address>,
@@ -76,7 +86,7 @@ pub struct Config {
     pub receipt_batch_ms: u64,
     /// Receipts that the manager has not confirmed after so long go to it directly. Default: 5000.
     pub receipt_direct_ms: u64,
-    /// Confirmed receipts are kept for so long. Default: 2592000000 (30 days).
+    /// Receipts are kept for so long after a statement of account dealt with them. Default: 2592000000 (30 days).
     pub receipt_keep_ms: u64,
     /// Batches that wait for the manager; beyond it each delivery keeps its newest receipt and no batch is made.
     /// Default: 65536.
@@ -105,8 +115,13 @@ impl Default for Config {
             join: String::new(),
             name: "seeder".to_owned(),
             capacity: 10 * 1024 * MIB,
+            max_inodes: 0,
+            high_water_percent: 95,
+            low_water_percent: 80,
+            gc_ms: MINUTE,
             content_dir: PathBuf::from("content"),
             min_free: 256 * MIB,
+            min_free_inodes: 1024,
             listen: listen.iter().filter_map(|text| Address::new(text).ok()).collect(),
             external: Vec::new(),
             metrics: None,
@@ -191,7 +206,7 @@ impl Config {
     pub fn origin(join: &JoinLine, content_dir: &Path) -> Config {
         // A petabyte: TOML has no larger round number that is surely an integer everywhere.
         let capacity = 1 << 50;
-        Config { content_dir: content_dir.to_owned(), min_free: 0, ..Config::new(join, "origin", capacity) }
+        Config { content_dir: content_dir.to_owned(), min_free: 0, min_free_inodes: 0, ..Config::new(join, "origin", capacity) }
     }
 
     /// Reads `<dir>/config.toml`.
@@ -209,7 +224,8 @@ impl Config {
 
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text)
-            .map_err(|e| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string().trim_end().to_owned() })?;
+            .map_err(|e| node::at_line(text, e.span(), e.message()))
+            .map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
         config.check().map_err(|(key, reason)| ConfigError::Value { path: path.to_owned(), key, reason })?;
         Ok(config)
     }
@@ -231,9 +247,13 @@ impl Config {
             ("retry-ms", self.retry_ms),
             ("replications", u64::from(self.replications)),
             ("prune-ms", self.prune_ms),
+            ("gc-ms", self.gc_ms),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return fail(key, "must not be 0");
+        }
+        if self.high_water_percent > 100 || self.low_water_percent > self.high_water_percent {
+            return fail("high-water-percent", "is at most 100, and low-water-percent at most as high");
         }
         if self.max_deliveries > 65_536 {
             return fail("max-deliveries", "is at most 65536");

@@ -1,16 +1,19 @@
 //! What every service and chore of a seeder shares, made once at the start.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use delivery::{ContentStore, Pace, Rate};
 use node::{NodeHandle, Supervisor};
-use protocol::{Address, Keypair, PeerId};
+use protocol::{Address, Digest, Keypair, PeerId};
 use store::Db;
 use tokio::sync::Notify;
 
 use crate::chunks::ChunkReader;
 use crate::config::Config;
 use crate::counts::Counts;
+use crate::drain::Drain;
+use crate::garbage::Usage;
 use crate::manager::ManagerLink;
 use crate::network::Network;
 use crate::serving::Deliveries;
@@ -32,6 +35,8 @@ pub(crate) struct Seeder {
     pub(crate) wake: Wake,
     pub(crate) notes: Notes,
     pub(crate) upload: Upload,
+    pub(crate) served: Served,
+    pub(crate) drain: Drain,
     addresses: RwLock<Vec<Address>>,
 }
 
@@ -57,10 +62,31 @@ pub(crate) struct Wake {
     pub(crate) sync: Notify,
     /// Fetching of contents.
     pub(crate) replicate: Notify,
+    /// Looking for what may be removed.
+    pub(crate) collect: Notify,
     /// Announcements in the DHT.
     pub(crate) announce: Notify,
     /// Sending of receipt batches.
     pub(crate) post: Notify,
+}
+
+/// When each content was last asked for, for the choice of what goes first: an entry for each content held.
+#[derive(Debug, Default)]
+pub(crate) struct Served(Mutex<HashMap<Digest, u64>>);
+
+impl Served {
+    /// Unix milliseconds; 0 for not since the start.
+    pub(crate) fn last(&self, content: &Digest) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(content).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn note(&self, content: Digest, now: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(content, now);
+    }
+
+    pub(crate) fn forget(&self, content: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(content);
+    }
 }
 
 /// What `status` tells people beside the counts: the newest trouble of each kind, or none.
@@ -70,6 +96,8 @@ pub(crate) struct Notes {
     pub(crate) manager: Note,
     /// Why content could not be fetched or stored.
     pub(crate) storage: Note,
+    /// Why there is more content than there should be.
+    pub(crate) quota: Note,
     /// Why receipts do not get through.
     pub(crate) receipts: Note,
 }
@@ -126,6 +154,8 @@ impl Seeder {
             wake: Wake::default(),
             notes: Notes::default(),
             upload,
+            served: Served::default(),
+            drain: Drain::default(),
             addresses: RwLock::default(),
         }
     }
@@ -141,6 +171,9 @@ impl Seeder {
 
     /// Bytes that may still be placed here: of the capacity, and of the disk.
     pub(crate) fn free(&self) -> u64 {
+        if self.drain.is_leaving() || !Usage::of(self).has_inodes(&self.config) {
+            return 0;
+        }
         let of_capacity = self.config.capacity.saturating_sub(self.contents.total_bytes());
         match delivery::free_space(self.contents.root()) {
             Ok(free) => of_capacity.min(free.saturating_sub(self.config.min_free)),

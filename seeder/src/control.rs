@@ -5,6 +5,9 @@
 //! - `receipts` (`limit`, default 20): the newest receipts and where they are: `queued`, `sent` or `marked`.
 //! - `limit` (`upload`, `upload_per_delivery`): bytes per second from now on, 0 for no limit; what is absent stays. Answers
 //!   with the limits in force. At the next start those of the configuration hold again.
+//! - `statements` (`limit`, default 20): statements of account, after new ones were asked for.
+//! - `statement-file` (`path`): all of them as a file that proves itself.
+//! - `explain` (`id`): what became of one receipt, by the manager's word.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
 use std::ops::ControlFlow;
@@ -16,7 +19,7 @@ use store::StoreError;
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
-use crate::outbox;
+use crate::{outbox, statements};
 use crate::tables::{DUE, LINES};
 
 /// Most receipts in one answer.
@@ -42,6 +45,17 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
             in_background(move || Ok(receipts(&seeder, limit)?)).await
         }
         Some("limit") => limit(&seeder, &request),
+        Some("statements") => {
+            let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            statements::list(&seeder, limit).await.map_err(|error| ControlError::new("internal", error.to_string()))
+        }
+        Some("statement-file") => statement_file(seeder, &request).await,
+        Some("explain") => {
+            let id = request.get("id").and_then(Value::as_str).unwrap_or_default().parse();
+            let id = id.map_err(|error| ControlError::new("bad-request", format!("receipt id: {error}")))?;
+            statements::explain(&seeder, id).await.map_err(|error| ControlError::new("not-explained", error.to_string()))
+        }
         Some("scrub") => scrub(seeder, progress).await,
         other => {
             let name = other.unwrap_or("none");
@@ -84,6 +98,26 @@ async fn in_background(
     let failed = |error: String| ControlError::new("internal", error);
     let result = tokio::task::spawn_blocking(work).await.map_err(|error| failed(error.to_string()))?;
     result.map_err(|error| failed(error.to_string()))
+}
+
+/// Writes a file, whole or not at all; one that is there is not replaced.
+async fn statement_file(seeder: Arc<Seeder>, request: &Value) -> Result<Value, ControlError> {
+    let path = request.get("path").and_then(Value::as_str).map(std::path::PathBuf::from);
+    let Some(path) = path.filter(|path| path.is_absolute()) else {
+        return Err(ControlError::new("bad-request", "the path of a file is missing or not absolute"));
+    };
+    in_background(move || {
+        let Some((count, bytes)) = statements::file(&seeder.db)? else {
+            return Err("there is no statement yet; the manager makes one a day, or when its operator asks".into());
+        };
+        let folder = path.parent().unwrap_or(std::path::Path::new("/"));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        std::io::Write::write_all(&mut file, &bytes)?;
+        file.as_file().sync_all()?;
+        file.persist_noclobber(&path)?;
+        Ok(json!({ "path": path, "statements": count, "bytes": bytes.len() }))
+    })
+    .await
 }
 
 /// Also what [`crate::Running::status`] gives.

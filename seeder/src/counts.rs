@@ -18,6 +18,7 @@ pub(crate) struct Counts {
     pub(crate) receipts: Counter,
     pub(crate) waiting: Gauge,
     pub(crate) replicated: Counter,
+    pub(crate) collected: Counter,
     pub(crate) gossip_refused: node::CounterBy<1>,
 }
 
@@ -34,6 +35,7 @@ impl Counts {
             receipts: metrics.counter("seeder_receipts", "Receipts put into batches"),
             waiting: metrics.gauge("seeder_waiting_batches", "Receipt batches that the manager has not confirmed"),
             replicated: metrics.counter("seeder_replicated_bytes", "Bytes fetched from other seeders"),
+            collected: metrics.counter("seeder_collected_bytes", "Bytes of content removed for want of room"),
             gossip_refused: metrics.counter_by(
                 "seeder_gossip_refused",
                 "Gossip messages that were not forwarded, by refusal code",

@@ -14,7 +14,7 @@ use store::{Db, StoreError};
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
-use crate::tables::{ACCOUNTS, AccountKey, BATCHES, BatchRecord, DUE, LINES, OUTBOX, OutboxState, ReceiptLine};
+use crate::tables::{ACCOUNTS, AccountKey, BATCHES, BatchRecord, COVERS, DUE, LINES, OUTBOX, OutboxState, ReceiptLine};
 
 /// Deliveries looked at for one batch; more than fit into it, because some are not due yet.
 const LOOK_AT: usize = 4096;
@@ -303,6 +303,7 @@ pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
         OUTBOX.put(txn, &(), &state)?;
         BATCHES.delete_range(txn, .., usize::MAX)?;
         LINES.delete_range(txn, .., usize::MAX)?;
+        COVERS.delete_range(txn, .., usize::MAX)?;
         let mut keys = Vec::new();
         ACCOUNTS.scan(txn, .., |key, record| {
             if record.account.ack.is_some() {
@@ -318,15 +319,24 @@ pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
     .await
 }
 
-/// Removes marked batches that were kept long enough. True when there may be more.
-pub(crate) async fn prune(db: &Db, made_before: u64) -> Result<bool, StoreError> {
+/// Removes marked batches that a statement dealt with before the given time. True when there may be more.
+pub(crate) async fn prune(db: &Db, covered_before: u64) -> Result<bool, StoreError> {
     db.write(move |txn| {
         let marked = OUTBOX.get(txn, &())?.map_or(0, |state| state.marked);
         // The newest marked one stays: its running hash is what a repeated mark is checked against.
+        let mut covered = None;
+        for (number, record) in COVERS.range(txn, .., PRUNE_STEP)? {
+            if record.at < covered_before {
+                // What is covered by a later one is covered by this one, too.
+                if let Some(earlier) = covered.replace(number) {
+                    COVERS.delete(txn, &earlier)?;
+                }
+            }
+        }
+        let Some(covered) = covered else { return Ok(false) };
         let old: Vec<u64> = BATCHES
-            .range(txn, ..marked, PRUNE_STEP)?
+            .range(txn, ..marked.min(covered.saturating_add(1)), PRUNE_STEP)?
             .into_iter()
-            .take_while(|(_, record)| record.made_at < made_before)
             .map(|(number, _)| number)
             .collect();
         for number in &old {

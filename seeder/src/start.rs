@@ -20,7 +20,7 @@ use crate::init::key_path;
 use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
 use crate::tables::SCHEMA;
-use crate::{control, gossip, outbox, post, replication, serving, sync, upkeep};
+use crate::{control, garbage, gossip, outbox, post, replication, serving, sync, upkeep};
 
 /// Why a seeder did not start. Each is one line with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +163,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         supervisor.spawn_critical("takedowns", upkeep::purge(each()));
         supervisor.spawn_critical("announcements", upkeep::announce(each()));
         supervisor.spawn_critical("pruning", upkeep::prune(each()));
+        supervisor.spawn_critical("garbage collection", garbage::collect(each()));
         let control = control::start(&seeder, dir).await?;
         let metrics = match metrics_address {
             Some(address) => {
@@ -195,7 +196,7 @@ fn health(seeder: &Seeder) -> Health {
     reasons.extend(failed);
     reasons.extend(seeder.network.fork());
     let notes = &seeder.notes;
-    reasons.extend([&notes.manager, &notes.storage, &notes.receipts].into_iter().filter_map(|note| note.get()));
+    reasons.extend([&notes.manager, &notes.storage, &notes.quota, &notes.receipts].into_iter().filter_map(|note| note.get()));
     Health { ok, reasons }
 }
 
@@ -248,6 +249,11 @@ impl Running {
     /// [`store::StoreError`].
     pub fn status(&self) -> Result<serde_json::Value, store::StoreError> {
         control::status(&self.seeder)
+    }
+
+    /// Waits until the seeder was asked to leave and everything that was to be done before is done: the process may end.
+    pub async fn drained(&self) {
+        self.seeder.drain.left().await;
     }
 
     /// Waits until something brings the seeder down, and gives the reason; for ever in a healthy one.

@@ -17,6 +17,7 @@ use crate::context::Seeder;
 use crate::gossip::after_heartbeat;
 use crate::manager::AskError;
 use crate::network::TakeError;
+use crate::statements::{self, FetchError};
 use crate::{replication, upkeep};
 
 /// Nudges of managers being answered at once.
@@ -26,6 +27,9 @@ const NUDGE: Protocol = Protocol::new(SEEDER_PROTOCOL);
 const RENEW_BEFORE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// … but asked for no more often than this.
 const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// Statements are of days: asked for no more often than this.
+const STATEMENTS_EVERY: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, thiserror::Error)]
 enum SyncError {
@@ -64,7 +68,7 @@ pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError
 pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let mut contact =
-        Contact { back_off: BackOff::new(seeder.config.retry_ms), up_to_date: false, renewed: None, join, seeder };
+        Contact { back_off: BackOff::new(seeder.config.retry_ms), up_to_date: false, renewed: None, stated: None, join, seeder };
     loop {
         let wait = match contact.round().await {
             Ok(()) => {
@@ -100,6 +104,8 @@ struct Contact {
     /// The manager was asked for news since the start, and since the last nudge.
     up_to_date: bool,
     renewed: Option<Instant>,
+    /// When statements were last asked for.
+    stated: Option<Instant>,
 }
 
 impl Contact {
@@ -109,7 +115,24 @@ impl Contact {
         }
         self.certificate().await?;
         self.fresh().await?;
-        self.report().await
+        self.report().await?;
+        self.statements().await
+    }
+
+    /// New statements of account. Without them nothing else is worse off: a failure is only noted.
+    async fn statements(&mut self) -> Result<(), SyncError> {
+        if self.stated.is_some_and(|at| at.elapsed() < STATEMENTS_EVERY) {
+            return Ok(());
+        }
+        self.stated = Some(Instant::now());
+        match statements::fetch(&self.seeder).await {
+            Ok(_) => Ok(()),
+            Err(FetchError::Take(TakeError::Store(error))) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "no statements of account");
+                Ok(())
+            }
+        }
     }
 
     async fn key_set(&self) -> Result<(), SyncError> {
@@ -195,7 +218,12 @@ impl Contact {
     async fn report(&self) -> Result<(), SyncError> {
         let seeder = &self.seeder;
         let reporting = Arc::clone(seeder);
-        let made = tokio::task::spawn_blocking(move || (upkeep::complete(&reporting), reporting.free())).await;
+        let made = tokio::task::spawn_blocking(move || {
+            let mut held = upkeep::complete(&reporting);
+            held.retain(|digest| !reporting.drain.is_released(digest));
+            (held, reporting.free())
+        })
+        .await;
         // Only a panic in there; the next round says it again.
         let Ok((held, free)) = made else { return Err(AskError::Unexpected("nobody: the report was not made").into()) };
         let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();

@@ -6,6 +6,7 @@ use protocol::certificate::SeederCert;
 use protocol::receipt::{DeliveryId, SealedBatch};
 use protocol::replication::Placement;
 use protocol::serving::ServeAccount;
+use protocol::statement::Statement;
 use protocol::trust::{Heartbeat, KeySet, RevocationEpoch};
 use protocol::{Digest, Nonce, PeerId, Signed, TransactionId, wire};
 use store::{Mark, Table};
@@ -35,6 +36,13 @@ pub(crate) const OUTBOX: Table<(), OutboxState> = Table::new("outbox");
 pub(crate) const BATCHES: Table<u64, BatchRecord> = Table::new("batches");
 /// What is in the batches, for people: by batch and place in it.
 pub(crate) const LINES: Table<(u64, u16), ReceiptLine> = Table::new("receipt lines");
+
+/// The manager's statements of account by number, without gaps.
+pub(crate) const STATEMENTS: Table<u64, Signed<Statement>> = Table::new("statements");
+/// When a statement first dealt with all batches of this outbox up to a number.
+pub(crate) const COVERS: Table<u64, CoveredAt> = Table::new("batches covered");
+/// Key sets by version, under which statements were signed.
+pub(crate) const OLD_KEY_SETS: Table<u64, Signed<KeySet>> = Table::new("old key sets");
 
 /// Copies ordered and not yet made, by the digest of the signed manifest.
 pub(crate) const PLACEMENTS: Table<Digest, Placement> = Table::new("placements");
@@ -90,6 +98,13 @@ pub(crate) struct BatchRecord {
     pub(crate) made_at: u64,
 }
 
+/// A statement came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct CoveredAt {
+    /// Unix milliseconds.
+    pub(crate) at: u64,
+}
+
 /// One receipt, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ReceiptLine {
@@ -105,6 +120,7 @@ pub(crate) struct ReceiptLine {
 wire! {
     AccountRecord => 7 * 1024,
     Due => 16,
+    CoveredAt => 16,
     OutboxState => 128,
     BatchRecord => 64 * 1024,
     ReceiptLine => 128,

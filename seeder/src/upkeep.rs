@@ -60,6 +60,7 @@ fn purge_now(seeder: &Seeder) -> Vec<Digest> {
         }
         let digest = content.digest();
         seeder.chunks.forget(&digest);
+        seeder.served.forget(&digest);
         match seeder.contents.remove(&digest) {
             Ok(_) => tracing::warn!(content = %digest, "content was taken down and is removed"),
             Err(error) => {
@@ -77,7 +78,9 @@ pub(crate) async fn announce(seeder: Arc<Seeder>) -> Result<(), std::convert::In
     let token = seeder.supervisor.token();
     let mut announced = BTreeSet::new();
     loop {
-        let held: BTreeSet<Digest> = complete(&seeder).into_iter().collect();
+        // One who is leaving is not to be found any more.
+        let held: BTreeSet<Digest> =
+            if seeder.drain.is_leaving() { BTreeSet::new() } else { complete(&seeder).into_iter().collect() };
         for gone in announced.difference(&held) {
             seeder.node.stop_providing(*provider_key(&seeder.network.id, gone).as_bytes()).await;
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{
-    BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LinkOptions, Target, VerifyTarget,
+    AskError, BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange, LinkOptions, Target,
+    VerifyTarget,
 };
 use protocol::trust::JoinLine;
 use protocol::{PeerId, ProductId, TransactionId};
@@ -115,8 +116,8 @@ pub(crate) struct FetchArgs {
     /// Join line of the network, where a transaction id is given that this client has not seen
     #[arg(long, value_name = "LINE")]
     join: Option<String>,
-    /// Most bytes a second, e.g. 5MB
-    #[arg(long, value_name = "SIZE", value_parser = manager::parse_size)]
+    /// Most bytes a second, e.g. 5MB, or none; `willcall limit` changes it meanwhile [default: the home's config.toml]
+    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
     limit: Option<u64>,
     /// Give up when nothing new came for this long, e.g. 10m
     #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
@@ -136,6 +137,21 @@ pub(crate) struct VerifyArgs {
     /// The purchase that it came from, where it was moved since
     #[arg(long, value_name = "ID")]
     transaction: Option<TransactionId>,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `limit`.
+#[derive(Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// The running fetch that is meant [default: all of this home]
+    transaction: Option<TransactionId>,
+    /// Bytes per second of the transfer, e.g. 5MB, or none
+    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
+    download: Option<u64>,
+    /// Bytes per second of all transfers of its process, e.g. 5MB, or none
+    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
+    process: Option<u64>,
     #[command(flatten)]
     home: HomeArgs,
 }
@@ -199,7 +215,7 @@ pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
 }
 
 /// A file that is whole or not there.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = || format!("cannot write {}", path.display());
@@ -258,7 +274,10 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
     let home = args.home.open()?;
     let target: Target = if args.ticket == "-" { text_argument("-")? } else { args.ticket.clone() }.parse()?;
     let mut options = FetchOptions { only: args.only, join: join_line(args.join.as_ref())?, ..FetchOptions::default() };
-    options.limits.bytes_per_second = args.limit;
+    let settings = home.settings()?;
+    let limit = args.limit.unwrap_or(settings.download_limit_per_transfer);
+    options.limits.bytes_per_second = (limit > 0).then_some(limit);
+    options.process_pace.rate().set(settings.download_limit);
     if let Some(patience) = args.patience {
         options.limits.patience = Duration::from_millis(patience);
         options.manager_patience = Duration::from_millis(patience);
@@ -392,6 +411,37 @@ pub(crate) async fn verify(args: VerifyArgs, global: &Global) -> Result<ExitCode
     }
     Answer::new(json, lines.join("\n")).print(global.json)?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `willcall limit`
+pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let change = LimitChange { process: args.process, transfer: args.download };
+    let meant = match args.transaction {
+        Some(transaction) => vec![transaction],
+        None => client_node::status(&home).await?.into_iter().map(|delivery| delivery.transaction).collect(),
+    };
+    let mut fetches = Vec::new();
+    for transaction in meant {
+        match client_node::limit(&home, transaction, change).await {
+            Ok(limits) => fetches.push((transaction, limits)),
+            Err(AskError::NotRunning(_)) if args.transaction.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let rate = |rate| if rate == 0 { "none".to_owned() } else { format!("{}/s", output::bytes(rate)) };
+    let table =
+        fetches.iter().map(|(id, limits)| vec![id.to_string(), rate(limits.transfer), rate(limits.process)]).collect();
+    let text = match fetches.is_empty() {
+        true => "nothing is being fetched at the moment".to_owned(),
+        false => output::table(&["transaction", "transfer", "process"], table),
+    };
+    let listed: Vec<Value> = fetches
+        .iter()
+        .map(|(id, limits)| json!({"transaction": id, "transfer": limits.transfer, "process": limits.process}))
+        .collect();
+    Answer::new(json!({"fetches": listed}), text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `willcall status`

@@ -26,7 +26,9 @@ where
     fs::write(&path, table.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
     if let Err(error) = check(dir) {
         fs::write(&path, before).with_context(|| format!("cannot write {}", path.display()))?;
-        return Err(error).context("--set");
+        return Err(error).with_context(|| {
+            format!("--set: {} is set up without it; correct {}, or remove the folder and repeat", dir.display(), path.display())
+        });
     }
     Ok(())
 }

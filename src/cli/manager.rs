@@ -48,6 +48,19 @@ pub(crate) enum Command {
     Revoke(RevokeArgs),
     /// Give a transaction's money back and stop its delivery
     Refund(TransactionArgs),
+    /// Statements of account of seeders
+    #[command(subcommand)]
+    Statements(Statements),
+    /// List what is to be paid out to seeders
+    Payouts(PayoutArgs),
+    /// Put everything that is signed of a transaction into a file that proves itself
+    Evidence(EvidenceArgs),
+    /// Book money that moved outside: a merchant paid what it owes, or somebody was paid out
+    Payment(PaymentArgs),
+    /// Show what a merchant owes and may still come to owe
+    Credit(CreditArgs),
+    /// After the folder was restored from a backup, before the next run: seeders then send again what it may lack
+    Restored(DirArgs),
 }
 
 /// Where the data are.
@@ -176,6 +189,114 @@ pub(crate) struct RevokeArgs {
     dir: DirArgs,
 }
 
+/// Commands about statements.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Statements {
+    /// Make statements now of whatever is in none yet
+    Make(StatementArgs),
+    /// List the newest statement of each seeder, or all of one
+    List(StatementArgs),
+    /// Write a seeder's statements into a file that proves itself
+    Export(StatementFileArgs),
+}
+
+/// Flags of commands about statements.
+#[derive(Debug, Args)]
+pub(crate) struct StatementArgs {
+    /// Only of this seeder
+    #[arg(long, value_name = "PEER")]
+    seeder: Option<protocol::PeerId>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `statements export`.
+#[derive(Debug, Args)]
+pub(crate) struct StatementFileArgs {
+    /// The seeder
+    seeder: protocol::PeerId,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// From this number on
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `payouts`.
+#[derive(Debug, Args)]
+pub(crate) struct PayoutArgs {
+    /// Comma-separated values, for a spreadsheet or a bank
+    #[arg(long)]
+    csv: bool,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `evidence`.
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceArgs {
+    /// Transaction id
+    transaction: protocol::TransactionId,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// With the manager's word that nothing had been acknowledged
+    #[arg(long)]
+    non_delivery: bool,
+    /// By when nothing had been acknowledged, unix milliseconds [default: now]
+    #[arg(long, value_name = "MS", requires = "non_delivery")]
+    by: Option<u64>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Whose money moved.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Party {
+    /// A merchant paid what it owes
+    MerchantDue,
+    /// A merchant was paid what it earned
+    MerchantEarned,
+    /// A seeder was paid
+    Seeder,
+    /// A rights holder was paid
+    RightsHolder,
+}
+
+/// Flags of `payment`.
+#[derive(Debug, Args)]
+pub(crate) struct PaymentArgs {
+    /// Whose money moved
+    account: Party,
+    /// Peer ID, or a rights holder's name
+    party: String,
+    /// How much, in the currency's major unit
+    amount: String,
+    /// ISO 4217 code
+    #[arg(long)]
+    currency: Currency,
+    /// Reference of the transfer; a second booking under one reference is refused
+    #[arg(long)]
+    reference: String,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `credit`.
+#[derive(Debug, Args)]
+pub(crate) struct CreditArgs {
+    /// The merchant
+    merchant: protocol::PeerId,
+    /// ISO 4217 code
+    #[arg(long)]
+    currency: Currency,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 impl DirArgs {
     fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("manager"))
@@ -225,6 +346,26 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             };
             let request = json!({"cmd": "revoke", "kind": kind, "id": args.id});
             ask(&args.dir.path(), request, global, |a| format!("revoked; epoch {}", field(a, "epoch"))).await
+        }
+        Command::Statements(command) => statements(command, global).await,
+        Command::Payouts(args) => payouts(&args, global).await,
+        Command::Evidence(args) => {
+            let request = json!({
+                "cmd": "evidence", "id": args.transaction, "path": absolute(&args.output)?,
+                "non_delivery": args.non_delivery, "by": args.by,
+            });
+            ask(&args.dir.path(), request, global, |a| format!("evidence in {}", field(a, "path"))).await
+        }
+        Command::Payment(args) => payment(args, global).await,
+        Command::Credit(args) => {
+            let request = json!({"cmd": "credit", "merchant": args.merchant, "currency": args.currency});
+            ask(&args.dir.path(), request, global, lines).await
+        }
+        Command::Restored(dir) => {
+            let number = manager_node::mark_restored(&dir.path())?;
+            let text = format!("restore number {number}; start the manager now");
+            Answer::new(json!({"restore": number}), text).print(global.json)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Refund(args) => {
             let request = json!({"cmd": "refund", "id": args.transaction});
@@ -299,6 +440,80 @@ async fn publish(args: PublishArgs, global: &Global) -> Result<ExitCode> {
     );
     Answer::new(answer, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The node that writes a file may run in another folder.
+pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
+    match command {
+        Statements::Make(args) => {
+            let request = json!({"cmd": "statements-make", "seeder": args.seeder});
+            ask(&args.dir.path(), request, global, |a| listed(a, "made", &["seeder", "first", "last"])).await
+        }
+        Statements::List(args) => {
+            let columns =
+                &["seeder", "number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
+            let request = json!({"cmd": "statements", "seeder": args.seeder});
+            ask(&args.dir.path(), request, global, |a| listed(a, "statements", columns)).await
+        }
+        Statements::Export(args) => {
+            let path = absolute(&args.output)?;
+            let request = json!({"cmd": "statement-file", "seeder": args.seeder, "first": args.first, "path": path});
+            let text = |a: &Value| format!("{} statements in {}", field(a, "statements"), field(a, "path"));
+            ask(&args.dir.path(), request, global, text).await
+        }
+    }
+}
+
+/// Every page of what is to be paid out.
+async fn payouts(args: &PayoutArgs, global: &Global) -> Result<ExitCode> {
+    let columns = [
+        "seeder",
+        "currency",
+        "stated_minor",
+        "owed_minor",
+        "carried_micros",
+        "statement",
+        "statement_until",
+    ];
+    let (mut lines, mut after) = (Vec::new(), Value::Null);
+    loop {
+        let page = daemon::call(&args.dir.path(), json!({"cmd": "payouts", "after": after})).await?;
+        lines.extend(rows(&page, "payouts").iter().cloned());
+        after = page.get("next").cloned().unwrap_or(Value::Null);
+        if after.is_null() {
+            break;
+        }
+    }
+    let answer = json!({ "payouts": lines });
+    let text = match args.csv {
+        // Peer IDs, currency codes and numbers: nothing in them needs quotes.
+        true => {
+            let row = |line: &Value| columns.map(|column| field(line, column)).join(",");
+            std::iter::once(columns.join(",")).chain(lines.iter().map(row)).collect::<Vec<_>>().join("\n")
+        }
+        false => listed(&answer, "payouts", &columns),
+    };
+    Answer::new(answer, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn payment(args: PaymentArgs, global: &Global) -> Result<ExitCode> {
+    let amount = Amount::parse(&args.amount, args.currency)?;
+    let account = match args.account {
+        Party::MerchantDue => "merchant-due",
+        Party::MerchantEarned => "merchant-earned",
+        Party::Seeder => "seeder",
+        Party::RightsHolder => "rights-holder",
+    };
+    let request = json!({
+        "cmd": "record-payment", "account": account, "party": args.party, "minor": amount.minor,
+        "currency": amount.currency, "reference": args.reference,
+    });
+    ask(&args.dir.path(), request, global, lines).await
 }
 
 async fn invite(args: &InviteArgs, global: &Global) -> Result<ExitCode> {
@@ -407,6 +622,11 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         ("B", 1),
     ];
     parse_unit(text, &UNITS).ok_or_else(|| format!("'{text}' is no size; examples: 64KiB, 500GB, 1TiB"))
+}
+
+/// As [`parse_size`], or `none` for 0.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(0) } else { parse_size(text) }
 }
 
 /// `7d`, `12h`, `5m`, `90s`, `250ms`: milliseconds.

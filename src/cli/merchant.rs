@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// Give an order's money back and stop its delivery
     Refund(OrderArgs),
+    /// Put what is signed of an order, and what this shop says of it, into a file
+    Evidence(EvidenceArgs),
 }
 
 /// Commands about vouchers.
@@ -88,6 +90,18 @@ pub(crate) struct IssueArgs {
     dir: DirArgs,
 }
 
+/// Flags of `evidence`.
+#[derive(Debug, Args)]
+pub(crate) struct EvidenceArgs {
+    /// Order id
+    order: String,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 /// Flags of commands about one order.
 #[derive(Debug, Args)]
 pub(crate) struct OrderArgs {
@@ -123,6 +137,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Order(args) => {
             ask(&args.dir.path(), json!({"cmd": "order", "order": args.order}), global, lines).await
+        }
+        Command::Evidence(args) => {
+            let path = manager::absolute(&args.output)?;
+            let request = json!({"cmd": "evidence", "order": args.order, "path": path});
+            ask(&args.dir.path(), request, global, lines).await
         }
         Command::Refund(args) => {
             let request = json!({"cmd": "refund", "order": args.order});

@@ -3,6 +3,7 @@
 mod client;
 mod config_edit;
 mod daemon;
+mod evidence;
 mod logs;
 mod manager;
 mod merchant;
@@ -76,15 +77,36 @@ enum Command {
     Inbox(client::InboxArgs),
     /// Fetch what a ticket stands for; goes on where an earlier fetch stopped
     Fetch(client::FetchArgs),
+    /// Show or change how fast running fetches take what comes
+    Limit(client::LimitArgs),
     /// Check delivered files against what was sold
     Verify(client::VerifyArgs),
     /// Show this client's deliveries
     Status(client::StatusArgs),
+    /// Put what this client can prove of a purchase into a file
+    Evidence(evidence::ClientArgs),
+    /// Check a file of evidence with nothing but the network's root key
+    VerifyEvidence(evidence::VerifyArgs),
+    /// Check a seeder's statements of account with nothing but the network's root key
+    VerifyStatement(evidence::VerifyArgs),
 }
 
 /// Parses the flags, runs the command and reports how it went.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Tools read an object here, too. Help and version are no errors, and not for tools.
+            if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+                let text = error.to_string();
+                // The first paragraph says what is wrong; usage and hints come after it.
+                let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+                let message = what.split_whitespace().collect::<Vec<_>>().join(" ");
+                let _ = output::line(&json!({"ok": false, "error": {"message": message}}).to_string());
+            }
+            error.exit()
+        }
+    };
     let json = cli.global.json;
     match run(cli) {
         Ok(code) => code,
@@ -139,8 +161,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Products(args) => Box::pin(client::products(args, global)).await,
             Command::Inbox(args) => Box::pin(client::inbox(args, global)).await,
             Command::Fetch(args) => Box::pin(client::fetch(args, global)).await,
+            Command::Limit(args) => client::limit(&args, global).await,
             Command::Verify(args) => Box::pin(client::verify(args, global)).await,
             Command::Status(args) => client::status(&args, global).await,
+            Command::Evidence(args) => evidence::client(args, global).await,
+            Command::VerifyEvidence(args) => evidence::verify(&args, global),
+            Command::VerifyStatement(args) => evidence::verify_statement(&args, global),
         }
     });
     // What still blocks (a read of a hung disk) must not keep a finished command from ending.

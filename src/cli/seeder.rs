@@ -10,8 +10,8 @@ use protocol::trust::JoinLine;
 use serde_json::json;
 
 use super::daemon::{self, RunArgs, ask, lines};
-use super::manager::parse_size;
-use super::output::Answer;
+use super::manager::{parse_rate, parse_size};
+use super::output::{self, Answer};
 use super::{Global, config_edit, manager};
 
 /// Commands of the seeder.
@@ -23,8 +23,12 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show how the seeder is: what it holds, serves, earned, and what is wrong
     Status(DirArgs),
-    /// List the newest receipts and how far they got
-    Receipts(DirArgs),
+    /// List the newest receipts and how far they got, or ask what became of one
+    Receipts(ReceiptsArgs),
+    /// List the manager's statements of account, new ones first, or write them into a file that proves itself
+    Statements(StatementsArgs),
+    /// Show the limits on what is sent, or change them while the seeder runs
+    Limit(LimitArgs),
     /// Read everything that is stored and check it; damaged chunks are fetched again
     Scrub(DirArgs),
 }
@@ -63,6 +67,55 @@ pub(crate) struct InitArgs {
     settings: Vec<String>,
 }
 
+/// Flags of `receipts`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct ReceiptsArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    #[command(subcommand)]
+    command: Option<ReceiptsCommand>,
+}
+
+/// Commands about one receipt.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReceiptsCommand {
+    /// Ask the manager what became of a receipt, and why
+    Explain(ExplainArgs),
+}
+
+/// Flags of `receipts explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Receipt id, from `willcall seeder receipts`
+    id: protocol::Digest,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `statements`.
+#[derive(Debug, Args)]
+pub(crate) struct StatementsArgs {
+    /// Write all of them to this file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `limit`.
+#[derive(Debug, Args)]
+pub(crate) struct LimitArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Bytes per second that all deliveries together send at most, e.g. 5MB, or none
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    upload: Option<u64>,
+    /// Bytes per second that each delivery sends at most, e.g. 500kB, or none
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    upload_per_delivery: Option<u64>,
+}
+
 impl DirArgs {
     fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("seeder"))
@@ -75,12 +128,50 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Init(args) => init(args, global),
         Command::Run(args) => serve(args, global).await,
         Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, lines).await,
-        Command::Receipts(dir) => {
+        Command::Receipts(ReceiptsArgs { command: Some(ReceiptsCommand::Explain(args)), .. }) => {
+            let request = json!({"cmd": "explain", "id": args.id});
+            ask(&args.dir.path(), request, global, |a| output::field(a, "summary")).await
+        }
+        Command::Receipts(ReceiptsArgs { dir, command: None }) => {
             let columns = &["id", "transaction", "chunks", "state", "at"];
             ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| manager::listed(a, "receipts", columns)).await
         }
+        Command::Statements(args) => statements(args, global).await,
+        Command::Limit(args) => {
+            let request =
+                json!({"cmd": "limit", "upload": args.upload, "upload_per_delivery": args.upload_per_delivery});
+            ask(&args.dir.path(), request, global, rates).await
+        }
         Command::Scrub(dir) => ask(&dir.path(), json!({"cmd": "scrub"}), global, lines).await,
     }
+}
+
+async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
+    let listed = daemon::call(&args.dir.path(), json!({"cmd": "statements"})).await?;
+    if let Some(path) = &args.output {
+        let request = json!({"cmd": "statement-file", "path": manager::absolute(path)?});
+        let text = |a: &serde_json::Value| {
+            format!("{} statements in {}", output::field(a, "statements"), output::field(a, "path"))
+        };
+        return ask(&args.dir.path(), request, global, text).await;
+    }
+    let columns = &["number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
+    let mut text = manager::listed(&listed, "statements", columns);
+    if let Some(why) = listed.get("not_fetched_because").and_then(serde_json::Value::as_str) {
+        text.push_str(&format!("\nno new ones were fetched: {why}"));
+    }
+    Answer::new(listed, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Limits as lines; 0 is none.
+fn rates(answer: &serde_json::Value) -> String {
+    let limits = answer.as_object().into_iter().flatten();
+    let line = |(name, rate): (&String, &serde_json::Value)| match rate.as_u64() {
+        Some(0) | None => format!("{name}: no limit"),
+        Some(rate) => format!("{name}: {}/s", output::bytes(rate)),
+    };
+    limits.map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn init(args: InitArgs, global: &Global) -> Result<ExitCode> {

@@ -52,12 +52,16 @@ impl Network {
         self.daemons.iter().find(|d| d.name == name).with_context(|| format!("no {name} runs"))
     }
 
-    /// Stops everything, the last started first; reports the first that did not end well.
+    /// Stops everything: first, and all at once, those that report to the manager, then the manager. Reports the first
+    /// that did not end well.
     pub(crate) async fn stop(&mut self) -> Result<()> {
+        let (managers, others): (Vec<Daemon>, Vec<Daemon>) =
+            std::mem::take(&mut self.daemons).into_iter().partition(|daemon| daemon.name == "manager");
         let mut result = Ok(());
-        while let Some(daemon) = self.daemons.pop() {
-            let stopped = daemon.stop().await;
-            result = result.and(stopped);
+        for group in [others, managers] {
+            for stopped in futures::future::join_all(group.into_iter().map(Daemon::stop)).await {
+                result = result.and(stopped);
+            }
         }
         result
     }

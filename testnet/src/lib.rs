@@ -13,7 +13,7 @@ mod line;
 mod network;
 mod nodes;
 mod plan;
-
+pub mod scenario;
 mod wait;
 
 pub use books::Books;

@@ -46,6 +46,16 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Files and folders that may still be made on the file system that holds `path`; `u64::MAX` where it has no such limit.
+///
+/// # Errors
+/// [`FileError`] when the system does not say.
+pub fn free_inodes(path: &Path) -> Result<u64, FileError> {
+    let stat = rustix::fs::statvfs(path).at(path, "ask for the free inodes at")?;
+    // Some file systems make inodes as needed and say 0 of 0.
+    Ok(if stat.f_files == 0 { u64::MAX } else { stat.f_favail })
+}
+
 /// Makes a file of `length` bytes with its space reserved where the file system can do that, so that a full disk shows
 /// now and not in the middle of a transfer.
 pub(super) fn preallocate(path: &Path, length: u64) -> Result<File, FileError> {

@@ -31,7 +31,7 @@ use protocol::{Digest, Signed};
 
 pub use content::Content;
 pub(crate) use content::bytes_of;
-pub use disk::{FileError, free_space};
+pub use disk::{FileError, free_inodes, free_space};
 pub use error::{
     ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, SegmentError, SyncError, WriteError,
 };
@@ -170,9 +170,26 @@ impl ContentStore {
     /// # Errors
     /// [`FileError`] when the files cannot be deleted; the content is not served any more all the same.
     pub fn remove(&self, digest: &Digest) -> Result<bool, FileError> {
+        self.remove_if(digest, |_| true)
+    }
+
+    /// As [`ContentStore::remove`], unless somebody uses it at this moment: whoever was given it by this store and has not
+    /// dropped it yet. False when it is in use, or when there was none.
+    ///
+    /// # Errors
+    /// As [`ContentStore::remove`].
+    pub fn remove_unused(&self, digest: &Digest) -> Result<bool, FileError> {
+        // Handed out under the same lock, so that nobody can begin to use it between the look and the removal.
+        self.remove_if(digest, |content| Arc::strong_count(content) == 1)
+    }
+
+    fn remove_if(&self, digest: &Digest, may_go: impl FnOnce(&Arc<Content>) -> bool) -> Result<bool, FileError> {
         let path = self.folder(digest);
         let away = {
             let mut entries = self.entries();
+            if entries.good.get(digest).is_some_and(|content| !may_go(content)) {
+                return Ok(false);
+            }
             let content = entries.good.remove(digest);
             if content.is_none() && entries.damaged.remove(digest).is_none() {
                 return Ok(false);

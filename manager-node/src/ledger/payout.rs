@@ -4,15 +4,17 @@
 //! up until the next bill. The pot holds exactly both together, so no rounding is anybody's gain or loss.
 
 use bincode::{Decode, Encode};
-use protocol::amount::MICROS;
-use protocol::settling::{PARTS_PER_MICRO, Payouts};
+use protocol::receipt::DeliveryId;
+use protocol::settling::Payouts;
+use protocol::statement::EarningLine;
 use protocol::{Currency, PeerId, TransactionId, wire};
 use store::{Table, WriteTransaction};
 
+use crate::statements;
+
 use super::{Account, LedgerError, Posting, currency_key, post, was_posted};
 
-/// Parts (see [`protocol::settling`]) in a minor unit.
-pub(crate) const PARTS_PER_MINOR: u128 = MICROS as u128 * PARTS_PER_MICRO;
+pub(crate) use protocol::statement::PARTS_PER_MINOR;
 
 /// Fractions of a minor unit, by currency and holder's account: owed to a seeder, or paid ahead by a payer.
 pub(crate) const CARRIED: Table<([u8; 3], String), Carried> = Table::new("ledger-carried");
@@ -48,6 +50,8 @@ pub(crate) struct Bill<'a> {
     pub(crate) at: u64,
     /// The sale or order.
     pub(crate) transaction: TransactionId,
+    /// Which delivery of it.
+    pub(crate) delivery: u32,
     /// Of the pay.
     pub(crate) currency: Currency,
     /// Who pays.
@@ -93,6 +97,16 @@ pub(crate) fn pay_seeders(txn: &WriteTransaction, bill: &Bill<'_>) -> Result<Opt
         let whole = units(owed / PARTS_PER_MINOR, bill, &account)?;
         carry(txn, currency, &account, owed % PARTS_PER_MINOR)?;
         posting.credit(account, whole, currency)?;
+        let earning = EarningLine {
+            delivery: DeliveryId { transaction: bill.transaction, delivery: bill.delivery },
+            at: bill.at,
+            bytes: line.bytes,
+            parts: line.parts,
+            currency,
+            credited: whole,
+            capped: bill.payouts.capped,
+        };
+        statements::earned(txn, &line.seeder, earning)?;
         paid = paid.saturating_add(whole);
     }
     posting.debit(Account::SeederPot, paid, currency)?;

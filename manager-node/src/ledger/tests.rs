@@ -107,6 +107,7 @@ fn fractions_are_carried_until_they_make_a_unit() {
                 key: format!("{n}"),
                 at: 1,
                 transaction: transaction(n),
+                delivery: 1,
                 currency: USD,
                 source,
                 payouts: &payouts,
@@ -160,7 +161,7 @@ fn close(txn: &WriteTransaction, expected: &mut Expected, n: u8, part: u16, seed
     let payouts = payouts(&(0..seeders).map(|s| (100 + s, each)).collect::<Vec<_>>());
     let source = Source::Escrow { minor: split.escrow, merchant: peer(1) };
     let key = format!("close:{}#1", transaction(n));
-    let bill = Bill { key, at: 1, transaction: transaction(n), currency: USD, source, payouts: &payouts };
+    let bill = Bill { key, at: 1, transaction: transaction(n), delivery: 1, currency: USD, source, payouts: &payouts };
     match (pay_seeders(txn, &bill).unwrap(), expected.closed.contains_key(&n)) {
         (Some(charge), false) => {
             assert!(charge <= split.escrow);
@@ -194,6 +195,7 @@ fn run(txn: &WriteTransaction, expected: &mut Expected, step: Step) {
                 key,
                 at: 1,
                 transaction: transaction(n),
+                delivery: 1,
                 currency: USD,
                 source: Source::Network,
                 payouts: &payouts,

@@ -10,6 +10,16 @@ use protocol::{PeerId, Refusal, RefusalCode, Signed};
 use crate::context::Context;
 use crate::transactions::{Delivery, SaleError, get_delivery};
 
+/// Why a receipt is about nothing: there is no such delivery …
+pub(super) const NEVER_RELEASED: &str = "no such delivery was ever released";
+/// … or replication.
+const NO_ORDER: &str = "there is no such replication order";
+
+/// Is it a receipt about nothing that this manager knows?
+pub(super) fn is_unknown(refusal: &Refusal) -> bool {
+    refusal.code == RefusalCode::BadReceipt && [NEVER_RELEASED, NO_ORDER].contains(&refusal.detail.as_str())
+}
+
 /// A receipt whose signatures hold.
 #[derive(Clone, Debug)]
 pub(super) struct Good {
@@ -49,7 +59,7 @@ fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<G
     let known = ctx.db.read(|txn| get_delivery(txn, id))?;
     let replication = match (&known, id.delivery) {
         (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),
-        (None, _) => return Err(bad("no such delivery was ever released").into()),
+        (None, _) => return Err(bad(NEVER_RELEASED).into()),
         (Some(_), _) => None,
     };
     let delivery = known.as_ref().or(replication.as_ref()).ok_or_else(|| bad("no such delivery"))?;
@@ -70,7 +80,7 @@ fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<G
 
 /// The count of a replication at its beginning, by the order that this manager signed.
 fn replication(ctx: &Context, id: DeliveryId, now: u64) -> Result<Delivery, SaleError> {
-    let unknown = || Refusal::new(RefusalCode::BadReceipt, "there is no such replication order");
+    let unknown = || Refusal::new(RefusalCode::BadReceipt, NO_ORDER);
     let order = ctx.placements.order(&id.transaction)?.ok_or_else(unknown)?.peek().map_err(Refusal::from)?;
     let product = ctx.catalogue.product_by_manifest(&order.manifest)?.ok_or_else(unknown)?;
     let manifest = product.manifest.peek().map_err(Refusal::from)?;

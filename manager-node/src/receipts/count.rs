@@ -4,12 +4,14 @@
 use bincode::{Decode, Encode};
 use protocol::receipt::SealedBatch;
 use protocol::settling::Outcome;
+use protocol::statement::Covered;
 use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 use tracing::{info, warn};
 
-use super::check::{Checked, Good};
+use super::check::{Checked, Good, NEVER_RELEASED};
 use super::log::{self, Status};
+use crate::evidence;
 use crate::transactions::{
     ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, get_delivery, open_delivery, take_back,
 };
@@ -109,6 +111,12 @@ pub(super) fn all(
     Ok(Counted { outbox, counted, revoke })
 }
 
+/// How far the outboxes of a seeder were taken.
+pub(super) fn covered(txn: &impl Txn, seeder: &PeerId) -> Result<Vec<Covered>, StoreError> {
+    let outboxes = OUTBOXES.prefix(txn, seeder, MAX_OUTBOXES)?;
+    Ok(outboxes.into_iter().map(|((_, incarnation), outbox)| Covered { incarnation, number: outbox.number }).collect())
+}
+
 fn put_outbox(txn: &WriteTransaction, batch: &SealedBatch, outbox: Outbox) -> Result<(), StoreError> {
     let key = (batch.seeder, batch.incarnation);
     if !OUTBOXES.contains(txn, &key)? {
@@ -139,7 +147,7 @@ fn one(
             open_delivery(txn, id, fresh)?;
             fresh.clone()
         }
-        (None, None) => return bad(RefusalCode::BadReceipt, "no such delivery was ever released"),
+        (None, None) => return bad(RefusalCode::BadReceipt, NEVER_RELEASED),
     };
     let mut sale = SALES.get(txn, &id.transaction)?;
     // Asked before anything is changed: what a state forbids is this receipt's fault at most.
@@ -154,6 +162,7 @@ fn one(
     let new_chunks = match (outcome, completed) {
         (Outcome::Counted { new_chunks }, _) => {
             ACKS.put(txn, &(id.transaction, id.delivery, seeder), &receipt.ack)?;
+            evidence::heard(txn, id.transaction, now)?;
             new_chunks
         }
         (Outcome::Duplicate, Some(_)) => 0,
@@ -166,6 +175,7 @@ fn one(
     };
     if let Some(signed) = completed {
         COMPLETIONS.put(txn, &(id.transaction, id.delivery), signed)?;
+        evidence::heard(txn, id.transaction, now)?;
         if let Some(release) = sale.as_mut().and_then(|sale| sale.release.as_mut()) {
             release.completed_at.get_or_insert(now);
         }

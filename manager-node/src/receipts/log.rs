@@ -2,10 +2,14 @@
 //! did not count in full, with the reason, apart for each seeder.
 
 use bincode::{Decode, Encode};
-use protocol::receipt::Receipt;
+use protocol::receipt::{DeliveryId, Receipt};
+use protocol::statement::{ReceiptFate, ReceiptLine};
 use protocol::{Digest, PeerId, Refusal, RefusalCode, TransactionId, wire};
 use serde_json::{Value, json};
 use store::{StoreError, Table, Txn, WriteTransaction};
+
+use super::check;
+use crate::statements;
 
 /// Newest receipts, in the order in which they were counted.
 const NOTES: Table<u64, Note> = Table::new("receipt-notes");
@@ -84,6 +88,7 @@ pub(super) fn note(
             Status::Counted { .. } | Status::Duplicate => None,
         },
     };
+    statements::receipt(txn, &seeder, line_of(&note, ack.map(|ack| ack.delivery), status))?;
     if note.rejected.is_some() {
         let (first, last) = ((seeder, 0), (seeder, u64::MAX));
         let newest = REJECTED.range_back(txn, first..=last, 1)?.pop();
@@ -99,6 +104,17 @@ pub(super) fn note(
         NOTES.delete(txn, &old)?;
     }
     Ok(())
+}
+
+/// The same for the seeder's statement.
+fn line_of(note: &Note, delivery: Option<DeliveryId>, status: &Status) -> ReceiptLine {
+    let fate = match status {
+        Status::Counted { .. } => ReceiptFate::Accepted,
+        Status::Duplicate => ReceiptFate::Duplicate,
+        Status::Rejected(refusal) if check::is_unknown(refusal) => ReceiptFate::Unknown,
+        Status::Rejected(refusal) => ReceiptFate::Rejected { code: refusal.code, reason: refusal.detail.clone() },
+    };
+    ReceiptLine { receipt: note.receipt, delivery, at: note.at, chunks: note.chunks, new_chunks: note.new_chunks, fate }
 }
 
 /// The newest notes, newest first: of all seeders, or what of one seeder was not counted.

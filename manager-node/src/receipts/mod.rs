@@ -19,8 +19,10 @@ use std::sync::Arc;
 
 use node::Supervisor;
 use protocol::receipt::{Mark, ReceiptBatch, SealedBatch};
+use protocol::statement::Covered;
 use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed};
+use store::{StoreError, Txn};
 use tracing::{debug, info, warn};
 
 use crate::StartError;
@@ -29,6 +31,11 @@ use crate::sales::blocking;
 use crate::transactions::{SaleError, chore};
 
 pub(crate) use log::to_json;
+
+/// How far each outbox of a seeder was taken.
+pub(crate) fn covered(txn: &impl Txn, seeder: &PeerId) -> Result<Vec<Covered>, StoreError> {
+    count::covered(txn, seeder)
+}
 
 /// Receipts come in through the mesh service and the gossip of the catalogue side, and are closed by the sales chore:
 /// nothing runs on its own here.

@@ -18,6 +18,7 @@ use super::blocking;
 use super::lease::{self, Terms};
 use crate::StartError;
 use crate::context::{Context, now_ms};
+use crate::evidence;
 use crate::transactions::{
     COMPLETIONS, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, after_count, delivery_of, get_delivery,
     move_due, open_delivery, put_delivery,
@@ -121,7 +122,7 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
     let (sale, release) = if renewable && (now >= half || !open) {
-        let sale = renew(ctx, id, sale, &release, open, now)?;
+        let sale = renew(ctx, id, client, &sale, &release, open, now)?;
         entitled(Some(sale), &client)?
     } else {
         // Also for content that was taken down since.
@@ -138,12 +139,13 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
 fn renew(
     ctx: &Context,
     id: TransactionId,
-    sale: Sale,
+    client: PeerId,
+    sale: &Sale,
     release: &Release,
     open: bool,
     now: u64,
 ) -> Result<Sale, SaleError> {
-    let product = lease::product_of(ctx, &sale)?;
+    let product = lease::product_of(ctx, sale)?;
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
     let paid = open && release.delivery == PAID_DELIVERY;
     let sources: Vec<PeerId> = if paid {
@@ -159,12 +161,13 @@ fn renew(
         ceiling: if open { old_lease.ceiling } else { 0 },
         sources,
     };
-    let (signed, leased) = lease::sign(ctx, &sale, &product, terms, now);
+    let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);
     let seen = release.lease.digest();
     let next = DeliveryId { transaction: id, delivery: leased.delivery };
     ctx.db.write_blocking(move |txn| {
-        let mut sale = SALES.get(txn, &id)?.unwrap_or_else(|| sale.clone());
+        // Looked at again: a refund may have come in between.
+        let (mut sale, _) = entitled(SALES.get(txn, &id)?, &client)?;
         let Some(release) = sale.release.as_mut().filter(|release| release.lease.digest() == seen) else {
             // Renewed by another call meanwhile: that lease is as good.
             return Ok(sale);
@@ -230,6 +233,7 @@ fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64)
         }
         if delivery.counting.complete() {
             COMPLETIONS.put(txn, &(id, number), &signed)?;
+            evidence::heard(txn, id, now)?;
             after_count(txn, delivery_id, &mut delivery, Some(&mut sale), now, grace_ms)?;
         }
         Ok::<_, SaleError>(sale)

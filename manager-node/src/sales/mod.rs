@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
+use crate::evidence;
 use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, take_back};
 
 const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
@@ -94,6 +95,10 @@ fn answer_blocking(
             Ok(SalesResponse::Products(ctx.catalogue.product_page(after, SalesResponse::PRODUCTS_PAGE)?))
         }
         SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
+        SalesRequest::Evidence { transaction } => {
+            own(ctx.db.read(|txn| SALES.get(txn, &transaction))?, &merchant)?;
+            Ok(SalesResponse::Evidence(evidence::pack(ctx, transaction, now)?.to_bytes()))
+        }
         // Answered before they get here.
         SalesRequest::Enrol { .. } | SalesRequest::Refund { .. } => {
             Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into())

@@ -105,6 +105,7 @@ fn close(
         key: format!("close:{id}"),
         at: now,
         transaction: id.transaction,
+        delivery: id.delivery,
         currency: delivery.currency,
         source,
         payouts: &payouts,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use node::ControlError;
 use protocol::amount::{Amount, Currency};
 use protocol::api::TransactionState;
+use protocol::statement::PaymentLine;
 use protocol::{Refusal, RefusalCode, TransactionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,14 +18,27 @@ use super::{
 };
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting};
-use crate::receipts;
+use crate::{evidence, receipts, statements};
 
 /// Lines in an answer where the command does not say how many, and at most.
 const LINES: usize = 100;
 const MOST_LINES: usize = 1000;
 
-const COMMANDS: [&str; 8] =
-    ["transactions", "transaction", "ledger", "receipts", "refund", "revoke-transaction", "record-payment", "credit"];
+const COMMANDS: [&str; 13] = [
+    "transactions",
+    "transaction",
+    "ledger",
+    "receipts",
+    "refund",
+    "revoke-transaction",
+    "record-payment",
+    "credit",
+    "statements",
+    "statements-make",
+    "statement-file",
+    "payouts",
+    "evidence",
+];
 
 #[derive(Deserialize)]
 struct Listing {
@@ -32,6 +46,12 @@ struct Listing {
     before: Option<TransactionId>,
     state: Option<TransactionState>,
     seeder: Option<protocol::PeerId>,
+}
+
+#[derive(Deserialize)]
+struct PayoutPage {
+    limit: Option<usize>,
+    after: Option<protocol::PeerId>,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +133,13 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             Ok(json!({"id": id, "state": state}))
         }
         "credit" => credit(ctx, parse(request)?),
+        "statements-make" => statements::make_now(ctx, parse(request)?),
+        "statement-file" => statements::file(ctx, parse(request)?),
+        "evidence" => evidence::control(ctx, parse(request)?),
+        "payouts" => {
+            let page: PayoutPage = parse(request)?;
+            ctx.db.read(|txn| statements::payouts(txn, page.after, page.limit.unwrap_or(MOST_LINES)))
+        }
         "record-payment" => record_payment(ctx, parse(request)?),
         _ => {
             let listing: Listing = parse(request)?;
@@ -120,6 +147,7 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             ctx.db.read(|txn| match cmd {
                 "ledger" => Ok(ledger::to_json(txn, limit)?),
                 "receipts" => Ok(receipts::to_json(txn, listing.seeder, limit)?),
+                "statements" => statements::list(txn, listing.seeder, limit),
                 _ => Ok(list(txn, &listing, limit)?),
             })
         }
@@ -276,6 +304,11 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
         }
         if let Account::MerchantDue(merchant) = &account {
             paid_in(txn, merchant, amount)?;
+        }
+        if let Account::Seeder(seeder) = &account {
+            let line =
+                PaymentLine { at: now_ms(), minor: amount.minor, currency, reference: payment.reference.clone() };
+            statements::paid(txn, seeder, line)?;
         }
         let balance = ledger::balance(txn, &account, currency)?;
         Ok(json!({"account": account.to_string(), "balance": balance, "currency": currency}))

@@ -364,6 +364,7 @@ impl Inner {
                 let state = |id| find(&mut books, id).map(|sale| sale.state);
                 Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
             }
+            SalesRequest::Evidence { .. } => no(RefusalCode::NotYourReservation),
         }
     }
 

@@ -28,6 +28,16 @@ impl Wire for Told {
     const MAX: usize = 2048;
 }
 
+impl protocol::api::Answer for Told {
+    fn refused(refusal: protocol::Refusal) -> Self {
+        Told { text: refusal.code.to_string() }
+    }
+
+    fn refusal(&self) -> Option<&protocol::Refusal> {
+        None
+    }
+}
+
 fn ask(text: &str) -> Ask {
     Ask { text: text.to_owned() }
 }

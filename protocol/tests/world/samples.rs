@@ -6,6 +6,7 @@ use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::cipher::ContentSecret;
 use protocol::codec::{self, Wire};
 use protocol::deliver::{ClientMessage, Credential, SeederMessage};
+use protocol::evidence::{DeliveryRecord, NonDelivery};
 use protocol::ids::{Address, ContentId};
 use protocol::manifest::{KeyPolicy, Manifest, Segment, chunk_value};
 use protocol::pack::{Entry, EntryKind, FileList};
@@ -13,6 +14,9 @@ use protocol::receipt::{Completion, Mark, OutboxPlace, Receipt, ReceiptBatch, Se
 use protocol::replication::{Placement, ReplicationOrder};
 use protocol::serving::ServeAccount;
 use protocol::signed::Document;
+use protocol::statement::{
+    BalanceLine, Covered, EarningLine, Explanation, PaymentLine, ReceiptFate, ReceiptLine, Statement, Unlisted,
+};
 use protocol::ticket::{KeyGrant, TicketEnvelope};
 use protocol::trust::{Heartbeat, Invitation, InvitedRole, JoinLine, RevocationEpoch, Revocations};
 use protocol::{Refusal, RefusalCode};
@@ -174,6 +178,85 @@ pub fn mark() -> Mark {
     }
 }
 
+fn receipt_line(fate: ReceiptFate) -> ReceiptLine {
+    ReceiptLine {
+        receipt: receipt().id(),
+        delivery: Some(delivery()),
+        at: NOW + 9600,
+        chunks: 41,
+        new_chunks: 41,
+        fate,
+    }
+}
+
+fn earning_line() -> EarningLine {
+    EarningLine {
+        delivery: delivery(),
+        at: NOW + 9700,
+        bytes: 41 * MIB,
+        parts: u128::from(41 * MIB) * 12_000,
+        currency: Currency::USD,
+        credited: 0,
+        capped: false,
+    }
+}
+
+pub fn statement() -> Statement {
+    let earned = earning_line().parts;
+    let rejected = ReceiptFate::Rejected { code: RefusalCode::BadAck, reason: "it names another seeder".into() };
+    let balance = BalanceLine {
+        currency: Currency::USD,
+        before: 300,
+        carried_before: 0,
+        earned,
+        credited: 0,
+        paid: 250,
+        after: 50,
+        carried_after: earned,
+    };
+    Statement {
+        network: network(),
+        seeder: seeder().peer_id(),
+        number: 1,
+        previous: None,
+        from: 0,
+        until: NOW + DAY,
+        issued_at: NOW + DAY,
+        restore: 1,
+        receipts: vec![receipt_line(ReceiptFate::Accepted), receipt_line(rejected)],
+        unlisted: Unlisted { duplicate: 7, rejected: 0 },
+        earnings: vec![earning_line()],
+        payments: vec![PaymentLine { at: NOW, minor: 250, currency: Currency::USD, reference: "transfer 17".into() }],
+        balances: vec![balance],
+        covered: vec![Covered { incarnation: salt(3), number: 1 }],
+    }
+}
+
+pub fn delivery_record() -> DeliveryRecord {
+    DeliveryRecord {
+        network: network(),
+        transaction: transaction(),
+        transaction_data: ticket().data.digest(),
+        order: Digest::from_bytes([8; 32]),
+        state: TransactionState::Delivered,
+        at: NOW + DAY,
+        released_at: Some(NOW - HOUR + 2000),
+        first_at: Some(NOW + 2),
+        completed_at: Some(NOW + 9000),
+        closed_at: None,
+    }
+}
+
+pub fn non_delivery() -> NonDelivery {
+    NonDelivery {
+        network: network(),
+        transaction: transaction(),
+        transaction_data: ticket().data.digest(),
+        by: NOW,
+        issued_at: NOW + 1,
+    }
+}
+
 pub fn join_line() -> JoinLine {
     let invitation = Invitation { role: InvitedRole::Seeder, token: salt(4) };
     JoinLine { root: root().peer_id(), managers: vec![addrs(manager().peer_id())], invitation: Some(invitation) }
@@ -239,6 +322,9 @@ pub fn documents() -> Vec<Group> {
     document(&mut out, "completion", &completion(), &client());
     document(&mut out, "receipt-batch", &sealed_batch().peek().unwrap(), &seeder());
     document(&mut out, "mark", &mark(), &network_key(K::Settlement));
+    document(&mut out, "statement", &statement(), &network_key(K::Settlement));
+    document(&mut out, "delivery-record", &delivery_record(), &network_key(K::Settlement));
+    document(&mut out, "non-delivery", &non_delivery(), &network_key(K::Settlement));
     out
 }
 
@@ -279,6 +365,8 @@ fn serve_account() -> ServeAccount {
         completion: receipt.completion,
         first_at: receipt.first_at,
         last_at: receipt.last_at,
+        forgiven: 2,
+        forgiven_at: receipt.last_at + 1,
     }
 }
 
@@ -361,6 +449,7 @@ fn sales() -> Vec<Sample> {
         sample("cancel", &SalesRequest::Cancel { transaction }),
         sample("refund", &SalesRequest::Refund { transaction }),
         sample("status", &SalesRequest::Status { transactions: vec![transaction] }),
+        sample("evidence", &SalesRequest::Evidence { transaction }),
         sample("enrolled", &SalesResponse::Enrolled(cert)),
         sample("product-list", &SalesResponse::Products(vec![info])),
         sample("reserved", &SalesResponse::Reserved { data: ticket().data, expires_at: NOW + 900_000 }),
@@ -368,6 +457,7 @@ fn sales() -> Vec<Sample> {
         sample("state", &SalesResponse::State(TransactionState::Cancelled)),
         sample("states", &SalesResponse::States(vec![Some(TransactionState::Delivering), None])),
         sample("refused", &SalesResponse::Refused(refusal())),
+        sample("evidence-answer", &SalesResponse::Evidence(b"a file of evidence".to_vec())),
     ]
 }
 
@@ -396,6 +486,16 @@ fn mailbox() -> Vec<Sample> {
 }
 
 fn mesh() -> Vec<Sample> {
+    let statement = Signed::sign(&statement(), &network_key(KeyPurpose::Settlement));
+    let explanation = Explanation {
+        line: receipt_line(ReceiptFate::Accepted),
+        repeats: 2,
+        statement: Some(1),
+        earning: Some(earning_line()),
+        due_at: None,
+    };
+    let address = Address::new("/ip4/192.0.2.1/tcp/4001").unwrap();
+    let reach = vec![(address.clone(), None), (address, Some("connection refused".into()))];
     let report = SeederReport {
         addrs: vec![Address::new("/ip4/192.0.2.1/udp/4001/quic-v1").unwrap()],
         held: vec![manifest_digest()],
@@ -422,6 +522,14 @@ fn mesh() -> Vec<Sample> {
         sample("mark", &MeshResponse::Mark(Signed::sign(&mark(), &network_key(KeyPurpose::Settlement)))),
         sample("manifest-answer", &MeshResponse::Manifest(manifest)),
         sample("refused", &MeshResponse::Refused(refusal())),
+        sample("statement", &MeshRequest::Statement { after: 0 }),
+        sample("explain", &MeshRequest::Explain { receipt: receipt().id() }),
+        sample("release", &MeshRequest::Release { contents: vec![manifest_digest()], hand_over: true }),
+        sample("dial-back", &MeshRequest::DialBack),
+        sample("statement-answer", &MeshResponse::Statement(Some(Box::new(statement)))),
+        sample("explained", &MeshResponse::Explained(Box::new(explanation))),
+        sample("released", &MeshResponse::Released(vec![manifest_digest()])),
+        sample("reach", &MeshResponse::Reach(reach)),
     ]
 }
 

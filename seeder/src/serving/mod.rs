@@ -138,6 +138,12 @@ async fn admit(
         return Err(shutting_down().into());
     }
     let Some((credential, last_ack)) = hello(seeder, stream).await? else { return Ok(None) };
+    // Copies are handed over to other seeders to the end.
+    if matches!(credential, Credential::Ticket(_))
+        && let Some(refusal) = seeder.drain.refusal()
+    {
+        return Err(refusal.into());
+    }
     let transaction = admission::claimed(&credential);
     if let Some(id) = transaction {
         tracing::info!(step = 9, transaction = %id, %peer, kind = credential.kind(), "transaction data from client");

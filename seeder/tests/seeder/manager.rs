@@ -171,6 +171,8 @@ impl Office {
                 Some(manifest) => MeshResponse::Manifest(manifest.clone()),
                 None => MeshResponse::Refused(Refusal::new(RefusalCode::UnknownProduct, "no such manifest")),
             },
+            // What no test asks for.
+            _ => MeshResponse::Refused(Refusal::new(RefusalCode::Malformed, "this manager does not know that question")),
         };
         self.news.send_modify(|n| *n += 1);
         response

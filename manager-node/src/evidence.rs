@@ -1,0 +1,146 @@
+//! Evidence of one transaction: what is stored of it, put into one file that proves itself; and the manager's word that
+//! nothing had been acknowledged by a given time, which only the manager can give.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use bincode::{Decode, Encode};
+use protocol::evidence::{DeliveryRecord, EvidencePack, Exporter, NonDelivery};
+use protocol::trust::KeyPurpose;
+use protocol::{Refusal, RefusalCode, TransactionId, wire};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::{StoreError, Table, Txn, WriteTransaction};
+
+use crate::context::{Context, now_ms};
+use crate::transactions::{ACKS, COMPLETIONS, PAID_DELIVERY, SALES, Sale, SaleError};
+
+/// When the first acknowledgement or completion of a transaction came in.
+const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Heard {
+    /// Unix milliseconds.
+    at: u64,
+}
+
+wire!(Heard => 16);
+
+/// Notes that something of a transaction was acknowledged.
+pub(crate) fn heard(txn: &WriteTransaction, id: TransactionId, at: u64) -> Result<(), StoreError> {
+    match HEARD.get(txn, &id)? {
+        Some(_) => Ok(()),
+        None => HEARD.put(txn, &id, &Heard { at }),
+    }
+}
+
+fn first_at(txn: &impl Txn, id: &TransactionId) -> Result<Option<u64>, StoreError> {
+    Ok(HEARD.get(txn, id)?.map(|heard| heard.at))
+}
+
+fn sale(txn: &impl Txn, id: TransactionId) -> Result<Sale, SaleError> {
+    let unknown = || Refusal::new(RefusalCode::NotEntitled, format!("there is no transaction {id}"));
+    Ok(SALES.get(txn, &id)?.ok_or_else(unknown)?)
+}
+
+/// Everything signed of a transaction, as it is stored now.
+pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<EvidencePack, SaleError> {
+    ctx.db.read(|txn| {
+        let sale = sale(txn, id)?;
+        let mut pack = EvidencePack::new(Exporter::Manager, now, sale.data.clone());
+        pack.key_sets = crate::keys::remembered(txn, EvidencePack::MAX_KEY_SETS)?;
+        pack.manifest = ctx.catalogue.manifest(&sale.manifest)?;
+        let mut record = DeliveryRecord {
+            network: ctx.network(),
+            transaction: id,
+            transaction_data: sale.data.digest(),
+            order: sale.request.body,
+            state: sale.state,
+            at: now,
+            released_at: None,
+            first_at: first_at(txn, &id)?,
+            completed_at: None,
+            closed_at: None,
+        };
+        if let Some(release) = &sale.release {
+            pack.endorsement = Some(release.endorsement.clone());
+            pack.leases.push(release.lease.clone());
+            record.released_at = Some(release.at);
+            record.completed_at = release.completed_at;
+        }
+        let paid = crate::transactions::DELIVERIES.get(txn, &(id, PAID_DELIVERY))?;
+        record.closed_at = paid.and_then(|delivery| delivery.closed).map(|closed| closed.at);
+        for (_, ack) in ACKS.prefix(txn, &id, EvidencePack::MAX_ACKS * 4)? {
+            pack.add_ack(ack);
+        }
+        let completions = COMPLETIONS.prefix(txn, &id, EvidencePack::MAX_LEASES)?;
+        pack.completions = completions.into_iter().map(|(_, signed)| signed).collect();
+        pack.record = Some(ctx.keys.sign(KeyPurpose::Settlement, &record));
+        Ok(pack)
+    })
+}
+
+/// The same with the manager's word that nothing had been acknowledged by `by`.
+fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<EvidencePack, SaleError> {
+    if by > now {
+        let detail = "a time that is still to come cannot be spoken of";
+        return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
+    }
+    let (sale, first) = ctx.db.read(|txn| Ok::<_, SaleError>((sale(txn, id)?, first_at(txn, &id)?)))?;
+    if let Some(first) = first.filter(|first| *first <= by) {
+        let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
+        return Err(Refusal::new(RefusalCode::WrongState, detail).into());
+    }
+    let mut pack = pack(ctx, id, now)?;
+    let word = NonDelivery {
+        network: ctx.network(),
+        transaction: id,
+        transaction_data: sale.data.digest(),
+        by,
+        issued_at: now,
+    };
+    pack.non_delivery = Some(ctx.keys.sign(KeyPurpose::Settlement, &word));
+    Ok(pack)
+}
+
+#[derive(Deserialize)]
+pub(crate) struct EvidenceArgs {
+    id: TransactionId,
+    path: PathBuf,
+    #[serde(default)]
+    non_delivery: bool,
+    /// Of the non-delivery, unix milliseconds; now where it is absent.
+    by: Option<u64>,
+}
+
+/// Writes the file that the operator asked for.
+pub(crate) fn control(ctx: &Context, args: EvidenceArgs) -> Result<Value, SaleError> {
+    let now = now_ms();
+    let pack = match args.non_delivery {
+        true => non_delivery(ctx, args.id, args.by.unwrap_or(now), now)?,
+        false => pack(ctx, args.id, now)?,
+    };
+    let bytes = pack.to_bytes();
+    write_new(&args.path, &bytes)?;
+    Ok(json!({
+        "path": args.path, "bytes": bytes.len(), "transaction": args.id, "acknowledgements": pack.acks.len(),
+        "left_out": pack.about.left_out, "completions": pack.completions.len(), "non_delivery": pack.non_delivery.is_some(),
+    }))
+}
+
+/// Writes a file that is whole or not there, and replaces none.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), SaleError> {
+    let failed = |error: std::io::Error| {
+        SaleError::from(Refusal::new(RefusalCode::WrongState, format!("cannot write {}: {error}", path.display())))
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !path.is_absolute() {
+        return Err(failed(std::io::Error::other("an absolute path is needed")));
+    }
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(error.error)),
+    }
+}

@@ -1,0 +1,232 @@
+//! Makes statements: when a period is over or a statement is full, and when the operator asks.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::Supervisor;
+use protocol::statement::{BalanceLine, Statement};
+use protocol::trust::KeyPurpose;
+use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed};
+use store::{StoreError, Txn, WriteTransaction};
+use tracing::{error, info};
+
+use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, STATEMENTS};
+use crate::context::{Context, now_ms};
+use crate::receipts;
+use crate::transactions::{SaleError, internal};
+
+/// Between two looks at whose period is over, at most: an hour is fine enough for a period of days.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+/// Lines of old statements removed in one database transaction.
+const PRUNE_STEP: usize = 256;
+/// Lines are kept for so long after their time, milliseconds: seeders keep receipts for 30 days after a statement, and
+/// a period is at most as long. Statements themselves stay.
+const KEEP_MS: u64 = 90 * 24 * 60 * 60 * 1000;
+
+/// Starts the chore.
+pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
+    let token = supervisor.token();
+    supervisor.spawn_critical("statements chore", async move {
+        let every = Duration::from_millis(ctx.config.statement_ms).min(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return Ok::<_, StoreError>(()),
+                () = tokio::time::sleep(every) => {}
+            }
+            let work = Arc::clone(&ctx);
+            match tokio::task::spawn_blocking(move || step(&work, now_ms())).await {
+                Ok(Err(SaleError::Store(error @ (StoreError::DiskFull { .. } | StoreError::Failed { .. })))) => {
+                    return Err(error);
+                }
+                Ok(Err(error)) => error!(%error, "statements could not be made"),
+                Ok(Ok(())) => {}
+                Err(panic) => drop(internal(&panic)),
+            }
+        }
+    });
+}
+
+/// Everything that is due at `now`.
+pub(super) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
+    let (mut due, mut old) = (Vec::new(), Vec::new());
+    let horizon = now.saturating_sub(KEEP_MS);
+    ctx.db.read(|txn| {
+        BOOKS.scan::<StoreError>(txn, .., |seeder, books| {
+            let full = books.next.saturating_sub(books.covered) >= Statement::MAX_LINES as u64;
+            let over = now.saturating_sub(books.until) >= ctx.config.statement_ms;
+            if full || (over && has_news(&books)) {
+                due.push(seeder);
+            }
+            if books.kept_from < books.covered {
+                old.push(seeder);
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    for seeder in due {
+        make(ctx, seeder, now)?;
+    }
+    for seeder in old {
+        while ctx.db.write_blocking(move |txn| prune(txn, seeder, horizon))? {}
+    }
+    Ok(())
+}
+
+fn has_news(books: &Books) -> bool {
+    books.next > books.covered || books.unlisted != protocol::statement::Unlisted::default()
+}
+
+/// Makes statements of everything about a seeder that is in none; gives the number of the newest. Seeders about whom
+/// there is nothing new get none.
+pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleError> {
+    loop {
+        let Some((statement, books)) = ctx.db.read(|txn| next(ctx, txn, seeder, now))? else {
+            return Ok(ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number));
+        };
+        // An arithmetic fault must not be signed.
+        statement.check().map_err(|error| internal(&error))?;
+        let signed = ctx.keys.sign(KeyPurpose::Settlement, &statement);
+        let (number, totals) = (statement.number, statement.totals());
+        let made = ctx.db.write_blocking(move |txn| put(txn, seeder, number, &books, &signed))?;
+        if made {
+            info!(%seeder, number, accepted = totals.accepted, rejected = totals.rejected, "statement made");
+        }
+    }
+}
+
+/// The next statement and where the books stand after it, from one snapshot.
+fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Option<(Statement, Books)>, SaleError> {
+    let Some(books) = BOOKS.get(txn, &seeder)?.filter(has_news) else { return Ok(None) };
+    let lines = JOURNAL.range(txn, (seeder, books.covered)..(seeder, books.next), Statement::MAX_LINES)?;
+    let mut after = Books {
+        covered: books.covered.saturating_add(lines.len() as u64),
+        number: books.number.saturating_add(1),
+        unlisted: Default::default(),
+        ..books.clone()
+    };
+    let whole = after.covered == books.next;
+    let first = lines.first().map_or(now, |(_, entry)| entry.at());
+    let from = if books.number == 0 { first.min(now) } else { books.until };
+    // A clock that was set back makes an empty period, not one that ends before it begins.
+    after.until = now.max(from);
+    let mut statement = Statement {
+        network: ctx.network(),
+        seeder,
+        number: after.number,
+        previous: books.last,
+        from,
+        until: after.until,
+        issued_at: now,
+        restore: ctx.restore,
+        receipts: Vec::new(),
+        unlisted: books.unlisted,
+        earnings: Vec::new(),
+        payments: Vec::new(),
+        balances: Vec::new(),
+        covered: if whole { receipts::covered(txn, &seeder)? } else { Vec::new() },
+    };
+    let mut balances: BTreeMap<Currency, BalanceLine> =
+        books.balances.iter().map(|&(currency, owed, carried)| (currency, balance(currency, owed, carried))).collect();
+    for (_, entry) in lines {
+        match entry {
+            Entry::Receipt(line) => statement.receipts.push(line),
+            Entry::Earning(line) => {
+                let b = balances.entry(line.currency).or_insert_with(|| balance(line.currency, 0, 0));
+                b.earned = b.earned.saturating_add(line.parts);
+                b.credited = b.credited.saturating_add(line.credited);
+                statement.earnings.push(line);
+            }
+            Entry::Payment(line) => {
+                let b = balances.entry(line.currency).or_insert_with(|| balance(line.currency, 0, 0));
+                b.paid = b.paid.saturating_add(line.minor);
+                statement.payments.push(line);
+            }
+        }
+    }
+    for b in balances.values_mut() {
+        b.after = b.before.saturating_add(b.credited).saturating_sub(b.paid);
+        let credited = u128::from(b.credited).saturating_mul(protocol::statement::PARTS_PER_MINOR);
+        b.carried_after = b.carried_before.saturating_add(b.earned).saturating_sub(credited);
+    }
+    after.balances = balances.values().map(|b| (b.currency, b.after, b.carried_after)).collect();
+    statement.balances = balances.into_values().collect();
+    Ok(Some((statement, after)))
+}
+
+fn balance(currency: Currency, before: u64, carried_before: u128) -> BalanceLine {
+    BalanceLine {
+        currency,
+        before,
+        carried_before,
+        earned: 0,
+        credited: 0,
+        paid: 0,
+        after: before,
+        carried_after: carried_before,
+    }
+}
+
+/// False when another call made this number meanwhile.
+fn put(
+    txn: &WriteTransaction,
+    seeder: PeerId,
+    number: u64,
+    after: &Books,
+    signed: &Signed<Statement>,
+) -> Result<bool, StoreError> {
+    let Some(mut books) = BOOKS.get(txn, &seeder)? else { return Ok(false) };
+    if books.number.saturating_add(1) != number {
+        return Ok(false);
+    }
+    // Receipts without a line that came since the snapshot stay for the next one.
+    let told = signed.peek().map(|statement| statement.unlisted).unwrap_or_default();
+    books.unlisted.duplicate = books.unlisted.duplicate.saturating_sub(told.duplicate);
+    books.unlisted.rejected = books.unlisted.rejected.saturating_sub(told.rejected);
+    books.covered = after.covered;
+    books.number = number;
+    books.until = after.until;
+    books.balances.clone_from(&after.balances);
+    books.last = Some(signed.digest());
+    BOOKS.put(txn, &seeder, &books)?;
+    STATEMENTS.put(txn, &(seeder, number), signed)?;
+    Ok(true)
+}
+
+/// Removes lines that were told of long ago. True when there may be more.
+fn prune(txn: &WriteTransaction, seeder: PeerId, before: u64) -> Result<bool, StoreError> {
+    let Some(mut books) = BOOKS.get(txn, &seeder)? else { return Ok(false) };
+    let page = JOURNAL.range(txn, (seeder, books.kept_from)..(seeder, books.covered), PRUNE_STEP)?;
+    let old: Vec<_> = page.into_iter().take_while(|(_, entry)| entry.at() < before).collect();
+    for (key, entry) in &old {
+        JOURNAL.delete(txn, key)?;
+        match entry {
+            Entry::Receipt(line) => {
+                let fate = (seeder, line.receipt);
+                if FATES.get(txn, &fate)?.is_some_and(|fate| fate.sequence == key.1) {
+                    FATES.delete(txn, &fate)?;
+                }
+            }
+            Entry::Earning(line) => {
+                EARNINGS.delete(txn, &(seeder, line.delivery.transaction, line.delivery.delivery))?;
+            }
+            Entry::Payment(_) => {}
+        }
+        books.kept_from = key.1.saturating_add(1);
+    }
+    if !old.is_empty() {
+        BOOKS.put(txn, &seeder, &books)?;
+    }
+    Ok(old.len() == PRUNE_STEP)
+}
+
+/// The statement of a seeder after the given number.
+pub(crate) fn after(ctx: &Context, seeder: PeerId, number: u64) -> Result<Option<Signed<Statement>>, SaleError> {
+    let newest = ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number);
+    if number > newest {
+        let detail = format!("the newest statement here is {newest}; the manager came back from an older backup");
+        return Err(Refusal::new(RefusalCode::WrongState, detail).into());
+    }
+    Ok(ctx.db.read(|txn| STATEMENTS.get(txn, &(seeder, number.saturating_add(1))))?)
+}

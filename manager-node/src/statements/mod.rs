@@ -1,0 +1,162 @@
+//! Statements of account for seeders: what became of every receipt and where every unit of pay comes from. Lines are
+//! noted in the same database transaction as what they tell of; a statement only cuts them off, adds them up and signs.
+
+mod explain;
+mod make;
+mod payouts;
+
+use bincode::{Decode, Encode};
+use protocol::statement::{EarningLine, PaymentLine, ReceiptFate, ReceiptLine, Statement, Unlisted};
+use protocol::{Currency, Digest, PeerId, Signed, TransactionId, wire};
+use store::{StoreError, Table, Txn, WriteTransaction};
+
+pub(crate) use explain::explain;
+pub(crate) use make::{after, make, start};
+pub(crate) use payouts::{file, list, make_now, payouts};
+
+/// What happened to a seeder's account, in order, until the statement that tells of it is old.
+const JOURNAL: Table<(PeerId, u64), Entry> = Table::new("statement-journal");
+/// Where in the journal a receipt is.
+const FATES: Table<(PeerId, Digest), Fate> = Table::new("receipt-fates");
+/// Where in the journal a delivery's pay is.
+const EARNINGS: Table<(PeerId, TransactionId, u32), Fate> = Table::new("statement-earnings");
+/// How far each seeder's statements are.
+const BOOKS: Table<PeerId, Books> = Table::new("statement-books");
+/// Signed statements. They are kept for as long as the books.
+const STATEMENTS: Table<(PeerId, u64), Signed<Statement>> = Table::new("statements");
+
+/// Lines about receipts that did not count and are in no statement yet, at most, of one seeder: four full statements.
+/// Further ones are only counted, so that nobody can fill the disk with what earns nothing. What counts is always noted.
+const MAX_OPEN: u64 = 4096;
+
+/// One line of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Entry {
+    Receipt(ReceiptLine),
+    Earning(EarningLine),
+    Payment(PaymentLine),
+}
+
+impl Entry {
+    fn at(&self) -> u64 {
+        match self {
+            Entry::Receipt(line) => line.at,
+            Entry::Earning(line) => line.at,
+            Entry::Payment(line) => line.at,
+        }
+    }
+}
+
+/// Where something is in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Fate {
+    sequence: u64,
+    /// How often it came again.
+    repeats: u64,
+}
+
+/// Where a seeder's statements stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+struct Books {
+    /// Number of the next line in the journal.
+    next: u64,
+    /// Lines before this one are in statements.
+    covered: u64,
+    /// Receipts without a line since the last statement.
+    unlisted: Unlisted,
+    /// Number of the last statement, 0 for none …
+    number: u64,
+    /// … its digest …
+    last: Option<Digest>,
+    /// … and the end of its period, unix milliseconds.
+    until: u64,
+    /// Owed and carried after it.
+    balances: Vec<(Currency, u64, u128)>,
+    /// First number of the journal that is still kept.
+    kept_from: u64,
+}
+
+wire! {
+    Entry => 512,
+    Fate => 32,
+    Books => 4096,
+}
+
+/// Notes what became of a receipt.
+pub(crate) fn receipt(txn: &WriteTransaction, seeder: &PeerId, mut line: ReceiptLine) -> Result<(), StoreError> {
+    let mut books = BOOKS.get(txn, seeder)?.unwrap_or_default();
+    let key = (*seeder, line.receipt);
+    let known = FATES.get(txn, &key)?;
+    let counts = line.fate == ReceiptFate::Accepted;
+    // The same bytes again, or too much that does not count: a number is enough.
+    if !counts && (known.is_some() || books.next.saturating_sub(books.covered) >= MAX_OPEN) {
+        if let Some(fate) = known {
+            FATES.put(txn, &key, &Fate { repeats: fate.repeats.saturating_add(1), ..fate })?;
+        }
+        let count = match line.fate {
+            ReceiptFate::Duplicate => &mut books.unlisted.duplicate,
+            _ => &mut books.unlisted.rejected,
+        };
+        *count = count.saturating_add(1);
+        return BOOKS.put(txn, seeder, &books);
+    }
+    if let ReceiptFate::Rejected { reason, .. } = &mut line.fate {
+        reason.truncate(reason.floor_char_boundary(ReceiptLine::MAX_REASON));
+    }
+    FATES.put(txn, &key, &Fate { sequence: books.next, repeats: known.map_or(0, |fate| fate.repeats + 1) })?;
+    note(txn, seeder, books, &Entry::Receipt(line))
+}
+
+/// Notes the pay for a delivery.
+pub(crate) fn earned(txn: &WriteTransaction, seeder: &PeerId, line: EarningLine) -> Result<(), StoreError> {
+    let books = BOOKS.get(txn, seeder)?.unwrap_or_default();
+    let key = (*seeder, line.delivery.transaction, line.delivery.delivery);
+    EARNINGS.put(txn, &key, &Fate { sequence: books.next, repeats: 0 })?;
+    note(txn, seeder, books, &Entry::Earning(line))
+}
+
+/// Notes that a seeder was paid out.
+pub(crate) fn paid(txn: &WriteTransaction, seeder: &PeerId, line: PaymentLine) -> Result<(), StoreError> {
+    let books = BOOKS.get(txn, seeder)?.unwrap_or_default();
+    note(txn, seeder, books, &Entry::Payment(line))
+}
+
+fn note(txn: &WriteTransaction, seeder: &PeerId, mut books: Books, entry: &Entry) -> Result<(), StoreError> {
+    JOURNAL.put(txn, &(*seeder, books.next), entry)?;
+    books.next = books.next.saturating_add(1);
+    BOOKS.put(txn, seeder, &books)
+}
+
+/// The statement that has line `sequence` of a seeder's journal.
+fn statement_of(
+    txn: &impl Txn,
+    seeder: &PeerId,
+    books: &Books,
+    line: &Entry,
+    sequence: u64,
+) -> Result<Option<u64>, StoreError> {
+    if sequence >= books.covered {
+        return Ok(None);
+    }
+    // Newest first: people ask about what is new.
+    for number in (1..=books.number).rev() {
+        let Some(signed) = STATEMENTS.get(txn, &(*seeder, number))? else { return Ok(None) };
+        let Ok(statement) = signed.peek() else { return Ok(None) };
+        let found = match line {
+            Entry::Receipt(line) => statement.receipts.contains(line),
+            Entry::Earning(line) => statement.earnings.contains(line),
+            Entry::Payment(line) => statement.payments.contains(line),
+        };
+        if found {
+            return Ok(Some(number));
+        }
+        if statement.until < line.at() {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests;

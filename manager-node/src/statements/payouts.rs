@@ -1,0 +1,139 @@
+//! What is to be paid out, for whoever makes the transfers, and the list of statements, for the operator.
+
+use std::ops::{Bound, ControlFlow};
+use std::path::PathBuf;
+
+use protocol::evidence::{EvidencePack, StatementFile};
+use protocol::statement::{PARTS_PER_MINOR, Statement};
+use protocol::{PeerId, Refusal, RefusalCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::{StoreError, Txn};
+
+use super::{BOOKS, STATEMENTS, make};
+use crate::context::{Context, now_ms};
+use crate::ledger::{self, Account};
+use crate::transactions::SaleError;
+use crate::{evidence, keys};
+
+/// Most lines in one answer to the control socket, whose lines are at most 1 MiB.
+const MAX_LINES: usize = 2000;
+/// Most statements in one file: with the longest still below its limit of 64 MiB.
+const MOST_IN_FILE: usize = 128;
+
+/// What each seeder is owed: by its newest statement and by the ledger as it is now. A page after the given seeder;
+/// fewer lines than asked for mean that was all.
+pub(crate) fn payouts(txn: &impl Txn, after: Option<PeerId>, limit: usize) -> Result<Value, SaleError> {
+    let mut lines = Vec::new();
+    let limit = limit.min(MAX_LINES);
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut last = None;
+    BOOKS.scan::<StoreError>(txn, (start, Bound::Unbounded), |seeder, books| {
+        if lines.len() >= limit {
+            return Ok(ControlFlow::Break(()));
+        }
+        last = Some(seeder);
+        for &(currency, stated, carried) in &books.balances {
+            let owed = -i128::from(ledger::balance(txn, &Account::Seeder(seeder), currency)?);
+            lines.push(json!({
+                "seeder": seeder, "currency": currency, "stated_minor": stated,
+                "owed_minor": u64::try_from(owed).unwrap_or(0), "carried_micros": micros(carried),
+                "statement": books.number, "statement_until": books.until,
+            }));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let more = (lines.len() >= limit).then_some(last).flatten();
+    Ok(json!({"payouts": lines, "next": more}))
+}
+
+/// Parts as whole millionths of a minor unit, for display.
+fn micros(parts: u128) -> u64 {
+    u64::try_from(parts * 1_000_000 / PARTS_PER_MINOR).unwrap_or(u64::MAX)
+}
+
+/// Statements, newest first: of one seeder, or the newest of each.
+pub(crate) fn list(txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> Result<Value, SaleError> {
+    let mut lines = Vec::new();
+    match seeder {
+        Some(seeder) => {
+            for (_, signed) in STATEMENTS.range_back(txn, (seeder, 0)..=(seeder, u64::MAX), limit)? {
+                lines.extend(signed.peek().ok().map(|statement| line(&statement)));
+            }
+        }
+        None => BOOKS.scan::<StoreError>(txn, .., |seeder, books| {
+            if lines.len() >= limit {
+                return Ok(ControlFlow::Break(()));
+            }
+            let newest = STATEMENTS.get(txn, &(seeder, books.number))?;
+            lines.extend(newest.and_then(|signed| signed.peek().ok()).map(|statement| line(&statement)));
+            Ok(ControlFlow::Continue(()))
+        })?,
+    }
+    Ok(json!({"statements": lines}))
+}
+
+fn line(statement: &Statement) -> Value {
+    let totals = statement.totals();
+    json!({
+        "seeder": statement.seeder, "number": statement.number, "from": statement.from, "until": statement.until,
+        "accepted": totals.accepted, "duplicate": totals.duplicate, "capped": totals.capped,
+        "unknown": totals.unknown, "rejected": totals.rejected, "earnings": statement.earnings.len(),
+        "balances": statement.balances.iter().map(|b| json!({
+            "currency": b.currency, "before_minor": b.before, "credited_minor": b.credited, "paid_minor": b.paid,
+            "after_minor": b.after, "carried_micros": micros(b.carried_after),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+#[derive(Deserialize)]
+pub(crate) struct MakeArgs {
+    seeder: Option<PeerId>,
+}
+
+/// Makes statements now: of one seeder, or of all about whom there is something new.
+pub(crate) fn make_now(ctx: &Context, args: MakeArgs) -> Result<Value, SaleError> {
+    let mut seeders = Vec::from_iter(args.seeder);
+    if seeders.is_empty() {
+        ctx.db.read(|txn| {
+            BOOKS.scan::<StoreError>(txn, .., |seeder, _| {
+                seeders.push(seeder);
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+    }
+    let mut made = Vec::new();
+    for seeder in seeders {
+        let before = ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number);
+        let number = make(ctx, seeder, now_ms())?;
+        if number > before && made.len() < MAX_LINES {
+            made.push(json!({"seeder": seeder, "first": before + 1, "last": number}));
+        }
+    }
+    Ok(json!({"made": made}))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct FileArgs {
+    seeder: PeerId,
+    first: Option<u64>,
+    path: PathBuf,
+}
+
+/// Writes statements of one seeder, from the given number on, into a file that can be checked without asking anybody.
+pub(crate) fn file(ctx: &Context, args: FileArgs) -> Result<Value, SaleError> {
+    let first = args.first.unwrap_or(1).max(1);
+    let statements =
+        ctx.db.read(|txn| STATEMENTS.range(txn, (args.seeder, first)..=(args.seeder, u64::MAX), MOST_IN_FILE))?;
+    if statements.is_empty() {
+        let detail = format!("there is no statement {first} of seeder {}", args.seeder);
+        return Err(Refusal::new(RefusalCode::WrongState, detail).into());
+    }
+    let count = statements.len();
+    let file = StatementFile {
+        key_sets: ctx.db.read(|txn| keys::remembered(txn, EvidencePack::MAX_KEY_SETS))?,
+        statements: statements.into_iter().map(|(_, signed)| signed).collect(),
+    };
+    evidence::write_new(&args.path, &file.to_bytes())?;
+    Ok(json!({"path": args.path, "statements": count}))
+}

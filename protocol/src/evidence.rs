@@ -1,0 +1,342 @@
+//! What can be shown of one transaction to somebody who trusts nobody but the network's root key: the signed documents
+//! themselves in one file, and a check that says for each line who claims it and what follows from it, and no more.
+
+use bincode::{Decode, Encode};
+
+use crate::amount::Amount;
+use crate::api::TransactionState;
+use crate::codec::{self, CodecError, Wire};
+use crate::ids::{Digest, NetworkId, Nonce, TransactionId};
+use crate::manifest::Manifest;
+use crate::receipt::{Ack, Completion};
+use crate::sections::{Format, Section, SectionError};
+use crate::signed::Signed;
+use crate::statement::Statement;
+use crate::ticket::{Endorsement, Lease, TransactionData};
+use crate::trust::KeySet;
+use crate::{document, wire};
+
+mod check;
+
+pub use check::{Claimant, Facts, Line, Report, SeederShare, check_statements};
+
+/// The manager's word on where a transaction stood at a moment.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeliveryRecord {
+    /// The network.
+    pub network: NetworkId,
+    /// Which.
+    pub transaction: TransactionId,
+    /// Digest of the signed transaction data.
+    pub transaction_data: Digest,
+    /// The digest of what was ordered, as the merchant gave it with the reservation.
+    pub order: Digest,
+    /// Where it stood …
+    pub state: TransactionState,
+    /// … then, unix milliseconds.
+    pub at: u64,
+    /// When it was released, unix milliseconds.
+    pub released_at: Option<u64>,
+    /// When the first acknowledgement or completion came in, unix milliseconds.
+    pub first_at: Option<u64>,
+    /// When the client's completion came in, unix milliseconds.
+    pub completed_at: Option<u64>,
+    /// When its paid delivery was closed, unix milliseconds.
+    pub closed_at: Option<u64>,
+}
+
+/// The manager's word that nothing of a transaction had been acknowledged to it by a given time: neither an
+/// acknowledgement nor a completion of any of its deliveries.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NonDelivery {
+    /// The network.
+    pub network: NetworkId,
+    /// Which.
+    pub transaction: TransactionId,
+    /// Digest of the signed transaction data.
+    pub transaction_data: Digest,
+    /// Nothing had come in by then, unix milliseconds.
+    pub by: u64,
+    /// When this was signed, unix milliseconds.
+    pub issued_at: u64,
+}
+
+/// What a merchant says of an order beyond what it signed. The amounts can be checked against the commitments in the
+/// transaction data and the endorsement; that the order is this one cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct OrderWords {
+    /// The merchant's name of the order; at most 64 bytes.
+    pub order: String,
+    /// Digest of what was ordered.
+    pub body: Digest,
+    /// What was paid.
+    pub amount: Amount,
+    /// Opens the commitment to the price in the transaction data.
+    pub price_salt: Nonce,
+    /// Opens, with the authorisation, the commitment to the payment in the endorsement.
+    pub payment_salt: Nonce,
+    /// Name of the payment's authorisation; at most 128 bytes.
+    pub authorisation: String,
+}
+
+document! {
+    DeliveryRecord => DeliveryRecord, 512; network,
+    NonDelivery => NonDelivery, 256; network,
+}
+
+/// Who put a file of evidence together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exporter {
+    /// A manager.
+    Manager,
+    /// The merchant.
+    Merchant,
+    /// The client.
+    Client,
+}
+
+/// How the file came to be. Nobody signs this: it is what the file says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct About {
+    /// Who put it together.
+    pub by: Exporter,
+    /// When, unix milliseconds.
+    pub at: u64,
+    /// Acknowledgements that there was no room for.
+    pub left_out: u32,
+}
+
+wire! {
+    OrderWords => 512,
+    About => 32,
+}
+
+/// Everything signed of one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EvidencePack {
+    /// How the file came to be.
+    pub about: About,
+    /// Key sets under which the documents were signed, newest first; at most [`EvidencePack::MAX_KEY_SETS`].
+    pub key_sets: Vec<Signed<KeySet>>,
+    /// The sale.
+    pub data: Signed<TransactionData>,
+    /// The merchant's word that it is paid.
+    pub endorsement: Option<Signed<Endorsement>>,
+    /// The manager's orders to deliver; at most [`EvidencePack::MAX_LEASES`].
+    pub leases: Vec<Signed<Lease>>,
+    /// What was sold.
+    pub manifest: Option<Signed<Manifest>>,
+    /// The client's acknowledgements, the last one for each seeder and delivery; at most [`EvidencePack::MAX_ACKS`].
+    pub acks: Vec<Signed<Ack>>,
+    /// The client's completions; at most [`EvidencePack::MAX_LEASES`].
+    pub completions: Vec<Signed<Completion>>,
+    /// Where it stood, by the manager's word.
+    pub record: Option<Signed<DeliveryRecord>>,
+    /// The opposite of a delivery.
+    pub non_delivery: Option<Signed<NonDelivery>>,
+    /// What the merchant says beyond that.
+    pub order: Option<OrderWords>,
+}
+
+/// Why a file is no evidence. Nothing in it counts then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvidenceError {
+    /// The frame.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// A section that is whole and still not what it should be.
+    #[error("section {number} ({name}) cannot be read: {source}")]
+    Codec {
+        /// 1 for the first.
+        number: usize,
+        /// What it is.
+        name: &'static str,
+        /// Why.
+        source: CodecError,
+    },
+    /// Sections that do not make a whole.
+    #[error("the file {0}")]
+    Incomplete(&'static str),
+}
+
+/// Sections of evidence.
+const EVIDENCE: Format = Format {
+    magic: b"willcall evid 1\n",
+    what: "evidence file",
+    names: &[
+        "about",
+        "key set",
+        "transaction data",
+        "endorsement",
+        "lease",
+        "manifest",
+        "acknowledgement",
+        "completion",
+        "delivery record",
+        "non-delivery",
+        "order",
+    ],
+    max_bytes: EvidencePack::MAX_BYTES,
+    max_sections: 256,
+};
+
+/// Sections of a file of statements.
+const STATEMENTS: Format = Format {
+    magic: b"willcall stmt 1\n",
+    what: "statement file",
+    names: &["key set", "statement"],
+    max_bytes: StatementFile::MAX_BYTES,
+    max_sections: 1024,
+};
+
+fn section<T: Wire>(kind: u8, document: &T) -> Section {
+    Section { kind, bytes: codec::encode(document) }
+}
+
+fn read<T: Wire>(format: &Format, number: usize, section: &Section) -> Result<T, EvidenceError> {
+    codec::decode(&section.bytes).map_err(|source| EvidenceError::Codec {
+        number: number + 1,
+        name: format.name(section.kind),
+        source,
+    })
+}
+
+impl EvidencePack {
+    /// Largest file: goes whole into one answer to a merchant.
+    pub const MAX_BYTES: usize = 640 * 1024;
+    /// Bytes that acknowledgements may take; the other sections need less than the rest.
+    pub const MAX_ACK_BYTES: usize = 320 * 1024;
+    /// Most key sets; at 32 KiB each.
+    pub const MAX_KEY_SETS: usize = 4;
+    /// Most leases and completions: one delivery each.
+    pub const MAX_LEASES: usize = 16;
+    /// Most acknowledgements.
+    pub const MAX_ACKS: usize = 192;
+
+    /// A file with the sale alone; the rest is filled in.
+    pub fn new(by: Exporter, at: u64, data: Signed<TransactionData>) -> Self {
+        EvidencePack {
+            about: About { by, at, left_out: 0 },
+            key_sets: Vec::new(),
+            data,
+            endorsement: None,
+            leases: Vec::new(),
+            manifest: None,
+            acks: Vec::new(),
+            completions: Vec::new(),
+            record: None,
+            non_delivery: None,
+            order: None,
+        }
+    }
+
+    /// Adds an acknowledgement, where there is room; what is left out is counted.
+    pub fn add_ack(&mut self, ack: Signed<Ack>) {
+        let bytes: usize = self.acks.iter().chain([&ack]).map(|ack| ack.body().len() + 160).sum();
+        if self.acks.len() >= Self::MAX_ACKS || bytes > Self::MAX_ACK_BYTES {
+            self.about.left_out = self.about.left_out.saturating_add(1);
+        } else if !self.acks.contains(&ack) {
+            self.acks.push(ack);
+        }
+    }
+
+    /// The file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![section(1, &self.about)];
+        out.extend(self.key_sets.iter().take(Self::MAX_KEY_SETS).map(|d| section(2, d)));
+        out.push(section(3, &self.data));
+        out.extend(self.endorsement.iter().map(|d| section(4, d)));
+        out.extend(self.leases.iter().take(Self::MAX_LEASES).map(|d| section(5, d)));
+        out.extend(self.manifest.iter().map(|d| section(6, d)));
+        out.extend(self.acks.iter().map(|d| section(7, d)));
+        out.extend(self.completions.iter().take(Self::MAX_LEASES).map(|d| section(8, d)));
+        out.extend(self.record.iter().map(|d| section(9, d)));
+        out.extend(self.non_delivery.iter().map(|d| section(10, d)));
+        out.extend(self.order.iter().map(|d| section(11, d)));
+        EVIDENCE.write(&out)
+    }
+
+    /// Reads a file; nothing in it is checked yet but its frame.
+    ///
+    /// # Errors
+    /// [`EvidenceError`] names the section that was changed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        let sections = EVIDENCE.read(bytes)?;
+        let (mut about, mut data) = (None, None);
+        let (mut key_sets, mut leases, mut acks, mut completions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut endorsement, mut manifest, mut record, mut non_delivery, mut order) = (None, None, None, None, None);
+        for (number, found) in sections.iter().enumerate() {
+            match found.kind {
+                1 => about = Some(read(&EVIDENCE, number, found)?),
+                2 => key_sets.push(read(&EVIDENCE, number, found)?),
+                3 => data = Some(read(&EVIDENCE, number, found)?),
+                4 => endorsement = Some(read(&EVIDENCE, number, found)?),
+                5 => leases.push(read(&EVIDENCE, number, found)?),
+                6 => manifest = Some(read(&EVIDENCE, number, found)?),
+                7 => acks.push(read(&EVIDENCE, number, found)?),
+                8 => completions.push(read(&EVIDENCE, number, found)?),
+                9 => record = Some(read(&EVIDENCE, number, found)?),
+                10 => non_delivery = Some(read(&EVIDENCE, number, found)?),
+                11 => order = Some(read(&EVIDENCE, number, found)?),
+                _ => return Err(EvidenceError::Incomplete("has a section of a kind that this version does not know")),
+            }
+        }
+        if key_sets.len() > Self::MAX_KEY_SETS
+            || leases.len() > Self::MAX_LEASES
+            || completions.len() > Self::MAX_LEASES
+            || acks.len() > Self::MAX_ACKS
+        {
+            return Err(EvidenceError::Incomplete("has more documents of one kind than are possible"));
+        }
+        Ok(EvidencePack {
+            about: about.ok_or(EvidenceError::Incomplete("does not say how it came to be"))?,
+            key_sets,
+            data: data.ok_or(EvidenceError::Incomplete("has no transaction data"))?,
+            endorsement,
+            leases,
+            manifest,
+            acks,
+            completions,
+            record,
+            non_delivery,
+            order,
+        })
+    }
+}
+
+/// Statements of one seeder, to be checked without asking anybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatementFile {
+    /// Key sets under which they were signed, newest first.
+    pub key_sets: Vec<Signed<KeySet>>,
+    /// In order.
+    pub statements: Vec<Signed<Statement>>,
+}
+
+impl StatementFile {
+    /// Largest file.
+    pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+    /// The file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let keys = self.key_sets.iter().map(|d| section(1, d));
+        STATEMENTS.write(&keys.chain(self.statements.iter().map(|d| section(2, d))).collect::<Vec<_>>())
+    }
+
+    /// Reads a file; nothing in it is checked yet but its frame.
+    ///
+    /// # Errors
+    /// [`EvidenceError`] names the section that was changed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        let (mut key_sets, mut statements) = (Vec::new(), Vec::new());
+        for (number, found) in STATEMENTS.read(bytes)?.iter().enumerate() {
+            match found.kind {
+                1 => key_sets.push(read(&STATEMENTS, number, found)?),
+                2 => statements.push(read(&STATEMENTS, number, found)?),
+                _ => return Err(EvidenceError::Incomplete("has a section of a kind that this version does not know")),
+            }
+        }
+        Ok(StatementFile { key_sets, statements })
+    }
+}

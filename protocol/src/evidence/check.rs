@@ -1,0 +1,516 @@
+//! The check of a file of evidence. It needs the root key and nothing else, no clock either: a document counts when its
+//! key was good at the time that the document gives, by the key sets that came with it.
+
+use std::collections::BTreeMap;
+
+use super::{EvidencePack, Exporter, StatementFile};
+use crate::amount::Amount;
+use crate::ids::{Digest, NetworkId, PeerId, ProductId, TransactionId};
+use crate::manifest::Manifest;
+use crate::ranges::ChunkSet;
+use crate::receipt::{Ack, Completion, DeliveryId};
+use crate::refusal::{Refusal, RefusalCode};
+use crate::settling::Layout;
+use crate::signed::{Document, Signed};
+use crate::statement::Statement;
+use crate::ticket::{Lease, TransactionData, payment_commitment, remuneration_commitment};
+use crate::trust::{KeyPurpose, KeySet, KeyState, Trust};
+
+/// Whose word a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Claimant {
+    /// The network's root key signed it.
+    RootSigned,
+    /// One of the manager's keys signed it.
+    ManagerSigned,
+    /// The merchant's key signed it.
+    MerchantSigned,
+    /// The client's key signed it.
+    ClientSigned,
+    /// The merchant says so and signed nothing.
+    MerchantAsserts,
+    /// Whoever put the file together says so.
+    ExporterAsserts,
+}
+
+impl Claimant {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Claimant::RootSigned => "the root key signed",
+            Claimant::ManagerSigned => "the manager signed",
+            Claimant::MerchantSigned => "the merchant signed",
+            Claimant::ClientSigned => "the client signed",
+            Claimant::MerchantAsserts => "the merchant asserts",
+            Claimant::ExporterAsserts => "the exporter asserts",
+        }
+    }
+}
+
+/// One thing that the file says.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Line {
+    /// Whose word it is.
+    pub claimed_by: Claimant,
+    /// The section that it is in.
+    pub section: String,
+    /// What is claimed.
+    pub claim: String,
+    /// Why the claim does not hold; absent where it does.
+    pub problem: Option<String>,
+}
+
+/// What one seeder was acknowledged for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct SeederShare {
+    /// Who.
+    pub seeder: PeerId,
+    /// In which delivery.
+    pub delivery: u32,
+    /// Chunks.
+    pub chunks: u32,
+    /// Their bytes; absent without the manifest.
+    pub bytes: Option<u64>,
+    /// The client's clock, unix milliseconds.
+    pub at: u64,
+}
+
+/// What follows from the lines that hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Facts {
+    /// Which transaction.
+    pub transaction: Option<TransactionId>,
+    /// What was sold.
+    pub product: Option<ProductId>,
+    /// Digest of the signed manifest.
+    pub manifest: Option<Digest>,
+    /// To whom.
+    pub client: Option<PeerId>,
+    /// By whom.
+    pub merchant: Option<PeerId>,
+    /// When the sale was formed, unix milliseconds.
+    pub formed_at: Option<u64>,
+    /// The merchant signed that it is paid.
+    pub endorsed: bool,
+    /// The manager signed an order to deliver.
+    pub released: bool,
+    /// Bytes of the content.
+    pub content_bytes: Option<u64>,
+    /// Bytes that the client signed to have received, each counted once; absent without the manifest.
+    pub acknowledged_bytes: Option<u64>,
+    /// Time of the newest acknowledgement, by the client's clock, unix milliseconds.
+    pub last_acknowledged_at: Option<u64>,
+    /// When the client signed that all of it is there, by its clock, unix milliseconds.
+    pub completed_at: Option<u64>,
+    /// What each seeder was acknowledged for.
+    pub seeders: Vec<SeederShare>,
+    /// By then nothing had been acknowledged to the manager, unix milliseconds.
+    pub nothing_acknowledged_by: Option<u64>,
+    /// Price, where the merchant opened the commitment to it.
+    pub price: Option<Amount>,
+    /// Newest key set in the file: later revocations are not known to it.
+    pub key_set_version: Option<u64>,
+}
+
+/// What a file of evidence proves.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Report {
+    /// Who put it together, by its own word.
+    pub by: Exporter,
+    /// Every line of it holds.
+    pub ok: bool,
+    /// Line by line.
+    pub lines: Vec<Line>,
+    /// What follows.
+    pub facts: Facts,
+}
+
+/// The key sets of a file, checked.
+struct Keys {
+    root: PeerId,
+    sets: Vec<Trust>,
+}
+
+impl Keys {
+    fn newest(&self) -> Option<&KeySet> {
+        self.sets.iter().map(Trust::key_set).max_by_key(|set| set.version)
+    }
+
+    /// Opens a document of the network as of the time when it was issued. A key that any of the sets calls revoked
+    /// proves nothing: whoever stole it can give any time.
+    fn open<T: Document>(
+        &self,
+        signed: &Signed<T>,
+        purpose: KeyPurpose,
+        issued_at: impl Fn(&T) -> u64,
+    ) -> Result<T, Refusal> {
+        let at = issued_at(&signed.peek()?);
+        let revoked =
+            self.sets.iter().flat_map(|trust| &trust.key_set().keys).any(|entry| {
+                entry.purpose == purpose && entry.key == signed.signer() && entry.state == KeyState::Revoked
+            });
+        if revoked {
+            return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was revoked"));
+        }
+        let mut refusal = Refusal::new(RefusalCode::UnknownKey, "no key set that holds came with it");
+        for trust in &self.sets {
+            match trust.open(signed, purpose, &issued_at, at) {
+                Ok(document) => return Ok(document),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+#[derive(Default)]
+struct Lines(Vec<Line>);
+
+impl Lines {
+    /// Notes a line and gives what it holds, if it does.
+    fn add<T>(
+        &mut self,
+        claimed_by: Claimant,
+        section: &str,
+        claim: impl FnOnce(Option<&T>) -> String,
+        found: Result<T, String>,
+    ) -> Option<T> {
+        let claim = claim(found.as_ref().ok());
+        let (value, problem) = match found {
+            Ok(value) => (Some(value), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem });
+        value
+    }
+}
+
+fn keys(root: &PeerId, sets: &[Signed<KeySet>], lines: &mut Lines) -> Keys {
+    let mut keys = Keys { root: *root, sets: Vec::new() };
+    for (number, signed) in sets.iter().enumerate() {
+        let found = Trust::new(*root, signed.clone(), 0).map_err(|refusal| refusal.to_string());
+        let claim = |trust: Option<&Trust>| match trust {
+            Some(trust) => format!("the network's keys, version {}", trust.key_set().version),
+            None => "the network's keys".to_owned(),
+        };
+        keys.sets.extend(lines.add(Claimant::RootSigned, &format!("key set {}", number + 1), claim, found));
+    }
+    keys
+}
+
+fn text(refusal: &Refusal) -> String {
+    refusal.to_string()
+}
+
+impl EvidencePack {
+    /// Checks every line with the network's root key.
+    pub fn verify(&self, root: &PeerId) -> Report {
+        let mut lines = Lines::default();
+        let mut facts = Facts::default();
+        lines.add(
+            Claimant::ExporterAsserts,
+            "about",
+            |_| {
+                let left = match self.about.left_out {
+                    0 => String::new(),
+                    n => format!("; {n} acknowledgements had no room"),
+                };
+                format!("put together by the {:?} at {} ms{left}", self.about.by, self.about.at).to_lowercase()
+            },
+            Ok(()),
+        );
+        let keys = keys(root, &self.key_sets, &mut lines);
+        facts.key_set_version = keys.newest().map(|set| set.version);
+        let found = keys.open(&self.data, KeyPurpose::Ticket, |data| data.formed_at).map_err(|e| text(&e));
+        let claim = |data: Option<&TransactionData>| match data {
+            Some(d) => format!(
+                "transaction {}: product {} (manifest {}) for client {}, sold by merchant {}, formed at {} ms",
+                d.transaction, d.product, d.manifest, d.client, d.merchant, d.formed_at
+            ),
+            None => "the sale".to_owned(),
+        };
+        if let Some(data) = lines.add(Claimant::ManagerSigned, "transaction data", claim, found) {
+            facts.transaction = Some(data.transaction);
+            facts.product = Some(data.product);
+            facts.manifest = Some(data.manifest);
+            facts.client = Some(data.client);
+            facts.merchant = Some(data.merchant);
+            facts.formed_at = Some(data.formed_at);
+            Check { pack: self, keys: &keys, data: &data, lines: &mut lines, facts: &mut facts }.rest();
+        } else {
+            let rest = "everything else in the file is about a sale that is not proven".to_owned();
+            lines.add::<()>(Claimant::ExporterAsserts, "file", |_| "the rest of the file".to_owned(), Err(rest));
+        }
+        let ok = lines.0.iter().all(|line| line.problem.is_none());
+        Report { by: self.about.by, ok, lines: lines.0, facts }
+    }
+}
+
+/// The lines that hang on the transaction data.
+struct Check<'a> {
+    pack: &'a EvidencePack,
+    keys: &'a Keys,
+    data: &'a TransactionData,
+    lines: &'a mut Lines,
+    facts: &'a mut Facts,
+}
+
+impl Check<'_> {
+    fn rest(&mut self) {
+        self.endorsement();
+        let leases = self.leases();
+        let layout = self.manifest();
+        self.acks(&leases, layout);
+        self.completions(&leases);
+        self.manager_words();
+        self.order();
+    }
+
+    fn network(&self) -> NetworkId {
+        NetworkId::of_root(&self.keys.root)
+    }
+
+    fn endorsement(&mut self) {
+        let Some(signed) = &self.pack.endorsement else { return };
+        let found = signed.verify(&self.data.merchant).map_err(|e| e.to_string()).and_then(|endorsement| {
+            match endorsement.transaction_data == self.pack.data.digest() {
+                true => Ok(endorsement),
+                false => Err("it endorses another transaction".to_owned()),
+            }
+        });
+        let claim = |e: Option<&crate::ticket::Endorsement>| match e {
+            Some(e) => format!("the payment {} was authorised at {} ms", e.payment, e.authorised_at),
+            None => "the payment was authorised".to_owned(),
+        };
+        self.facts.endorsed = self.lines.add(Claimant::MerchantSigned, "endorsement", claim, found).is_some();
+    }
+
+    fn leases(&mut self) -> Vec<Lease> {
+        let mut leases = Vec::new();
+        for (number, signed) in self.pack.leases.iter().enumerate() {
+            let found = self.keys.open(signed, KeyPurpose::Ticket, |l| l.issued_at).map_err(|e| text(&e));
+            let found = found.and_then(|lease| {
+                let endorsed = self.pack.endorsement.as_ref().map(Signed::digest);
+                if lease.transaction_data != self.pack.data.digest() {
+                    Err("it is for another transaction".to_owned())
+                } else if endorsed.is_some_and(|digest| digest != lease.endorsement) {
+                    Err("it names another endorsement".to_owned())
+                } else {
+                    Ok(lease)
+                }
+            });
+            let claim = |lease: Option<&Lease>| match lease {
+                Some(l) => format!(
+                    "delivery {} was released to client {} (generation {}) from {} to {} ms",
+                    l.delivery, l.client, l.generation, l.start, l.end
+                ),
+                None => "a release".to_owned(),
+            };
+            let section = format!("lease {}", number + 1);
+            leases.extend(self.lines.add(Claimant::ManagerSigned, &section, claim, found));
+        }
+        self.facts.released = !leases.is_empty();
+        leases
+    }
+
+    fn manifest(&mut self) -> Option<Layout> {
+        let signed = self.pack.manifest.as_ref()?;
+        let found = self.keys.open(signed, KeyPurpose::Catalogue, |m| m.published_at).map_err(|e| text(&e));
+        let found = found.and_then(|manifest| match signed.digest() == self.data.manifest {
+            true => Ok(manifest),
+            false => Err("it is not the one that the transaction names".to_owned()),
+        });
+        let claim = |manifest: Option<&Manifest>| match manifest {
+            Some(m) => format!("the content has {} bytes in chunks of {}, root {}", m.length, m.chunk_size, m.root),
+            None => "what was sold".to_owned(),
+        };
+        let manifest = self.lines.add(Claimant::ManagerSigned, "manifest", claim, found)?;
+        self.facts.content_bytes = Some(manifest.length);
+        Some(Layout::from(&manifest))
+    }
+
+    /// Whose signature counts for a delivery: the client of a lease for it, or the designated one.
+    fn clients(&self, leases: &[Lease], delivery: u32) -> Vec<PeerId> {
+        let mut clients: Vec<PeerId> =
+            leases.iter().filter(|lease| lease.delivery == delivery).map(|lease| lease.client).collect();
+        if clients.is_empty() {
+            clients.push(self.data.client);
+        }
+        clients
+    }
+
+    fn acks(&mut self, leases: &[Lease], layout: Option<Layout>) {
+        let network = self.network();
+        let mut union: BTreeMap<u32, ChunkSet> = BTreeMap::new();
+        for (number, signed) in self.pack.acks.iter().enumerate() {
+            let found = signed.peek().map_err(|e| e.to_string()).and_then(|ack| {
+                let delivery = DeliveryId { transaction: self.data.transaction, delivery: ack.delivery.delivery };
+                let mut result = Err("no client".to_owned());
+                for client in self.clients(leases, delivery.delivery) {
+                    result = Ack::check(signed, &client, &network, delivery, &self.data.manifest, &ack.seeder)
+                        .map_err(|e| text(&e));
+                    if result.is_ok() {
+                        break;
+                    }
+                }
+                if layout.is_some_and(|layout| ack.chunks.end() > layout.chunks()) {
+                    return Err("it names chunks that the content does not have".to_owned());
+                }
+                result
+            });
+            let bytes = |ack: &Ack| layout.map(|layout| layout.bytes(&ack.chunks));
+            let claim = |ack: Option<&Ack>| match ack {
+                Some(ack) => format!(
+                    "{} chunks{} of delivery {} came from seeder {} by {} ms",
+                    ack.chunks.len(),
+                    bytes(ack).map_or_else(String::new, |bytes| format!(" ({bytes} bytes)")),
+                    ack.delivery.delivery,
+                    ack.seeder,
+                    ack.at
+                ),
+                None => "an acknowledgement".to_owned(),
+            };
+            let section = format!("acknowledgement {}", number + 1);
+            if let Some(ack) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
+                self.facts.last_acknowledged_at = self.facts.last_acknowledged_at.max(Some(ack.at));
+                let all = union.entry(ack.delivery.delivery).or_default();
+                *all = all.union(&ack.chunks);
+                self.facts.seeders.push(SeederShare {
+                    seeder: ack.seeder,
+                    delivery: ack.delivery.delivery,
+                    chunks: ack.chunks.len(),
+                    bytes: bytes(&ack),
+                    at: ack.at,
+                });
+            }
+        }
+        // Of several downloads the one that came furthest says how much the client had.
+        self.facts.acknowledged_bytes =
+            layout.map(|layout| union.values().map(|chunks| layout.bytes(chunks)).max().unwrap_or(0));
+    }
+
+    fn completions(&mut self, leases: &[Lease]) {
+        let network = self.network();
+        for (number, signed) in self.pack.completions.iter().enumerate() {
+            let found = signed.peek().map_err(|e| e.to_string()).and_then(|completion| {
+                let id = DeliveryId { transaction: self.data.transaction, delivery: completion.delivery.delivery };
+                let mut result = Err("no client".to_owned());
+                for client in self.clients(leases, id.delivery) {
+                    result =
+                        Completion::check(signed, &client, &network, id, &self.data.manifest).map_err(|e| text(&e));
+                    if result.is_ok() {
+                        break;
+                    }
+                }
+                result
+            });
+            let claim = |completion: Option<&Completion>| match completion {
+                Some(c) => {
+                    let n = c.delivery.delivery;
+                    format!("all of delivery {n} was received and verified by {} ms", c.at)
+                }
+                None => "a completion".to_owned(),
+            };
+            let section = format!("completion {}", number + 1);
+            if let Some(c) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
+                self.facts.completed_at = Some(self.facts.completed_at.map_or(c.at, |before| before.min(c.at)));
+            }
+        }
+    }
+
+    fn manager_words(&mut self) {
+        let this = (self.data.transaction, self.pack.data.digest());
+        let other = || "it is about another transaction".to_owned();
+        if let Some(signed) = &self.pack.record {
+            let found = self.keys.open(signed, KeyPurpose::Settlement, |r| r.at).map_err(|e| text(&e));
+            let found = found.and_then(|r| match (r.transaction, r.transaction_data) == this {
+                true => Ok(r),
+                false => Err(other()),
+            });
+            let ms = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| format!("at {at} ms"));
+            let claim = |record: Option<&super::DeliveryRecord>| match record {
+                Some(r) => format!(
+                    "the order with digest {} was {} at {} ms; released {}, first acknowledged {}, completed {}, closed {}",
+                    r.order,
+                    r.state.as_str(),
+                    r.at,
+                    ms(r.released_at),
+                    ms(r.first_at),
+                    ms(r.completed_at),
+                    ms(r.closed_at)
+                ),
+                None => "where it stood".to_owned(),
+            };
+            self.lines.add(Claimant::ManagerSigned, "delivery record", claim, found);
+        }
+        if let Some(signed) = &self.pack.non_delivery {
+            let found = self.keys.open(signed, KeyPurpose::Settlement, |n| n.issued_at).map_err(|e| text(&e));
+            let found = found.and_then(|n| match (n.transaction, n.transaction_data) == this {
+                true if n.by > n.issued_at => Err("it speaks of a time after it was signed".to_owned()),
+                true => Ok(n),
+                false => Err(other()),
+            });
+            let claim = |n: Option<&super::NonDelivery>| match n {
+                Some(n) => format!("by {} ms no acknowledgement and no completion had come in", n.by),
+                None => "that nothing was delivered".to_owned(),
+            };
+            if let Some(n) = self.lines.add(Claimant::ManagerSigned, "non-delivery", claim, found) {
+                self.facts.nothing_acknowledged_by = Some(n.by);
+            }
+        }
+    }
+
+    fn order(&mut self) {
+        let Some(order) = &self.pack.order else { return };
+        let price = remuneration_commitment(&order.price_salt, &order.amount) == self.data.remuneration;
+        let found = match price {
+            true => Ok(()),
+            false => Err("it is not the price that the transaction data commit to".to_owned()),
+        };
+        let claim = |_: Option<&()>| format!("order {} (digest {}) cost {}", order.order, order.body, order.amount);
+        if self.lines.add(Claimant::MerchantAsserts, "order", claim, found).is_some() {
+            self.facts.price = Some(order.amount);
+        }
+        let endorsed = self.pack.endorsement.as_ref().and_then(|signed| signed.peek().ok());
+        let payment = payment_commitment(&order.payment_salt, &order.authorisation, &order.amount);
+        let found = match endorsed {
+            Some(endorsement) if endorsement.payment == payment => Ok(()),
+            Some(_) => Err("it is not the payment that the endorsement commits to".to_owned()),
+            None => Err("there is no endorsement to compare it with".to_owned()),
+        };
+        let claim = |_: Option<&()>| format!("its payment is authorisation {}", order.authorisation);
+        self.lines.add(Claimant::MerchantAsserts, "order", claim, found);
+    }
+}
+
+/// Checks a file of statements with the network's root key: signatures, sums, and that they follow each other. The
+/// statements come back in order where they hold.
+pub fn check_statements(file: &StatementFile, root: &PeerId) -> (Vec<Line>, Vec<Statement>) {
+    let mut lines = Lines::default();
+    let keys = keys(root, &file.key_sets, &mut lines);
+    let mut good: Vec<(Statement, Digest)> = Vec::new();
+    for (number, signed) in file.statements.iter().enumerate() {
+        let found = keys.open(signed, KeyPurpose::Settlement, |s| s.issued_at).map_err(|e| text(&e));
+        let found = found.and_then(|statement| {
+            statement.check().map_err(|e| e.to_string())?;
+            if let Some((before, digest)) = good.last() {
+                statement.follows(before, *digest).map_err(|e| e.to_string())?;
+            }
+            Ok(statement)
+        });
+        let claim = |statement: Option<&Statement>| match statement {
+            Some(s) => format!("statement {} of seeder {}, {} to {} ms", s.number, s.seeder, s.from, s.until),
+            None => "a statement".to_owned(),
+        };
+        let section = format!("statement {}", number + 1);
+        if let Some(statement) = lines.add(Claimant::ManagerSigned, &section, claim, found) {
+            good.push((statement, signed.digest()));
+        }
+    }
+    (lines.0, good.into_iter().map(|(statement, _)| statement).collect())
+}

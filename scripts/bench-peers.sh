@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Willcall beside nginx + curl, libtorrent, sendme and a raw libp2p stream: one run, interleaved, over loopback, from a
+# file to a file, with both sides' CPU seconds and peak memory. What is not installed is reported as absent.
+#   scripts/bench-peers.sh [--size 1GiB] [--runs 9] [--json FILE] [--disk DIR] [--only NAME,…]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release --quiet
+cargo build --release --quiet -p willcall-node --example raw_stream
+exec python3 scripts/bench/peers.py "$@"

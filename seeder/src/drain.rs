@@ -1,0 +1,178 @@
+//! Leaving in order: what runs is finished, nobody new is taken in, the manager has the copies made elsewhere, and the
+//! receipts are brought home. Until then the seeder stays, because its copies may be the last ones.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use node::{ControlError, ProgressSender};
+use protocol::api::SeederReport;
+use protocol::{Digest, Refusal, RefusalCode};
+use serde_json::{Value, json};
+use store::StoreError;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock::jittered;
+use crate::context::Seeder;
+use crate::manager::AskError;
+use crate::tables::DUE;
+use crate::{garbage, outbox, upkeep};
+
+/// Between two looks at what is left.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The manager is asked at least this often, so that its next order does not wait for a regular report.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// A client that is turned away comes back after about this time, milliseconds: to find the seeder gone, or staying.
+const COME_BACK_MS: u64 = 60_000;
+
+/// How far the leaving is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not at all.
+    #[default]
+    Staying,
+    /// On the way.
+    Leaving,
+    /// The process may end.
+    Left,
+}
+
+/// The leaving of this seeder.
+#[derive(Debug, Default)]
+pub(crate) struct Drain {
+    phase: watch::Sender<Phase>,
+    /// Contents that do not count as held here any more.
+    released: Mutex<BTreeSet<Digest>>,
+}
+
+impl Drain {
+    pub(crate) fn is_leaving(&self) -> bool {
+        *self.phase.borrow() != Phase::Staying
+    }
+
+    pub(crate) fn is_released(&self, content: &Digest) -> bool {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(content)
+    }
+
+    /// Returns when the process may end.
+    pub(crate) async fn left(&self) {
+        let mut phase = self.phase.subscribe();
+        if phase.wait_for(|phase| *phase == Phase::Left).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match *self.phase.borrow() {
+            Phase::Staying => "no",
+            Phase::Leaving => "draining",
+            Phase::Left => "drained",
+        }
+    }
+
+    /// The no for new clients.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let why = "this seeder is leaving the network";
+        self.is_leaving().then(|| Refusal::new(RefusalCode::ShuttingDown, why).retry_after(jittered(COME_BACK_MS)))
+    }
+}
+
+/// What is still to be done.
+struct Left {
+    deliveries: u32,
+    contents: Vec<Digest>,
+    receipts: u64,
+}
+
+impl Left {
+    fn look(seeder: &Seeder) -> Result<Left, StoreError> {
+        let waiting = outbox::state(&seeder.db)?.map_or(0, |state| (state.next - 1).saturating_sub(state.marked));
+        let contents = upkeep::complete(seeder).into_iter().filter(|digest| !seeder.drain.is_released(digest));
+        Ok(Left {
+            deliveries: seeder.deliveries.load().0,
+            contents: contents.collect(),
+            receipts: seeder.db.read(|txn| DUE.len(txn))?.saturating_add(waiting),
+        })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.deliveries == 0 && self.contents.is_empty() && self.receipts == 0
+    }
+}
+
+/// Stays after all.
+pub(crate) fn cancel(seeder: &Seeder) -> Value {
+    seeder.drain.phase.send_replace(Phase::Staying);
+    seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    seeder.wake.sync.notify_one();
+    seeder.wake.announce.notify_one();
+    tracing::info!("this seeder stays");
+    json!({ "drain": seeder.drain.name() })
+}
+
+/// Leaves. With `patience_ms` it ends after that time whatever is left.
+pub(crate) async fn run(
+    seeder: &Arc<Seeder>,
+    patience_ms: Option<u64>,
+    progress: &ProgressSender,
+) -> Result<Value, ControlError> {
+    if seeder.drain.is_leaving() {
+        return Err(ControlError::new("wrong-state", "this seeder is leaving already; --cancel lets it stay"));
+    }
+    seeder.drain.phase.send_replace(Phase::Leaving);
+    tracing::info!("this seeder is leaving: no new deliveries, copies are handed over");
+    seeder.wake.sync.notify_one();
+    seeder.wake.announce.notify_one();
+    let began = Instant::now();
+    let pause = ASK_EVERY.min(Duration::from_millis(seeder.config.report_ms));
+    let (mut asked, mut trouble, mut told) = (None::<Instant>, None::<String>, Value::Null);
+    loop {
+        let looking = Arc::clone(seeder);
+        let left = tokio::task::spawn_blocking(move || Left::look(&looking)).await;
+        let left = match left {
+            Ok(Ok(left)) => left,
+            Ok(Err(error)) => return Err(ControlError::new("internal", error.to_string())),
+            Err(error) => return Err(ControlError::new("internal", error.to_string())),
+        };
+        let patient = patience_ms.is_none_or(|ms| began.elapsed() < Duration::from_millis(ms));
+        let facts = json!({
+            "deliveries": left.deliveries,
+            "contents": left.contents.len(),
+            "receipts": left.receipts,
+            "trouble": trouble,
+        });
+        if left.is_nothing() || !patient {
+            seeder.drain.phase.send_replace(Phase::Left);
+            tracing::info!(left = %facts, "this seeder has left");
+            return Ok(json!({ "drain": seeder.drain.name(), "complete": left.is_nothing(), "left": facts }));
+        }
+        if facts != told {
+            progress.send(facts.clone()).await;
+            told = facts;
+        }
+        if !left.contents.is_empty() && asked.is_none_or(|at| at.elapsed() >= pause) {
+            asked = Some(Instant::now());
+            let some = left.contents.into_iter().take(SeederReport::MAX_HELD).collect();
+            match garbage::ask(seeder, some, true).await {
+                Ok(released) => {
+                    trouble = None;
+                    seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).extend(released);
+                }
+                Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {
+                    cancel(seeder);
+                    return Err(ControlError::new("wrong-state", refusal.detail));
+                }
+                // It may come back; the operator sees what is waited for.
+                Err(error) => trouble = Some(error.to_string()),
+            }
+        }
+        let mut phase = seeder.drain.phase.subscribe();
+        tokio::select! {
+            _ = phase.wait_for(|phase| *phase == Phase::Staying) => {
+                return Err(ControlError::new("cancelled", "this seeder stays after all"));
+            }
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The manager's statements of account, fetched, checked and kept: what this seeder was paid, line by line, and when
+//! receipts may go, because the manager has signed what became of them.
+
+use std::sync::Arc;
+
+use protocol::api::{MeshRequest, MeshResponse};
+use protocol::evidence::StatementFile;
+use protocol::statement::{Explanation, Statement};
+use protocol::trust::KeyPurpose;
+use protocol::{Digest, Refusal, RefusalCode, Signed};
+use serde_json::{Value, json};
+use store::{Db, StoreError};
+
+use crate::clock::now_ms;
+use crate::context::Seeder;
+use crate::manager::AskError;
+use crate::network::TakeError;
+use crate::tables::{COVERS, CoveredAt, OLD_KEY_SETS, OUTBOX, STATEMENTS};
+
+/// Statements taken in one go: a seeder that was away for months catches up in a few.
+const AT_ONCE: usize = 64;
+/// Key sets kept for old statements: a rotation of the settlement key a year is the usual.
+const MAX_KEY_SETS: usize = 16;
+
+/// Why no statement came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// The manager did not answer as it should.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// What came is not good.
+    #[error(transparent)]
+    Take(#[from] TakeError),
+}
+
+impl From<StoreError> for FetchError {
+    fn from(error: StoreError) -> Self {
+        FetchError::Take(error.into())
+    }
+}
+
+/// Fetches statements until there is no further one; says how many came.
+pub(crate) async fn fetch(seeder: &Seeder) -> Result<usize, FetchError> {
+    for count in 0..AT_ONCE {
+        let after = last(&seeder.db)?.map_or(0, |(number, _)| number);
+        match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
+            MeshResponse::Statement(None) => return Ok(count),
+            MeshResponse::Statement(Some(signed)) => take(seeder, *signed).await?,
+            _ => return Err(AskError::Unexpected("a question for statements").into()),
+        }
+    }
+    Ok(AT_ONCE)
+}
+
+fn last(db: &Db) -> Result<Option<(u64, Signed<Statement>)>, StoreError> {
+    db.read(|txn| STATEMENTS.last(txn))
+}
+
+/// Checks a statement, does its sums again, and keeps it.
+async fn take(seeder: &Seeder, signed: Signed<Statement>) -> Result<(), TakeError> {
+    let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
+    let trust = seeder.network.trust().ok_or_else(unknown)?;
+    let statement = trust.open(&signed, KeyPurpose::Settlement, |s| s.issued_at, now_ms())?;
+    let wrong = |detail: String| TakeError::from(Refusal::new(RefusalCode::BadReceipt, detail));
+    if statement.seeder != seeder.peer {
+        return Err(wrong("the manager sent the statement of another seeder".to_owned()));
+    }
+    statement.check().map_err(|error| wrong(error.to_string()))?;
+    match last(&seeder.db)? {
+        Some((_, before)) => {
+            let digest = before.digest();
+            let before = before.peek().map_err(Refusal::from)?;
+            statement.follows(&before, digest).map_err(|error| wrong(error.to_string()))?;
+        }
+        None if statement.number != 1 => return Err(wrong("the first statement is missing".to_owned())),
+        None => {}
+    }
+    let (number, key_set) = (statement.number, trust.signed_key_set().clone());
+    let version = trust.key_set().version;
+    let at = now_ms();
+    seeder
+        .db
+        .write(move |txn| {
+            STATEMENTS.put(txn, &statement.number, &signed)?;
+            OLD_KEY_SETS.put(txn, &version, &key_set)?;
+            let incarnation = OUTBOX.get(txn, &())?.map(|state| state.incarnation);
+            let covered = statement.covered.iter().find(|covered| Some(covered.incarnation) == incarnation);
+            if let Some(covered) = covered {
+                // The first statement that covers a batch is the one whose time counts.
+                if COVERS.last(txn)?.is_none_or(|(number, _)| number < covered.number) {
+                    COVERS.put(txn, &covered.number, &CoveredAt { at })?;
+                }
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await?;
+    tracing::info!(number, "statement of account received");
+    Ok(())
+}
+
+/// Statements, newest first, as they are shown; asks the manager for new ones first, and says why if that fails.
+pub(crate) async fn list(seeder: &Arc<Seeder>, limit: usize) -> Result<Value, StoreError> {
+    let trouble = fetch(seeder).await.err().map(|error| error.to_string());
+    let held = seeder.db.read(|txn| STATEMENTS.range_back(txn, .., limit))?;
+    let lines: Vec<Value> = held.iter().filter_map(|(_, signed)| signed.peek().ok()).map(|s| line(&s)).collect();
+    Ok(json!({ "statements": lines, "not_fetched_because": trouble }))
+}
+
+fn line(statement: &Statement) -> Value {
+    let totals = statement.totals();
+    let balances = statement.balances.iter().map(|b| {
+        json!({
+            "currency": b.currency, "before_minor": b.before, "credited_minor": b.credited,
+            "paid_minor": b.paid, "after_minor": b.after,
+        })
+    });
+    json!({
+        "number": statement.number, "from": statement.from, "until": statement.until,
+        "accepted": totals.accepted, "duplicate": totals.duplicate, "capped": totals.capped,
+        "unknown": totals.unknown, "rejected": totals.rejected, "earnings": statement.earnings.len(),
+        "balances": balances.collect::<Vec<_>>(),
+    })
+}
+
+/// All statements and the key sets that prove them, as a file.
+pub(crate) fn file(db: &Db) -> Result<Option<(usize, Vec<u8>)>, StoreError> {
+    let (statements, key_sets) = db.read(|txn| {
+        let statements = STATEMENTS.range_back(txn, .., AT_ONCE * 2)?;
+        Ok::<_, StoreError>((statements, OLD_KEY_SETS.range_back(txn, .., MAX_KEY_SETS)?))
+    })?;
+    if statements.is_empty() {
+        return Ok(None);
+    }
+    let mut statements: Vec<Signed<Statement>> = statements.into_iter().map(|(_, signed)| signed).collect();
+    statements.reverse();
+    let key_sets = key_sets.into_iter().map(|(_, signed)| signed).collect();
+    Ok(Some((statements.len(), StatementFile { key_sets, statements }.to_bytes())))
+}
+
+/// Asks the manager what became of a receipt.
+pub(crate) async fn explain(seeder: &Seeder, receipt: Digest) -> Result<Value, AskError> {
+    let answer = seeder.manager.ask(&MeshRequest::Explain { receipt }).await?;
+    let MeshResponse::Explained(explanation) = answer else {
+        return Err(AskError::Unexpected("a question about a receipt"));
+    };
+    let Explanation { line, repeats, statement, earning, due_at } = &*explanation;
+    let (code, reason) = match &line.fate {
+        protocol::statement::ReceiptFate::Rejected { code, reason } => (Some(code.as_str()), Some(reason)),
+        _ => (None, None),
+    };
+    Ok(json!({
+        "receipt": line.receipt, "fate": line.fate.as_str(), "summary": explanation.summary(),
+        "transaction": explanation.transaction(), "delivery": line.delivery.map(|id| id.delivery),
+        "at": line.at, "chunks": line.chunks, "new_chunks": line.new_chunks, "code": code, "reason": reason,
+        "repeats": repeats, "statement": statement, "delivery_due_at": due_at,
+        "earning": earning.as_ref().map(|e| json!({
+            "at": e.at, "bytes": e.bytes, "credited_minor": e.credited, "currency": e.currency, "capped": e.capped,
+        })),
+    }))
+}

@@ -1,0 +1,171 @@
+//! Evidence at the command line: a client's export, and the checks that need nothing but a file and a root key, so that
+//! an arbiter can run them on a machine that has never seen the network.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use protocol::evidence::{EvidencePack, Line, StatementFile, check_statements};
+use protocol::trust::JoinLine;
+use protocol::{PeerId, TransactionId};
+use serde_json::json;
+
+use super::client::{HomeArgs, write_whole};
+use super::output::{self, Answer};
+use super::{Global, text_argument};
+
+/// Flags of `evidence`.
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// Transaction id
+    transaction: TransactionId,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+/// Flags of `verify-evidence` and `verify-statement`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The file
+    file: PathBuf,
+    /// The network: its join line, or its root key; text, @FILE, or - for standard input
+    #[arg(long, value_name = "JOINLINE_OR_ROOT")]
+    network: String,
+}
+
+/// `willcall evidence`
+pub(crate) async fn client(args: ClientArgs, global: &Global) -> Result<ExitCode> {
+    let home = args.home.open()?;
+    let pack = client_node::evidence(&home, args.transaction).await?;
+    let bytes = pack.to_bytes();
+    write_whole(&args.output, &bytes)?;
+    let json = json!({
+        "path": args.output, "bytes": bytes.len(), "transaction": args.transaction,
+        "acknowledgements": pack.acks.len(), "completions": pack.completions.len(), "key_sets": pack.key_sets.len(),
+    });
+    Answer::new(json, format!("evidence in {}", args.output.display())).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The root key that a join line or a key names.
+fn root_of(text: &str) -> Result<PeerId> {
+    let text = text_argument(text)?;
+    if let Ok(root) = text.parse::<PeerId>() {
+        return Ok(root);
+    }
+    let join: JoinLine = text.parse().context("--network takes a join line or a root key")?;
+    Ok(join.root)
+}
+
+fn read(args: &VerifyArgs, most: usize) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let failed = || format!("cannot read {}", args.file.display());
+    let file = std::fs::File::open(&args.file).with_context(failed)?;
+    let mut bytes = Vec::new();
+    // One byte more, so that what is too long is seen to be.
+    file.take(most as u64 + 1).read_to_end(&mut bytes).with_context(failed)?;
+    Ok(bytes)
+}
+
+fn shown(line: &Line) -> String {
+    match &line.problem {
+        None => format!("ok   {}: {}", line.claimed_by.as_str(), line.claim),
+        Some(problem) => format!("BAD  {}: {}: it does not hold: {problem}", line.section, line.claim),
+    }
+}
+
+fn code(ok: bool) -> ExitCode {
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `willcall verify-evidence`
+pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
+    let root = root_of(&args.network)?;
+    let bytes = read(args, EvidencePack::MAX_BYTES)?;
+    let pack = EvidencePack::from_bytes(&bytes).with_context(|| args.file.display().to_string())?;
+    let report = pack.verify(&root);
+    let mut lines: Vec<String> = report.lines.iter().map(shown).collect();
+    let facts = &report.facts;
+    lines.push(String::new());
+    match (facts.transaction, facts.client) {
+        (Some(transaction), Some(client)) => {
+            lines.push(format!("Proven of transaction {transaction}, as of key set {}:", version(facts.key_set_version)));
+            lines.push(format!("  designated client   {client}"));
+            lines.push(format!("  product             {}", text(facts.product)));
+            lines.push(format!("  manifest            {}", text(facts.manifest)));
+            lines.push(format!("  paid, says merchant {}", facts.endorsed));
+            lines.push(format!("  released            {}", facts.released));
+            let bytes = match (facts.acknowledged_bytes, facts.content_bytes) {
+                (Some(have), Some(all)) => format!("{have} of {all}"),
+                _ => "unknown: the manifest is not in the file".to_owned(),
+            };
+            lines.push(format!("  bytes acknowledged  {bytes}"));
+            lines.push(format!("  last acknowledged   {}", when(facts.last_acknowledged_at)));
+            lines.push(format!("  completed           {}", when(facts.completed_at)));
+            if facts.nothing_acknowledged_by.is_some() {
+                lines.push(format!("  nothing came in by  {}", when(facts.nothing_acknowledged_by)));
+            }
+        }
+        _ => lines.push("Nothing is proven.".to_owned()),
+    }
+    lines.push(if report.ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
+    Answer::new(serde_json::to_value(&report)?, lines.join("\n")).print(global.json)?;
+    Ok(code(report.ok))
+}
+
+fn version(version: Option<u64>) -> String {
+    version.map_or_else(|| "none".to_owned(), |version| version.to_string())
+}
+
+fn text(value: Option<impl std::fmt::Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn when(ms: Option<u64>) -> String {
+    ms.map_or_else(|| "never".to_owned(), output::time)
+}
+
+/// `willcall verify-statement`
+pub(crate) fn verify_statement(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
+    let root = root_of(&args.network)?;
+    let bytes = read(args, StatementFile::MAX_BYTES)?;
+    let file = StatementFile::from_bytes(&bytes).with_context(|| args.file.display().to_string())?;
+    let (lines, statements) = check_statements(&file, &root);
+    let ok = lines.iter().all(|line| line.problem.is_none()) && !statements.is_empty();
+    let mut shown_lines: Vec<String> = lines.iter().map(shown).collect();
+    let mut summary = Vec::new();
+    for s in &statements {
+        let totals = s.totals();
+        for b in &s.balances {
+            shown_lines.push(format!(
+                "statement {}: {} before {}, credited {}, paid {}, after {} minor units",
+                s.number, b.currency, b.before, b.credited, b.paid, b.after
+            ));
+        }
+        summary.push(json!({
+            "seeder": s.seeder, "number": s.number, "from": s.from, "until": s.until, "totals": totals,
+            "receipts": s.receipts.iter().map(|r| json!({
+                "receipt": r.receipt, "transaction": r.delivery.map(|d| d.transaction), "at": r.at,
+                "chunks": r.chunks, "new_chunks": r.new_chunks, "fate": r.fate.as_str(),
+            })).collect::<Vec<_>>(),
+            "earnings": s.earnings.iter().map(|e| json!({
+                "transaction": e.delivery.transaction, "delivery": e.delivery.delivery, "at": e.at, "bytes": e.bytes,
+                "credited_minor": e.credited, "currency": e.currency, "capped": e.capped,
+            })).collect::<Vec<_>>(),
+            "payments": s.payments.iter().map(|p| json!({
+                "at": p.at, "minor": p.minor, "currency": p.currency, "reference": p.reference,
+            })).collect::<Vec<_>>(),
+            "balances": s.balances.iter().map(|b| json!({
+                "currency": b.currency, "before_minor": b.before, "credited_minor": b.credited, "paid_minor": b.paid,
+                "after_minor": b.after,
+            })).collect::<Vec<_>>(),
+        }));
+    }
+    shown_lines.push(if ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
+    Answer::new(json!({"ok": ok, "lines": lines, "statements": summary}), shown_lines.join("\n")).print(global.json)?;
+    Ok(code(ok))
+}

@@ -1,0 +1,261 @@
+//! The scenarios themselves: who is there, what is done to them while goods are on their way, and what must hold.
+
+use std::time::Duration;
+
+use client_node::{FetchOptions, Target};
+use protocol::ticket::TicketEnvelope;
+use protocol::{ChunkSet, PeerId, TransactionId};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::report::{Event, Report, causes, since};
+use super::{Options, ScenarioError};
+use crate::client::Client;
+use crate::faults::corrupt;
+use crate::goods::Goods;
+use crate::network::{Network, Terms};
+use crate::plan::Plan;
+
+const MIB: u64 = 1024 * 1024;
+/// Seeders that come and go at most: a delivery that takes longer has failed anyway.
+const ROUNDS: usize = 120;
+/// A healthy network fetches no larger part twice.
+const MOST_TWICE: f64 = 0.02;
+
+/// A network with goods on sale.
+struct Set {
+    network: Network,
+    goods: Goods,
+    product: manager_node::Published,
+    report: Report,
+}
+
+impl Set {
+    async fn build(name: &str, options: Options, plan: Plan) -> Result<Set, ScenarioError> {
+        let network = Network::start(plan).await?;
+        let goods = Goods::write(network.dir(), name, options.bytes, options.seed)?;
+        let product = network.publish(&goods, &Terms::default()).await?;
+        Ok(Set { network, goods, product, report: Report::new(name, options.seed) })
+    }
+
+    /// A client that has met the network, and its ticket.
+    async fn sell(&self, name: &str) -> Result<(Client, TransactionId, TicketEnvelope), ScenarioError> {
+        let client = self.network.client(name).await?;
+        let (id, ticket) = self.network.ticket(&client, self.product.product).await?;
+        client_node::inbox(client.home(), Some(&ticket.join), &client_node::LinkOptions::default()).await?;
+        Ok((client, id, ticket))
+    }
+
+    /// One delivery, during which `disturb` has the network.
+    async fn deliver<F>(
+        &mut self,
+        client: &Client,
+        ticket: &TicketEnvelope,
+        options: FetchOptions,
+        disturb: F,
+    ) -> Result<(), ScenarioError>
+    where
+        F: AsyncFnOnce(&mut Network, &CancellationToken, Instant) -> Result<Vec<Event>, ScenarioError>,
+    {
+        let (start, over) = (Instant::now(), CancellationToken::new());
+        let fetch = client.fetch(Target::Envelope(Box::new(ticket.clone())), options);
+        let watching = causes(fetch.watch(), start);
+        let fetching = async {
+            let result = fetch.done().await;
+            over.cancel();
+            (result, since(start))
+        };
+        let ((result, time_ms), causes, events) =
+            tokio::join!(fetching, watching, Box::pin(disturb(&mut self.network, &over, start)));
+        self.report.time_ms += time_ms;
+        self.report.causes.extend(causes);
+        self.report.events.extend(events?);
+        self.report.take(result, &self.goods)?;
+        Ok(())
+    }
+
+    async fn end(mut self, settle: &[TransactionId]) -> Result<Report, ScenarioError> {
+        for id in settle {
+            self.network.until_state(*id, "settled").await?;
+        }
+        match self.network.books().await {
+            Ok(books) => self.report.books = Some(books),
+            Err(crate::NetworkError::Down(_)) => {}
+            Err(error) => self.report.problems.push(error.to_string()),
+        }
+        self.network.stop().await?;
+        Ok(self.report.finish())
+    }
+
+    fn expect_few_duplicates(&mut self) {
+        let (twice, all) = (self.report.duplicate_bytes as f64, self.report.bytes as f64);
+        if twice > all * MOST_TWICE {
+            self.report.problems.push(format!("{:.1} % of the bytes came twice", 100.0 * twice / all));
+        }
+    }
+}
+
+fn event(start: Instant, what: impl Into<String>) -> Event {
+    Event { at_ms: since(start), what: what.into() }
+}
+
+/// A seeder leaves and another joins every second.
+pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
+    let plan = Plan::new(4).manager(|config| {
+        config.seeder_away_ms = 4000;
+        config.seeder_lost_ms = 6000;
+        config.close_grace_ms = 3000;
+    });
+    let mut set = Set::build("churn", options, plan).await?;
+    let (client, id, ticket) = set.sell("client").await?;
+    // What stays is the churn: the origin, which would carry a delivery alone, goes too.
+    set.network.manager.crash_origin().await?;
+    let slow = Client::slow_options((options.bytes / 10).max(MIB / 4));
+    let disturb = async |network: &mut Network, over: &CancellationToken, start: Instant| {
+        let mut events = Vec::new();
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.tick().await;
+        for oldest in 0..ROUNDS {
+            tokio::select! {
+                () = over.cancelled() => break,
+                _ = tick.tick() => {}
+            }
+            let joined = network.add_seeder().await?;
+            events.push(event(start, format!("seeder {joined} joins")));
+            // One that has not got anything yet is of no use: those who leave wait for their copies.
+            let holders = futures::future::join_all(network.seeders.iter().skip(oldest + 1).map(|s| s.holds(1))).await;
+            if holders.iter().filter(|holds| **holds).count() == 0 {
+                events.push(event(start, "nobody leaves: there is one whole copy only"));
+                continue;
+            }
+            if let Some(seeder) = network.seeders.get_mut(oldest) {
+                seeder.stop().await?;
+                events.push(event(start, format!("seeder {oldest} leaves")));
+            }
+        }
+        Ok(events)
+    };
+    Box::pin(set.deliver(&client, &ticket, slow, disturb)).await?;
+    let came = set.network.seeders.len().saturating_sub(4);
+    set.report.figures.insert("seeders_joined", came as f64);
+    set.end(&[id]).await
+}
+
+/// No seeder holds everything: each chunk is at two of four, the origin and the manager are gone.
+pub(super) async fn partial_holders(options: Options) -> Result<Report, ScenarioError> {
+    let mut set = Set::build("partial-holders", options, Plan::new(4)).await?;
+    let (client, id, ticket) = set.sell("client").await?;
+    set.network.manager.crash().await;
+    for (number, seeder) in (0u64..).zip(&set.network.seeders) {
+        let Some(content) = seeder.running()?.contents().get(&set.product.manifest) else { continue };
+        let mut gone = ChunkSet::new();
+        // Runs of eight: nobody's part is a single chunk here and there.
+        for chunk in 0..set.product.chunks {
+            let part = (u64::from(chunk) / 8).wrapping_add(options.seed) % 4;
+            if part != number && (part + 1) % 4 != number {
+                gone.insert_range(chunk..chunk + 1);
+            }
+        }
+        tokio::task::spawn_blocking(move || content.forget(&gone)).await.map_err(std::io::Error::other)??;
+    }
+    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
+    Box::pin(set.deliver(&client, &ticket, Client::options(), calm)).await?;
+    set.expect_few_duplicates();
+    set.network.manager.start().await?;
+    set.end(&[id]).await
+}
+
+/// Seeders behind links of 1, 4 and 16 units of speed.
+pub(super) async fn mixed_links(options: Options) -> Result<Report, ScenarioError> {
+    // All together take about eight seconds.
+    let unit = (options.bytes / (21 * 8)).max(32 * 1024);
+    let speeds = [unit, 4 * unit, 16 * unit];
+    let mut set = Set::build("mixed-links", options, Plan::new(3).speed(move |n| speeds.get(n).copied())).await?;
+    let (client, id, ticket) = set.sell("client").await?;
+    set.network.manager.crash_origin().await?;
+    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
+    Box::pin(set.deliver(&client, &ticket, Client::options(), calm)).await?;
+    set.expect_few_duplicates();
+    let ideal = set.product.content_bytes as f64 / (21 * unit) as f64 * 1000.0;
+    set.report.figures.insert("ideal_ms", ideal);
+    set.report.figures.insert("time_to_ideal", set.report.time_ms as f64 / ideal);
+    set.end(&[id]).await
+}
+
+/// One of eight seeders sends something else than the goods.
+pub(super) async fn corrupt_seeder(options: Options) -> Result<Report, ScenarioError> {
+    let plan = Plan::new(8).manager(|config| config.close_grace_ms = 3000);
+    let mut set = Set::build("corrupt-seeder", options, plan).await?;
+    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
+    // After the first delivery no seeder looks again at what it sent; then the disk turns bits over.
+    let (first, _, ticket) = set.sell("first").await?;
+    Box::pin(set.deliver(&first, &ticket, Client::options(), calm)).await?;
+    let number = usize::try_from(options.seed % 8).unwrap_or(0);
+    let mut bad: Option<PeerId> = None;
+    if let Some(seeder) = set.network.seeders.get(number) {
+        bad = Some(seeder.peer());
+        if let Some(content) = seeder.running()?.contents().get(&set.product.manifest) {
+            let every = u64::from(content.manifest().chunk_size);
+            tokio::task::spawn_blocking(move || corrupt(&content, every)).await.map_err(std::io::Error::other)??;
+        }
+    }
+    set.report.sources.clear();
+    let (second, id, ticket) = set.sell("second").await?;
+    Box::pin(set.deliver(&second, &ticket, Client::options(), calm)).await?;
+    let dropped = set.report.sources.iter().filter(|source| source.banned);
+    let (banned, innocent): (Vec<_>, Vec<_>) = dropped.partition(|source| Some(source.peer) == bad);
+    let (banned, innocent) = (banned.len(), innocent.len());
+    if innocent > 0 {
+        set.report.problems.push(format!("{innocent} honest seeders were dropped"));
+    }
+    let found = set.network.seeders.get(number).map_or(0, |seeder| seeder.count("damaged_chunks"));
+    set.report.figures.insert("banned", banned as f64);
+    set.report.figures.insert("found_by_the_seeder_itself", found as f64);
+    set.end(&[id]).await
+}
+
+/// The manager and the origin go away while six clients fetch, and come back when all have their goods.
+pub(super) async fn manager_away(options: Options) -> Result<Report, ScenarioError> {
+    let plan = Plan::new(4).manager(|config| config.close_grace_ms = 3000);
+    let mut set = Set::build("manager-away", options, plan).await?;
+    let mut sold = Vec::new();
+    for number in 0..6 {
+        sold.push(set.sell(&format!("client-{number}")).await?);
+    }
+    let start = Instant::now();
+    let mut fetches = Vec::new();
+    for (client, id, ticket) in &sold {
+        let slow = Client::slow_options((options.bytes / 5).max(MIB / 4));
+        let mut fetch = client.fetch(Target::Envelope(Box::new(ticket.clone())), slow);
+        fetch.chunks(1).await.map_err(crate::NetworkError::from)?;
+        fetches.push((*id, fetch));
+    }
+    set.network.manager.crash().await;
+    set.report.events.push(event(start, "the manager and the origin go away"));
+    for (_, fetch) in fetches {
+        let watch = fetch.watch();
+        let (result, seen) = tokio::join!(fetch.done(), causes(watch, start));
+        set.report.causes.extend(seen);
+        set.report.take(result, &set.goods)?;
+    }
+    set.report.time_ms = since(start);
+    set.network.manager.start().await?;
+    let back = Instant::now();
+    set.report.events.push(event(start, "the manager is back"));
+    let mut counted = 0;
+    for (_, id, _) in &sold {
+        let settled = set.network.until_state(*id, "settled").await?;
+        let seeders = settled.pointer("/deliveries/0/seeders").and_then(serde_json::Value::as_array);
+        let chunks = seeders.into_iter().flatten().filter_map(|line| line.get("chunks").and_then(|c| c.as_u64()));
+        counted += chunks.sum::<u64>();
+    }
+    let sent = u64::from(set.product.chunks) * set.report.deliveries;
+    let twice = set.report.duplicate_bytes.div_ceil(64 * 1024);
+    if counted > sent + twice {
+        set.report.problems.push(format!("{counted} chunks are counted, of {sent} and {twice} twice"));
+    }
+    set.report.figures.insert("chunks_delivered", sent as f64);
+    set.report.figures.insert("chunks_counted", counted as f64);
+    set.report.figures.insert("settled_after_ms", since(back) as f64);
+    set.end(&[]).await
+}

@@ -1,0 +1,130 @@
+//! What a scenario tells.
+
+use std::collections::BTreeMap;
+
+use client_node::{FetchError, FetchOutcome, FetchProgress};
+use delivery::SourceReport;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::books::Books;
+use crate::goods::{Goods, identical};
+
+/// Something that happened, and when.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Event {
+    /// Milliseconds since the first delivery began.
+    pub at_ms: u64,
+    /// What, for people; of a cause, its name.
+    pub what: String,
+}
+
+/// A scenario's report, in JSON by `serde`.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Report {
+    /// Which scenario.
+    pub scenario: String,
+    /// What its chances came from.
+    pub seed: u64,
+    /// Everything arrived as it was sold, and nothing is in `problems`.
+    pub ok: bool,
+    /// From the beginning of the first delivery to the end of the last, milliseconds.
+    pub time_ms: u64,
+    /// Deliveries.
+    pub deliveries: u64,
+    /// Ciphertext bytes fetched, over all deliveries.
+    pub bytes: u64,
+    /// Bytes of chunks that came twice.
+    pub duplicate_bytes: u64,
+    /// The same as a share of `bytes`.
+    pub duplicate_share: f64,
+    /// Each seeder's part, of every delivery.
+    pub sources: Vec<SourceReport>,
+    /// Why a delivery was not moving, whenever that changed.
+    pub causes: Vec<Event>,
+    /// What was done to the network.
+    pub events: Vec<Event>,
+    /// Further figures of this scenario.
+    pub figures: BTreeMap<&'static str, f64>,
+    /// The manager's books at the end, where it was there.
+    pub books: Option<Books>,
+    /// What should not have been.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn new(scenario: &str, seed: u64) -> Report {
+        Report {
+            scenario: scenario.to_owned(),
+            seed,
+            ok: false,
+            time_ms: 0,
+            deliveries: 0,
+            bytes: 0,
+            duplicate_bytes: 0,
+            duplicate_share: 0.0,
+            sources: Vec::new(),
+            causes: Vec::new(),
+            events: Vec::new(),
+            figures: BTreeMap::new(),
+            books: None,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Takes a delivery in.
+    pub(super) fn take(&mut self, result: Result<FetchOutcome, FetchError>, goods: &Goods) -> std::io::Result<()> {
+        self.deliveries += 1;
+        match result {
+            Ok(outcome) => {
+                self.bytes += outcome.bytes;
+                self.duplicate_bytes += outcome.duplicate_bytes;
+                if !identical(&goods.path, &outcome.path)? {
+                    self.problems.push(format!("{} is not what was sold", outcome.path.display()));
+                }
+                self.sources.extend(outcome.sources);
+            }
+            Err(error) => self.problems.push(format!("a delivery failed ({}): {error}", error.cause())),
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Report {
+        if self.bytes > 0 {
+            self.duplicate_share = self.duplicate_bytes as f64 / self.bytes as f64;
+        }
+        self.ok = self.problems.is_empty();
+        self
+    }
+}
+
+/// Milliseconds since `start`.
+pub(super) fn since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Notes each change of the cause for which a fetch stands still, until it is over.
+pub(super) async fn causes(mut progress: watch::Receiver<FetchProgress>, start: Instant) -> Vec<Event> {
+    let (mut seen, mut last) = (Vec::new(), None);
+    while progress.changed().await.is_ok() {
+        let cause = {
+            let now = progress.borrow_and_update();
+            let waiting = now.waiting.as_ref().map(|waiting| waiting.cause.clone());
+            waiting.or_else(|| now.transfer.stalled.as_ref().map(|stall| stall.cause.clone()))
+        };
+        if cause != last {
+            let what = cause.as_ref().map_or_else(|| "moving".to_owned(), name_of);
+            seen.push(Event { at_ms: since(start), what });
+            last = cause;
+        }
+    }
+    seen
+}
+
+/// The name by which programs know a cause.
+fn name_of(cause: &delivery::StallCause) -> String {
+    let value = serde_json::to_value(cause).unwrap_or_default();
+    value.get("cause").and_then(serde_json::Value::as_str).unwrap_or("unknown").to_owned()
+}

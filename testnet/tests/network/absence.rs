@@ -1,0 +1,189 @@
+//! Nodes that go away at bad moments: deliveries go on as long as anybody has the goods, and every receipt is counted
+//! once in the end.
+
+use protocol::trust::JoinLine;
+use protocol::{Address, PeerAddrs};
+use testnet::adversary::{Outcome, Tampering, present};
+use testnet::{Client, Network, Plan, Terms, until};
+
+use crate::{KIB, MIB, assert_counted, assert_same, by_ticket, paid_lines, show_logs};
+
+/// A completed delivery waits for missing receipts a few seconds and not two days.
+fn plan(seeders: usize) -> Plan {
+    Plan::new(seeders).manager(|config| config.close_grace_ms = 4000)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_manager_may_be_away_during_deliveries() {
+    show_logs();
+    let mut network = Network::start(plan(2)).await.unwrap();
+    let origin = network.manager.origin().unwrap();
+    let (goods, product) = network.publish_noise("goods", MIB, &Terms::default()).await.unwrap();
+    let mut fetches = Vec::new();
+    for n in 0..4 {
+        let client = network.client(&format!("client-{n}")).await.unwrap();
+        let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+        let fetch = client.fetch(by_ticket(&ticket), Client::slow_options(400 * KIB));
+        fetches.push((id, client, ticket, fetch));
+    }
+    for (.., fetch) in &mut fetches {
+        fetch.chunks(2).await.unwrap();
+    }
+    network.manager.crash().await;
+
+    // Whether a ticket is good is decided without the manager.
+    let at = network.seeders[0].at().unwrap();
+    let stranger = network.client("stranger").await.unwrap();
+    let refused = present(stranger.home().keypair(), &fetches[0].2, Tampering::None, &at).await.unwrap();
+    assert!(matches!(&refused, Outcome::Refused(no) if no.code.as_str() == "wrong-client"), "{refused:?}");
+    let forged = present(fetches[0].1.home().keypair(), &fetches[0].2, Tampering::ForgedLease, &at).await.unwrap();
+    assert!(matches!(&forged, Outcome::Refused(no) if no.code.as_str() == "bad-manager-signature"), "{forged:?}");
+
+    let mut outcomes = Vec::new();
+    for (id, _, _, fetch) in fetches {
+        let outcome = fetch.done().await.unwrap();
+        assert_same(&goods, &outcome.path);
+        assert!(!outcome.reported, "reported to a manager that is away");
+        outcomes.push((id, outcome));
+    }
+    // Seeders stop and start over what waits in their outboxes.
+    network.seeders[0].crash().await;
+    network.seeders[0].start().await.unwrap();
+    network.manager.start().await.unwrap();
+    for (id, outcome) in &outcomes {
+        let settled = assert_counted(&network, *id, outcome, product.chunks, &[origin]).await;
+        // One posting closes the delivery, however often receipts came.
+        let postings = settled["postings"].as_array().unwrap();
+        let closings = postings.iter().filter(|p| p["key"].as_str().is_some_and(|key| key.starts_with("close:")));
+        assert_eq!(closings.count(), 1, "{settled}");
+    }
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_of_four_seeders_and_the_origin_may_die_one_after_another() {
+    show_logs();
+    let mut network = Network::start(plan(4)).await.unwrap();
+    let mut killed = vec![network.manager.origin().unwrap()];
+    let (goods, product) = network.publish_noise("goods", 2 * MIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let mut fetch = client.fetch(by_ticket(&ticket), Client::slow_options(700 * KIB));
+    fetch.chunks(2).await.unwrap();
+    network.manager.crash().await;
+    for (number, chunks) in [(2, 6), (0, 12), (3, 18)] {
+        fetch.chunks(chunks).await.unwrap();
+        network.seeders[number].crash().await;
+        killed.push(network.seeders[number].peer());
+    }
+    let outcome = fetch.done().await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let last = outcome.sources.iter().find(|source| source.peer == network.seeders[1].peer()).unwrap();
+    assert!(last.chunks > 0, "{:?}", outcome.sources);
+
+    // All come back: what each of them delivered is counted.
+    network.manager.start().await.unwrap();
+    for seeder in &mut network.seeders {
+        seeder.start().await.unwrap();
+    }
+    assert_counted(&network, id, &outcome, product.chunks, &killed).await;
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seeder_that_is_killed_and_restarted_goes_on_where_it_was() {
+    show_logs();
+    let mut network = Network::start(plan(1)).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 2 * MIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    network.manager.crash_origin().await.unwrap();
+    let mut fetch = client.fetch(by_ticket(&ticket), Client::slow_options(700 * KIB));
+    fetch.chunks(8).await.unwrap();
+    network.seeders[0].crash().await;
+    network.seeders[0].start().await.unwrap();
+    let outcome = fetch.done().await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let all = outcome.sources.iter().map(|source| source.chunks).sum::<u32>();
+    assert_eq!(all, product.chunks);
+    let seeder = network.seeders[0].peer();
+    assert_counted(&network, id, &outcome, product.chunks, &[seeder]).await;
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_client_with_a_ticket_needs_no_manager() {
+    show_logs();
+    let mut network = Network::start(Plan::new(2)).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 300 * KIB, &Terms::default()).await.unwrap();
+    let (buyer, client) = (network.client("buyer").await.unwrap(), network.client("client").await.unwrap());
+    let voucher = network.voucher(10_000).await.unwrap();
+    let bought = buyer.buy(&network.merchants[0], product.product, &voucher, Some(client.peer())).await.unwrap();
+    network.manager.crash().await;
+    // This client has never met the network: it has the ticket, and nothing else.
+    let outcome = client.fetch_all(by_ticket(&bought.ticket.unwrap())).await.unwrap();
+    assert_same(&goods, &outcome.path);
+    network.manager.start().await.unwrap();
+    assert_counted(&network, bought.transaction.unwrap(), &outcome, product.chunks, &[]).await;
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_all_listed_sources_dead_others_are_found() {
+    show_logs();
+    let plan = Plan::new(2).manager(|config| config.seeder_away_ms = 2500);
+    let mut network = Network::start(plan).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 600 * KIB, &Terms::default()).await.unwrap();
+    // Seeder 1 is away while the lease is made, and so it is not listed.
+    network.seeders[1].stop().await.unwrap();
+    let gone = || async { (!network.is_here(network.seeders[1].peer()).await.ok()?).then_some(()) };
+    until("seeder 1 being away", gone).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let listed = ticket.ticket.lease.peek().unwrap().sources;
+    assert!(!listed.contains(&network.seeders[1].peer()) && !listed.is_empty(), "{listed:?}");
+    network.seeders[1].start().await.unwrap();
+    network.seeders[0].crash().await;
+    network.manager.crash_origin().await.unwrap();
+    let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let from = |number: usize| outcome.sources.iter().find(|s| s.peer == network.seeders[number].peer());
+    assert_eq!(from(1).unwrap().chunks, product.chunks, "{:?}", outcome.sources);
+    assert_counted(&network, id, &outcome, product.chunks, &[]).await;
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receipts_of_a_seeder_that_cannot_reach_the_manager_come_through_another() {
+    show_logs();
+    let mut network = Network::start(Plan::new(2)).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 600 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    // From now on seeder 0 knows an address of the manager where nobody answers, and seeder 1.
+    network.seeders[0].stop().await.unwrap();
+    let join: JoinLine = network.seeders[0].config.join.parse().unwrap();
+    let manager = network.manager.running().unwrap().manager().peer_id();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nowhere = Address::new(&format!("/ip4/127.0.0.1/tcp/{dead}")).unwrap();
+    let managers = vec![PeerAddrs::new(manager, vec![nowhere]), network.seeders[1].at().unwrap()];
+    network.seeders[0].config.join = JoinLine { managers, ..join }.to_string();
+    network.seeders[0].config.receipt_direct_ms = 600_000;
+    network.seeders[0].start().await.unwrap();
+    let (peer, other) = (network.seeders[0].peer(), network.seeders[1].peer());
+    let near = || async {
+        let handle = network.seeders[0].running().ok()?.handle();
+        handle.is_connected(other).await.ok()?.then_some(())
+    };
+    until("seeder 0 being connected to seeder 1", near).await.unwrap();
+    let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let part = outcome.sources.iter().find(|source| source.peer == peer).unwrap();
+    assert!(part.chunks > 0, "{:?}", outcome.sources);
+    assert_counted(&network, id, &outcome, product.chunks, &[]).await;
+    let handle = network.seeders[0].running().unwrap().handle();
+    assert!(!handle.is_connected(manager).await.unwrap(), "it reached the manager by itself");
+    let marked = || async { (network.seeders[0].count("batches_waiting") == 0).then_some(()) };
+    until("the manager's mark coming back through the mesh", marked).await.unwrap();
+    network.stop().await.unwrap();
+}

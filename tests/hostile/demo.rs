@@ -1,0 +1,104 @@
+//! `willcall demo` is the first thing that anybody runs, and what tools check: its one JSON object has to keep every
+//! promise, its failures have to say where, and nothing may be left running.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::support::{Job, args, bytes, processes_naming, run, until};
+
+#[track_caller]
+fn assert_promises(demo: &Value) {
+    assert_eq!(demo["ok"], true, "{demo}");
+    let steps = demo["steps"].as_array().unwrap();
+    for (index, step) in steps.iter().enumerate() {
+        assert_eq!(step["n"], index + 1);
+        assert_eq!(step["ok"], true, "{step}");
+        assert!(!step["evidence"].as_str().unwrap().is_empty() && !step["name"].as_str().unwrap().is_empty(), "{step}");
+    }
+    assert_eq!(steps.len(), 12);
+    assert_eq!(demo["transaction"]["state"], "settled");
+    let (delivery, product) = (&demo["delivery"], &demo["product"]);
+    assert_eq!(delivery["identical"], true);
+    assert_eq!(delivery["bytes"], product["plain_bytes"]);
+    assert_eq!(product["root"].as_str().unwrap().len(), 64);
+    let sum = |rows: &Value, field: &str| -> u64 {
+        rows.as_array().unwrap().iter().map(|row| row[field].as_u64().unwrap()).sum()
+    };
+    assert!(sum(&delivery["sources"], "bytes") >= product["content_bytes"].as_u64().unwrap());
+    assert!(product["content_bytes"].as_u64() > product["plain_bytes"].as_u64());
+    let refusals = demo["refusals"].as_array().unwrap();
+    for (case, code) in [
+        ("other-peer", "wrong-client"),
+        ("no-endorsement", "bad-endorsement"),
+        ("forged-ticket", "bad-manager-signature"),
+        ("expired", "expired"),
+    ] {
+        assert!(refusals.iter().any(|r| r["case"] == case && r["code"] == code), "{case}: {refusals:?}");
+    }
+    let receipts = demo["receipts"].as_array().unwrap();
+    assert!(!receipts.is_empty() && receipts.iter().all(|r| r["status"] == "counted"), "{receipts:?}");
+    assert!(sum(&demo["receipts"], "chunks") >= product["chunks"].as_u64().unwrap());
+    let ledger = &demo["ledger"];
+    assert_eq!(ledger["balanced"], true);
+    assert_eq!(ledger["debits"], ledger["credits"]);
+    assert_eq!(sum(&ledger["entries"], "debit"), ledger["debits"].as_u64().unwrap());
+    assert_eq!(sum(&ledger["entries"], "credit"), ledger["credits"].as_u64().unwrap());
+    assert!(ledger["debits"].as_u64().unwrap() > 0);
+}
+
+/// A demo with everything under `dir`, so that its processes can be found by the folder's name.
+fn demo(dir: &Path, more: Vec<std::ffi::OsString>) -> Job {
+    let mut demo = args!["demo", "--keep", dir.join("kept"), "--seeders", "2"];
+    demo.extend(more);
+    Job::start(demo)
+}
+
+#[test]
+fn sells_a_file_and_a_folder_with_odd_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("odd name \u{e9}\n.bin");
+    fs::write(&file, bytes(1, 200_001)).unwrap();
+    let done = demo(dir.path(), args![&file]).finish();
+    assert!(done.stderr.is_empty(), "{}", done.stderr);
+    let result = done.ok();
+    assert_promises(&result);
+    assert_eq!(result["delivery"]["bytes"], 200_001);
+    assert!(processes_naming(dir.path()).is_empty(), "processes are left");
+    fs::remove_dir_all(dir.path().join("kept")).unwrap();
+
+    let folder = dir.path().join("-- an album \"quoted\" 'too' $HOME; \u{65e5}\u{672c}");
+    fs::create_dir_all(folder.join("empty")).unwrap();
+    fs::write(folder.join("line\nbreak"), b"x").unwrap();
+    fs::write(folder.join("-rf"), b"").unwrap();
+    let result = demo(dir.path(), args![&folder]).finish().ok();
+    assert_promises(&result);
+    assert_eq!(result["product"]["files"], 2);
+    assert!(processes_naming(dir.path()).is_empty(), "processes are left");
+}
+
+#[test]
+fn failures_say_where_and_ctrl_c_stops_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    run(args!["demo", dir.path().join("absent")]).refused(&["absent", "cannot read"]);
+    fs::write(dir.path().join("taken"), b"").unwrap();
+    run(args!["demo", "--keep", dir.path()]).refused(&["is not empty"]);
+
+    // A product that cannot be published: the step is named, and what had been started is gone.
+    let folder = dir.path().join("goods");
+    fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("out")).unwrap();
+    demo(dir.path(), args![&folder]).finish().refused(&["while publishing", "goods/out"]);
+    assert!(processes_naming(dir.path()).is_empty(), "processes are left");
+    fs::remove_dir_all(dir.path().join("kept")).unwrap();
+
+    let running = demo(dir.path(), args![]);
+    // Under way: its first nodes have their own folders and run.
+    until("nodes of the demo", || (!processes_naming(&dir.path().join("kept/merchant")).is_empty()).then_some(()));
+    let pid = Pid::from_raw(i32::try_from(running.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    running.finish().refused(&["demo: stopped by"]);
+    assert!(processes_naming(dir.path()).is_empty(), "processes are left");
+}

@@ -1,0 +1,135 @@
+//! Full disks, by small file systems of their own (which takes the rights to mount): the error names the place and the
+//! bytes needed, what was stored stays good, and with room made the same command goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::support::{Job, Network, args, bytes, run, same, until};
+
+/// A file system in memory, gone with this value.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None, and a word about it, where mounting is not permitted.
+    fn mount(at: &Path, size: &str) -> Option<SmallDisk> {
+        fs::create_dir_all(at).unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at).stderr(Stdio::null()).status();
+        if mount.is_ok_and(|status| status.success()) {
+            return Some(SmallDisk(at.to_owned()));
+        }
+        eprintln!("left out: a small disk cannot be mounted here; run as root to test full disks");
+        None
+    }
+
+    fn resize(&self, size: &str) {
+        let status = Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("filler")).unwrap();
+        let block = vec![1; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a process that still ends may have it open.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_client_with_a_full_disk() {
+    let network = Network::start(1);
+    let Some(disk) = SmallDisk::mount(&network.path("disk"), "1m") else { return };
+    let file = network.path("film");
+    fs::write(&file, bytes(1, 3_000_000)).unwrap();
+    let product = network.publish(&file, &[]);
+    let out = disk.0.join("out");
+    let place = out.to_string_lossy().into_owned();
+
+    // No room for what is to come: said before anything comes.
+    let bought = network.buy(&product, "client");
+    run(bought.fetching(&out)).refused(&[&place, "bytes are needed", "make room"]);
+    // Room for that, and none for the files.
+    disk.resize("5m");
+    run(bought.fetching(&out)).refused(&[&place, "unpacking needs 30", "make room"]);
+    assert!(!out.join("film").exists());
+
+    // The room goes while it comes. What came is kept, and not fetched again.
+    disk.resize("8m");
+    let mut fetch = bought.fetching(&out);
+    fetch.extend(args!["--limit", "1500kB", "--progress"]);
+    let mut job = Job::start(fetch);
+    job.says("(20%)");
+    disk.fill();
+    let ended = job.finish();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    let said = ended.json()["error"].clone();
+    assert_eq!(said["cause"], "disk-full", "{said}");
+    let message = said["message"].as_str().unwrap();
+    assert!(message.contains(&place) && message.contains("bytes"), "{message}");
+    assert!(!out.join("film").exists(), "nothing half-written looks whole");
+    disk.make_room();
+    let (answer, arrived) = bought.fetch(&out);
+    assert!(answer["resumed_from"].as_u64().unwrap() > 2_000_000, "{answer}");
+    same(&file, &arrived);
+
+    // A home without room: what cannot be remembered is not done.
+    disk.fill();
+    run(args!["id", "--home", disk.0.join("home")]).refused(&["disk/home", "No space left"]);
+    disk.make_room();
+    run(args!["id", "--home", disk.0.join("home")]).ok();
+    network.settled(&bought.transaction);
+    network.assert_books();
+}
+
+#[test]
+fn a_seeder_with_a_full_disk_goes_on_with_what_it_has() {
+    let mut network = Network::start(0);
+    let Some(disk) = SmallDisk::mount(&network.path("disk"), "4m") else { return };
+    let content = format!("content-dir={}", disk.0.join("content").display());
+    network.add_seeder("seeder-1", &[&content, "min-free=0"]);
+    let (small, large) = (network.path("small"), network.path("large"));
+    fs::write(&small, bytes(1, 1_000_000)).unwrap();
+    fs::write(&large, bytes(2, 6_000_000)).unwrap();
+    let holders = |product: &serde_json::Value| {
+        let shown = network.of("manager", args!["product", product["product"].as_str().unwrap()]).ok();
+        shown["holders"].as_array().unwrap().len()
+    };
+    let first = network.publish(&small, &[]);
+    until("the copy", || (holders(&first) == 2).then_some(()));
+    let second = network.publish(&large, &[]);
+    let trouble = until("the seeder's trouble", || {
+        let status = network.of("seeder-1", args!["status"]).ok();
+        status["trouble"]["storage"].as_str().map(str::to_owned)
+    });
+    assert!(trouble.contains("disk/content") && trouble.contains("bytes are needed"), "{trouble}");
+    assert_eq!(holders(&second), 1);
+
+    // What it has it serves, with the rest of the disk full.
+    disk.fill();
+    let bought = network.buy(&first, "client");
+    let (answer, arrived) = bought.fetch(&network.path("out"));
+    same(&small, &arrived);
+    let seeder = network.daemons["seeder-1"].ready["peer"].as_str().unwrap();
+    let served = answer["sources"].as_array().unwrap().iter().any(|s| s["peer"] == seeder && s["chunks"].as_u64() > Some(0));
+    assert!(served, "{answer}");
+    network.settled(&bought.transaction);
+
+    // With room, it makes up for what it missed.
+    disk.make_room();
+    disk.resize("20m");
+    until("the second copy", || (holders(&second) == 2).then_some(()));
+    let status = network.of("seeder-1", args!["status"]).ok();
+    assert_eq!(status["trouble"]["storage"], serde_json::Value::Null, "{status}");
+    network.assert_books();
+}

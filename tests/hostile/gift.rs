@@ -1,0 +1,93 @@
+//! A purchase for somebody else: buyer and client are different homes that never share a file, and a purchase that is
+//! taken back ends at the next chunk.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::support::{Job, Network, args, bytes, run, same, text};
+
+#[test]
+fn a_gift_is_found_fetched_verified_and_opens_nowhere_else() {
+    let network = Network::start(2);
+    let album = network.path("album");
+    fs::create_dir_all(album.join("sub")).unwrap();
+    fs::write(album.join("sub/song"), bytes(7, 300_000)).unwrap();
+    fs::write(album.join("note"), b"for you").unwrap();
+    let product = network.publish(&album, &[]);
+    let join = text(&network.of("manager", args!["join"]).ok(), "join");
+    let (buyer, friend, stranger) = (network.path("buyer"), network.path("friend"), network.path("stranger"));
+    let peer = text(&run(args!["id", "--home", &friend]).ok(), "peer");
+
+    let ticket = network.path("gift.ticket");
+    let mut buy = network.buying(&product, "buyer");
+    buy.extend(args!["--client", &peer, "-o", &ticket]);
+    let bought = run(buy).ok();
+    assert_eq!((&bought["client"], &bought["in_library"]), (&peer.clone().into(), &false.into()));
+    let transaction = text(&bought, "transaction");
+
+    // The recipient knows the network's line, and nothing of the ticket.
+    let inbox = run(args!["inbox", "--join", &join, "--home", &friend]).ok();
+    assert_eq!(inbox["items"][0]["transaction"], transaction.as_str(), "{inbox}");
+    let nobody = run(args!["inbox", "--join", &join, "--home", &stranger]).ok();
+    assert_eq!(nobody["items"].as_array().unwrap().len(), 0);
+
+    // Whoever else holds the ticket, or knows the transaction, gets nothing.
+    for home in [&buyer, &stranger] {
+        run(args!["fetch", &ticket, "--home", home, "-o", network.path("x")]).refused(&["is for", &peer]);
+    }
+    let asked = args!["fetch", &transaction, "--join", &join, "--home", &stranger, "-o", network.path("x")];
+    run(asked).refused(&[&transaction, "neither in the library nor in the mailbox"]);
+    // A home that claims nothing but presents the ticket anyway is refused by the seeder itself.
+    let seeder = &network.daemons["seeder-1"].ready;
+    let address = format!("{}/p2p/{}", seeder["addresses"][0].as_str().unwrap(), text(seeder, "peer"));
+    let shown = run(args!["testnet", "present", &ticket, "--to", address, "--home", &stranger]).ok();
+    assert_eq!((&shown["code"], &shown["bytes"]), (&"wrong-client".into(), &0.into()), "{shown}");
+
+    let out = network.path("out");
+    let answer = run(args!["fetch", &transaction, "--home", &friend, "-o", &out]).ok();
+    let goods = PathBuf::from(text(&answer, "path"));
+    same(&album, &goods);
+    assert_eq!(run(args!["verify", &goods, "--home", &friend]).ok()["ok"], true);
+    network.settled(&transaction);
+
+    // A changed byte, a missing file and one too many are told, and a fetch into the same place mends nothing silently.
+    fs::write(goods.join("sub/song"), bytes(8, 300_000)).unwrap();
+    fs::remove_file(goods.join("note")).unwrap();
+    fs::write(goods.join("extra"), b"").unwrap();
+    let verified = run(args!["verify", &goods, "--home", &friend]);
+    assert_eq!(verified.status.code(), Some(1));
+    let report = verified.json();
+    assert_eq!(report["ok"], false);
+    let state = |path: &str| {
+        let files = report["files"].as_array().unwrap();
+        files.iter().find(|f| f["path"] == path).unwrap()["state"].to_string()
+    };
+    assert!(state("sub/song").contains("damaged") && state("note").contains("missing"), "{report}");
+    assert_eq!(report["extra"][0], "extra");
+    network.assert_books();
+}
+
+#[test]
+fn what_is_revoked_stops_at_the_next_chunk() {
+    let network = Network::start(2);
+    let file = network.path("film");
+    fs::write(&file, bytes(9, 6 << 20)).unwrap();
+    let product = network.publish(&file, &[]);
+    let bought = network.buy(&product, "client");
+    let mut fetch = bought.fetching(&network.path("out"));
+    fetch.extend(args!["--limit", "512kB", "--progress"]);
+    let mut fetch = Job::start(fetch);
+    fetch.says("(10%)");
+    network.of("manager", args!["revoke", "transaction", &bought.transaction]).ok();
+    let ended = fetch.finish();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    let said = ended.json();
+    assert!(said["error"]["message"].as_str().unwrap().contains("revoked"), "{said}");
+    assert!(!network.path("out/film").exists());
+    // Once more, and by another way: the answer is the same, at once.
+    run(bought.fetching(&network.path("out"))).refused(&["revoked"]);
+    let shown = network.transaction(&bought.transaction);
+    assert_eq!(shown["state"], "revoked", "{shown}");
+    assert_eq!(shown["deliveries"][0]["whole"], false, "{shown}");
+    network.assert_books();
+}

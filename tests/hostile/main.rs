@@ -1,0 +1,20 @@
+//! The program as operators and buyers have it, under bad luck and bad will: every test runs the real binary, every
+//! node a process of its own on loopback with ports that the system chooses. One test program, so that it links once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and say on standard error what they leave out"
+)]
+
+mod crashes;
+mod demo;
+mod disks;
+mod garbage;
+mod gift;
+mod mistakes;
+mod products;
+mod support;
