@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --quiet
 cargo build --release --quiet -p willcall-node --example raw_stream
-exec python3 scripts/bench/peers.py "$@"
+exec env PYTHONDONTWRITEBYTECODE=1 python3 scripts/bench/peers.py "$@"

@@ -3,9 +3,11 @@
 mod cli;
 mod demo;
 mod local;
+mod memory;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     cli::main()
 }

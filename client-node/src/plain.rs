@@ -2,12 +2,14 @@
 //! memory, and no byte leaves here that did not authenticate at its place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use delivery::{Content, ReadError};
 use protocol::cipher::{CipherError, ContentSecret, FrameCipher, TAG_LEN};
 use protocol::codec::{self, Wire};
 use protocol::manifest::Manifest;
 use protocol::pack::{self, FileList, HEADER_LEN, PackError};
+use tokio_util::sync::CancellationToken;
 
 /// Why a product's bytes cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,30 @@ impl Frames for Stored {
     fn is_intact(&self, frame: u32, buffer: &[u8]) -> bool {
         let value = self.0.chaining_value(frame).ok().flatten();
         value.is_some_and(|value| self.0.manifest().verifies(frame, &value, buffer))
+    }
+}
+
+/// Frames out of a content that is still being fetched: each is waited for.
+pub(crate) struct Arriving {
+    pub(crate) stored: Stored,
+    /// Ends the waiting.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Frames for Arriving {
+    fn read(&mut self, frame: u32, buffer: &mut Vec<u8>) -> Result<(), PlainError> {
+        /// How soon the end is noticed while nothing arrives.
+        const LOOK_UP: Duration = Duration::from_millis(100);
+        while !self.stored.0.wait_for(frame, LOOK_UP) {
+            if self.stop.is_cancelled() || self.stored.0.is_removed() {
+                return Err(PlainError::NotHere(frame));
+            }
+        }
+        self.stored.read(frame, buffer)
+    }
+
+    fn is_intact(&self, frame: u32, buffer: &[u8]) -> bool {
+        self.stored.is_intact(frame, buffer)
     }
 }
 
@@ -119,13 +145,8 @@ impl<F: Frames> Plain<F> {
         if self.loaded != Some(frame) {
             self.loaded = None;
             self.frames.read(frame, &mut self.sealed)?;
-            self.open.clear();
-            self.open.extend_from_slice(&self.sealed);
-            match self.cipher.open(frame, &mut self.open) {
-                Ok(plain) => {
-                    let len = plain.len();
-                    self.open.truncate(len);
-                }
+            match self.cipher.open_into(frame, &self.sealed, &mut self.open) {
+                Ok(()) => {}
                 Err(_) if !self.frames.is_intact(frame, &self.sealed) => return Err(PlainError::Damaged(frame)),
                 Err(error) => return Err(error.into()),
             }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::context::{Context, now_ms};
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest};
 use crate::registry::{forget_holdings, is_here};
-use crate::{catalogue, enrol, news, placement, transactions};
+use crate::{catalogue, enrol, key_change, news, placement, transactions};
 
 /// Lines in one answer where nothing else is asked for.
 const PAGE: usize = 100;
@@ -55,6 +55,9 @@ pub(crate) async fn answer(
         "merchants" => merchants(ctx, &parse(request)?),
         "seeders" => seeders(ctx, &parse(request)?),
         "revoke" => revoke(ctx, request).await,
+        "keys-list" => Ok(key_change::list(ctx)),
+        "keys-prepare" => key_change::prepare(ctx, parse(request)?).await,
+        "keys-install" => key_change::install(ctx, parse(request)?).await,
         other => match transactions::control(ctx, other, &request).await {
             Some(answer) => answer,
             None => Err(ControlError::new("unknown-command", format!("this manager knows no command '{other}'"))),

@@ -7,6 +7,7 @@ use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, Signed};
 use rand::RngExt;
 use store::{StoreError, WriteTransaction};
 
+use crate::audit;
 use crate::context::{Context, now_ms};
 use crate::tables::{INVITATIONS, InvitationRecord, MERCHANTS, MerchantRecord, SEEDERS, SeederRecord};
 
@@ -101,6 +102,7 @@ pub(crate) async fn merchant(
                     MerchantRecord { cert: cert.clone(), name: name.clone(), credit_limit: None, enrolled_at: now }
                 }
             };
+            audit::note(txn, now, "merchant", peer, format!("enrolled or renewed: {name}"))?;
             Ok::<_, Refused>(MERCHANTS.put(txn, &peer, &record)?)
         })
         .await?;
@@ -153,6 +155,7 @@ pub(crate) async fn seeder(
                     }
                 }
             };
+            audit::note(txn, now, "seeder", peer, format!("enrolled or renewed: {name}"))?;
             Ok::<_, Refused>(SEEDERS.put(txn, &peer, &record)?)
         })
         .await?;

@@ -3,12 +3,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::{fs, io};
 
 use protocol::signed::{Document, Signed};
 use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{Keypair, PeerId, codec};
 use store::{Db, StoreError, Table, Txn};
+
+use crate::audit;
 
 /// Why the network's keys could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +77,15 @@ pub(crate) fn key_set_path(dir: &Path) -> PathBuf {
     dir.join("keyset")
 }
 
-/// Private keys by purpose: the active ones, and older ones that something may still be sealed to.
+/// The private keys, replaced as a whole when a new key set comes into force.
 pub(crate) struct ManagerKeys {
+    held: RwLock<Arc<Held>>,
+    /// Held by whoever puts a key set in force.
+    changing: Mutex<()>,
+}
+
+/// Private keys by purpose: the active ones, and older ones that something may still be sealed to.
+struct Held {
     active: [Keypair; KeyPurpose::ALL.len()],
     all: HashMap<PeerId, Keypair>,
 }
@@ -84,6 +94,11 @@ impl ManagerKeys {
     /// Loads the key set and every private key, and checks that they fit together.
     pub(crate) fn load(dir: &Path, clock_grace_ms: u64) -> Result<(ManagerKeys, Trust), KeysError> {
         let trust = load_key_set(dir, clock_grace_ms)?;
+        Ok((ManagerKeys::fitting(dir, &trust)?, trust))
+    }
+
+    /// The private keys for a key set.
+    pub(crate) fn fitting(dir: &Path, trust: &Trust) -> Result<ManagerKeys, KeysError> {
         let keys_dir = keys_dir(dir);
         let io_error = |source| KeysError::Io { path: keys_dir.clone(), source };
         let mut all = HashMap::new();
@@ -109,12 +124,28 @@ impl ManagerKeys {
             active(KeyPurpose::Settlement)?,
             active(KeyPurpose::ReceiptSealing)?,
         ];
-        Ok((ManagerKeys { active, all }, trust))
+        Ok(ManagerKeys { held: RwLock::new(Arc::new(Held { active, all })), changing: Mutex::new(()) })
+    }
+
+    /// Waits for the turn to put a key set in force.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts other keys in the place of these.
+    pub(crate) fn replace(&self, keys: ManagerKeys) {
+        let held = keys.held.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    fn held(&self) -> Arc<Held> {
+        Arc::clone(&self.held.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The active key of a purpose.
-    pub(crate) fn signer(&self, purpose: KeyPurpose) -> &Keypair {
-        let [catalogue, ticket, enrolment, revocation, settlement, sealing] = &self.active;
+    pub(crate) fn signer(&self, purpose: KeyPurpose) -> Keypair {
+        let held = self.held();
+        let [catalogue, ticket, enrolment, revocation, settlement, sealing] = &held.active;
         match purpose {
             KeyPurpose::Catalogue => catalogue,
             KeyPurpose::Ticket => ticket,
@@ -123,16 +154,17 @@ impl ManagerKeys {
             KeyPurpose::Settlement => settlement,
             KeyPurpose::ReceiptSealing => sealing,
         }
+        .clone()
     }
 
     /// The private half of a public key, also of a retired one: receipts may have been sealed to it long ago.
-    pub(crate) fn opener(&self, key: &PeerId) -> Option<&Keypair> {
-        self.all.get(key)
+    pub(crate) fn opener(&self, key: &PeerId) -> Option<Keypair> {
+        self.held().all.get(key).cloned()
     }
 
     /// Signs a document with the active key of `purpose`.
     pub(crate) fn sign<T: Document>(&self, purpose: KeyPurpose, document: &T) -> Signed<T> {
-        Signed::sign(document, self.signer(purpose))
+        Signed::sign(document, &self.signer(purpose))
     }
 }
 
@@ -151,7 +183,13 @@ const KEY_SETS: Table<u64, Signed<KeySet>> = Table::new("key-sets");
 /// Keeps the key set in force for later.
 pub(crate) fn remember(db: &Db, trust: &Trust) -> Result<(), StoreError> {
     let (version, signed) = (trust.key_set().version, trust.signed_key_set().clone());
-    db.write_blocking(move |txn| KEY_SETS.put(txn, &version, &signed))
+    let issued_at = trust.key_set().issued_at;
+    db.write_blocking(move |txn| {
+        if KEY_SETS.get(txn, &version)?.as_ref() != Some(&signed) {
+            audit::note(txn, issued_at, "key-set", version, format!("digest {}", signed.digest()))?;
+        }
+        KEY_SETS.put(txn, &version, &signed)
+    })
 }
 
 /// The newest key sets, newest first.

@@ -1,6 +1,7 @@
 //! The content manager: it knows what is on sale, who may sell and serve it, which tickets are out and who is owed what.
 //! Everything that it says to others is signed with a key of the network; everything that it promises is on disk first.
 
+mod audit;
 mod catalogue;
 mod config;
 mod context;
@@ -9,6 +10,7 @@ mod enrol;
 mod evidence;
 mod handover;
 mod init;
+mod key_change;
 mod keys;
 mod ledger;
 mod mesh;
@@ -28,6 +30,7 @@ mod statements;
 mod tables;
 mod transactions;
 
+pub use audit::{AuditError, AuditReport, verify_audit};
 pub use config::{Config, ConfigError};
 pub use enrol::InviteError;
 pub use init::{InitError, InitOptions, InitReport, init};
@@ -36,5 +39,5 @@ pub use publish::pack::PackingError;
 pub use publish::scan::ScanError;
 pub use publish::{OriginState, PublishError, PublishProgress, PublishRequest, Published};
 pub use restore::{RestoreError, mark_restored};
-pub use rotate::{OldKey, RotateError, RotateReport, rotate};
+pub use rotate::{OldKey, RotateError, RotateReport, rotate, sign_key_set};
 pub use start::{Running, StartError, start};

@@ -8,8 +8,9 @@ use protocol::api::News;
 use protocol::signed::Signed;
 use protocol::trust::{RevocationEpoch, RevocationState, Revocations as Added};
 use protocol::{Digest, Keypair, NetworkId};
-use store::{Db, StoreError};
+use store::{Db, StoreError, WriteTransaction};
 
+use crate::audit;
 use crate::context::now_ms;
 use crate::tables::EPOCHS;
 
@@ -21,7 +22,7 @@ const MAX_ENTRIES: usize = 256;
 pub(crate) struct Revocations {
     db: Db,
     network: NetworkId,
-    signer: Keypair,
+    signer: RwLock<Keypair>,
     /// Where epochs are announced; none where the chain is looked at alone.
     node: Option<NodeHandle>,
     state: RwLock<RevocationState>,
@@ -47,7 +48,12 @@ impl Revocations {
             })
         })?;
         let (state, making) = (RwLock::new(state), tokio::sync::Mutex::new(()));
-        Ok(Revocations { db, network, signer, node, state, making })
+        Ok(Revocations { db, network, signer: RwLock::new(signer), node, state, making })
+    }
+
+    /// Signs further epochs with another key.
+    pub(crate) fn set_signer(&self, signer: Keypair) {
+        *self.signer.write().unwrap_or_else(PoisonError::into_inner) = signer;
     }
 
     /// Looks at what is revoked; `look` must not block.
@@ -120,10 +126,11 @@ impl Revocations {
         mut previous: Option<Digest>,
         now: u64,
     ) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+        let signer = self.signer.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut epochs = Vec::new();
         for (number, added) in (first..).zip(parts) {
             let epoch = RevocationEpoch { network: self.network, number, previous, at: now, added };
-            let signed = Signed::sign(&epoch, &self.signer);
+            let signed = Signed::sign(&epoch, &signer);
             previous = Some(signed.digest());
             epochs.push((epoch, signed));
         }
@@ -131,9 +138,7 @@ impl Revocations {
             return Ok(Vec::new());
         }
         let stored = epochs.clone();
-        self.db
-            .write(move |txn| stored.iter().try_for_each(|(epoch, signed)| EPOCHS.put(txn, &epoch.number, signed)))
-            .await?;
+        self.db.write(move |txn| stored.iter().try_for_each(|(epoch, signed)| put_epoch(txn, epoch, signed))).await?;
         for (epoch, signed) in &epochs {
             self.apply(epoch, signed);
         }
@@ -151,8 +156,8 @@ impl Revocations {
         if !self.with(|state| epoch.number == state.number() + 1 && epoch.previous == state.last()) {
             return Ok(false);
         }
-        let (number, stored) = (epoch.number, signed.clone());
-        self.db.write(move |txn| EPOCHS.put(txn, &number, &stored)).await?;
+        let stored = (epoch.clone(), signed.clone());
+        self.db.write(move |txn| put_epoch(txn, &stored.0, &stored.1)).await?;
         self.apply(&epoch, &signed);
         Ok(true)
     }
@@ -164,6 +169,18 @@ impl Revocations {
             tracing::error!(number = epoch.number, %error, "own revocation epoch does not follow; restart the manager");
         }
     }
+}
+
+fn put_epoch(
+    txn: &WriteTransaction,
+    epoch: &RevocationEpoch,
+    signed: &Signed<RevocationEpoch>,
+) -> Result<(), StoreError> {
+    let Added { transactions, peers, contents } = &epoch.added;
+    let (sales, peers, contents) = (transactions.len(), peers.len(), contents.len());
+    let detail = format!("{sales} transactions, {peers} peers, {contents} contents; digest {}", signed.digest());
+    audit::note(txn, epoch.at, "revocation", epoch.number, detail)?;
+    EPOCHS.put(txn, &epoch.number, signed)
 }
 
 /// Cuts what is to be revoked into epochs of a bounded size.
@@ -214,7 +231,11 @@ mod tests {
         let mut ahead = revocations.with(Clone::clone);
         for _ in 0..2 {
             let lost = RevocationEpoch {
-                network, number: ahead.number() + 1, previous: ahead.last(), at: 4, added: Added::default(),
+                network,
+                number: ahead.number() + 1,
+                previous: ahead.last(),
+                at: 4,
+                added: Added::default(),
             };
             ahead.apply(Signed::sign(&lost, &signer).digest(), &lost).unwrap();
         }

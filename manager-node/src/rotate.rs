@@ -1,10 +1,10 @@
-//! Replaces one key of the network: the one act, besides making the network, that needs the root key. It works on the
-//! files of a manager that is stopped; the next start uses and announces the new key set.
+//! Replaces one key of the network: the one act, besides making the network, that needs the root key. What the next key
+//! set is to be is decided here, for a manager that is stopped and for one that runs; `key_change` puts it in force there.
 
 use std::path::{Path, PathBuf};
 
-use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState};
-use protocol::{PeerId, Signed, codec};
+use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
+use protocol::{NetworkId, PeerId, Signed, codec};
 
 use crate::context::now_ms;
 use crate::init::write_file;
@@ -29,8 +29,8 @@ pub enum OldKey {
 pub struct RotateReport {
     /// Version of the new key set.
     pub version: u64,
-    /// The new key.
-    pub key: PeerId,
+    /// The new key; absent where a key was revoked that had been replaced before.
+    pub key: Option<PeerId>,
     /// The one that it replaces.
     pub replaced: Option<PeerId>,
 }
@@ -56,6 +56,18 @@ pub enum RotateError {
         found: PeerId,
         /// The network's.
         expected: PeerId,
+    },
+    /// Not in the set.
+    #[error("the key set holds no key {key}; `willcall manager keys list` shows them")]
+    NoSuchKey {
+        /// Which.
+        key: PeerId,
+    },
+    /// Not a key set to be signed.
+    #[error("this is no key set that can be signed: {reason}")]
+    Request {
+        /// Why.
+        reason: String,
     },
     /// The set is full.
     #[error("the key set holds {} keys, no more are possible", KeySet::MAX_KEYS)]
@@ -88,32 +100,99 @@ pub fn rotate(
         let (found, expected) = (root.peer_id(), trust.root());
         return Err(RotateError::WrongRoot { path: root_key.to_owned(), found, expected });
     }
-    let now = now_ms();
+    let (set, report) = next_set(dir, &trust, Change::Rotate { purpose, old }, now_ms(), 0)?;
+    let path = key_set_path(dir);
+    write_file(&path, &codec::encode(&Signed::sign(&set, &root))).map_err(|source| RotateError::Io { path, source })?;
+    Ok(report)
+}
+
+/// What is to be changed in a key set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A new key takes the place of the active one of a purpose.
+    Rotate {
+        /// Which purpose.
+        purpose: KeyPurpose,
+        /// What becomes of the active one.
+        old: OldKey,
+    },
+    /// A key is void; where it is the active one, a new one takes its place.
+    Revoke {
+        /// Which.
+        key: PeerId,
+    },
+}
+
+/// The key set after a change, not signed yet. The new private key is written first: a key set without it would keep the
+/// manager from starting. The old key may go on signing for `margin_ms`, until the new set is signed and in force.
+pub(crate) fn next_set(
+    dir: &Path,
+    trust: &Trust,
+    change: Change,
+    now: u64,
+    margin_ms: u64,
+) -> Result<(KeySet, RotateReport), RotateError> {
     let mut set = trust.key_set().clone();
-    // What is dead says nothing any more.
-    set.keys.retain(|entry| !matches!(entry.state, KeyState::Retiring { dead_after, .. } if dead_after < now));
+    // What is dead says nothing any more; but a purchase names the key of its transaction data for as long as it is kept.
+    set.keys.retain(|entry| {
+        let dead = matches!(entry.state, KeyState::Retiring { dead_after, .. } if dead_after < now);
+        !dead || entry.purpose == KeyPurpose::Ticket
+    });
     if set.keys.len() >= KeySet::MAX_KEYS {
         return Err(RotateError::Full);
     }
     set.version += 1;
     set.issued_at = now;
-    // The key file first: a key set without its private key would keep the manager from starting.
-    let path = keys_dir(dir).join(format!("{}-{}.key", purpose_name(purpose), set.version));
-    let key = node::load_or_create_key(&path, None)?.peer_id();
+    let (purpose, old) = match change {
+        Change::Rotate { purpose, old } => (purpose, old),
+        Change::Revoke { key } => {
+            let entry = set.keys.iter_mut().find(|entry| entry.key == key).ok_or(RotateError::NoSuchKey { key })?;
+            let (purpose, was_active) = (entry.purpose, entry.state == KeyState::Active);
+            entry.state = KeyState::Revoked;
+            if !was_active {
+                return Ok((set.clone(), RotateReport { version: set.version, key: None, replaced: Some(key) }));
+            }
+            let made = make_key(dir, purpose, set.version)?;
+            set.keys.push(KeyEntry { purpose, key: made, state: KeyState::Active });
+            let report = RotateReport { version: set.version, key: Some(made), replaced: Some(key) };
+            return Ok((set, report));
+        }
+    };
+    let key = make_key(dir, purpose, set.version)?;
     let mut replaced = None;
     for entry in set.keys.iter_mut().filter(|e| e.purpose == purpose && e.state == KeyState::Active) {
         replaced = Some(entry.key);
         entry.state = match old {
             OldKey::Retire { good_for_ms } => {
-                KeyState::Retiring { not_issued_after: now, dead_after: now.saturating_add(good_for_ms) }
+                let not_issued_after = now.saturating_add(margin_ms);
+                KeyState::Retiring { not_issued_after, dead_after: not_issued_after.saturating_add(good_for_ms) }
             }
             OldKey::Revoke => KeyState::Revoked,
         };
     }
     set.keys.push(KeyEntry { purpose, key, state: KeyState::Active });
-    let path = key_set_path(dir);
-    write_file(&path, &codec::encode(&Signed::sign(&set, &root))).map_err(|source| RotateError::Io { path, source })?;
-    Ok(RotateReport { version: set.version, key, replaced })
+    let report = RotateReport { version: set.version, key: Some(key), replaced };
+    Ok((set, report))
+}
+
+fn make_key(dir: &Path, purpose: KeyPurpose, version: u64) -> Result<PeerId, RotateError> {
+    let path = keys_dir(dir).join(format!("{}-{version}.key", purpose_name(purpose)));
+    Ok(node::load_or_create_key(&path, None)?.peer_id())
+}
+
+/// Signs a key set that a manager asks for, with the root key, which may be on another machine: `request` and the answer
+/// are files to be carried.
+///
+/// # Errors
+/// [`RotateError`].
+pub fn sign_key_set(request: &[u8], root_key: &Path, passphrase: Option<&str>) -> Result<Vec<u8>, RotateError> {
+    let set: KeySet = codec::decode(request).map_err(|error| RotateError::Request { reason: error.to_string() })?;
+    let root = node::load_key(root_key, passphrase)?;
+    if set.network != NetworkId::of_root(&root.peer_id()) {
+        let reason = format!("it is of another network than the root key {}", root.peer_id());
+        return Err(RotateError::Request { reason });
+    }
+    Ok(codec::encode(&Signed::sign(&set, &root)))
 }
 
 #[cfg(test)]
@@ -150,7 +229,7 @@ mod tests {
         assert_eq!(report.replaced, Some(keys.signer(KeyPurpose::Catalogue).peer_id()));
 
         let (keys, after) = ManagerKeys::load(&dir, 0).unwrap();
-        assert_eq!(keys.signer(KeyPurpose::Catalogue).peer_id(), report.key);
+        assert_eq!(keys.signer(KeyPurpose::Catalogue).peer_id(), report.key.unwrap());
         assert!(keys.opener(&report.replaced.unwrap()).is_some(), "the old private key is kept");
         let open = |signed, at| after.open(signed, KeyPurpose::Catalogue, |m: &Manifest| m.published_at, at);
         assert!(open(&old, now).is_ok());

@@ -138,7 +138,7 @@ async fn start_under(
     let (node, addresses) = start_node(supervisor, dir, &config, node_key).await?;
     let (placements, nudges) = Placements::new(db.clone());
     let (loading, network) = (db.clone(), trust.network());
-    let (signer, handle, away_ms) = (keys.signer(KeyPurpose::Revocation).clone(), node.clone(), config.seeder_away_ms);
+    let (signer, handle, away_ms) = (keys.signer(KeyPurpose::Revocation), node.clone(), config.seeder_away_ms);
     let (revocations, registry) = tokio::task::spawn_blocking(move || {
         let revocations = Revocations::load(loading.clone(), network, signer, Some(handle))?;
         Ok::<_, StoreError>((revocations, Registry::load(loading, away_ms)?))

@@ -378,3 +378,70 @@ async fn the_control_socket_publishes_with_progress_and_names_what_is_wrong() {
     assert!(error.contains("in use"), "{error}");
     manager.stop(LIMIT).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_first() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, album) = (temp.path().join("manager"), temp.path().join("album"));
+    init(&dir);
+    std::fs::create_dir(&album).unwrap();
+    std::fs::write(album.join("track"), vec![7; 200_000]).unwrap();
+    let manager = start(&dir).await;
+    let public = manager.join_line();
+    let content = publish(&manager, &album).await.manifest;
+    let invitation = token(&manager.invite(InvitedRole::Seeder, 2).await.unwrap());
+    let (mut one, two) = (Peer::start(1, &public).await, Peer::start(2, &public).await);
+    for peer in [&one, &two] {
+        let enrolled = peer.enrol(invitation).await;
+        assert!(matches!(enrolled, MeshResponse::Enrolled(_)), "{enrolled:?}");
+        peer.report(&[content], 1 << 30).await;
+    }
+    let release = |hand_over| MeshRequest::Release { contents: vec![content], hand_over };
+    let holders = async || {
+        let seeders = manager.control(json!({ "cmd": "seeders" })).await.unwrap();
+        seeders["seeders"].as_array().unwrap().iter().filter(|seeder| seeder["held"] == 1).count()
+    };
+    // Both ask at once: one may, and the other has the last copy then.
+    let (a, b) = tokio::join!(one.ask(release(false)), two.ask(release(false)));
+    let may = [a, b].map(|answer| answer == MeshResponse::Released(vec![content]));
+    assert!(may[0] != may[1], "{may:?}");
+    assert_eq!(holders().await, 1);
+    if may[1] {
+        one.report(&[], 1 << 30).await;
+        two.report(&[content], 1 << 30).await;
+        assert_eq!(one.ask(release(false)).await, MeshResponse::Released(vec![content]));
+    }
+
+    // The other leaves: its copy is made elsewhere first, and it is given nothing new itself.
+    one.report(&[], 1 << 30).await;
+    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![]));
+    let placements = one.placements(&[]).await;
+    assert_eq!(placements.len(), 1, "{placements:?}");
+    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![]), "not before it is there");
+    assert_eq!(holders().await, 1);
+    one.report(&[content], 1 << 30).await;
+    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![content]));
+    assert_eq!(holders().await, 1);
+
+    let unknown = MeshRequest::Release { contents: vec![Digest::from_bytes([9; 32])], hand_over: true };
+    assert_eq!(one.ask(unknown).await, MeshResponse::Released(vec![Digest::from_bytes([9; 32])]));
+    let stranger = Peer::start(3, &public).await;
+    assert_eq!(stranger.refused(release(true)).await.code, RefusalCode::NotEnrolled);
+
+    // Reach: a stranger's connection to each address.
+    let delivery = Protocol::new(protocol::deliver::PROTOCOL);
+    let _accepting = one.handle.accept(delivery, node::AcceptLimits { queue: 4, per_peer: 4 }).await.unwrap();
+    let dead: protocol::Address = "/ip4/127.0.0.1/tcp/9".parse().unwrap();
+    let mut addrs = one.handle.listen_addresses().await.unwrap();
+    addrs.push(dead.clone());
+    let report = SeederReport { addrs: addrs.clone(), held: vec![content], first: true, free: 0, deliveries: 0 };
+    one.ask(MeshRequest::Report(report)).await;
+    let MeshResponse::Reach(tried) = one.ask(MeshRequest::DialBack).await else { panic!("no answer") };
+    assert_eq!(tried.iter().map(|(address, _)| address.clone()).collect::<Vec<_>>(), addrs);
+    assert!(tried.iter().all(|(address, why)| why.is_some() == (*address == dead)), "{tried:?}");
+    assert_eq!(stranger.refused(MeshRequest::DialBack).await.code, RefusalCode::NotEnrolled);
+    for peer in [one, two, stranger] {
+        peer.stop().await;
+    }
+    manager.stop(LIMIT).await.unwrap();
+}

@@ -41,13 +41,16 @@ enum Command {
         limit: Option<usize>,
     },
     Order {
+        #[serde(deserialize_with = "order_id")]
         order: OrderId,
     },
     Refund {
+        #[serde(deserialize_with = "order_id")]
         order: OrderId,
     },
     /// Everything that is signed of an order, in one file.
     Evidence {
+        #[serde(deserialize_with = "order_id")]
         order: OrderId,
         /// Absolute.
         path: PathBuf,
@@ -58,14 +61,24 @@ fn one() -> u32 {
     1
 }
 
+/// Says what an order id is, which is to the parser only a number of 16 bytes.
+fn order_id<'de, D: serde::Deserializer<'de>>(from: D) -> Result<OrderId, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map_err(|_| {
+        let shown = text.escape_debug().take(80).collect::<String>();
+        serde::de::Error::custom(format!("'{shown}' is no order id; `willcall merchant orders` lists them"))
+    })
+}
+
 fn failed(error: &StoreError) -> ControlError {
     ControlError::new("internal", error.to_string())
 }
 
 /// Answers one command.
 pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value) -> Result<Value, ControlError> {
-    let command = serde_json::from_value(request)
-        .map_err(|error| ControlError::new("malformed", format!("not a command of a merchant: {error}")))?;
+    let command = serde_json::from_value(request).map_err(|error| {
+        ControlError::new("malformed", format!("a merchant does not understand this request: {error}"))
+    })?;
     match command {
         Command::Status => status(&shop, &addresses),
         Command::VouchersIssue { amount, currency, count } => issue(&shop, &amount, currency, count).await,

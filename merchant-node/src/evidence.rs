@@ -33,7 +33,8 @@ pub(crate) async fn export(shop: &Shop, order: &Order, path: &Path) -> Result<Va
 /// The pack, and why the manager's part is missing, if it is.
 async fn gather(shop: &Shop, order: &Order) -> Result<(EvidencePack, Option<String>), ControlError> {
     let (Some(data), Some(transaction)) = (order.data.clone(), order.transaction()) else {
-        let text = format!("the order is {}: no transaction was formed, there is nothing to show", order.stage.as_str());
+        let text =
+            format!("the order is {}: no transaction was formed, there is nothing to show", order.stage.as_str());
         return Err(ControlError::new("wrong-state", text));
     };
     let mut pack = EvidencePack::new(Exporter::Merchant, now_ms(), data);

@@ -68,9 +68,10 @@ async fn send(bytes: usize) -> Result<(), Failure> {
         left -= part.len();
     }
     stream.close().await?;
-    // Stays until the receiver has everything: it closes the connection.
+    // Stays until the receiver has everything, which closes the connection, and until its own figures were read.
     let mut rest = [0; 1];
     let _ = stream.read(&mut rest).await;
+    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     Ok(())
 }
 

@@ -114,6 +114,18 @@ impl FrameCipher {
             .map(|plain| &*plain)
             .map_err(|_| CipherError::Open(frame))
     }
+
+    /// Decrypts `sealed` into `open`, replacing what is in it; `sealed` stays as it is.
+    ///
+    /// # Errors
+    /// [`CipherError::Open`], in which case what is in `open` is not to be used.
+    pub fn open_into(&self, frame: u32, sealed: &[u8], open: &mut Vec<u8>) -> Result<(), CipherError> {
+        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(CipherError::Open(frame))?;
+        open.resize(text.len(), 0);
+        self.key
+            .open_separate_gather(self.nonce(frame), self.additional_data(frame), text, tag, open)
+            .map_err(|_| CipherError::Open(frame))
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +143,11 @@ mod tests {
         cipher(3, 1).seal(1, &mut frame).unwrap();
         assert_eq!(frame.len(), 15 + TAG_LEN);
         assert_eq!(cipher(3, 1).open(1, &mut frame.clone()).unwrap(), b"some plain text");
+        let mut open = vec![9; 100];
+        cipher(3, 1).open_into(1, &frame, &mut open).unwrap();
+        assert_eq!(open, b"some plain text");
+        assert_eq!(cipher(3, 1).open_into(0, &frame, &mut open), Err(CipherError::Open(0)));
+        assert_eq!(cipher(3, 1).open_into(1, &frame[..TAG_LEN - 1], &mut open), Err(CipherError::Open(1)));
         assert_eq!(cipher(3, 1).open(0, &mut frame.clone()), Err(CipherError::Open(0)));
         assert!(cipher(2, 1).open(1, &mut frame.clone()).is_err());
         assert!(cipher(3, 2).open(1, &mut frame.clone()).is_err());

@@ -206,7 +206,12 @@ impl Config {
     pub fn origin(join: &JoinLine, content_dir: &Path) -> Config {
         // A petabyte: TOML has no larger round number that is surely an integer everywhere.
         let capacity = 1 << 50;
-        Config { content_dir: content_dir.to_owned(), min_free: 0, min_free_inodes: 0, ..Config::new(join, "origin", capacity) }
+        Config {
+            content_dir: content_dir.to_owned(),
+            min_free: 0,
+            min_free_inodes: 0,
+            ..Config::new(join, "origin", capacity)
+        }
     }
 
     /// Reads `<dir>/config.toml`.

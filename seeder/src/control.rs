@@ -8,6 +8,10 @@
 //! - `statements` (`limit`, default 20): statements of account, after new ones were asked for.
 //! - `statement-file` (`path`): all of them as a file that proves itself.
 //! - `explain` (`id`): what became of one receipt, by the manager's word.
+//! - `drain` (`patience_ms`): finishes what runs, refuses new deliveries, hands copies over, brings receipts home, then ends
+//!   the process; with progress lines. `drain` with `cancel: true` lets it stay.
+//! - `collect`: looks at once whether content has to go for want of room.
+//! - `check`: asks the manager to try whether others reach this seeder.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
 use std::ops::ControlFlow;
@@ -19,8 +23,9 @@ use store::StoreError;
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
-use crate::{outbox, statements};
+use crate::garbage::Usage;
 use crate::tables::{DUE, LINES};
+use crate::{drain, outbox, reach, statements};
 
 /// Most receipts in one answer.
 const MAX_RECEIPTS: u64 = 1000;
@@ -44,6 +49,16 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
             in_background(move || Ok(receipts(&seeder, limit)?)).await
         }
+        Some("drain") if request.get("cancel").and_then(Value::as_bool) == Some(true) => Ok(drain::cancel(&seeder)),
+        Some("drain") => {
+            let patience = request.get("patience_ms").and_then(Value::as_u64);
+            drain::run(&seeder, patience, &progress).await
+        }
+        Some("collect") => {
+            seeder.wake.collect.notify_one();
+            Ok(json!({}))
+        }
+        Some("check") => reach::check(&seeder).await,
         Some("limit") => limit(&seeder, &request),
         Some("statements") => {
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
@@ -54,15 +69,31 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
         Some("explain") => {
             let id = request.get("id").and_then(Value::as_str).unwrap_or_default().parse();
             let id = id.map_err(|error| ControlError::new("bad-request", format!("receipt id: {error}")))?;
-            statements::explain(&seeder, id).await.map_err(|error| ControlError::new("not-explained", error.to_string()))
+            statements::explain(&seeder, id)
+                .await
+                .map_err(|error| ControlError::new("not-explained", error.to_string()))
         }
         Some("scrub") => scrub(seeder, progress).await,
         other => {
             let name = other.unwrap_or("none");
-            let text = format!("unknown command '{name}'; a seeder knows status, receipts, limit and scrub");
+            let text = format!(
+                "unknown command '{name}'; a seeder knows status, receipts, limit, drain, collect, check and scrub"
+            );
             Err(ControlError::new("unknown-command", text))
         }
     }
+}
+
+/// How full it is, and whether it is leaving.
+fn quota(seeder: &Seeder) -> Value {
+    json!({
+        "used_inodes": Usage::of(seeder).inodes,
+        "max_inodes": seeder.config.max_inodes,
+        "high_water_percent": seeder.config.high_water_percent,
+        "low_water_percent": seeder.config.low_water_percent,
+        "collected_bytes": seeder.counts.collected.get(),
+        "drain": seeder.drain.name(),
+    })
 }
 
 /// The limits in force.
@@ -165,6 +196,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "free_bytes": seeder.free(),
         "content_dir": seeder.contents.root(),
         "limits": limits(seeder),
+        "quota": quota(seeder),
         "deliveries": deliveries,
         "max_deliveries": max,
         "deliveries_begun": seeder.counts.deliveries_begun.get(),
@@ -180,6 +212,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "trouble": {
             "manager": seeder.notes.manager.get(),
             "storage": seeder.notes.storage.get(),
+            "quota": seeder.notes.quota.get(),
             "receipts": seeder.notes.receipts.get(),
         },
     }))

@@ -186,7 +186,7 @@ fn look(seeder: &Seeder) -> Result<(Excess, Vec<Candidate>), StoreError> {
     let wanted = wanted(seeder, now_ms())?;
     let mut found: Vec<(u64, Candidate)> = seeder
         .contents
-        .list()
+        .unused()
         .iter()
         .filter(|content| !wanted.contains(&content.digest()))
         .map(|content| {
@@ -219,11 +219,7 @@ fn wanted(seeder: &Seeder, now: u64) -> Result<HashSet<Digest>, StoreError> {
 }
 
 /// Asks the manager which of these may go; with `hand_over` it has copies of the rest made elsewhere.
-pub(crate) async fn ask(
-    seeder: &Seeder,
-    contents: Vec<Digest>,
-    hand_over: bool,
-) -> Result<HashSet<Digest>, AskError> {
+pub(crate) async fn ask(seeder: &Seeder, contents: Vec<Digest>, hand_over: bool) -> Result<HashSet<Digest>, AskError> {
     match seeder.manager.ask(&MeshRequest::Release { contents, hand_over }).await? {
         MeshResponse::Released(released) => Ok(released.into_iter().collect()),
         _ => Err(AskError::Unexpected("a question what may go")),

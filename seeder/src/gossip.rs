@@ -177,9 +177,9 @@ async fn pass_shard(seeder: Arc<Seeder>, shard: u16, rates: Arc<tokio::sync::Mut
             None => Verdict::Pass,
             Some(trust) => match judge_batch(&seeder, &trust, &message, now_ms()) {
                 // Who forwarded it may not have heard of a revocation yet, or have another clock.
-                Err(Refusal { code: RefusalCode::Revoked | RefusalCode::Expired | RefusalCode::NotYetValid, .. }) => {
-                    Verdict::Pass
-                }
+                Err(Refusal {
+                    code: RefusalCode::Revoked | RefusalCode::Expired | RefusalCode::NotYetValid, ..
+                }) => Verdict::Pass,
                 Err(refusal) => Verdict::Blame(refusal.code),
                 Ok(sender) => {
                     let (in_rate, first) = rates.lock().await.take(sender, now_ms());

@@ -21,6 +21,7 @@ mod manager;
 mod network;
 mod outbox;
 mod post;
+mod reach;
 mod replication;
 mod serving;
 mod start;

@@ -196,7 +196,9 @@ fn health(seeder: &Seeder) -> Health {
     reasons.extend(failed);
     reasons.extend(seeder.network.fork());
     let notes = &seeder.notes;
-    reasons.extend([&notes.manager, &notes.storage, &notes.quota, &notes.receipts].into_iter().filter_map(|note| note.get()));
+    reasons.extend(
+        [&notes.manager, &notes.storage, &notes.quota, &notes.receipts].into_iter().filter_map(|note| note.get()),
+    );
     Health { ok, reasons }
 }
 

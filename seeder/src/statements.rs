@@ -158,3 +158,58 @@ pub(crate) async fn explain(seeder: &Seeder, receipt: Digest) -> Result<Value, A
         })),
     }))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::receipt::{OutboxPlace, ReceiptBatch, SealedBatch};
+    use protocol::{Keypair, NetworkId, Nonce};
+
+    use super::*;
+    use crate::outbox;
+    use crate::tables::{BATCHES, BatchRecord, OutboxState, SCHEMA};
+
+    #[tokio::test]
+    async fn receipts_are_kept_until_a_statement_has_dealt_with_them_for_long_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("s.redb"), store::Options::new(SCHEMA)).unwrap();
+        let (incarnation, start) = (Nonce::from_bytes([1; 16]), Digest::from_bytes([0; 32]));
+        let key = Keypair::from_seed(&[7; 32]);
+        let batch = move |number| {
+            let network = NetworkId::from_bytes([2; 32]);
+            let place = OutboxPlace { network, incarnation, number, previous: start };
+            let empty = ReceiptBatch { receipts: Vec::new() };
+            let batch = SealedBatch::seal(&empty, &place, &key, key.peer_id(), 1, &mut rand::rng()).unwrap();
+            BatchRecord { batch, running: start, made_at: 1 }
+        };
+        let records: Vec<(u64, BatchRecord)> = (1..=6).map(|number| (number, batch(number))).collect();
+        db.write(move |txn| {
+            let state = OutboxState { incarnation, next: 7, running: start, marked: 5, restore: 0 };
+            OUTBOX.put(txn, &(), &state)?;
+            records.iter().try_for_each(|(number, record)| BATCHES.put(txn, number, record))
+        })
+        .await
+        .unwrap();
+        let kept = |db: &Db| {
+            let all = db.read(|txn| BATCHES.range(txn, .., 10)).unwrap();
+            all.into_iter().map(|(number, _)| number).collect::<Vec<_>>()
+        };
+        // Marked and old, but in no statement.
+        outbox::prune(&db, u64::MAX).await.unwrap();
+        assert_eq!(kept(&db), [1, 2, 3, 4, 5, 6]);
+        db.write(|txn| {
+            COVERS.put(txn, &2, &CoveredAt { at: 50 })?;
+            COVERS.put(txn, &3, &CoveredAt { at: 100 })?;
+            COVERS.put(txn, &6, &CoveredAt { at: 200 })
+        })
+        .await
+        .unwrap();
+        outbox::prune(&db, 60).await.unwrap();
+        assert_eq!(kept(&db), [3, 4, 5, 6]);
+        outbox::prune(&db, 150).await.unwrap();
+        assert_eq!(kept(&db), [4, 5, 6]);
+        // The newest marked one stays, and so does what is not marked.
+        outbox::prune(&db, 300).await.unwrap();
+        assert_eq!(kept(&db), [5, 6]);
+    }
+}

@@ -67,8 +67,14 @@ pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError
 /// Keeps in contact until the node stops.
 pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
-    let mut contact =
-        Contact { back_off: BackOff::new(seeder.config.retry_ms), up_to_date: false, renewed: None, stated: None, join, seeder };
+    let mut contact = Contact {
+        back_off: BackOff::new(seeder.config.retry_ms),
+        up_to_date: false,
+        renewed: None,
+        stated: None,
+        join,
+        seeder,
+    };
     loop {
         let wait = match contact.round().await {
             Ok(()) => {

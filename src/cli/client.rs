@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{
-    AskError, BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange, LinkOptions, Target,
-    VerifyTarget,
+    AskError, BuyRequest, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange,
+    LinkOptions, Target, VerifyTarget,
 };
 use protocol::trust::JoinLine;
 use protocol::{PeerId, ProductId, TransactionId};
@@ -41,8 +41,12 @@ impl HomeArgs {
 
 /// Asks for the passphrase of a sealed key; there is none for others.
 fn passphrase(dir: &Path) -> Result<Option<zeroize::Zeroizing<String>>> {
-    let key = dir.join("key");
-    if !key.exists() || !node::key_is_sealed(&key)? {
+    passphrase_of(&dir.join("key"))
+}
+
+/// Asks for the passphrase of a key file, if it is sealed.
+pub(crate) fn passphrase_of(key: &Path) -> Result<Option<zeroize::Zeroizing<String>>> {
+    if !key.exists() || !node::key_is_sealed(key)? {
         return Ok(None);
     }
     if let Ok(passphrase) = std::env::var("WILLCALL_PASSPHRASE") {
@@ -444,11 +448,38 @@ pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
+/// A running fetch in a line: how far, and why not further.
+fn moving(progress: &Value) -> String {
+    let transfer = progress.get("transfer").unwrap_or(&Value::Null);
+    let number = |name: &str| transfer.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let mut text = format!(
+        "{}, {} of {}, {}/s",
+        field(progress, "phase"),
+        output::bytes(number("have_bytes")),
+        output::bytes(number("total_bytes")),
+        output::bytes(number("bytes_per_second"))
+    );
+    let stalled = progress.get("waiting").filter(|waiting| !waiting.is_null());
+    if let Some(stall) = stalled.or_else(|| transfer.get("stalled").filter(|stall| !stall.is_null())) {
+        text.push_str(&format!("; not moving: {}", field(stall, "cause")));
+        if let Some(at) = stall.get("next_try").and_then(Value::as_u64) {
+            text.push_str(&format!(", tried again at {}", output::time(at)));
+        }
+    }
+    text
+}
+
 /// `willcall status`
 pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
     let deliveries = client_node::status(&home).await?;
-    let json = json!({"peer": home.peer_id(), "deliveries": deliveries});
+    let mut running = serde_json::Map::new();
+    for delivery in deliveries.iter().filter(|delivery| delivery.state != DeliveryState::Done) {
+        if let Some(progress) = client_node::progress_of(&home, delivery.transaction).await? {
+            running.insert(delivery.transaction.to_string(), progress);
+        }
+    }
+    let json = json!({"peer": home.peer_id(), "deliveries": deliveries, "running": running});
     let rows = json.get("deliveries").and_then(Value::as_array).cloned().unwrap_or_default();
     let mut text = format!("client {}\n", home.peer_id());
     let table = rows
@@ -457,7 +488,9 @@ pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCod
         .collect();
     text.push_str(&output::table(&["transaction", "title", "state", "path"], table));
     for (delivery, row) in deliveries.iter().zip(&rows) {
-        if let Some(trouble) = &delivery.trouble {
+        if let Some(now) = running.get(&delivery.transaction.to_string()) {
+            text.push_str(&format!("\n{}: {}", field(row, "transaction"), moving(now)));
+        } else if let Some(trouble) = &delivery.trouble {
             text.push_str(&format!("\n{}: {} ({})", field(row, "transaction"), trouble.detail, trouble.cause));
         }
     }

@@ -27,7 +27,11 @@ where
     if let Err(error) = check(dir) {
         fs::write(&path, before).with_context(|| format!("cannot write {}", path.display()))?;
         return Err(error).with_context(|| {
-            format!("--set: {} is set up without it; correct {}, or remove the folder and repeat", dir.display(), path.display())
+            format!(
+                "--set: {} is set up without it; correct {}, or remove the folder and repeat",
+                dir.display(),
+                path.display()
+            )
         });
     }
     Ok(())

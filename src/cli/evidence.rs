@@ -93,7 +93,10 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     lines.push(String::new());
     match (facts.transaction, facts.client) {
         (Some(transaction), Some(client)) => {
-            lines.push(format!("Proven of transaction {transaction}, as of key set {}:", version(facts.key_set_version)));
+            lines.push(format!(
+                "Proven of transaction {transaction}, as of key set {}:",
+                version(facts.key_set_version)
+            ));
             lines.push(format!("  designated client   {client}"));
             lines.push(format!("  product             {}", text(facts.product)));
             lines.push(format!("  manifest            {}", text(facts.manifest)));

@@ -55,6 +55,12 @@ pub(crate) enum Command {
     Payouts(PayoutArgs),
     /// Put everything that is signed of a transaction into a file that proves itself
     Evidence(EvidenceArgs),
+    /// The network's keys: list, replace or revoke them while the manager runs
+    #[command(subcommand)]
+    Keys(super::keys::Command),
+    /// The log of what the manager did, each entry chained to the one before
+    #[command(subcommand)]
+    Audit(Audit),
     /// Book money that moved outside: a merchant paid what it owes, or somebody was paid out
     Payment(PaymentArgs),
     /// Show what a merchant owes and may still come to owe
@@ -225,6 +231,35 @@ pub(crate) struct StatementFileArgs {
     dir: DirArgs,
 }
 
+/// Commands about the audit log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Write the log into a file, one JSON object a line
+    Export(AuditExportArgs),
+    /// Follow the chain of an exported log; needs no manager
+    Verify(AuditVerifyArgs),
+}
+
+/// Flags of `audit export`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditExportArgs {
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Only what follows this entry
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    after: u64,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `audit verify`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditVerifyArgs {
+    /// The exported log
+    file: PathBuf,
+}
+
 /// Flags of `payouts`.
 #[derive(Debug, Args)]
 pub(crate) struct PayoutArgs {
@@ -298,7 +333,7 @@ pub(crate) struct CreditArgs {
 }
 
 impl DirArgs {
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("manager"))
     }
 }
@@ -349,6 +384,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Statements(command) => statements(command, global).await,
         Command::Payouts(args) => payouts(&args, global).await,
+        Command::Audit(command) => audit(command, global).await,
+        Command::Keys(command) => super::keys::run(command, global).await,
         Command::Evidence(args) => {
             let request = json!({
                 "cmd": "evidence", "id": args.transaction, "path": absolute(&args.output)?,
@@ -468,17 +505,51 @@ async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
     }
 }
 
+async fn audit(command: Audit, global: &Global) -> Result<ExitCode> {
+    use std::io::Write;
+    match command {
+        Audit::Export(args) => {
+            let failed = || format!("cannot write {}", args.output.display());
+            let path = absolute(&args.output)?;
+            let folder = path.parent().with_context(failed)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+            let (mut after, mut entries, mut head) = (args.after, 0u64, Value::Null);
+            loop {
+                let page = daemon::call(&args.dir.path(), json!({"cmd": "audit", "after": after})).await?;
+                for entry in rows(&page, "entries") {
+                    writeln!(file, "{entry}").with_context(failed)?;
+                    after = entry.get("number").and_then(Value::as_u64).unwrap_or(after);
+                    head = entry.get("digest").cloned().unwrap_or(Value::Null);
+                    entries += 1;
+                }
+                if rows(&page, "entries").is_empty() {
+                    break;
+                }
+            }
+            file.as_file().sync_all().with_context(failed)?;
+            file.persist_noclobber(&path).map_err(|error| error.error).with_context(failed)?;
+            let answer = json!({"path": path, "entries": entries, "last": after, "head": head});
+            let text = format!("{entries} entries in {}\nhead {}", path.display(), field(&answer, "head"));
+            Answer::new(answer, text).print(global.json)?;
+        }
+        Audit::Verify(args) => {
+            let file =
+                std::fs::File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+            let report = manager_node::verify_audit(std::io::BufReader::new(file))?;
+            let text = format!(
+                "{} entries from {} on, unbroken\nhead {}\nCompare the head with a copy that was kept elsewhere.",
+                report.entries, report.first, report.head
+            );
+            Answer::new(serde_json::to_value(&report)?, text).print(global.json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Every page of what is to be paid out.
 async fn payouts(args: &PayoutArgs, global: &Global) -> Result<ExitCode> {
-    let columns = [
-        "seeder",
-        "currency",
-        "stated_minor",
-        "owed_minor",
-        "carried_micros",
-        "statement",
-        "statement_until",
-    ];
+    let columns =
+        ["seeder", "currency", "stated_minor", "owed_minor", "carried_micros", "statement", "statement_until"];
     let (mut lines, mut after) = (Vec::new(), Value::Null);
     loop {
         let page = daemon::call(&args.dir.path(), json!({"cmd": "payouts", "after": after})).await?;

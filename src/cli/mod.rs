@@ -4,6 +4,7 @@ mod client;
 mod config_edit;
 mod daemon;
 mod evidence;
+mod keys;
 mod logs;
 mod manager;
 mod merchant;

@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Statements(StatementsArgs),
     /// Show the limits on what is sent, or change them while the seeder runs
     Limit(LimitArgs),
+    /// Leave in order: finish what runs, take nobody new, hand copies over, bring receipts home, stop
+    Drain(DrainArgs),
+    /// Have the manager try whether others can reach this seeder, and say what to do
+    Check(DirArgs),
     /// Read everything that is stored and check it; damaged chunks are fetched again
     Scrub(DirArgs),
 }
@@ -116,6 +120,19 @@ pub(crate) struct LimitArgs {
     upload_per_delivery: Option<u64>,
 }
 
+/// Flags of `drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Stop after this time whatever is left, e.g. 2h
+    #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
+    patience: Option<u64>,
+    /// Stay after all
+    #[arg(long, conflicts_with = "patience")]
+    cancel: bool,
+}
+
 impl DirArgs {
     fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("seeder"))
@@ -141,6 +158,27 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request =
                 json!({"cmd": "limit", "upload": args.upload, "upload_per_delivery": args.upload_per_delivery});
             ask(&args.dir.path(), request, global, rates).await
+        }
+        Command::Drain(args) => {
+            let request = json!({"cmd": "drain", "patience_ms": args.patience, "cancel": args.cancel});
+            let silent = global.json;
+            let answer = node::control_call(&args.dir.path(), &request, |facts| {
+                if !silent {
+                    let told = lines(&facts).replace('\n', ", ");
+                    output::note(&format!("left to do: {told}"));
+                }
+            })
+            .await?;
+            let text = lines(&answer);
+            Answer::new(answer, text).print(global.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(dir) => {
+            let answer = daemon::call(&dir.path(), json!({"cmd": "check"})).await?;
+            let reachable = answer.get("reachable").and_then(serde_json::Value::as_bool) == Some(true);
+            let text = lines(&answer);
+            Answer::new(answer, text).print(global.json)?;
+            Ok(if reachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Scrub(dir) => ask(&dir.path(), json!({"cmd": "scrub"}), global, lines).await,
     }
@@ -196,7 +234,13 @@ async fn serve(args: RunArgs, global: &Global) -> Result<ExitCode> {
     let config = seeder::Config::load(&dir)?;
     let running = Box::pin(seeder::start(&dir, config)).await?;
     daemon::announce("seeder", running.handle(), json!({}), global.json).await?;
-    let waited = daemon::wait(running.supervisor(), args.until_stdin_closes).await;
+    let waited = tokio::select! {
+        waited = daemon::wait(running.supervisor(), args.until_stdin_closes) => waited,
+        () = running.drained() => {
+            tracing::info!("drained: stopping");
+            Ok(())
+        }
+    };
     let stopped = running.stop(daemon::STOP_DEADLINE).await.context("stopping");
     daemon::ended(waited, stopped)
 }

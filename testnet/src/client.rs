@@ -72,9 +72,10 @@ impl Client {
         let (sender, progress) = watch::channel(FetchProgress::default());
         let cancel = CancellationToken::new();
         let (home, out, token) = (self.home.clone(), self.out.clone(), cancel.clone());
-        let task = tokio::spawn(async move {
-            Box::pin(client_node::fetch(&home, target, &out, options, sender, token)).await
-        });
+        let task =
+            tokio::spawn(
+                async move { Box::pin(client_node::fetch(&home, target, &out, options, sender, token)).await },
+            );
         Fetch { progress, cancel, task }
     }
 
@@ -131,8 +132,7 @@ impl Fetch {
     /// # Errors
     /// [`Late`], also when it ended before.
     pub async fn chunks(&mut self, chunks: u32) -> Result<FetchProgress, Late> {
-        self.until(&format!("{chunks} chunks"), |p| p.transfer.have_chunks >= chunks || is_past(p.phase))
-            .await
+        self.until(&format!("{chunks} chunks"), |p| p.transfer.have_chunks >= chunks || is_past(p.phase)).await
     }
 
     /// Waits until its progress is as told.

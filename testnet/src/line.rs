@@ -54,11 +54,15 @@ impl Line {
         let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         supervisor.spawn("line", async move {
             loop {
+                let accept = async {
+                    let place = Arc::clone(&places).acquire_owned().await.ok()?;
+                    Some((place, listener.accept().await.ok()?.0))
+                };
                 let accepted = tokio::select! {
                     () = token.cancelled() => return,
-                    place = Arc::clone(&places).acquire_owned() => place.ok().zip(listener.accept().await.ok()),
+                    accepted = accept => accepted,
                 };
-                let Some((place, (caller, _))) = accepted else { continue };
+                let Some((place, caller)) = accepted else { continue };
                 let end = accepting.connections.lock().unwrap_or_else(PoisonError::into_inner).child_token();
                 let (inner, token) = (Arc::clone(&accepting), token.clone());
                 owner.spawn("line connection", async move {
@@ -75,9 +79,6 @@ impl Line {
     }
 
     /// Where to connect to.
-    ///
-    /// # Errors
-    /// None in practice: the address is one of the system's.
     pub fn address(&self) -> Option<Address> {
         Address::new(&format!("/ip4/{}/tcp/{}", self.address.ip(), self.address.port())).ok()
     }
@@ -135,8 +136,7 @@ impl Inner {
 
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Option<&Inner>) {
     let mut piece = vec![0; PIECE];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut piece).await else { break };
+    while let Ok(read @ 1..) = from.read(&mut piece).await {
         if let Some(line) = line {
             line.take(read).await;
         }

@@ -220,7 +220,7 @@ impl Network {
     }
 
     async fn until_enrolled(&self) -> Result<(), NetworkError> {
-        let merchants = || async { self.merchants.iter().all(|m| is_ready(m)).then_some(()) };
+        let merchants = || async { self.merchants.iter().all(is_ready).then_some(()) };
         until("the merchants' enrolment", merchants).await?;
         let wanted = self.seeders.iter().filter(|seeder| seeder.running.is_some()).count() + 1;
         let seeders = || async { (self.seeders_here().await.ok()? >= wanted).then_some(()) };

@@ -8,7 +8,6 @@ async fn every_scenario_ends_well() {
     for name in NAMES {
         let report = run(name, Options { seed: 3, bytes: 3 << 20 }).await.unwrap();
         let json = serde_json::to_string(&report).unwrap();
-        println!("{json}");
         assert!(report.ok, "{json}");
         assert!(report.deliveries > 0 && report.bytes >= 3 << 20, "{json}");
     }

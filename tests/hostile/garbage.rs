@@ -41,7 +41,13 @@ fn tcp_noise(port: u16, http: bool) {
             b"POST /v1/purchases HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nIdempotency-Key: k\r\n\r\nffffffff\r\n",
         ]
     } else {
-        &[b"", b"\x13/multistream/1.0.0\n", b"\x13/multistream/1.0.0\n\x0b/tls/1.0.0\n", b"\x13/multistream/1.0.0\n\x07/noise\n\xff\xff", b"\xff\xff\xff\xff\x0f"]
+        &[
+            b"",
+            b"\x13/multistream/1.0.0\n",
+            b"\x13/multistream/1.0.0\n\x0b/tls/1.0.0\n",
+            b"\x13/multistream/1.0.0\n\x07/noise\n\xff\xff",
+            b"\xff\xff\xff\xff\x0f",
+        ]
     };
     for round in 0..20_u64 {
         for opening in openings {

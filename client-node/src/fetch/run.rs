@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use delivery::{Content, ContentStore, Pace, Rate};
+use delivery::{Content, ContentStore, FetchReport, Pace, Rate};
 use node::{DirLock, DirLockError};
 use protocol::cipher::ContentSecret;
 use protocol::manifest::{KeyPolicy, Manifest};
@@ -288,12 +288,14 @@ impl Run<'_> {
         tally: &mut Tally,
     ) -> Result<(Arc<Content>, Unpacked, bool), FetchError> {
         let here = self.store.get(&checked.manifest).filter(|content| content.is_complete());
-        let mut signed = None;
+        let (mut signed, mut along) = (None, None);
         let content = match here {
             Some(content) => content,
             None => {
                 self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
-                let report = self.transfer(checked, None).await?;
+                self.ask_for_further_delivery(checked).await?;
+                let report;
+                (report, along) = self.transfer_unpacking(checked).await?;
                 signed = report.completion.clone();
                 tally.add(report);
                 self.content(checked)?
@@ -305,7 +307,13 @@ impl Run<'_> {
         let (unpacked, reported) = match delivery.as_ref().and_then(|d| open_grant(self.home.keypair(), d)) {
             Some(secret) => {
                 let report = tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &completion));
-                let (unpacked, report) = tokio::join!(self.unpack(&content, secret), report);
+                let unpacked = async {
+                    match along {
+                        Some(unpacked) => Ok(unpacked),
+                        None => self.unpack(&content, secret).await,
+                    }
+                };
+                let (unpacked, report) = tokio::join!(unpacked, report);
                 let reported = match report {
                     Ok(Ok(_)) => true,
                     Ok(Err(error)) => {
@@ -322,6 +330,39 @@ impl Run<'_> {
             }
         };
         Ok((content, unpacked, reported))
+    }
+
+    /// Transfers everything; where the key came with the ticket, unpacks at the same time.
+    async fn transfer_unpacking(&self, checked: &mut Checked) -> Result<(FetchReport, Option<Unpacked>), FetchError> {
+        let delivery = self.delivery().await?;
+        let Some(secret) = delivery.and_then(|d| open_grant(self.home.keypair(), &d)) else {
+            return Ok((self.transfer(checked, None).await?, None));
+        };
+        let (manifest, stop) = (checked.manifest, self.cancel.child_token());
+        let transfer = async {
+            let result = self.transfer(checked, None).await;
+            match &result {
+                Ok(_) => self.progress.send_modify(|p| p.phase = FetchPhase::Unpacking),
+                Err(_) => stop.cancel(),
+            }
+            result
+        };
+        let unpacking = Box::pin(self.unpack_along(&manifest, &secret, &stop));
+        let (report, unpacked) = tokio::join!(Box::pin(transfer), unpacking);
+        Ok((report?, unpacked))
+    }
+
+    /// What was downloaded in full before is paid and closed. To download it again is a delivery of its own, for which
+    /// the manager says who serves it; while the manager is away, the old lease is what there is.
+    async fn ask_for_further_delivery(&self, checked: &mut Checked) -> Result<(), FetchError> {
+        if !self.delivery().await?.is_some_and(|delivery| delivery.reported) {
+            return Ok(());
+        }
+        match ticket::renew(self.home, self.link, checked).await {
+            Ok(renewed) => *checked = renewed,
+            Err(error) => tracing::info!(transaction = %self.transaction, error, "no further delivery was opened"),
+        }
+        Ok(())
     }
 
     async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport};
 use futures::FutureExt;
-use protocol::api::provider_key;
+use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
 use protocol::{ChunkSet, PeerAddrs, RefusalCode};
@@ -23,6 +23,10 @@ use crate::inbox::ask_ticket;
 /// Seeders taken from one question to the DHT.
 const PROVIDERS: usize = 32;
 const DHT_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Complaints of one transfer: a network with more liars than that has other worries.
+const MAX_COMPLAINTS: usize = 8;
+const COMPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What came of the transfers of one run.
 #[derive(Default)]
@@ -44,6 +48,7 @@ impl Tally {
                     known.chunks += source.chunks;
                     known.bytes += source.bytes;
                     known.banned |= source.banned;
+                    known.bad_chunk = source.bad_chunk.or(known.bad_chunk);
                     known.last_refusal = source.last_refusal;
                     known.last_reason = source.last_reason;
                 }
@@ -123,7 +128,29 @@ impl Run<'_> {
             self.drop_empty(checked).await?;
             return Err(no_space);
         }
+        let sources = match &result {
+            Ok(report) => report.sources.as_slice(),
+            Err(delivery::FetchError::NoSource { sources, .. }) => sources.as_slice(),
+            Err(_) => &[],
+        };
+        self.complain(sources).await;
         Ok(result)
+    }
+
+    /// Tells the manager which seeders sent something else, and as which chunk: it cannot know that they did, but it can
+    /// look for itself. The fetch does not depend on it.
+    async fn complain(&self, sources: &[SourceReport]) {
+        let complaints = sources.iter().filter_map(|source| Some((source.peer, source.bad_chunk?)));
+        let tell = async {
+            for (seeder, chunk) in complaints.take(MAX_COMPLAINTS) {
+                let complaint = MailboxRequest::Complain { transaction: self.transaction, seeder, chunk };
+                match self.link.mailbox(&complaint).await {
+                    Ok(_) => tracing::info!(%seeder, chunk, "bad chunk: complained of to the manager"),
+                    Err(error) => tracing::info!(%seeder, chunk, %error, "bad chunk: the manager does not know of it"),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(COMPLAIN_TIMEOUT, tell).await;
     }
 
     fn check_space(&self, needed: u64) -> Result<(), FetchError> {

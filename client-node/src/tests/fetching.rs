@@ -18,6 +18,7 @@ use crate::inbox::inbox;
 use crate::library::DeliveryState;
 use crate::link::{LinkOptions, TrustError};
 use crate::place::PlaceError;
+use crate::running::{AskError, DownloadLimits, LimitChange, limit, progress_of};
 use crate::status::status;
 use crate::unpack::UnpackError;
 use crate::verify::{FileState, VerifyTarget, verify};
@@ -98,6 +99,10 @@ async fn a_ticket_becomes_files_and_nothing_else_is_left() {
     let sources: u64 = outcome.sources.iter().filter(|source| !source.banned).map(|source| source.bytes).sum();
     assert_eq!(sources, outcome.bytes + outcome.duplicate_bytes);
     assert!(outcome.reported);
+    // The one that sent something else was complained of, by the chunk.
+    let bad: Vec<_> = outcome.sources.iter().filter_map(|source| Some((source.peer, source.bad_chunk?))).collect();
+    assert!(bad.iter().all(|(peer, _)| *peer == net.seeders[1].peer()), "{bad:?}");
+    assert_eq!(*net.manager.complaints.lock().unwrap(), bad);
     let completions = net.manager.completions.lock().unwrap().clone();
     completions[0].verify(&client.home.peer_id()).unwrap();
     let delivery = DeliveryId { transaction: net.sale.transaction, delivery: 1 };
@@ -121,6 +126,43 @@ async fn a_ticket_becomes_files_and_nothing_else_is_left() {
     assert!(verify(&client.home, VerifyTarget::Path(again.path), |_, _| {}).await.unwrap().is_good());
     let all = status(&client.home).await.unwrap();
     assert_eq!((all.len(), all[0].state, all[0].reported), (1, DeliveryState::Done, true));
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_fetch_says_how_far_it_is_and_is_told_how_fast_it_may_go() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let (transaction, target) = (net.sale.transaction, net.ticket(client.home.peer_id()));
+    let change = LimitChange { transfer: Some(0), process: Some(5_000_000) };
+    let error = limit(&client.home, transaction, change).await.unwrap_err();
+    assert!(matches!(error, AskError::NotRunning(_)), "{error}");
+    assert_eq!(progress_of(&client.home, transaction).await.unwrap(), None);
+
+    // At this rate it would take hours.
+    let mut slow = options();
+    slow.limits.bytes_per_second = Some(1000);
+    let (progress, mut seen) = watch::channel(FetchProgress::default());
+    let out = client.out();
+    let target = Target::Envelope(Box::new(target));
+    let run = fetch(&client.home, target, &out, slow, progress, CancellationToken::new());
+    let asking = async {
+        seen.wait_for(|progress| progress.transfer.active > 0).await.unwrap();
+        let told = progress_of(&client.home, transaction).await.unwrap().unwrap();
+        assert_eq!(
+            (told["phase"].as_str(), told["transfer"]["active"].as_u64()),
+            (Some("fetching"), Some(1)),
+            "{told}"
+        );
+        let none = LimitChange::default();
+        let before = limit(&client.home, transaction, none).await.unwrap();
+        assert_eq!(before, DownloadLimits { process: 0, transfer: 1000 });
+        let now = limit(&client.home, transaction, change).await.unwrap();
+        assert_eq!(now, DownloadLimits { process: 5_000_000, transfer: 0 });
+    };
+    let (outcome, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(run, asking) }).await.expect("it hangs");
+    album().assert_in(&outcome.unwrap().path);
+    assert_eq!(progress_of(&client.home, transaction).await.unwrap(), None);
     net.stop().await;
 }
 

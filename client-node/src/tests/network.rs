@@ -43,6 +43,8 @@ pub(super) struct Manager {
     /// What the mailbox gives out.
     pub(super) tickets: Mutex<Vec<TicketEnvelope>>,
     pub(super) completions: Mutex<Vec<Signed<Completion>>>,
+    /// Which seeders were complained of, and for which chunk.
+    pub(super) complaints: Mutex<Vec<(PeerId, u32)>>,
     /// Completions that are refused before the first is taken, to be repeated soon.
     pub(super) busy: AtomicU32,
     pub(super) peer: Mutex<Option<PeerId>>,
@@ -58,6 +60,7 @@ impl Net {
             away: AtomicBool::new(false),
             tickets: Mutex::default(),
             completions: Mutex::default(),
+            complaints: Mutex::default(),
             busy: AtomicU32::new(0),
             peer: Mutex::default(),
         });
@@ -190,7 +193,10 @@ impl Manager {
                 drop(self.completions.lock().map(|mut all| all.push(completion)));
                 MailboxResponse::Completed { grant }
             }
-            MailboxRequest::Complain { .. } => MailboxResponse::Noted,
+            MailboxRequest::Complain { seeder, chunk, .. } => {
+                self.complaints.lock().unwrap().push((seeder, chunk));
+                MailboxResponse::Noted
+            }
         }
     }
 }

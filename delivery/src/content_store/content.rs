@@ -6,7 +6,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
@@ -37,6 +38,8 @@ pub struct Content {
     files: Arc<OpenFiles>,
     file: Mutex<Weak<File>>,
     held: Mutex<Held>,
+    // Told of each chunk that arrives.
+    arrived: Condvar,
     // One writer of `have` at a time.
     syncing: Mutex<()>,
     removed: AtomicBool,
@@ -92,6 +95,7 @@ impl Content {
             files: Arc::clone(files),
             file: Mutex::default(),
             held: Mutex::new(Held { chunks, noted: ChunkSet::new(), complete: false }),
+            arrived: Condvar::new(),
             syncing: Mutex::default(),
             removed: AtomicBool::new(false),
             manifest,
@@ -126,6 +130,14 @@ impl Content {
     /// Is this chunk here?
     pub fn has(&self, chunk: u32) -> bool {
         self.held().chunks.contains(chunk)
+    }
+
+    /// Waits until this chunk is here, at most so long; is it?
+    pub fn wait_for(&self, chunk: u32, limit: Duration) -> bool {
+        let absent = |held: &mut Held| !held.chunks.contains(chunk);
+        let waited = self.arrived.wait_timeout_while(self.held(), limit, absent);
+        let (held, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        held.chunks.contains(chunk)
     }
 
     /// Bytes of the chunks that are here.
@@ -220,12 +232,15 @@ impl Content {
         let path = self.folder.join(CONTENT);
         let written = self.data()?.write_all_at(bytes, self.manifest.chunk_offset(chunk)).at(&path, "write");
         written.map_err(|error| self.full_or(error))?;
-        Ok(self.held().chunks.insert(chunk))
+        let new = self.held().chunks.insert(chunk);
+        self.arrived.notify_all();
+        Ok(new)
     }
 
     /// A chunk that was found on disk and verified.
     pub(super) fn take(&self, chunk: u32) {
         self.held().chunks.insert(chunk);
+        self.arrived.notify_all();
     }
 
     fn full_or(&self, error: FileError) -> WriteError {

@@ -122,6 +122,11 @@ impl ContentStore {
         self.entries().good.values().cloned().collect()
     }
 
+    /// Those of [`ContentStore::list`] that nobody uses at this moment.
+    pub fn unused(&self) -> Vec<Arc<Content>> {
+        self.entries().good.values().filter(|content| Arc::strong_count(content) == 1).cloned().collect()
+    }
+
     /// Contents whose metadata are damaged, and how. [`ContentStore::recover`] or [`ContentStore::remove`] them.
     pub fn damaged(&self) -> Vec<(Digest, Damaged)> {
         self.entries().damaged.iter().map(|(digest, damaged)| (*digest, damaged.clone())).collect()

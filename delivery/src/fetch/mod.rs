@@ -166,6 +166,8 @@ pub struct SourceReport {
     pub last_reason: Option<String>,
     /// It sent something else than the content.
     pub banned: bool,
+    /// The chunk in whose place it sent something else, where it was one.
+    pub bad_chunk: Option<u32>,
 }
 
 /// Fetches. Returns when everything asked for is verified, written and durable, and the seeders have the final

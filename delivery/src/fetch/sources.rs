@@ -22,6 +22,7 @@ struct Entry {
     last: Option<Last>,
     closed: bool,
     banned: bool,
+    bad_chunk: Option<u32>,
     chunks: u32,
     bytes: u64,
 }
@@ -52,7 +53,7 @@ impl SourceBook {
             return Added::No;
         }
         let peer = target.peer;
-        let entry = Entry { target, last: None, closed: false, banned: false, chunks: 0, bytes: 0 };
+        let entry = Entry { target, last: None, closed: false, banned: false, bad_chunk: None, chunks: 0, bytes: 0 };
         self.entries.insert(peer, entry);
         self.spare.push_back(peer);
         Added::New
@@ -99,6 +100,9 @@ impl SourceBook {
         let Some(entry) = self.entries.get_mut(peer) else { return loss };
         entry.closed |= matches!(loss, Loss::Useless | Loss::Banned);
         entry.banned |= loss == Loss::Banned;
+        if let EndReason::BadChunk(chunk) = reason {
+            entry.bad_chunk = Some(*chunk);
+        }
         if !matches!(reason, EndReason::Finished | EndReason::Stopped) {
             entry.last = Some(Last {
                 text: reason.to_string(),
@@ -157,6 +161,7 @@ impl SourceBook {
             last_refusal: entry.last.as_ref().and_then(|last| last.refusal.clone()),
             last_reason: entry.last.as_ref().map(|last| last.text.clone()),
             banned: entry.banned,
+            bad_chunk: entry.bad_chunk,
         };
         self.entries.iter().map(report).collect()
     }
@@ -212,6 +217,8 @@ mod tests {
         book.ended(&peer(3), &EndReason::BadChunk(7));
         assert_eq!(book.cause(), StallCause::NoSeederLeft);
         assert!(book.all_closed());
+        let bad: Vec<Option<u32>> = book.reports().iter().map(|report| report.bad_chunk).collect();
+        assert_eq!(bad, [None, None, Some(7)]);
         assert_eq!(book.add(peer(3).into()), Added::No);
     }
 }

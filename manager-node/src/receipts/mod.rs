@@ -95,7 +95,7 @@ fn open(ctx: &Context, batch: &SealedBatch) -> Result<ReceiptBatch, Refusal> {
         let detail = "the batch is sealed to a key that this manager does not have; fetch the newest key set";
         Refusal::new(RefusalCode::UnknownKey, detail)
     })?;
-    batch.open(key)
+    batch.open(&key)
 }
 
 fn mark(ctx: &Context, batch: &SealedBatch, outbox: &count::Outbox, now: u64) -> Signed<Mark> {

@@ -10,6 +10,7 @@ use protocol::api::{self, MailItem, MailboxRequest, MailboxResponse, Transaction
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::Lease;
+use protocol::trust::KeyState;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
 use store::Table;
 use tracing::{info, warn};
@@ -21,7 +22,7 @@ use crate::context::{Context, now_ms};
 use crate::evidence;
 use crate::transactions::{
     COMPLETIONS, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, after_count, delivery_of, get_delivery,
-    move_due, open_delivery, put_delivery,
+    move_due, open_delivery, put_delivery, put_sale,
 };
 
 const MAILBOX_PROTOCOL: Protocol = Protocol::new(api::MAILBOX_PROTOCOL);
@@ -112,7 +113,13 @@ fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refu
     }
 }
 
-/// The newest lease, or a new one where that is past half its life or its delivery is over.
+/// The key that signed the lease was revoked since: no seeder takes it.
+fn is_void(ctx: &Context, release: &Release) -> bool {
+    let (trust, signer) = (ctx.trust(), release.lease.signer());
+    trust.key_set().keys.iter().any(|entry| entry.key == signer && entry.state == KeyState::Revoked)
+}
+
+/// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
 fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
@@ -121,7 +128,7 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     let open = delivery.is_some_and(|delivery| delivery.closed.is_none());
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
-    let (sale, release) = if renewable && (now >= half || !open) {
+    let (sale, release) = if renewable && (now >= half || !open || is_void(ctx, &release)) {
         let sale = renew(ctx, id, client, &sale, &release, open, now)?;
         entitled(Some(sale), &client)?
     } else {
@@ -191,7 +198,7 @@ fn renew(
         release.lease_start = leased.start;
         release.lease_end = leased.end;
         release.delivery = leased.delivery;
-        SALES.put(txn, &id, &sale)?;
+        put_sale(txn, &id, &sale)?;
         Ok::<_, SaleError>(sale)
     })
 }
@@ -209,7 +216,7 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
         if release.grant.is_none() {
             release.grant = Some(grant.clone());
             sale.release = Some(release);
-            SALES.put(txn, &id, &sale)?;
+            put_sale(txn, &id, &sale)?;
         }
         Ok::<_, SaleError>(sale)
     })?;

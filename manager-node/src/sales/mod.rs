@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::evidence;
-use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, take_back};
+use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back};
 
 const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
 
@@ -132,7 +132,7 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         sale.advance(Event::Cancel, now)?;
         drop_reservation(txn, id, &sale)?;
-        SALES.put(txn, &id, &sale)?;
+        put_sale(txn, &id, &sale)?;
         Ok::<_, SaleError>(sale.state)
     })?;
     info!(transaction = %id, "reservation cancelled");

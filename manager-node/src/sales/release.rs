@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::ledger::{self, Split};
 use crate::transactions::{
     Event, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, capture, delivery_of, drop_reservation, expose,
-    open_delivery,
+    open_delivery, put_sale,
 };
 
 pub(super) fn release(
@@ -57,7 +57,7 @@ pub(super) fn release(
         }
         open_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }, &delivery)?;
         MAILBOX.put(txn, &(sale.client(), id), &Mark)?;
-        SALES.put(txn, &id, &sale)?;
+        put_sale(txn, &id, &sale)?;
         Ok::<_, SaleError>(sale)
     })?;
     info!(step = 8, transaction = %id, client = %stored.client(), "ticket to merchant and into the client's mailbox");

@@ -12,7 +12,7 @@ use tracing::info;
 
 use crate::catalogue::Product;
 use crate::context::Context;
-use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation};
+use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation, put_sale};
 
 /// Longest order id, bytes.
 const MAX_ORDER: usize = 64;
@@ -45,7 +45,7 @@ pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u6
         add_reservation(txn, &merchant, limit)?;
         ORDER_IDS.put(txn, &order, &SaleRef { id })?;
         EXPIRING.put(txn, &(sale.expires_at, id), &Mark)?;
-        SALES.put(txn, &id, &sale)?;
+        put_sale(txn, &id, &sale)?;
         Ok(sale.clone())
     })?;
     if stored.id()? != id {

@@ -1,1 +1,227 @@
-//! x
+//! Statements and evidence through a real manager: every receipt has a line with its fate, every unit of pay comes out
+//! of the lines, and what is exported proves itself with the root key alone.
+
+use protocol::evidence::{Claimant, EvidencePack, Exporter, StatementFile, check_statements};
+use protocol::receipt::{DeliveryId, Receipt};
+use protocol::statement::{ReceiptFate, Statement, Unlisted};
+use protocol::{ChunkSet, Digest, PeerId, Signed, TransactionId};
+use serde_json::json;
+
+use super::{Books, MAX_OPEN, after, explain, make, receipt};
+use crate::context::now_ms;
+use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
+
+fn taken(shop: &Shop, seeder: PeerId, after_number: u64) -> Signed<Statement> {
+    after(&shop.ctx, seeder, after_number).unwrap().unwrap()
+}
+
+fn open(signed: &Signed<Statement>) -> Statement {
+    signed.peek().unwrap()
+}
+
+/// Money in one currency: earned with one delivery by seeders 0 and 1, as the receipts test does.
+async fn sold(shop: &Shop) -> TransactionId {
+    let (id, _) = shop.buy("o").await;
+    let (mut a, mut b) = (Outbox::of(shop, 0), Outbox::of(shop, 1));
+    let eve = random_key();
+    let unknown = DeliveryId { transaction: TransactionId::from_bytes([4; 16]), delivery: 1 };
+    let seeder = shop.seeders[0].peer_id();
+    let of = |ack| Receipt { ack, completion: None, first_at: 1, last_at: 2 };
+    let forged = of(shop.ack(&eve, DeliveryId { transaction: id, delivery: 1 }, seeder, ChunkSet::from_range(0..3)));
+    let foreign = of(shop.ack(&shop.client, unknown, seeder, ChunkSet::from_range(0..3)));
+    a.send(shop, vec![shop.receipt(id, 0, 0..4), shop.receipt(id, 0, 0..2), forged, foreign]).await;
+    b.send(shop, vec![shop.receipt(id, 1, 4..10)]).await;
+    id
+}
+
+#[tokio::test]
+async fn every_receipt_and_every_unit_of_pay_has_a_line() {
+    let shop = Shop::open(Terms::default()).await;
+    let id = sold(&shop).await;
+    let seeder = shop.seeders[0].peer_id();
+    assert_eq!(make(&shop.ctx, seeder, now_ms()).unwrap(), 1);
+    let signed = taken(&shop, seeder, 0);
+    let first = open(&signed);
+    first.check().unwrap();
+    let fates: Vec<&str> = first.receipts.iter().map(|line| line.fate.as_str()).collect();
+    assert_eq!(fates, ["accepted", "duplicate", "rejected", "unknown"]);
+    let [earning] = &first.earnings[..] else { panic!("{first:?}") };
+    assert_eq!((earning.delivery.transaction, earning.bytes), (id, 4 * u64::from(CHUNK)));
+    // 4 chunks of 64 KiB at 10 minor units a MiB: two and a half.
+    let [usd] = &first.balances[..] else { panic!("{first:?}") };
+    assert_eq!((usd.before, usd.credited, usd.paid, usd.after), (0, 2, 0, 2));
+    assert_eq!(usd.carried_after, protocol::statement::PARTS_PER_MINOR / 2);
+    let [covered] = &first.covered[..] else { panic!("{first:?}") };
+    assert_eq!(covered.number, 1);
+    // Nothing new: no further statement, and none after a number that was never given.
+    assert_eq!(make(&shop.ctx, seeder, now_ms()).unwrap(), 1);
+    assert!(after(&shop.ctx, seeder, 1).unwrap().is_none());
+    assert!(after(&shop.ctx, seeder, 2).is_err());
+
+    let paid = json!({
+        "cmd": "record-payment", "account": "seeder", "party": seeder, "minor": 2, "currency": "USD", "reference": "t",
+    });
+    shop.control(paid).await.unwrap();
+    shop.control(json!({"cmd": "statements-make"})).await.unwrap();
+    let second = open(&taken(&shop, seeder, 1));
+    second.follows(&first, signed.digest()).unwrap();
+    assert_eq!((second.payments[0].minor, second.balances[0].after), (2, 0));
+    let payouts = shop.control(json!({"cmd": "payouts"})).await.unwrap();
+    let lines = payouts["payouts"].as_array().unwrap();
+    let line = lines.iter().find(|line| line["seeder"] == json!(seeder)).unwrap();
+    assert_eq!(
+        (&line["owed_minor"], &line["stated_minor"], &line["carried_micros"]),
+        (&json!(0), &json!(0), &json!(500_000))
+    );
+    // The other seeder's numbers are its own.
+    assert_eq!(open(&taken(&shop, shop.seeders[1].peer_id(), 0)).number, 1);
+    let listed = shop.control(json!({"cmd": "statements", "seeder": seeder})).await.unwrap();
+    assert_eq!(listed["statements"].as_array().unwrap().len(), 2);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn statements_are_proven_offline_and_a_changed_one_is_named() {
+    let shop = Shop::open(Terms::default()).await;
+    sold(&shop).await;
+    shop.control(json!({"cmd": "statements-make"})).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("statements");
+    let seeder = shop.seeders[0].peer_id();
+    let asked = json!({"cmd": "statement-file", "seeder": seeder, "path": path});
+    shop.control(asked.clone()).await.unwrap();
+    assert!(shop.control(asked).await.is_err(), "a file that is there is not replaced");
+    let bytes = std::fs::read(&path).unwrap();
+    let root = shop.ctx.trust().root();
+    let file = StatementFile::from_bytes(&bytes).unwrap();
+    let (lines, good) = check_statements(&file, &root);
+    assert!(lines.iter().all(|line| line.problem.is_none()), "{lines:?}");
+    assert_eq!(good.len(), 1);
+    let (lines, good) = check_statements(&file, &random_key().peer_id());
+    assert!(good.is_empty() && lines.iter().all(|line| line.problem.is_some()), "{lines:?}");
+    let mut forged = file.clone();
+    let mut statement = open(&forged.statements[0]);
+    statement.receipts.clear();
+    forged.statements[0] = forged.statements[0].with_body_forged(&statement);
+    let (lines, good) = check_statements(&forged, &root);
+    assert!(good.is_empty() && lines[1].section == "statement 1" && lines[1].problem.is_some());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn the_fate_of_a_receipt_is_told_to_its_seeder_alone() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let (a, b) = (shop.seeders[0].peer_id(), shop.seeders[1].peer_id());
+    let mut outbox = Outbox::of(&shop, 0);
+    let one = shop.receipt(id, 0, 0..4);
+    outbox.send(&shop, vec![one.clone()]).await;
+    outbox.send(&shop, vec![one.clone()]).await;
+    let told = explain(&shop.ctx, a, one.id()).unwrap();
+    assert_eq!((told.line.fate.clone(), told.repeats, told.statement), (ReceiptFate::Accepted, 1, None));
+    assert!(told.earning.is_none() && told.due_at.is_some(), "{told:?}");
+    assert!(explain(&shop.ctx, b, one.id()).is_err());
+    assert!(explain(&shop.ctx, a, Digest::from_bytes([1; 32])).is_err());
+    outbox.send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+    make(&shop.ctx, a, now_ms()).unwrap();
+    let told = explain(&shop.ctx, a, one.id()).unwrap();
+    assert_eq!((told.statement, told.earning.as_ref().unwrap().bytes), (Some(1), 10 * u64::from(CHUNK)));
+    assert!(told.summary().contains("in statement 1"), "{}", told.summary());
+    // The same bytes again are counted without a line.
+    assert_eq!(open(&taken(&shop, a, 0)).unlisted, Unlisted { duplicate: 1, rejected: 0 });
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn what_earns_nothing_cannot_fill_the_disk_and_long_periods_make_several_statements() {
+    let shop = Shop::open(Terms::default()).await;
+    let seeder = shop.seeders[2].peer_id();
+    let line = |n: u64, fate| protocol::statement::ReceiptLine {
+        receipt: Digest::of("test", &[&n.to_le_bytes()]),
+        delivery: None,
+        at: n,
+        chunks: 0,
+        new_chunks: 0,
+        fate,
+    };
+    let many = MAX_OPEN + 100;
+    shop.ctx
+        .db
+        .write(move |txn| (0..many).try_for_each(|n| receipt(txn, &seeder, line(n, ReceiptFate::Unknown))))
+        .await
+        .unwrap();
+    let books: Books = shop.ctx.db.read(|txn| super::BOOKS.get(txn, &seeder)).unwrap().unwrap();
+    assert_eq!((books.next, books.unlisted.rejected), (MAX_OPEN, 100));
+    let last = make(&shop.ctx, seeder, now_ms()).unwrap();
+    assert_eq!(last, MAX_OPEN / Statement::MAX_LINES as u64);
+    let mut chain: Vec<Signed<Statement>> = (0..last).map(|n| taken(&shop, seeder, n)).collect();
+    for pair in chain.windows(2) {
+        open(&pair[1]).follows(&open(&pair[0]), pair[0].digest()).unwrap();
+    }
+    let told: u64 = chain.iter().map(|signed| open(signed).totals().unknown + open(signed).totals().rejected).sum();
+    assert_eq!(told, many);
+    chain.remove(1);
+    let keys = vec![shop.ctx.trust().signed_key_set().clone()];
+    let (lines, good) =
+        check_statements(&StatementFile { key_sets: keys, statements: chain }, &shop.ctx.trust().root());
+    assert_eq!(good.len(), 1, "{lines:?}");
+    assert!(lines[2].problem.as_ref().unwrap().contains("gap"));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn evidence_of_a_sale_is_proven_with_the_root_key_alone() {
+    let shop = Shop::open(Terms::default()).await;
+    let id = sold(&shop).await;
+    shop.complete(id).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evidence");
+    let said = shop.control(json!({"cmd": "evidence", "id": id, "path": path})).await.unwrap();
+    assert_eq!(said["acknowledgements"], 2);
+    let root = shop.ctx.trust().root();
+    let pack = EvidencePack::from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+    let report = pack.verify(&root);
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(report.by, Exporter::Manager);
+    let facts = &report.facts;
+    assert_eq!((facts.client, facts.product), (Some(shop.client.peer_id()), Some(shop.product)));
+    assert_eq!(facts.acknowledged_bytes, Some(10 * u64::from(CHUNK)));
+    assert!(facts.endorsed && facts.released && facts.completed_at.is_some());
+    assert_eq!(facts.seeders.len(), 2);
+    let claims = |by| report.lines.iter().filter(|line| line.claimed_by == by).count();
+    assert_eq!((claims(Claimant::ClientSigned), claims(Claimant::MerchantSigned)), (3, 1));
+    // Another network's root key proves nothing of it.
+    assert!(!pack.verify(&random_key().peer_id()).ok);
+    // The opposite is refused now, and was true of a time before the sale.
+    let opposite = |path: &str, by: u64| {
+        let path = folder.path().join(path);
+        json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true, "by": by})
+    };
+    assert_eq!(shop.control(opposite("n", now_ms())).await.unwrap_err(), "wrong-state");
+    assert_eq!(shop.control(opposite("n", now_ms() + 60_000)).await.unwrap_err(), "not-yet-valid");
+    shop.control(opposite("n", 5)).await.unwrap();
+    let pack = EvidencePack::from_bytes(&std::fs::read(folder.path().join("n")).unwrap()).unwrap();
+    assert_eq!(pack.verify(&root).facts.nothing_acknowledged_by, Some(5));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn the_manager_signs_that_nothing_came_in_and_gives_a_merchant_its_own_evidence_only() {
+    use protocol::api::{SalesRequest, SalesResponse};
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n");
+    let asked = json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true});
+    shop.control(asked).await.unwrap();
+    let pack = EvidencePack::from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+    let report = pack.verify(&shop.ctx.trust().root());
+    assert!(report.ok && report.facts.nothing_acknowledged_by.is_some(), "{report:#?}");
+    let asked = SalesRequest::Evidence { transaction: id };
+    let SalesResponse::Evidence(bytes) = shop.sales(asked.clone()).await.unwrap() else { panic!() };
+    assert!(EvidencePack::from_bytes(&bytes).unwrap().verify(&shop.ctx.trust().root()).ok);
+    let rival = random_key();
+    shop.enrol_merchant(&rival).await;
+    assert_eq!(shop.sales_as(&rival, asked).await.unwrap_err().code.as_str(), "not-your-reservation");
+    shop.close().await;
+}

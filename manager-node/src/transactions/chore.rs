@@ -13,7 +13,7 @@ use store::{StoreError, WriteTransaction};
 use tracing::{error, info};
 
 use super::closing::close_due;
-use super::{DUE, EXPIRING, Event, REVOKING, SALES, SaleError, drop_reservation, internal};
+use super::{DUE, EXPIRING, Event, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
 use crate::context::{Context, now_ms};
 
 /// Sales looked at in one database transaction, which other writers wait for.
@@ -74,7 +74,7 @@ fn expire_some(txn: &WriteTransaction, now: u64) -> Result<Vec<TransactionId>, S
         };
         drop_reservation(txn, key.1, &sale)?;
         if sale.advance(Event::Expire, now).is_ok() {
-            SALES.put(txn, &key.1, &sale)?;
+            put_sale(txn, &key.1, &sale)?;
             expired.push(key.1);
         }
     }

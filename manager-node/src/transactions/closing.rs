@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::{
     Closed, DUE, Delivery, Event, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, drop_reservation, get_delivery,
-    internal, put_delivery, unexpose,
+    internal, put_delivery, put_sale, unexpose,
 };
 use crate::ledger::{Bill, Source, pay_seeders, post};
 
@@ -56,7 +56,7 @@ pub(crate) fn after_count(
         move_due(txn, id, delivery, soonest)?;
     }
     put_delivery(txn, id, delivery)?;
-    Ok(SALES.put(txn, &id.transaction, sale)?)
+    Ok(put_sale(txn, &id.transaction, sale)?)
 }
 
 /// Changes when an open delivery is closed at the latest; the caller stores the delivery.
@@ -148,7 +148,7 @@ pub(super) fn close_due(txn: &WriteTransaction, id: DeliveryId, now: u64) -> Res
     }
     close(txn, id, &mut delivery, Some(&mut sale), now)?;
     put_delivery(txn, id, &delivery)?;
-    Ok(SALES.put(txn, &id.transaction, &sale)?)
+    Ok(put_sale(txn, &id.transaction, &sale)?)
 }
 
 /// Refunds or revokes a sale and stores it: deliveries end with what was counted, a refund reverses the rest in the
@@ -181,7 +181,7 @@ pub(crate) fn take_back(
     drop_reservation(txn, id, sale)?;
     sale.state = after;
     sale.changed_at = now;
-    SALES.put(txn, &id, sale)?;
+    put_sale(txn, &id, sale)?;
     if sale.release.is_some() {
         REVOKING.put(txn, &id, &Mark)?;
     }

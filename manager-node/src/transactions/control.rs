@@ -18,13 +18,14 @@ use super::{
 };
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting};
-use crate::{evidence, receipts, statements};
+use crate::{audit, evidence, receipts, statements};
 
 /// Lines in an answer where the command does not say how many, and at most.
 const LINES: usize = 100;
 const MOST_LINES: usize = 1000;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
+    "audit",
     "transactions",
     "transaction",
     "ledger",
@@ -46,6 +47,11 @@ struct Listing {
     before: Option<TransactionId>,
     state: Option<TransactionState>,
     seeder: Option<protocol::PeerId>,
+}
+
+#[derive(Deserialize)]
+struct AuditPage {
+    after: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +142,10 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
         "statements-make" => statements::make_now(ctx, parse(request)?),
         "statement-file" => statements::file(ctx, parse(request)?),
         "evidence" => evidence::control(ctx, parse(request)?),
+        "audit" => {
+            let AuditPage { after } = parse(request)?;
+            Ok(ctx.db.read(|txn| audit::page(txn, after.unwrap_or(0)))?)
+        }
         "payouts" => {
             let page: PayoutPage = parse(request)?;
             ctx.db.read(|txn| statements::payouts(txn, page.after, page.limit.unwrap_or(MOST_LINES)))

@@ -15,6 +15,7 @@ use protocol::ticket::{Endorsement, KeyGrant, Lease, Payer, TransactionData};
 use protocol::{Amount, Currency, Digest, PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
 use store::{Mark, StoreError, Table, Txn, WriteTransaction};
 
+use crate::audit;
 use crate::ledger::{LedgerError, Split, currency_key};
 
 pub(crate) use closing::{after_count, capture, move_due, take_back};
@@ -247,6 +248,19 @@ pub(crate) fn delivery_of(lease: &Lease, manifest: Digest, layout: Layout, due_a
         counting: Counting::default(),
         closed: None,
     }
+}
+
+/// Puts a new or changed sale, and its new state into the audit log.
+pub(crate) fn put_sale(txn: &WriteTransaction, id: &TransactionId, sale: &Sale) -> Result<(), StoreError> {
+    let before = SALES.get(txn, id)?.map(|sale| sale.state);
+    if before != Some(sale.state) {
+        let detail = match before {
+            Some(before) => format!("{} -> {}", before.as_str(), sale.state.as_str()),
+            None => format!("order {} of {}: -> {}", sale.request.order, sale.merchant, sale.state.as_str()),
+        };
+        audit::note(txn, sale.changed_at, "sale", id, detail)?;
+    }
+    SALES.put(txn, id, sale)
 }
 
 /// Puts a new or changed delivery.

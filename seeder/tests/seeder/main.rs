@@ -18,6 +18,7 @@ mod client;
 mod contact;
 mod copies;
 mod hostile;
+mod leaving;
 mod limits;
 mod manager;
 mod receipts;

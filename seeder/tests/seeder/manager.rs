@@ -1,6 +1,6 @@
 //! The manager's part of the mesh service, played by a test: it signs what it is told to and remembers what it heard.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(crate) struct Heard {
     pub(crate) counts: HashMap<PeerId, u32>,
     /// Receipts in the order in which they came, repeated ones included.
     pub(crate) receipts: Vec<Receipt>,
+    /// What seeders wanted to let go of, and whether copies were to be made elsewhere first.
+    pub(crate) releases: Vec<(Vec<Digest>, bool)>,
     /// How far each outbox is taken.
     outboxes: HashMap<PeerId, (u64, Digest)>,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Says {
     pub(crate) placements: HashMap<PeerId, Vec<Placement>>,
     pub(crate) epochs: Vec<Signed<RevocationEpoch>>,
     pub(crate) restore: u64,
+    /// Contents that seeders may let go of.
+    pub(crate) lets_go: HashSet<Digest>,
     /// Answers everything with a refusal.
     pub(crate) refuses: bool,
 }
@@ -171,8 +175,16 @@ impl Office {
                 Some(manifest) => MeshResponse::Manifest(manifest.clone()),
                 None => MeshResponse::Refused(Refusal::new(RefusalCode::UnknownProduct, "no such manifest")),
             },
+            MeshRequest::Release { contents, hand_over } => {
+                let says = self.says.lock().unwrap();
+                let released = contents.iter().filter(|digest| says.lets_go.contains(*digest)).copied().collect();
+                self.heard.lock().unwrap().releases.push((contents, hand_over));
+                MeshResponse::Released(released)
+            }
             // What no test asks for.
-            _ => MeshResponse::Refused(Refusal::new(RefusalCode::Malformed, "this manager does not know that question")),
+            _ => {
+                MeshResponse::Refused(Refusal::new(RefusalCode::Malformed, "this manager does not know that question"))
+            }
         };
         self.news.send_modify(|n| *n += 1);
         response

@@ -61,7 +61,7 @@ async fn a_client_that_never_completes_is_refunded_and_shut_out() {
     assert_eq!(error.cause(), "revoked", "{error}");
     // What was delivered until then is nobody's loss but the merchant's, and the books say so.
     let books = network.books().await.unwrap();
-    assert_eq!(books.balance("rights:"), 0, "{books:?}");
+    assert_eq!(books.balance("rights-holder:"), 0, "{books:?}");
     network.stop().await.unwrap();
 }
 
@@ -80,8 +80,10 @@ async fn the_key_comes_when_the_manager_is_back_and_the_money_when_the_merchant_
     fetch.chunks(2).await.unwrap();
     network.manager.crash().await;
     network.merchants[0].crash().await;
-    let waiting =
-        fetch.until("waiting for the key", |p| p.phase == FetchPhase::AwaitingKey && p.waiting.is_some()).await.unwrap();
+    let waiting = fetch
+        .until("waiting for the key", |p| p.phase == FetchPhase::AwaitingKey && p.waiting.is_some())
+        .await
+        .unwrap();
     let waiting = serde_json::to_value(waiting.waiting.unwrap()).unwrap();
     assert_eq!(waiting["cause"], "manager-away", "{waiting}");
 
@@ -100,6 +102,6 @@ async fn the_key_comes_when_the_manager_is_back_and_the_money_when_the_merchant_
     assert_eq!(vouchers(&network).await, (9001, 0, 999));
     network.until_state(id, "settled").await.unwrap();
     let books = network.books().await.unwrap();
-    assert!(books.balance("rights:") < 0, "{books:?}");
+    assert!(books.balance("rights-holder:") < 0, "{books:?}");
     network.stop().await.unwrap();
 }

@@ -47,14 +47,14 @@ pub(crate) struct Bought {
 impl Network {
     /// Sets up and starts everything.
     pub(crate) fn start(seeders: usize) -> Network {
-        Network::start_with(seeders, &[])
+        Network::start_with(seeders, seeders)
     }
 
-    /// The same, the seeders with these settings.
-    pub(crate) fn start_with(seeders: usize, settings: &[&str]) -> Network {
+    /// The same, where more or fewer copies are wanted than there are seeders yet.
+    pub(crate) fn start_with(seeders: usize, copies: usize) -> Network {
         let dir = tempfile::Builder::new().prefix("willcall-test-").tempdir().unwrap();
         let mut network = Network { daemons: BTreeMap::new(), seeders, voucher: String::new(), dir };
-        let mut init = args!["init", "--set", format!("copies={seeders}")];
+        let mut init = args!["init", "--set", format!("copies={copies}")];
         init.extend(LISTEN.map(OsString::from));
         network.of("manager", init).ok();
         network.run_role("manager");
@@ -63,7 +63,7 @@ impl Network {
         network.of("merchant", init).ok();
         network.run_role("merchant");
         for number in 1..=seeders {
-            network.add_seeder(&format!("seeder-{number}"), settings);
+            network.add_seeder(&format!("seeder-{number}"), &[]);
         }
         let issued = network.of("merchant", args!["vouchers", "issue", "1000.00", "--currency", "USD"]).ok();
         network.voucher = issued["codes"][0].as_str().unwrap().to_owned();
@@ -73,7 +73,7 @@ impl Network {
     /// Makes and starts one more seeder.
     pub(crate) fn add_seeder(&mut self, name: &str, settings: &[&str]) {
         let mut init = args!["init", "--name", name, "--capacity", "64GiB", "--join", self.invite("seeder")];
-        for setting in settings.iter().chain(&["report-ms=1000"]) {
+        for setting in ["report-ms=1000"].iter().chain(settings) {
             init.extend(args!["--set", *setting]);
         }
         init.extend(LISTEN.map(OsString::from));

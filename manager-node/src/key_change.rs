@@ -1,0 +1,266 @@
+//! Changes the network's keys while the manager runs. It prepares a key set, the root key signs it wherever it is kept,
+//! and the signed set is checked, stored, announced to the mesh, and from then on signed with. Nothing is stopped, and
+//! the manager never sees the root key.
+
+use std::sync::{Arc, PoisonError};
+
+use node::ControlError;
+use protocol::api::News;
+use protocol::trust::{KeyPurpose, KeySet, KeyState};
+use protocol::{PeerId, Signed, codec};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::context::{Context, now_ms};
+use crate::init::write_file;
+use crate::keys::{self, ManagerKeys, key_set_path, purpose_name};
+use crate::news;
+use crate::rotate::{Change, OldKey, next_set};
+
+/// Keys that are given up go on signing for so long at most, until the set that says so is signed and brought back.
+const MAX_MARGIN_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+
+fn failed(error: impl std::fmt::Display) -> ControlError {
+    ControlError::new("keys-not-changed", error.to_string())
+}
+
+/// The keys as they stand.
+pub(crate) fn list(ctx: &Context) -> Value {
+    let trust = ctx.trust();
+    let lines: Vec<Value> = trust
+        .key_set()
+        .keys
+        .iter()
+        .map(|entry| {
+            let (state, last, dead) = match entry.state {
+                KeyState::Active => ("active", None, None),
+                KeyState::Retiring { not_issued_after, dead_after } => {
+                    ("retiring", Some(not_issued_after), Some(dead_after))
+                }
+                KeyState::Revoked => ("revoked", None, None),
+            };
+            json!({
+                "purpose": purpose_name(entry.purpose), "key": entry.key, "state": state, "not_issued_after": last,
+                "dead_after": dead, "private_half_here": ctx.keys.opener(&entry.key).is_some(),
+            })
+        })
+        .collect();
+    json!({"version": trust.key_set().version, "root": trust.root(), "keys": lines})
+}
+
+/// What is to be changed: a purpose whose key is replaced, or a key that is void.
+#[derive(Deserialize)]
+pub(crate) struct PrepareArgs {
+    purpose: Option<String>,
+    /// The replaced key was stolen: everything that it signed is void.
+    #[serde(default)]
+    stolen: bool,
+    /// Else what it signed stays good for so long.
+    good_for_ms: Option<u64>,
+    revoke: Option<PeerId>,
+    /// Until the signed set is brought back, at most.
+    margin_ms: u64,
+}
+
+/// How long what a key signed stays good after it was replaced, where nothing else is said: tickets are renewed every
+/// few days, certificates every year, and what the catalogue signed is delivered for as long as it was sold.
+const fn good_for(purpose: KeyPurpose) -> u64 {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    match purpose {
+        KeyPurpose::Ticket => 30 * DAY,
+        KeyPurpose::Enrolment | KeyPurpose::Revocation | KeyPurpose::Settlement => 400 * DAY,
+        KeyPurpose::ReceiptSealing => 90 * DAY,
+        KeyPurpose::Catalogue => 36_500 * DAY,
+    }
+}
+
+/// The next key set, to be signed with the root key.
+pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Value, ControlError> {
+    let change = match (&args.purpose, args.revoke) {
+        (Some(name), None) => {
+            let purpose = KeyPurpose::ALL.into_iter().find(|purpose| purpose_name(*purpose) == name);
+            let purpose = purpose.ok_or_else(|| failed(format!("there is no key for '{name}'")))?;
+            let good_for_ms = args.good_for_ms.unwrap_or(good_for(purpose));
+            let old = if args.stolen { OldKey::Revoke } else { OldKey::Retire { good_for_ms } };
+            Change::Rotate { purpose, old }
+        }
+        (None, Some(key)) => Change::Revoke { key },
+        _ => return Err(failed("either a purpose or a key to revoke is named")),
+    };
+    let (work, margin) = (Arc::clone(ctx), args.margin_ms.min(MAX_MARGIN_MS));
+    let made = tokio::task::spawn_blocking(move || next_set(&work.dir, &work.trust(), change, now_ms(), margin)).await;
+    let (set, report) = made.map_err(failed)?.map_err(failed)?;
+    Ok(json!({
+        "request": codec::encode(&set), "version": report.version, "key": report.key, "replaced": report.replaced,
+    }))
+}
+
+/// A signed key set.
+#[derive(Deserialize)]
+pub(crate) struct InstallArgs {
+    signed: Vec<u8>,
+}
+
+/// Puts a signed key set in force.
+pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Value, ControlError> {
+    let signed: Signed<KeySet> = codec::decode(&args.signed).map_err(failed)?;
+    let work = Arc::clone(ctx);
+    let done = tokio::task::spawn_blocking(move || put_in_force(&work, signed)).await;
+    let version = done.map_err(failed)??;
+    let trust = ctx.trust();
+    news::publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;
+    // Whoever misses the set learns of its number.
+    news::beat(ctx, now_ms()).await.map_err(failed)?;
+    tracing::warn!(version, "a new key set is in force");
+    Ok(json!({"version": version}))
+}
+
+fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlError> {
+    // Held to the end: two sets at once would make a fork.
+    let _turn = ctx.keys.turn();
+    let in_force = ctx.trust();
+    let mut trust = protocol::trust::Trust::clone(&in_force);
+    let before = trust.key_set().version;
+    trust.update(signed.clone()).map_err(failed)?;
+    let set = trust.key_set();
+    if set.version == before {
+        return Ok(before);
+    }
+    if set.version != before + 1 {
+        return Err(failed(format!("it has version {}, {} is next; prepare a new one", set.version, before + 1)));
+    }
+    if !set.managers.contains(&ctx.peer) {
+        return Err(failed("it does not name this manager"));
+    }
+    let now = now_ms();
+    let late = set.keys.iter().any(|entry| {
+        let was = in_force.key_set().keys.iter().find(|old| old.key == entry.key).map(|old| old.state);
+        was == Some(KeyState::Active)
+            && matches!(entry.state, KeyState::Retiring { not_issued_after, .. } if not_issued_after < now)
+    });
+    if late {
+        return Err(failed(
+            "the old key has signed since the time that it gives up at; prepare a new one, with more time",
+        ));
+    }
+    let keys = ManagerKeys::fitting(&ctx.dir, &trust).map_err(failed)?;
+    let path = key_set_path(&ctx.dir);
+    write_file(&path, &codec::encode(&signed)).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?;
+    keys::remember(&ctx.db, &trust).map_err(failed)?;
+    ctx.revocations.set_signer(keys.signer(KeyPurpose::Revocation));
+    ctx.keys.replace(keys);
+    let version = trust.key_set().version;
+    *ctx.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
+    Ok(version)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::RefusalCode;
+    use protocol::ticket::Admission;
+    use protocol::trust::RevocationState;
+
+    use super::*;
+    use crate::rotate::sign_key_set;
+    use crate::sales::tests::shop::{Outbox, Shop, Terms, random_key};
+
+    async fn change(shop: &Shop, request: Value) -> Result<Value, ControlError> {
+        let prepared = shop.running.control(request).await?;
+        let request: Vec<u8> = serde_json::from_value(prepared["request"].clone()).unwrap();
+        let signed = sign_key_set(&request, &shop.ctx.dir.join("root.key"), None).unwrap();
+        shop.running.control(json!({"cmd": "keys-install", "signed": signed})).await?;
+        Ok(prepared)
+    }
+
+    fn admitted(shop: &Shop, ticket: &protocol::ticket::Ticket) -> Result<(), RefusalCode> {
+        let (trust, revoked) = (shop.ctx.trust(), RevocationState::default());
+        let admission = Admission {
+            peer: shop.client.peer_id(),
+            seeder: shop.seeders[0].peer_id(),
+            trust: &trust,
+            revoked: &revoked,
+            last_heartbeat: None,
+            continuation_ms: 0,
+            now: now_ms(),
+        };
+        ticket.check(&admission).map(drop).map_err(|refusal| refusal.code)
+    }
+
+    #[tokio::test]
+    async fn keys_change_while_sales_go_on_and_old_tickets_stay_good_until_the_key_is_revoked() {
+        let shop = Shop::open(Terms::default()).await;
+        let (id, before) = shop.buy("o").await;
+        let (waiting, _) = shop.buy("w").await;
+        let mut outbox = Outbox::of(&shop, 0);
+        let rotate = |purpose: &str| json!({"cmd": "keys-prepare", "purpose": purpose, "margin_ms": 60_000});
+        let ticket_key = change(&shop, rotate("ticket")).await.unwrap();
+        change(&shop, rotate("receipt-sealing")).await.unwrap();
+        change(&shop, rotate("revocation")).await.unwrap();
+        assert_eq!(shop.ctx.trust().key_set().version, 4);
+        let (_, after) = shop.buy("p").await;
+        assert_eq!(json!(after.ticket.lease.signer()), ticket_key["key"]);
+        assert_eq!(admitted(&shop, &before.ticket), Ok(()));
+        assert_eq!(admitted(&shop, &after.ticket), Ok(()));
+        // A batch that was sealed to the key of before is opened.
+        outbox.send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+        // An epoch by the new revocation key is one that the network's keys signed.
+        shop.running
+            .control(json!({"cmd": "revoke", "kind": "merchant", "id": shop.merchant.peer_id()}))
+            .await
+            .unwrap();
+        let epoch = shop.ctx.revocations.newest().unwrap().unwrap();
+        let trust = shop.ctx.trust();
+        trust.open(&epoch, KeyPurpose::Revocation, |e| e.at, now_ms()).unwrap();
+
+        let revoke = json!({"cmd": "keys-prepare", "revoke": before.ticket.lease.signer(), "margin_ms": 0});
+        change(&shop, revoke).await.unwrap();
+        assert_eq!(admitted(&shop, &before.ticket), Err(RefusalCode::KeyRetired));
+        assert_eq!(admitted(&shop, &after.ticket), Ok(()));
+        // The mailbox has a good one for it.
+        let again = shop.ticket(waiting).await.unwrap();
+        assert_eq!(admitted(&shop, &again.ticket), Ok(()));
+        // What is on disk is what is in force: a restart finds the same.
+        let (_, loaded) = ManagerKeys::load(&shop.ctx.dir, 0).unwrap();
+        assert_eq!(loaded.signed_key_set(), shop.ctx.trust().signed_key_set());
+        let listed = shop.running.control(json!({"cmd": "keys-list"})).await.unwrap();
+        let revoked = listed["keys"].as_array().unwrap().iter().filter(|key| key["state"] == "revoked").count();
+        assert_eq!((&listed["version"], revoked), (&json!(5), 1));
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_key_set_that_is_not_the_next_one_or_not_the_roots_is_refused() {
+        let shop = Shop::open(Terms::default()).await;
+        let rotate = json!({"cmd": "keys-prepare", "purpose": "ticket", "margin_ms": 60_000});
+        let prepared = shop.running.control(rotate.clone()).await.unwrap();
+        let request: Vec<u8> = serde_json::from_value(prepared["request"].clone()).unwrap();
+        let set: KeySet = codec::decode(&request).unwrap();
+        let install = async |signed: Signed<KeySet>| {
+            let asked = json!({"cmd": "keys-install", "signed": codec::encode(&signed)});
+            shop.running.control(asked).await.map_err(|error| error.message)
+        };
+        assert!(install(Signed::sign(&set, &random_key())).await.is_err());
+        let root = node::load_key(&shop.ctx.dir.join("root.key"), None).unwrap();
+        let ahead = KeySet { version: set.version + 1, ..set.clone() };
+        assert!(install(Signed::sign(&ahead, &root)).await.unwrap_err().contains("is next"));
+        // Too late: the old key has signed since.
+        let late =
+            shop.running.control(json!({"cmd": "keys-prepare", "purpose": "ticket", "margin_ms": 0})).await.unwrap();
+        let request: Vec<u8> = serde_json::from_value(late["request"].clone()).unwrap();
+        let mut late: KeySet = codec::decode(&request).unwrap();
+        for entry in &mut late.keys {
+            if let KeyState::Retiring { not_issued_after, .. } = &mut entry.state {
+                *not_issued_after -= 1000;
+            }
+        }
+        assert!(install(Signed::sign(&late, &root)).await.unwrap_err().contains("more time"));
+        assert_eq!(shop.ctx.trust().key_set().version, 1);
+        let foreign = shop.ctx.dir.join("key");
+        assert!(sign_key_set(&request, &foreign, None).unwrap_err().to_string().contains("another network"));
+        assert_eq!(install(Signed::sign(&set, &root)).await.unwrap()["version"], 2);
+        // Again is no error.
+        assert_eq!(install(Signed::sign(&set, &root)).await.unwrap()["version"], 2);
+        shop.close().await;
+    }
+}

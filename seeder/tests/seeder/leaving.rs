@@ -1,0 +1,173 @@
+//! Letting go: of content when the disk fills up, and of everything when the seeder leaves. Never of what somebody is being
+//! served, and never of what the manager did not let go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::deliver::ClientMessage;
+use protocol::{ChunkSet, Digest, RefusalCode};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::world::{CHUNK, Goods, World, eventually, stop};
+
+fn lets_go(world: &World, goods: &[&Goods]) {
+    world.office.says.lock().unwrap().lets_go.extend(goods.iter().map(|goods| goods.digest()));
+}
+
+async fn ask(world: &World, request: Value) -> Value {
+    node::control_call(&world.path("a"), &request, |_| {}).await.unwrap()
+}
+
+#[tokio::test]
+async fn above_the_high_water_mark_only_what_nobody_needs_goes_and_the_longest_unserved_first() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=5).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let [idle, asked_lately, being_served, leased, last_copy] = all[..] else { unreachable!() };
+    let (one, two) = (Client::new(10).await, Client::new(11).await);
+    let seeder = world
+        .seeder("a", &all, |config| {
+            // Five contents of four chunks are 100%: above the high mark, and three of them have to go.
+            config.capacity = 20 * CHUNK as u64;
+            (config.high_water_percent, config.low_water_percent) = (90, 40);
+            config.gc_ms = 600_000;
+            // What was acknowledged is over for this test as soon as its lease is.
+            config.continuation_ms = 0;
+        })
+        .await;
+    let at = seeder.peer_addrs();
+    let holds = |goods: &Goods| seeder.contents().get(&goods.digest()).is_some();
+
+    // One delivery under way, with a lease that is over: what keeps the content is that it is being served.
+    let mut terms = world.terms(being_served, one.peer(), at.peer);
+    terms.end = terms.start + 500;
+    let (mut talk, _) = one.begin(&at, &world.make(terms)).await;
+    // One client that was here and is away, with a lease that is not over.
+    let ticket = world.ticket(leased, two.peer(), at.peer);
+    let (mut away, _) = two.begin(&at, &ticket).await;
+    away.want(0..1).await;
+    away.chunk().await.unwrap();
+    away.say(ClientMessage::Ack(two.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1)))).await;
+    world.office.until("its receipt", |heard| (!heard.receipts.is_empty()).then_some(())).await;
+    drop(away);
+    // One that was asked for, and whose lease was over then.
+    let mut terms = world.terms(asked_lately, two.peer(), at.peer);
+    terms.end = terms.start + 500;
+    drop(two.begin(&at, &world.make(terms)).await);
+    eventually("one delivery", || async { (seeder.status().unwrap()["deliveries"] == 1).then_some(()) }).await;
+
+    lets_go(&world, &[idle, asked_lately, being_served, leased]);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    let trouble = eventually("the operator told", || async {
+        seeder.status().unwrap()["trouble"]["quota"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(trouble.contains("raise capacity"), "{trouble}");
+    assert_eq!(
+        [holds(idle), holds(asked_lately), holds(being_served), holds(leased), holds(last_copy)],
+        [false, false, true, true, true]
+    );
+    // Only what could not go for want of copies was to be copied elsewhere.
+    let asked = world.office.heard.lock().unwrap().releases.clone();
+    let moved: Vec<&Digest> = asked.iter().filter(|(_, hand_over)| *hand_over).flat_map(|(which, _)| which).collect();
+    assert_eq!(moved, [&last_copy.digest()]);
+    let first: Vec<Digest> = asked[0].0.clone();
+    let place = |goods: &Goods| first.iter().position(|digest| *digest == goods.digest());
+    assert!(place(idle) < place(asked_lately), "the longest unserved first");
+    assert_eq!((place(being_served), place(leased)), (None, None), "nobody is asked for what stays");
+    // The delivery goes on to its end.
+    talk.want(0..2).await;
+    assert_eq!(talk.chunk().await.unwrap().1, being_served.chunk(0));
+
+    // Between the marks nothing more goes, whatever may.
+    lets_go(&world, &[last_copy]);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    eventually("no trouble", || async { seeder.status().unwrap()["trouble"]["quota"].is_null().then_some(()) }).await;
+    assert!(holds(last_copy));
+    assert_eq!(seeder.status().unwrap()["quota"]["used_inodes"], 3 * 6);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_quota_of_files_is_a_quota() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=3).map(|seed| world.publish(seed, 1)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let seeder = world
+        .seeder("a", &all, |config| {
+            config.max_inodes = 18;
+            (config.high_water_percent, config.low_water_percent) = (90, 70);
+            config.gc_ms = 600_000;
+        })
+        .await;
+    assert_eq!(seeder.status().unwrap()["free_bytes"], 0, "no room for one more file is no room");
+    lets_go(&world, &all);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    eventually("one gone", || async { (seeder.contents().list().len() == 2).then_some(()) }).await;
+    eventually("room", || async { (seeder.status().unwrap()["free_bytes"] != 0).then_some(()) }).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes_nobody_new() {
+    let world = World::new(false).await;
+    let (goods, other) = (world.publish(1, 4), world.publish(2, 2));
+    let (one, two) = (Client::new(10).await, Client::new(11).await);
+    let seeder = Arc::new(world.seeder("a", &[&goods, &other], |_| {}).await);
+    let (at, dir) = (seeder.peer_addrs(), world.path("a"));
+    let ticket = world.ticket(&goods, one.peer(), at.peer);
+    let (mut talk, _) = one.begin(&at, &ticket).await;
+
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let draining = tokio::spawn(async move {
+        node::control_call(&dir, &json!({ "cmd": "drain" }), |facts| drop(told.send(facts))).await
+    });
+    let facts = hears.recv().await.unwrap();
+    assert_eq!((&facts["deliveries"], &facts["contents"]), (&json!(1), &json!(2)), "{facts}");
+    world.office.until("its wish", |heard| heard.releases.iter().find(|(_, hand_over)| *hand_over).map(|_| ())).await;
+    let refusal = two.show(&at, &world.ticket(&goods, two.peer(), at.peer)).await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::ShuttingDown);
+    assert!(refusal.retry_after_ms > 0);
+    world.office.until("no room", |heard| heard.reports.get(&at.peer).filter(|r| r.free == 0).map(|_| ())).await;
+
+    // What runs goes on, although the manager let it all go meanwhile; what was let go is not reported any more.
+    lets_go(&world, &[&goods, &other]);
+    let held = |heard: &crate::manager::Heard| heard.reports.get(&at.peer).map(|report| report.held.len());
+    world.office.until("nothing held", |heard| held(heard).filter(|held| *held == 0).map(|_| ())).await;
+    assert!(!draining.is_finished());
+    talk.want(0..2).await;
+    for chunk in 0..2 {
+        assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(chunk));
+    }
+    let ack = one.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..2));
+    talk.say(ClientMessage::Finish { ack: Some(ack.clone()), completion: None }).await;
+    let ended = draining.await.unwrap().unwrap();
+    assert_eq!((&ended["drain"], &ended["complete"]), (&json!("drained"), &json!(true)), "{ended}");
+    let receipts = world.office.heard.lock().unwrap().receipts.iter().filter(|receipt| receipt.ack == ack).count();
+    assert_eq!(receipts, 1, "its receipt is with the manager");
+    tokio::time::timeout(Duration::from_secs(5), seeder.drained()).await.unwrap();
+    stop(Arc::into_inner(seeder).unwrap()).await;
+}
+
+#[tokio::test]
+async fn leaving_can_be_called_off_and_has_an_end_where_nobody_takes_the_copies() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 2);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let (at, dir) = (seeder.peer_addrs(), world.path("a"));
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let draining = tokio::spawn(async move { node::control_call(&dir, &json!({ "cmd": "drain" }), |_| {}).await });
+    eventually("leaving", || async { (seeder.status().unwrap()["quota"]["drain"] == "draining").then_some(()) }).await;
+    let stays = ask(&world, json!({ "cmd": "drain", "cancel": true })).await;
+    assert_eq!(stays, json!({ "drain": "no" }));
+    assert!(draining.await.unwrap().unwrap_err().to_string().contains("stays after all"));
+    client.begin(&at, &ticket).await;
+    eventually("nobody served", || async { (seeder.status().unwrap()["deliveries"] == 0).then_some(()) }).await;
+
+    let ended = ask(&world, json!({ "cmd": "drain", "patience_ms": 300 })).await;
+    assert_eq!((&ended["complete"], &ended["left"]["contents"]), (&json!(false), &json!(1)), "{ended}");
+    tokio::time::timeout(Duration::from_secs(5), seeder.drained()).await.unwrap();
+    stop(seeder).await;
+}

@@ -1,0 +1,198 @@
+//! `willcall manager keys …`: changes the network's keys. The root key is read by this command and not by the manager; it
+//! may be on another machine, and then a request and its answer are carried there and back as files.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use protocol::PeerId;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::client::write_whole;
+use super::daemon::{ask, call};
+use super::manager::{DirArgs, listed, parse_time};
+use super::output::{Answer, field};
+
+/// Commands about keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the network's keys and their state
+    List(DirArgs),
+    /// Replace the key of a purpose; what the old one signed stays good for a time
+    Rotate(RotateArgs),
+    /// Make void everything that a key signed
+    Revoke(RevokeArgs),
+    /// Sign a request with the root key, on whatever machine has it
+    Sign(SignArgs),
+    /// Put a signed key set in force
+    Install(InstallArgs),
+}
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Purpose {
+    /// Manifests
+    Catalogue,
+    /// Transaction data and leases
+    Ticket,
+    /// Certificates of merchants and seeders
+    Enrolment,
+    /// Revocation epochs and heartbeats
+    Revocation,
+    /// Marks, statements and evidence
+    Settlement,
+    /// Receipts are sealed to it
+    ReceiptSealing,
+}
+
+/// Where the root key is.
+#[derive(Debug, Args)]
+struct RootArgs {
+    /// The root key's file [default: root.key in the data folder]
+    #[arg(long, value_name = "FILE", conflicts_with = "request")]
+    root_key: Option<PathBuf>,
+    /// Write a request to this file instead, to be signed where the root key is
+    #[arg(long, value_name = "FILE")]
+    request: Option<PathBuf>,
+    /// With --request: the old key goes on until the answer is back, for so long at most
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "7d")]
+    within: u64,
+}
+
+/// Flags of `rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct RotateArgs {
+    /// Which key
+    purpose: Purpose,
+    /// The old key was stolen: everything that it signed is void
+    #[arg(long, conflicts_with = "good_for")]
+    stolen: bool,
+    /// What the old key signed stays good for so long [default: 30d for tickets, longer for the others]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    good_for: Option<u64>,
+    #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `revoke`.
+#[derive(Debug, Args)]
+pub(crate) struct RevokeArgs {
+    /// The key, from `keys list`
+    key: PeerId,
+    #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `sign`.
+#[derive(Debug, Args)]
+pub(crate) struct SignArgs {
+    /// The request
+    request: PathBuf,
+    /// The root key's file
+    #[arg(long, value_name = "FILE")]
+    root_key: PathBuf,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Flags of `install`.
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    /// What `keys sign` wrote
+    signed: PathBuf,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// A signature and a change are made at once where the root key is here; this is for the clock's steps and slow disks.
+const MARGIN_MS: u64 = 60_000;
+/// Largest file that is read: a signed key set has at most 32 KiB.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Runs one command.
+pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
+    match command {
+        Command::List(dir) => {
+            let columns = &["purpose", "key", "state", "not_issued_after", "dead_after", "private_half_here"];
+            ask(&dir.path(), json!({"cmd": "keys-list"}), global, |a| listed(a, "keys", columns)).await
+        }
+        Command::Rotate(args) => {
+            let purpose = args.purpose.to_possible_value().map(|value| value.get_name().to_owned());
+            let request = json!({"purpose": purpose, "stolen": args.stolen, "good_for_ms": args.good_for});
+            change(&args.dir.path(), request, &args.root, global).await
+        }
+        Command::Revoke(args) => change(&args.dir.path(), json!({"revoke": args.key}), &args.root, global).await,
+        Command::Sign(args) => {
+            let signed = sign(&read(&args.request)?, &args.root_key)?;
+            write_whole(&args.output, &signed)?;
+            let text = format!(
+                "signed key set in {}\nNext, at the manager: willcall manager keys install",
+                args.output.display()
+            );
+            Answer::new(json!({"path": args.output}), text).print(global.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Install(args) => {
+            let request = json!({"cmd": "keys-install", "signed": read(&args.signed)?});
+            ask(&args.dir.path(), request, global, |a| format!("key set {} is in force", field(a, "version"))).await
+        }
+    }
+}
+
+async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global) -> Result<ExitCode> {
+    let root_key = root.root_key.clone().unwrap_or_else(|| dir.join("root.key"));
+    if root.request.is_none() && !root_key.exists() {
+        bail!("there is no root key {}; name it with --root-key, or write a --request for it", root_key.display());
+    }
+    if let Some(fields) = request.as_object_mut() {
+        let margin = if root.request.is_some() { root.within } else { MARGIN_MS };
+        fields.insert("cmd".into(), json!("keys-prepare"));
+        fields.insert("margin_ms".into(), json!(margin));
+    }
+    let mut prepared = call(dir, request).await?;
+    let bytes: Vec<u8> = serde_json::from_value(prepared.get("request").cloned().unwrap_or_default())
+        .context("the manager answered without a request")?;
+    if let Some(fields) = prepared.as_object_mut() {
+        fields.remove("request");
+    }
+    let changed = |prepared: &Value| {
+        let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
+        format!("new key {key}\nreplaces {replaced}")
+    };
+    if let Some(path) = &root.request {
+        write_whole(path, &bytes)?;
+        let text = format!(
+            "{}\nNext, where the root key is: willcall manager keys sign {} --root-key FILE -o SIGNED",
+            changed(&prepared),
+            path.display()
+        );
+        prepared.as_object_mut().map(|fields| fields.insert("path".into(), json!(path)));
+        Answer::new(prepared, text).print(global.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let signed = sign(&bytes, &root_key)?;
+    call(dir, json!({"cmd": "keys-install", "signed": signed})).await?;
+    let text = format!("{}\nkey set {} is in force", changed(&prepared), field(&prepared, "version"));
+    Answer::new(prepared, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sign(request: &[u8], root_key: &Path) -> Result<Vec<u8>> {
+    let passphrase = super::client::passphrase_of(root_key)?;
+    Ok(manager_node::sign_key_set(request, root_key, passphrase.as_deref().map(String::as_str))?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let failed = || format!("cannot read {}", path.display());
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).with_context(failed)?.take(MAX_FILE).read_to_end(&mut bytes).with_context(failed)?;
+    Ok(bytes)
+}
