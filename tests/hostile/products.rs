@@ -135,7 +135,7 @@ fn a_gibibyte_needs_no_more_memory_than_a_little() {
     for part in 0..256 {
         std::io::Write::write_all(&mut file, &bytes(part, 4 << 20)).unwrap();
     }
-    let product = network.publish(&path, &["--chunk-size", "1MiB"]);
+    let product = network.publish(&path, &["--chunk-size", "1MiB", "--rate", "1000"]);
     let bought = network.buy(&product, "client");
     let out = network.path("goods");
     let mut fetch = super::support::Job::start(bought.fetching(&out));

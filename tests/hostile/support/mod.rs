@@ -16,7 +16,7 @@ pub(crate) use files::{bytes, same};
 pub(crate) use process::{Daemon, Finished, Job, processes_naming};
 
 /// For everything that happens by itself: far more than it takes, on a machine with other work.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// Arguments from anything that is text or a path.
 macro_rules! args {
@@ -123,7 +123,12 @@ impl Network {
     /// Publishes, and waits until every seeder holds it.
     pub(crate) fn publish(&self, path: &Path, more: &[&str]) -> Value {
         let mut publish = args!["publish", path, "--title", "Goods", "--price", "9.99", "--currency", "USD"];
-        publish.extend(args!["--share", "Author=60", "--rate", "1000000", "--chunk-size", "64KiB"]);
+        publish.extend(args!["--share", "Author=60"]);
+        for (flag, value) in [("--rate", "1000000"), ("--chunk-size", "64KiB")] {
+            if !more.contains(&flag) {
+                publish.extend(args![flag, value]);
+            }
+        }
         publish.extend(more.iter().map(OsString::from));
         let product = self.of("manager", publish).ok();
         let id = text(&product, "product");
