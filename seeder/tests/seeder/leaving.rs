@@ -64,10 +64,10 @@ async fn above_the_high_water_mark_only_what_nobody_needs_goes_and_the_longest_u
     })
     .await;
     assert!(trouble.contains("raise capacity"), "{trouble}");
-    assert_eq!(
-        [holds(idle), holds(asked_lately), holds(being_served), holds(leased), holds(last_copy)],
-        [false, false, true, true, true]
-    );
+    // That may have been said before this collection: what counts is how it ends.
+    eventually("the two that nobody needs gone", || async { (!holds(idle) && !holds(asked_lately)).then_some(()) })
+        .await;
+    assert_eq!([holds(being_served), holds(leased), holds(last_copy)], [true, true, true]);
     // Only what could not go for want of copies was to be copied elsewhere.
     let asked = world.office.heard.lock().unwrap().releases.clone();
     let moved: Vec<&Digest> = asked.iter().filter(|(_, hand_over)| *hand_over).flat_map(|(which, _)| which).collect();
