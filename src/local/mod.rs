@@ -66,12 +66,21 @@ impl Network {
         result
     }
 
-    /// The end of the logs of those that stopped by themselves.
+    /// What the nodes' logs say about a failure: the end of the log of any that stopped by itself, else the last
+    /// complaints of each.
     pub(crate) fn casualties(&mut self) -> String {
         let mut text = String::new();
         for daemon in &mut self.daemons {
             if !daemon.is_running() {
                 text.push_str(&format!("; {} had stopped, end of its log: {}", daemon.name, daemon.log_tail()));
+            }
+        }
+        if text.is_empty() {
+            for daemon in &self.daemons {
+                let complaints = daemon.complaints();
+                if !complaints.is_empty() {
+                    text.push_str(&format!("; {} complained: {complaints}", daemon.name));
+                }
             }
         }
         text

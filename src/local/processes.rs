@@ -158,6 +158,15 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// The last warnings and errors in its log.
+    pub(crate) fn complaints(&self) -> String {
+        const LINES: usize = 2;
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let loud = |line: &&str| line.contains("\"level\":\"WARN\"") || line.contains("\"level\":\"ERROR\"");
+        let lines: Vec<&str> = text.lines().filter(loud).collect();
+        lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join(" ")
+    }
+
     /// The end of its log.
     pub(crate) fn log_tail(&self) -> String {
         tail(&self.log)
