@@ -69,7 +69,7 @@ pub(crate) struct IdArgs {
 pub(crate) struct BuyArgs {
     /// Product id, from `willcall products`
     product: ProductId,
-    /// The merchant's address, e.g. https://shop.example
+    /// The merchant's address, e.g. `https://shop.example`
     #[arg(long, value_name = "URL")]
     merchant: String,
     /// Voucher code that pays
@@ -91,7 +91,7 @@ pub(crate) struct BuyArgs {
 /// Flags of `products`.
 #[derive(Debug, Args)]
 pub(crate) struct ProductsArgs {
-    /// The merchant's address, e.g. https://shop.example
+    /// The merchant's address, e.g. `https://shop.example`
     #[arg(long, value_name = "URL")]
     merchant: String,
 }
