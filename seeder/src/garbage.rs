@@ -92,6 +92,10 @@ struct Candidate {
     whole: bool,
 }
 
+/// How long a look at a content takes at most, and how many of them in a row are waited for.
+const LOOK_TIME: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 50;
+
 /// Looks now and then whether something has to go, until the node stops.
 pub(crate) async fn collect(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
@@ -226,24 +230,33 @@ pub(crate) async fn ask(seeder: &Seeder, contents: Vec<Digest>, hand_over: bool)
     }
 }
 
-/// Removes a content unless somebody began to use it meanwhile; gives what is still left to go.
+/// Removes a content unless somebody began to use it meanwhile; gives what is still left to go. Who only looks at it (a
+/// status, a report) is done in a moment and waited for.
 async fn remove(seeder: &Arc<Seeder>, candidate: &Candidate, left: Excess) -> Excess {
-    let (removing, digest) = (Arc::clone(seeder), candidate.digest);
-    let removed = tokio::task::spawn_blocking(move || {
-        let removed = removing.contents.remove_unused(&digest);
-        removing.chunks.forget(&digest);
-        removed
-    });
-    match removed.await {
-        Ok(Ok(true)) => {}
-        Ok(Ok(false)) => return left,
-        Ok(Err(error)) => {
-            tracing::error!(content = %digest, %error, "content cannot be removed");
-            return left;
-        }
-        Err(error) => {
-            tracing::error!(content = %digest, %error, "content cannot be removed");
-            return left;
+    let digest = candidate.digest;
+    let mut looks = 0;
+    loop {
+        let removing = Arc::clone(seeder);
+        let removed = tokio::task::spawn_blocking(move || {
+            let removed = removing.contents.remove_unused(&digest);
+            removing.chunks.forget(&digest);
+            removed
+        });
+        match removed.await {
+            Ok(Ok(true)) => break,
+            Ok(Ok(false)) if looks < LOOKS => {
+                looks += 1;
+                tokio::time::sleep(LOOK_TIME).await;
+            }
+            Ok(Ok(false)) => return left,
+            Ok(Err(error)) => {
+                tracing::error!(content = %digest, %error, "content cannot be removed");
+                return left;
+            }
+            Err(error) => {
+                tracing::error!(content = %digest, %error, "content cannot be removed");
+                return left;
+            }
         }
     }
     seeder.served.forget(&digest);
