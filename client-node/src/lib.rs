@@ -5,7 +5,9 @@
 mod evidence;
 mod fetch;
 mod home;
+mod in_place;
 mod inbox;
+mod layout;
 mod library;
 mod link;
 mod networks;

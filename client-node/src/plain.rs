@@ -2,14 +2,12 @@
 //! memory, and no byte leaves here that did not authenticate at its place.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use delivery::{Content, ReadError};
 use protocol::cipher::{CipherError, ContentSecret, FrameCipher, TAG_LEN};
 use protocol::codec::{self, Wire};
 use protocol::manifest::Manifest;
 use protocol::pack::{self, FileList, HEADER_LEN, PackError};
-use tokio_util::sync::CancellationToken;
 
 /// Why a product's bytes cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -64,30 +62,6 @@ impl Frames for Stored {
     }
 }
 
-/// Frames out of a content that is still being fetched: each is waited for.
-pub(crate) struct Arriving {
-    pub(crate) stored: Stored,
-    /// Ends the waiting.
-    pub(crate) stop: CancellationToken,
-}
-
-impl Frames for Arriving {
-    fn read(&mut self, frame: u32, buffer: &mut Vec<u8>) -> Result<(), PlainError> {
-        /// How soon the end is noticed while nothing arrives.
-        const LOOK_UP: Duration = Duration::from_millis(100);
-        while !self.stored.0.wait_for(frame, LOOK_UP) {
-            if self.stop.is_cancelled() || self.stored.0.is_removed() {
-                return Err(PlainError::NotHere(frame));
-            }
-        }
-        self.stored.read(frame, buffer)
-    }
-
-    fn is_intact(&self, frame: u32, buffer: &[u8]) -> bool {
-        self.stored.is_intact(frame, buffer)
-    }
-}
-
 /// Reads the plain bytes of a pack.
 pub(crate) struct Plain<F> {
     frames: F,
@@ -96,14 +70,17 @@ pub(crate) struct Plain<F> {
     sealed: Vec<u8>,
     open: Vec<u8>,
     loaded: Option<u32>,
-    payload: u64,
-    position: u64,
     length: u64,
 }
 
 /// Plain bytes in each frame but the last.
 pub(crate) fn payload(manifest: &Manifest) -> u64 {
     u64::from(manifest.chunk_size).saturating_sub(TAG_LEN as u64).max(1)
+}
+
+/// Plain bytes of all frames together.
+pub(crate) fn plain_length(manifest: &Manifest) -> u64 {
+    manifest.length.saturating_sub(u64::from(manifest.chunks()) * TAG_LEN as u64)
 }
 
 impl<F: Frames> Plain<F> {
@@ -118,30 +95,11 @@ impl<F: Frames> Plain<F> {
             return Err(malformed("its last frame is empty"));
         }
         let cipher = FrameCipher::new(secret, manifest.content, chunks).ok_or(PlainError::WrongKey)?;
-        Ok(Plain {
-            frames,
-            cipher,
-            sealed: Vec::new(),
-            open: Vec::new(),
-            loaded: None,
-            payload: payload(manifest),
-            position: 0,
-            length: manifest.length - u64::from(chunks) * TAG_LEN as u64,
-        })
+        Ok(Plain { frames, cipher, sealed: Vec::new(), open: Vec::new(), loaded: None, length: plain_length(manifest) })
     }
 
-    /// Goes on from there.
-    pub(crate) fn seek(&mut self, position: u64) {
-        self.position = position;
-    }
-
-    /// The bytes from the position to the end of its frame; none at the end.
-    fn available(&mut self) -> Result<&[u8], PlainError> {
-        if self.position >= self.length {
-            return Ok(&[]);
-        }
-        let frame = u32::try_from(self.position / self.payload).unwrap_or(u32::MAX);
-        let within = usize::try_from(self.position % self.payload).unwrap_or(usize::MAX);
+    /// The plain bytes of a frame.
+    pub(crate) fn frame(&mut self, frame: u32) -> Result<&[u8], PlainError> {
         if self.loaded != Some(frame) {
             self.loaded = None;
             self.frames.read(frame, &mut self.sealed)?;
@@ -152,64 +110,35 @@ impl<F: Frames> Plain<F> {
             }
             self.loaded = Some(frame);
         }
-        Ok(self.open.get(within..).unwrap_or_default())
+        Ok(&self.open)
     }
 
-    /// Hands the next `count` bytes to `sink`, in pieces.
-    pub(crate) fn copy<E: From<PlainError>>(
-        &mut self,
-        count: u64,
-        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut left = count;
-        while left > 0 {
-            let available = self.available()?;
-            let take = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let part = available.get(..take).unwrap_or_default();
-            if part.is_empty() {
-                return Err(malformed("it ends before its last file").into());
+    /// The first bytes, up to `end`.
+    fn begin(&mut self, end: u64) -> Result<Vec<u8>, PlainError> {
+        let mut bytes = Vec::with_capacity(usize::try_from(end).unwrap_or(0).min(<FileList as Wire>::MAX));
+        for frame in 0.. {
+            let left = usize::try_from(end - bytes.len() as u64).unwrap_or(usize::MAX);
+            if left == 0 {
+                break;
             }
-            sink(part)?;
-            self.position += take as u64;
-            left -= take as u64;
+            let plain = self.frame(frame)?;
+            bytes.extend_from_slice(plain.get(..left).unwrap_or(plain));
         }
-        Ok(())
-    }
-
-    fn bytes(&mut self, count: u64) -> Result<Vec<u8>, PlainError> {
-        let mut out = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(<FileList as Wire>::MAX));
-        self.copy(count, |part| {
-            out.extend_from_slice(part);
-            Ok::<_, PlainError>(())
-        })?;
-        Ok(out)
+        Ok(bytes)
     }
 
     /// How many plain bytes the header and the list take.
     pub(crate) fn head_length(&mut self) -> Result<u64, PlainError> {
-        self.seek(0);
         if self.length < HEADER_LEN as u64 {
             return Err(malformed("it is shorter than a header"));
         }
-        let header: [u8; HEADER_LEN] = self.bytes(HEADER_LEN as u64)?.try_into().unwrap_or_default();
-        let head = HEADER_LEN as u64 + pack::read_header(&header)?;
-        if head > self.length {
-            return Err(malformed("its list is longer than the product"));
-        }
-        Ok(head)
+        head_length(&self.begin(HEADER_LEN as u64)?, self.length)
     }
 
-    /// The list of files, with every check that unpacking relies on; the position is then at the first file.
+    /// The list of files, with every check that unpacking relies on.
     pub(crate) fn list(&mut self) -> Result<Listed, PlainError> {
         let head = self.head_length()?;
-        let bytes = self.bytes(head - HEADER_LEN as u64)?;
-        let list: FileList = codec::decode(&bytes).map_err(|e| malformed(e.to_string()))?;
-        list.check()?;
-        let files = list.total_size();
-        if files.and_then(|files| files.checked_add(head)) != Some(self.length) {
-            return Err(malformed("the sizes of its files do not make up its length"));
-        }
-        Ok(Listed { list, bytes, head })
+        listed(&self.begin(head)?, self.length)
     }
 }
 
@@ -221,4 +150,27 @@ pub(crate) struct Listed {
     pub(crate) bytes: Vec<u8>,
     /// Where the first file begins among the plain bytes.
     pub(crate) head: u64,
+}
+
+/// The list of files from the header and the list as they lie at the begin of a pack of so many bytes.
+pub(crate) fn listed(head: &[u8], length: u64) -> Result<Listed, PlainError> {
+    if head_length(head, length)? != head.len() as u64 {
+        return Err(malformed("it has another length than its header says"));
+    }
+    let bytes = head.get(HEADER_LEN..).unwrap_or_default();
+    let list: FileList = codec::decode(bytes).map_err(|e| malformed(e.to_string()))?;
+    list.check()?;
+    if list.total_size().and_then(|files| files.checked_add(head.len() as u64)) != Some(length) {
+        return Err(malformed("the sizes of its files do not make up its length"));
+    }
+    Ok(Listed { list, bytes: bytes.to_owned(), head: head.len() as u64 })
+}
+
+fn head_length(head: &[u8], length: u64) -> Result<u64, PlainError> {
+    let header = head.first_chunk::<HEADER_LEN>().ok_or_else(|| malformed("it is shorter than a header"))?;
+    let head = HEADER_LEN as u64 + pack::read_header(header)?;
+    if head > length {
+        return Err(malformed("its list is longer than the product"));
+    }
+    Ok(head)
 }

@@ -16,9 +16,10 @@ use protocol::{Digest, TransactionId};
 
 use crate::fetch::open_grant;
 use crate::home::{FileError, Home, blocking, read_file};
+use crate::layout::Inventory;
 use crate::library::{Delivery, DeliveryState, LibraryError};
 use crate::plain::payload;
-use crate::unpack::{Inventory, selects};
+use crate::unpack::selects;
 
 /// Names of files that do not belong there which are listed; further ones are counted.
 const MAX_EXTRA: usize = 1000;
@@ -249,7 +250,7 @@ fn read_inventory(folder: &Path) -> Result<(Inventory, FileList), VerifyError> {
     let inventory = bytes.and_then(|bytes| codec::decode::<Inventory>(&bytes).ok());
     let both = inventory.and_then(|inventory| {
         let list: FileList = codec::decode(&inventory.list).ok()?;
-        (list.check().is_ok() && list.entries.len() == inventory.hashes.len()).then_some((inventory, list))
+        list.check().is_ok().then_some((inventory, list))
     });
     both.ok_or(VerifyError::NoRecord { path })
 }
@@ -281,7 +282,6 @@ fn no_record(path: &Path) -> VerifyError {
 struct Part<'a> {
     entry: &'a Entry,
     size: u64,
-    recorded: Option<[u8; 32]>,
     chosen: bool,
     problem: Option<FileState>,
 }
@@ -293,9 +293,11 @@ struct Reader<'a> {
     list: &'a FileList,
     only: &'a [String],
     parts: Vec<Part<'a>>,
+    /// What the parts of files hashed to in the chunks that they share.
+    recorded: std::slice::Iter<'a, Option<[u8; 32]>>,
     payload: u64,
     read: u64,
-    current: Option<(usize, Option<File>, blake3::Hasher)>,
+    current: Option<(usize, Option<File>)>,
 }
 
 struct Checked {
@@ -313,15 +315,14 @@ impl<'a> Reader<'a> {
         let root = path.to_owned();
         let mut head = pack::header(inventory.list.len() as u64).to_vec();
         head.extend_from_slice(&inventory.list);
-        let parts = list.entries.iter().zip(&inventory.hashes).filter_map(|(entry, recorded)| match entry.kind {
+        let parts = list.entries.iter().filter_map(|entry| match entry.kind {
             EntryKind::File { size, .. } => {
-                let chosen = is_chosen(only, &entry.path);
-                Some(Part { entry, size, recorded: *recorded, chosen, problem: None })
+                Some(Part { entry, size, chosen: is_chosen(only, &entry.path), problem: None })
             }
             _ => None,
         });
-        let parts = parts.collect();
-        Reader { root, head, list, only, parts, payload, read: 0, current: None }
+        let (parts, recorded) = (parts.collect(), inventory.parts.iter());
+        Reader { root, head, list, only, parts, recorded, payload, read: 0, current: None }
     }
 
     fn path_of(&self, entry: &Entry) -> PathBuf {
@@ -340,6 +341,7 @@ impl<'a> Reader<'a> {
         let mut frame = Vec::new();
         let (mut part, mut within) = (0, 0);
         let mut head = 0;
+        let mut shares = Vec::new();
         for (chunk, value) in (0..manifest.chunks()).zip(values) {
             frame.clear();
             let room = usize::try_from(self.payload).unwrap_or(0);
@@ -347,13 +349,16 @@ impl<'a> Reader<'a> {
             let take = from_head.len().min(room);
             frame.extend_from_slice(from_head.get(..take).unwrap_or_default());
             head += take;
-            let first = part;
             let mut known = true;
+            shares.clear();
             while frame.len() < room && part < self.parts.len() {
-                let take = (room - frame.len()) as u64;
+                let (start, take) = (frame.len(), (room - frame.len()) as u64);
                 let (taken, is_known) = self.read_part(part, within, take, &mut frame)?;
                 known &= is_known;
                 within += taken;
+                if taken > 0 {
+                    shares.push((part, start..frame.len()));
+                }
                 if self.parts.get(part).is_some_and(|part| within >= part.size) {
                     self.finish_part(part)?;
                     part += 1;
@@ -361,6 +366,7 @@ impl<'a> Reader<'a> {
                 }
             }
             progress(self.read, total);
+            self.compare_shares(&shares, &frame);
             let (true, Some(value)) = (known, value) else {
                 checked.unproven += 1;
                 continue;
@@ -368,8 +374,8 @@ impl<'a> Reader<'a> {
             checked.compared += 1;
             let sealed = cipher.seal(chunk, &mut frame).is_ok();
             if !sealed || !manifest.verifies(chunk, value, &frame) {
-                match if within > 0 { Some(part) } else { part.checked_sub(1) } {
-                    Some(last) if last >= first => checked.bad.push((first, last)),
+                match (shares.first(), shares.last()) {
+                    (Some((first, _)), Some((last, _))) => checked.bad.push((*first, *last)),
                     _ => checked.bad_head = true,
                 }
             }
@@ -382,6 +388,23 @@ impl<'a> Reader<'a> {
         Ok(checked)
     }
 
+    /// Where several files have bytes in a chunk, their records tell which one was changed.
+    fn compare_shares(&mut self, shares: &[(usize, std::ops::Range<usize>)], frame: &[u8]) {
+        if shares.len() < 2 {
+            return;
+        }
+        for (part, range) in shares {
+            let recorded = self.recorded.next().copied().flatten();
+            let Some(part) = self.parts.get_mut(*part).filter(|part| part.chosen && part.problem.is_none()) else {
+                continue;
+            };
+            let hash = frame.get(range.clone()).map(|bytes| *blake3::hash(bytes).as_bytes());
+            if recorded.is_some() && recorded != hash {
+                part.problem = Some(damaged("its bytes changed"));
+            }
+        }
+    }
+
     /// Appends bytes of a part; how many, and whether they are known at all.
     fn read_part(
         &mut self,
@@ -390,20 +413,16 @@ impl<'a> Reader<'a> {
         most: u64,
         frame: &mut Vec<u8>,
     ) -> Result<(u64, bool), VerifyError> {
-        if self.current.as_ref().is_none_or(|(open, ..)| *open != index) {
+        if self.current.as_ref().is_none_or(|(open, _)| *open != index) {
             let file = self.open_part(index)?;
-            self.current = Some((index, file, blake3::Hasher::new()));
+            self.current = Some((index, file));
         }
         let Some(part) = self.parts.get_mut(index) else { return Ok((0, true)) };
         let take = most.min(part.size.saturating_sub(within));
-        let start = frame.len();
-        let end = start + usize::try_from(take).unwrap_or(0);
-        if let Some((_, Some(file), hasher)) = &mut self.current {
+        let end = frame.len() + usize::try_from(take).unwrap_or(0);
+        if let Some((_, Some(file))) = &mut self.current {
             match file.by_ref().take(take).read_to_end(frame) {
-                Ok(read) => {
-                    self.read += read as u64;
-                    hasher.update(frame.get(start..).unwrap_or_default());
-                }
+                Ok(read) => self.read += read as u64,
                 Err(error) => part.problem = Some(FileState::Damaged(format!("it cannot be read: {error}"))),
             }
         }
@@ -443,15 +462,10 @@ impl<'a> Reader<'a> {
 
     fn finish_part(&mut self, index: usize) -> Result<(), VerifyError> {
         // An empty file was never opened for its bytes.
-        if self.current.as_ref().is_none_or(|(open, ..)| *open != index) {
-            let file = self.open_part(index)?;
-            self.current = Some((index, file, blake3::Hasher::new()));
+        if self.current.as_ref().is_none_or(|(open, _)| *open != index) {
+            self.open_part(index)?;
         }
-        let hash = self.current.take().map(|(.., hasher)| *hasher.finalize().as_bytes());
-        let Some(part) = self.parts.get_mut(index) else { return Ok(()) };
-        if part.chosen && part.problem.is_none() && part.recorded.is_some() && part.recorded != hash {
-            part.problem = Some(damaged("its bytes changed"));
-        }
+        self.current = None;
         Ok(())
     }
 
@@ -460,9 +474,9 @@ impl<'a> Reader<'a> {
             let Some(parts) = self.parts.get_mut(*first..=*last) else { continue };
             // A file that is known to be wrong explains it; otherwise each in the chunk may be the one.
             if parts.iter().all(|part| part.problem.is_none()) {
-                for part in parts {
-                    part.problem = Some(damaged("its bytes do not fit the signed manifest"));
-                }
+                let why =
+                    if parts.len() == 1 { "its bytes changed" } else { "its bytes do not fit the signed manifest" };
+                parts.iter_mut().for_each(|part| part.problem = Some(damaged(why)));
             }
         }
         let mut files: std::collections::HashMap<&str, FileState> = std::collections::HashMap::new();

@@ -8,8 +8,9 @@ mod fetch;
 mod pace;
 
 pub use content_store::{
-    Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError, FinishError, NoSpace,
-    ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes, free_space, sendable,
+    Bodies, Body, Ciphertext, Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError,
+    FinishError, NoSpace, ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes,
+    free_space, reserve, sendable,
 };
 pub use fetch::{
     AckMemory, AckStore, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,

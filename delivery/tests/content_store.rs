@@ -120,23 +120,23 @@ fn one_process_sees_one_store_in_one_folder() {
 fn chunks_are_taken_only_when_they_verify() {
     let (_folder, store, product) = setup(3);
     let content = store.create(&product.signed, &product.manifest).unwrap();
-    let error = content.write_verified_chunk(0, product.chunk(0)).unwrap_err();
+    let error = content.write_verified_chunk(0, &mut product.chunk(0).to_vec()).unwrap_err();
     assert!(matches!(error, WriteError::NoChainingValue(0)), "{error}");
     let error = content.put_segment(0, Segment { values: vec![[0; 32]; 3] }).unwrap_err();
     assert!(matches!(error, SegmentError::Refused(_)), "{error}");
     content.put_segment(0, product.segments[0].clone()).unwrap();
     for bad in [product.chunk(1), &product.chunk(0)[1..], b""] {
-        let error = content.write_verified_chunk(0, bad).unwrap_err();
+        let error = content.write_verified_chunk(0, &mut bad.to_vec()).unwrap_err();
         assert!(matches!(error, WriteError::Mismatch(0)), "{error}");
     }
-    assert!(content.write_verified_chunk(3, b"").is_err(), "past the end");
+    assert!(content.write_verified_chunk(3, &mut []).is_err(), "past the end");
     assert!(matches!(content.read_chunk(0, &mut Vec::new()), Err(ReadError::NotHeld(0))));
-    assert!(content.write_verified_chunk(1, product.chunk(1)).unwrap());
-    assert!(!content.write_verified_chunk(1, product.chunk(1)).unwrap(), "not new");
+    assert!(content.write_verified_chunk(1, &mut product.chunk(1).to_vec()).unwrap());
+    assert!(!content.write_verified_chunk(1, &mut product.chunk(1).to_vec()).unwrap(), "not new");
     assert!(matches!(content.finish(), Err(FinishError::Missing(2))));
     assert_eq!((content.have(), content.have_bytes()), (set(1..2), CHUNK as u64));
     for index in [0, 2] {
-        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+        content.write_verified_chunk(index, &mut product.chunk(index).to_vec()).unwrap();
     }
     assert!(content.has_all() && !content.is_complete());
     content.finish().unwrap();
@@ -149,11 +149,11 @@ fn a_partial_content_goes_on_where_it_was_synced_and_what_was_written_after_is_f
     let (_folder, mut store, product) = setup(6);
     let content = product.create(&store);
     for index in 0..3 {
-        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+        content.write_verified_chunk(index, &mut product.chunk(index).to_vec()).unwrap();
     }
     content.sync().unwrap();
     for index in 3..5 {
-        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+        content.write_verified_chunk(index, &mut product.chunk(index).to_vec()).unwrap();
     }
     drop(content);
     store = reopened(store);
@@ -161,7 +161,7 @@ fn a_partial_content_goes_on_where_it_was_synced_and_what_was_written_after_is_f
     assert_eq!(content.have(), set(0..3), "written and not noted is not held");
     assert_eq!(content.adopt(&set(0..6)).unwrap(), set(3..5));
     assert_eq!(content.have(), set(0..5));
-    content.write_verified_chunk(5, product.chunk(5)).unwrap();
+    content.write_verified_chunk(5, &mut product.chunk(5).to_vec()).unwrap();
     content.finish().unwrap();
     product.assert_equals(&content);
 }
@@ -174,7 +174,7 @@ fn damaged_metadata_are_refused_by_name_and_the_rest_stays_usable() {
     let products: Vec<Product> = (1..=4).map(|n| world.product(n * CHUNK)).collect();
     for product in &products {
         let content = product.create(&store);
-        content.write_verified_chunk(0, product.chunk(0)).unwrap();
+        content.write_verified_chunk(0, &mut product.chunk(0).to_vec()).unwrap();
         content.sync().unwrap();
     }
     let file = |n: usize, name: &str| folder.path().join(products[n].digest.to_string()).join(name);
@@ -223,7 +223,7 @@ fn verification_forgets_damaged_chunks_and_they_can_be_fetched_again() {
     let store = reopened(store);
     let content = store.get(&product.digest).unwrap();
     assert_eq!(content.have(), set(0..5).difference(&set(2..3)));
-    content.write_verified_chunk(2, product.chunk(2)).unwrap();
+    content.write_verified_chunk(2, &mut product.chunk(2).to_vec()).unwrap();
     content.finish().unwrap();
     product.assert_equals(&content);
     let broken_off = content.verify_all(&mut |_| ControlFlow::Break(())).unwrap();
@@ -250,7 +250,7 @@ fn too_little_space_is_found_before_anything_is_written() {
 fn a_disk_that_becomes_full_costs_nothing_that_is_stored() {
     let (_folder, store, product) = setup(3);
     let content = product.create(&store);
-    content.write_verified_chunk(0, product.chunk(0)).unwrap();
+    content.write_verified_chunk(0, &mut product.chunk(0).to_vec()).unwrap();
     content.sync().unwrap();
     let (path, aside) = (content.folder().join("content"), content.folder().join("aside"));
     drop(content);
@@ -259,7 +259,7 @@ fn a_disk_that_becomes_full_costs_nothing_that_is_stored() {
     let content = store.get(&product.digest).unwrap();
     fs::rename(&path, &aside).unwrap();
     std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-    let error = content.write_verified_chunk(1, product.chunk(1)).unwrap_err();
+    let error = content.write_verified_chunk(1, &mut product.chunk(1).to_vec()).unwrap_err();
     let WriteError::DiskFull { path: named, needed } = &error else { panic!("{error}") };
     assert_eq!((named.as_path(), *needed), (content.folder(), 2 * CHUNK as u64 - 1));
     assert_eq!(content.have(), set(0..1));
@@ -268,7 +268,7 @@ fn a_disk_that_becomes_full_costs_nothing_that_is_stored() {
     let store = reopened(store);
     let content: Arc<Content> = store.get(&product.digest).unwrap();
     for index in 1..3 {
-        content.write_verified_chunk(index, product.chunk(index)).unwrap();
+        content.write_verified_chunk(index, &mut product.chunk(index).to_vec()).unwrap();
     }
     content.finish().unwrap();
     product.assert_equals(&content);
@@ -282,7 +282,7 @@ fn removed_content_is_no_longer_read_or_written() {
     store.remove(&product.digest).unwrap();
     assert!(content.is_removed());
     assert!(matches!(content.read_chunk(0, &mut Vec::new()), Err(ReadError::Removed)));
-    assert!(matches!(content.write_verified_chunk(0, product.chunk(0)), Err(WriteError::Removed)));
+    assert!(matches!(content.write_verified_chunk(0, &mut product.chunk(0).to_vec()), Err(WriteError::Removed)));
     assert!(store.get(&product.digest).is_none());
     product.assert_equals(&product.publish(&store));
 }

@@ -351,7 +351,7 @@ async fn a_full_disk_stops_the_fetch_and_what_is_stored_stays_good() {
     let setup = Setup::new(10, &[Vice::None]);
     let content = setup.product.create(&setup.store());
     for chunk in 0..3 {
-        content.write_verified_chunk(chunk, setup.product.chunk(chunk)).unwrap();
+        content.write_verified_chunk(chunk, &mut setup.product.chunk(chunk).to_vec()).unwrap();
     }
     content.sync().unwrap();
     let (path, aside) = (content.folder().join("content"), content.folder().join("aside"));

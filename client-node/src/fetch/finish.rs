@@ -5,70 +5,45 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delivery::Content;
+use protocol::TransactionId;
 use protocol::cipher::ContentSecret;
-use protocol::manifest::Manifest;
-use protocol::{Digest, TransactionId};
-use tokio_util::sync::CancellationToken;
 
 use super::run::{Run, millis};
 use super::transfer::Tally;
 use super::{FetchError, FetchOutcome, FetchPhase};
 use crate::home::{blocking, now_ms};
+use crate::in_place::InPlace;
+use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState};
 use crate::place::{PlaceError, clear, place};
-use crate::plain::{Arriving, Frames, Plain, Stored};
+use crate::plain::{Plain, Stored, payload};
 use crate::shop::printable;
-use crate::unpack::{Selection, UnpackError, Unpacked, unpack};
+use crate::unpack::{Selection, UnpackError, unpack};
 use crate::verify::keep_records;
 
 impl Run<'_> {
-    pub(super) async fn unpack(&self, content: &Arc<Content>, secret: ContentSecret) -> Result<Unpacked, FetchError> {
+    /// The files, from chunks that are all here.
+    pub(super) async fn unpack(&self, content: &Arc<Content>, secret: &ContentSecret) -> Result<Unpacked, FetchError> {
+        if content.body::<InPlace>().is_some() && self.options.only.is_empty() {
+            let content = Arc::clone(content);
+            let finish = move || content.body::<InPlace>().map_or(Err(UnpackError::Stopped), InPlace::finish);
+            let unpacked = blocking(finish).await?;
+            self.progress.send_modify(|p| (p.unpacked_bytes, p.plain_bytes) = (unpacked.bytes, unpacked.bytes));
+            return Ok(unpacked);
+        }
         self.progress.send_modify(|p| {
             p.phase = FetchPhase::Unpacking;
             p.waiting = None;
         });
-        let frames = Stored(Arc::clone(content));
-        self.unpack_from(frames, content.manifest(), &secret, self.cancel.clone()).await
-    }
-
-    /// Unpacks beside the transfer, each frame as soon as it and all before it are here, while they are warm in the
-    /// system's cache. `None` when `stop` ended it or anything went wrong: unpacking after the transfer then does it
-    /// again, and says what it is.
-    pub(super) async fn unpack_along(
-        &self,
-        manifest: &Digest,
-        secret: &ContentSecret,
-        stop: &CancellationToken,
-    ) -> Option<Unpacked> {
-        let mut progress = self.progress.subscribe();
-        let content = tokio::select! {
-            () = stop.cancelled() => None,
-            begun = progress.wait_for(|p| p.transfer.total_bytes > 0) => begun.ok().and_then(|_| self.store.get(manifest)),
-        }?;
-        let frames = Arriving { stored: Stored(Arc::clone(&content)), stop: stop.clone() };
-        match self.unpack_from(frames, content.manifest(), secret, stop.clone()).await {
-            Ok(unpacked) => Some(unpacked),
-            Err(error) => {
-                tracing::debug!(%error, "not unpacked along with the transfer");
-                None
-            }
-        }
-    }
-
-    async fn unpack_from<F: Frames + 'static>(
-        &self,
-        frames: F,
-        manifest: &Manifest,
-        secret: &ContentSecret,
-        cancel: CancellationToken,
-    ) -> Result<Unpacked, FetchError> {
-        let mut plain = Plain::new(frames, manifest, secret).map_err(FetchError::Plain)?;
+        let manifest = content.manifest();
+        let mut plain = Plain::new(Stored(Arc::clone(content)), manifest, secret).map_err(FetchError::Plain)?;
+        let (payload, cancel, progress) = (payload(manifest), self.cancel.clone(), self.progress.clone());
         let (only, out, dir) = (self.options.only.clone(), self.out.clone(), self.work.join("unpacked"));
-        let progress = self.progress.clone();
         blocking(move || {
             let listed = plain.list().map_err(UnpackError::Plain)?;
             let selection = Selection::of(&listed.list, &only)?;
-            let needed = selection.bytes(&listed.list);
+            let layout = Layout::new(dir.clone(), listed, selection, payload);
+            let needed = layout.bytes();
             // What an earlier run left there is not needed any more, and takes space.
             clear(&dir)?;
             let free = delivery::free_space(&out)?;
@@ -84,7 +59,7 @@ impl Run<'_> {
                 }
                 !cancel.is_cancelled()
             };
-            match unpack(&mut plain, &listed, &selection, &dir, &mut report) {
+            match unpack(&mut plain, &layout, &mut report) {
                 Err(UnpackError::Stopped) => Err(FetchError::Cancelled),
                 other => Ok(other?),
             }

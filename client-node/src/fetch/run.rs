@@ -1,15 +1,16 @@
 //! The order in which a fetch does its work, and what it does when a part of it fails.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use delivery::{Content, ContentStore, FetchReport, Pace, Rate};
+use delivery::{Content, ContentStore, Pace, Rate};
 use node::{DirLock, DirLockError};
 use protocol::cipher::ContentSecret;
-use protocol::manifest::{KeyPolicy, Manifest};
+use protocol::manifest::KeyPolicy;
 use protocol::receipt::Completion;
-use protocol::{ChunkSet, Signed, TransactionId};
+use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,13 +20,15 @@ use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
 use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms};
+use crate::in_place::{InPlace, InPlaceBodies};
 use crate::inbox::ask_ticket;
+use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState, Trouble};
 use crate::link::Link;
 use crate::plain::{Plain, PlainError, Stored, payload};
 use crate::running::{self, Limits};
 use crate::shop::printable;
-use crate::unpack::{Selection, UnpackError, Unpacked};
+use crate::unpack::{Selection, UnpackError};
 use crate::verify::{VerifyTarget, verify};
 
 /// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
@@ -164,15 +167,24 @@ async fn fetch_linked(
     tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
     let work = out.join(format!(".willcall-{transaction}"));
     let store = {
-        let work = work.clone();
+        let (home, work, whole) = (home.clone(), work.clone(), options.only.is_empty());
         blocking(move || {
             make_work_dir(&work)?;
-            Ok::<_, FetchError>(ContentStore::open(&work)?)
+            let secret = home.library().get(&transaction)?.and_then(|delivery| open_grant(home.keypair(), &delivery));
+            let store = match secret {
+                Some(secret) => ContentStore::open_with(&work, Arc::new(InPlaceBodies::new(secret, whole))),
+                None => ContentStore::open(&work),
+            };
+            Ok::<_, FetchError>(store?)
         })
         .await?
     };
-    let resumed_from = store.get(&checked.manifest).map_or(0, |content| content.have_bytes());
-    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction };
+    let before = store.get(&checked.manifest);
+    let resumed_from = before.as_ref().map_or(0, |content| content.have_bytes());
+    // Ciphertext proves itself when it is decrypted; files do not.
+    let unproven = before.filter(|content| content.body::<InPlace>().is_some()).map(|content| content.have());
+    let unproven = Mutex::new(unproven.unwrap_or_default());
+    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, unproven };
     let (library, out) = (home.library(), run.out.clone());
     blocking(move || {
         library.update(transaction, move |delivery| {
@@ -248,6 +260,8 @@ pub(super) struct Run<'a> {
     pub(super) work: PathBuf,
     pub(super) out: PathBuf,
     pub(super) transaction: TransactionId,
+    /// Chunks that an earlier run put into their files, and that were not read since.
+    unproven: Mutex<ChunkSet>,
 }
 
 impl Run<'_> {
@@ -276,10 +290,8 @@ impl Run<'_> {
 
     async fn forget_damaged(&self, checked: &Checked) -> Result<(), FetchError> {
         let Some(content) = self.store.get(&checked.manifest) else { return Ok(()) };
-        blocking(move || content.verify_all(&mut |_| std::ops::ControlFlow::Continue(()))).await?;
-        let library = self.home.library();
-        let transaction = self.transaction;
-        Ok(blocking(move || library.update(transaction, |d| d.state = DeliveryState::Fetching)).await?)
+        blocking(move || content.verify_all(&mut |_| ControlFlow::Continue(()))).await?;
+        self.note_fetching().await
     }
 
     async fn everything(
@@ -287,33 +299,14 @@ impl Run<'_> {
         checked: &mut Checked,
         tally: &mut Tally,
     ) -> Result<(Arc<Content>, Unpacked, bool), FetchError> {
-        let here = self.store.get(&checked.manifest).filter(|content| content.is_complete());
-        let (mut signed, mut along) = (None, None);
-        let content = match here {
-            Some(content) => content,
-            None => {
-                self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
-                self.ask_for_further_delivery(checked).await?;
-                let report;
-                (report, along) = self.transfer_unpacking(checked).await?;
-                signed = report.completion.clone();
-                tally.add(report);
-                self.content(checked)?
-            }
-        };
+        let (content, signed) = self.receive(checked, tally).await?;
         let completion = self.note_fetched(checked, &content, signed).await?;
         tracing::info!(step = 11, transaction = %self.transaction, bytes = content.manifest().length, "product received");
         let delivery = self.delivery().await?;
         let (unpacked, reported) = match delivery.as_ref().and_then(|d| open_grant(self.home.keypair(), d)) {
             Some(secret) => {
                 let report = tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &completion));
-                let unpacked = async {
-                    match along {
-                        Some(unpacked) => Ok(unpacked),
-                        None => self.unpack(&content, secret).await,
-                    }
-                };
-                let (unpacked, report) = tokio::join!(unpacked, report);
+                let (unpacked, report) = tokio::join!(self.unpack(&content, &secret), report);
                 let reported = match report {
                     Ok(Ok(_)) => true,
                     Ok(Err(error)) => {
@@ -326,30 +319,77 @@ impl Run<'_> {
             }
             None => {
                 let secret = self.ask_for_key(checked, &content, &completion).await?;
-                (self.unpack(&content, secret).await?, true)
+                (self.unpack(&content, &secret).await?, true)
             }
         };
         Ok((content, unpacked, reported))
     }
 
-    /// Transfers everything; where the key came with the ticket, unpacks at the same time.
-    async fn transfer_unpacking(&self, checked: &mut Checked) -> Result<(FetchReport, Option<Unpacked>), FetchError> {
-        let delivery = self.delivery().await?;
-        let Some(secret) = delivery.and_then(|d| open_grant(self.home.keypair(), &d)) else {
-            return Ok((self.transfer(checked, None).await?, None));
-        };
-        let (manifest, stop) = (checked.manifest, self.cancel.child_token());
-        let transfer = async {
-            let result = self.transfer(checked, None).await;
-            match &result {
-                Ok(_) => self.progress.send_modify(|p| p.phase = FetchPhase::Unpacking),
-                Err(_) => stop.cancel(),
+    /// Everything, with what an earlier run left read again beside the transfer: what is damaged comes again.
+    async fn receive(
+        &self,
+        checked: &mut Checked,
+        tally: &mut Tally,
+    ) -> Result<(Arc<Content>, Option<Signed<Completion>>), FetchError> {
+        let (mut signed, manifest) = (None, checked.manifest);
+        for round in 0..ROUNDS {
+            let here = self.store.get(&manifest).filter(|content| content.is_complete());
+            if here.is_none() && round == 0 {
+                self.ask_for_further_delivery(checked).await?;
             }
-            result
+            let (unproven, stop) = (std::mem::take(&mut *self.unproven()), self.cancel.child_token());
+            let transfer = async {
+                if here.is_some() {
+                    return Ok(None);
+                }
+                self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
+                let result = self.transfer(checked, None).await;
+                if result.is_err() {
+                    stop.cancel();
+                }
+                result.map(Some)
+            };
+            let (report, sound) = tokio::join!(Box::pin(transfer), self.prove(&manifest, unproven, stop.clone()));
+            if let Some(report) = report? {
+                signed = report.completion.clone();
+                tally.add(report);
+            }
+            if sound? {
+                return Ok((self.content(checked)?, signed));
+            }
+            tracing::warn!(%manifest, "damaged on this disk, fetching it again");
+        }
+        Err(FetchError::Transfer(delivery::FetchError::Removed))
+    }
+
+    /// Reads these chunks again; those that are damaged are not held any more. Is everything sound?
+    async fn prove(&self, manifest: &Digest, chunks: ChunkSet, stop: CancellationToken) -> Result<bool, FetchError> {
+        let Some(content) = self.store.get(manifest).filter(|_| !chunks.is_empty()) else { return Ok(true) };
+        let proven = move || {
+            content.verify(&chunks, &mut |_| match stop.is_cancelled() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
         };
-        let unpacking = Box::pin(self.unpack_along(&manifest, &secret, &stop));
-        let (report, unpacked) = tokio::join!(Box::pin(transfer), unpacking);
-        Ok((report?, unpacked))
+        let found = blocking(proven).await?;
+        if !found.whole {
+            return Err(FetchError::Cancelled);
+        }
+        if !found.damaged.is_empty() {
+            self.note_fetching().await?;
+        }
+        Ok(found.damaged.is_empty())
+    }
+
+    /// What was here in full is not any more.
+    async fn note_fetching(&self) -> Result<(), FetchError> {
+        let (library, transaction) = (self.home.library(), self.transaction);
+        Ok(blocking(move || library.update(transaction, |d| d.state = DeliveryState::Fetching)).await?)
+    }
+
+    // A thread that panicked while it held this lock was between two plain assignments.
+    fn unproven(&self) -> MutexGuard<'_, ChunkSet> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was downloaded in full before is paid and closed. To download it again is a delivery of its own, for which
@@ -447,14 +487,13 @@ impl Run<'_> {
         let reader = |content: &Arc<Content>| Plain::new(Stored(Arc::clone(content)), content.manifest(), &secret);
         let mut plain = reader(&first).map_err(FetchError::Plain)?;
         let head = blocking(move || plain.head_length()).await.map_err(FetchError::Plain)?;
-        let head = chunks_of(first.manifest(), std::slice::from_ref(&(0..head)));
+        let payload = payload(first.manifest());
+        let head = ChunkSet::from_range(0..u32::try_from(head.div_ceil(payload)).unwrap_or(u32::MAX));
         let content = self.need(checked, tally, head).await?;
         let mut plain = reader(&content).map_err(FetchError::Plain)?;
         let listed = blocking(move || plain.list()).await.map_err(FetchError::Plain)?;
         let selection = Selection::of(&listed.list, &self.options.only)?;
-        let ranges = selection.ranges(&listed.list);
-        let ranges: Vec<_> = ranges.iter().map(|range| range.start + listed.head..range.end + listed.head).collect();
-        let wanted = chunks_of(content.manifest(), &ranges);
+        let wanted = Layout::new(self.work.clone(), listed, selection, payload).chunks();
         let content = self.need(checked, tally, wanted).await?;
         let (library, transaction) = (self.home.library(), self.transaction);
         let (manifest, have, length) =
@@ -467,7 +506,7 @@ impl Run<'_> {
         })
         .await?;
         tracing::info!(step = 11, %transaction, bytes = have, "chosen part of the product received");
-        let unpacked = self.unpack(&content, secret).await?;
+        let unpacked = self.unpack(&content, &secret).await?;
         Ok((content, unpacked, false))
     }
 
@@ -487,17 +526,6 @@ impl Run<'_> {
         tally.add(report);
         self.content(checked)
     }
-}
-
-/// The chunks in which these plain bytes lie.
-fn chunks_of(manifest: &Manifest, ranges: &[std::ops::Range<u64>]) -> ChunkSet {
-    let payload = payload(manifest);
-    let mut chunks = ChunkSet::new();
-    for range in ranges.iter().filter(|range| range.start < range.end) {
-        let number = |chunk: u64| u32::try_from(chunk).unwrap_or(u32::MAX).min(manifest.chunks());
-        chunks.insert_range(number(range.start / payload)..number(range.end.div_ceil(payload)));
-    }
-    chunks
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -18,7 +18,10 @@ use super::acks::AckFiles;
 use super::run::{ROUNDS, Run};
 use super::ticket::{self, Checked};
 use crate::home::blocking;
+use crate::in_place::InPlace;
 use crate::inbox::ask_ticket;
+use crate::plain::PlainError;
+use crate::unpack::UnpackError;
 
 /// Seeders taken from one question to the DHT.
 const PROVIDERS: usize = 32;
@@ -90,6 +93,9 @@ impl Run<'_> {
                     }
                 }
                 transfer => {
+                    if let Some(error) = self.unusable(checked) {
+                        return Err(UnpackError::Plain(error).into());
+                    }
                     return Err(match checked.not_renewed.clone() {
                         Some(renewal) => FetchError::LeaseOver { transfer, renewal },
                         None => FetchError::Transfer(transfer),
@@ -99,6 +105,11 @@ impl Run<'_> {
         }
     }
 
+    /// What is wrong with the product itself, if that is why a chunk was not written.
+    fn unusable(&self, checked: &Checked) -> Option<PlainError> {
+        self.store.get(&checked.manifest)?.body::<InPlace>()?.trouble()
+    }
+
     async fn transfer_once(
         &self,
         checked: &Checked,
@@ -106,15 +117,16 @@ impl Run<'_> {
     ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
         let (sender, mut transfer) = watch::channel(Progress::default());
         let cancel = self.cancel.child_token();
-        let partial = only.is_some();
+        let (partial, manifest) = (only.is_some(), checked.manifest);
         let job = self.job(checked, only, sender, cancel.clone());
         let watcher = async {
             let mut space = None;
             while transfer.changed().await.is_ok() {
                 let now = transfer.borrow_and_update().clone();
                 if space.is_none() && now.total_bytes > 0 {
-                    // The ciphertext's own space was reserved just before; this is for the files.
-                    space = Some(if partial { Ok(()) } else { self.check_space(now.total_bytes) });
+                    // The content's own space was looked for just before. Where that is ciphertext, this is for the files.
+                    let in_place = self.store.get(&manifest).is_some_and(|content| content.body::<InPlace>().is_some());
+                    space = Some(if partial || in_place { Ok(()) } else { self.check_space(now.total_bytes) });
                     if let Some(Err(_)) = &space {
                         cancel.cancel();
                     }

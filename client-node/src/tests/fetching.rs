@@ -194,6 +194,57 @@ async fn a_broken_off_fetch_goes_on_where_it_was_without_a_manager() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_were_moved_away_or_changed_while_nothing_ran_are_found_and_fetched_again() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::Stops(20)]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    client.fetch(&ticket).await.unwrap_err();
+    let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
+    let content = work.join(net.product.digest.to_string());
+    // Decrypted where it belongs, and nowhere else.
+    assert!(!content.join("content").exists(), "no ciphertext");
+    let file = content.join("files/An album/01.flac");
+    let begun = std::fs::read(&file).unwrap();
+    assert!(begun[..PAYLOAD] == album().contents[0][..PAYLOAD]);
+    std::fs::rename(&file, client.dir.path().join("mine now")).unwrap();
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert!(outcome.bytes > net.product.manifest.length - outcome.resumed_from, "what was lost came again");
+    assert!(verify(&client.home, VerifyTarget::Path(outcome.path), |_, _| {}).await.unwrap().is_good());
+
+    // The same between the end of the transfer and the move into its place.
+    let client = Client::new();
+    net.sale.transaction = protocol::TransactionId::new(now_ms(), [8; 10]);
+    let ticket = net.ticket(client.home.peer_id());
+    let in_the_way = client.out().join("An album");
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(matches!(&error, FetchError::Place(PlaceError::Exists { .. })), "{error}");
+    let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
+    let last = work.join(net.product.digest.to_string()).join("files/An album/last");
+    std::fs::write(&last, noise(3 * PAYLOAD, 99)).unwrap();
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let sent = net.sent();
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert!((3..=5).contains(&(net.sent() - sent)), "its chunks and no others");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_product_that_cannot_be_unpacked_is_refused_before_all_of_it_came() {
+    let world = World::new();
+    let product = world.publish(&Files::folder("p").file("../evil", noise(20 * PAYLOAD, 1)), KeyPolicy::AtRelease);
+    let net = Net::start(world, product, &[Vice::None]).await;
+    let client = Client::new();
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(matches!(&error, FetchError::Unpack(UnpackError::Plain(_))) && error.cause() == "bad-product", "{error}");
+    assert!(!client.out().join("evil").exists());
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_key_of_an_on_completion_product_comes_for_the_completion() {
     let net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
     net.manager.busy.store(2, Ordering::SeqCst);

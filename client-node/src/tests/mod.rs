@@ -11,6 +11,7 @@
 )]
 
 mod fetching;
+mod in_place;
 mod library;
 mod network;
 mod shopping;

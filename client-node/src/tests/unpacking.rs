@@ -8,8 +8,9 @@ use protocol::manifest::KeyPolicy;
 use protocol::pack::{EntryKind, HEADER_LEN, MAGIC};
 
 use super::world::{CHUNK, Files, PAYLOAD, Product, World, listing, noise};
-use crate::plain::{Frames, Plain, PlainError};
-use crate::unpack::{Selection, UnpackError, Unpacked, unpack};
+use crate::layout::{Layout, Unpacked};
+use crate::plain::{Frames, Plain, PlainError, payload};
+use crate::unpack::{Selection, UnpackError, unpack};
 
 struct Memory<'a>(&'a Product);
 
@@ -30,7 +31,8 @@ fn unpack_with(product: &Product, secret: &ContentSecret, only: &[&str], dir: &P
     let listed = plain.list()?;
     let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
     let selection = Selection::of(&listed.list, &only)?;
-    unpack(&mut plain, &listed, &selection, dir, &mut |_| true)
+    let layout = Layout::new(dir.to_owned(), listed, selection, payload(&product.manifest));
+    unpack(&mut plain, &layout, &mut |_| true)
 }
 
 fn unpack_all(product: &Product, dir: &Path) -> Result<Unpacked, UnpackError> {
@@ -214,8 +216,8 @@ fn what_an_earlier_run_left_is_replaced_and_stopping_stops() {
     std::fs::write(target.join("y"), "older").unwrap();
     let mut plain = Plain::new(Memory(&product), &product.manifest, &product.secret).unwrap();
     let listed = plain.list().unwrap();
-    let selection = Selection::of(&listed.list, &[]).unwrap();
-    let stopped = unpack(&mut plain, &listed, &selection, &target, &mut |bytes| bytes < PAYLOAD as u64);
+    let layout = Layout::new(target.clone(), listed, Selection::all(), payload(&product.manifest));
+    let stopped = unpack(&mut plain, &layout, &mut |bytes| bytes < PAYLOAD as u64);
     assert!(matches!(stopped, Err(UnpackError::Stopped)));
     let unpacked = unpack_all(&product, &target).unwrap();
     files.assert_in(&unpacked.top);

@@ -8,8 +8,9 @@ use protocol::manifest::KeyPolicy;
 
 use super::world::{Files, PAYLOAD, Sale, World, noise};
 use crate::home::{Home, now_ms};
+use crate::layout::{Inventory, Layout};
 use crate::library::DeliveryState;
-use crate::plain::{Plain, Stored};
+use crate::plain::{Plain, Stored, payload};
 use crate::unpack::{Selection, unpack};
 use crate::verify::{FileState, VerifyError, VerifyReport, VerifyTarget, keep_records, verify};
 
@@ -47,7 +48,8 @@ fn deliver(files: &Files, only: &[&str]) -> Delivered {
     let listed = plain.list().unwrap();
     let selection = Selection::of(&listed.list, &only).unwrap();
     let out = std::fs::canonicalize(dir.path()).unwrap();
-    let unpacked = unpack(&mut plain, &listed, &selection, &out.join("unpacked"), &mut |_| true).unwrap();
+    let layout = Layout::new(out.join("unpacked"), listed, selection, payload(&product.manifest));
+    let unpacked = unpack(&mut plain, &layout, &mut |_| true).unwrap();
     keep_records(&home, &product.digest, &unpacked.inventory, &product.values).unwrap();
     home.library().put_ticket(sale.transaction, &envelope, true, now_ms(), None).unwrap();
     let (signed, place) = (product.signed.clone(), unpacked.top.clone());
@@ -183,14 +185,16 @@ async fn missing_and_extra_files_are_told_apart() {
 async fn a_tampered_record_does_not_hide_damage() {
     let delivered = deliver(&files(), &[]);
     // The damage, and a note at home that calls it right: the signed manifest still does not fit.
-    flip(&delivered.at("one"), 5);
-    let hash = blake3::hash(&std::fs::read(delivered.at("one")).unwrap());
+    flip(&delivered.at("small a"), 5);
+    let hash = *blake3::hash(&std::fs::read(delivered.at("small a")).unwrap()).as_bytes();
     let path = delivered.home.content_dir(&delivered.digest).join(crate::verify::INVENTORY);
-    let mut inventory: crate::unpack::Inventory = protocol::codec::decode(&std::fs::read(&path).unwrap()).unwrap();
-    inventory.hashes[0] = Some(*hash.as_bytes());
+    let mut inventory: Inventory = protocol::codec::decode(&std::fs::read(&path).unwrap()).unwrap();
+    let sold = *blake3::hash(&noise(100, 2)).as_bytes();
+    let noted = inventory.parts.iter_mut().find(|part| **part == Some(sold)).unwrap();
+    *noted = Some(hash);
     std::fs::write(&path, protocol::codec::encode(&inventory)).unwrap();
     let wrong = delivered.wrong().await;
-    assert!(wrong.iter().any(|(path, _)| path == "one"), "{wrong:?}");
+    assert!(wrong.iter().any(|(path, _)| path == "small a"), "{wrong:?}");
 
     for name in [crate::verify::INVENTORY, crate::verify::SEGMENTS] {
         let delivered = deliver(&files(), &[]);

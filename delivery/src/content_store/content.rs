@@ -1,31 +1,25 @@
 //! One content on disk. Its rules: no chunk is written that does not verify, none is noted as held before its bytes are
 //! synced, and none is read that is not held.
 
-use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::any::Any;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::{ChunkSet, Digest, Signed};
 
+use super::body::{Bodies, Body};
 use super::disk::{self, At, FileError};
 use super::error::{ContentError, Damaged, FinishError, ReadError, SegmentError, SyncError, WriteError};
 use super::have;
 use super::segments::Segments;
 
 pub(super) const MANIFEST: &str = "manifest";
-pub(super) const CONTENT: &str = "content";
 pub(super) const COMPLETE: &str = "complete";
 const HAVE: &str = "have";
-
-/// Data files that stay open although nobody uses them right now, over all contents: below the usual limit of 1,024
-/// open files with room for connections. The one opened first is closed first.
-const OPEN_FILES: usize = 128;
 
 /// One content, complete or not. All methods block.
 #[derive(Debug)]
@@ -35,11 +29,8 @@ pub struct Content {
     signed: Signed<Manifest>,
     manifest: Manifest,
     segments: Segments,
-    files: Arc<OpenFiles>,
-    file: Mutex<Weak<File>>,
+    body: Arc<dyn Body>,
     held: Mutex<Held>,
-    // Told of each chunk that arrives.
-    arrived: Condvar,
     // One writer of `have` at a time.
     syncing: Mutex<()>,
     removed: AtomicBool,
@@ -54,8 +45,8 @@ struct Held {
 }
 
 impl Content {
-    pub(super) fn open(folder: &Path, digest: Digest, files: &Arc<OpenFiles>) -> Result<Content, ContentError> {
-        let content = Self::open_unnoted(folder, digest, files)?;
+    pub(super) fn open(folder: &Path, digest: Digest, bodies: &dyn Bodies) -> Result<Content, ContentError> {
+        let content = Self::open_unnoted(folder, digest, bodies)?;
         let all = ChunkSet::from_range(0..content.manifest.chunks());
         let marker = folder.join(COMPLETE);
         let complete = marker.try_exists().at(&marker, "look for")?;
@@ -65,7 +56,7 @@ impl Content {
     }
 
     /// Opens it as if every chunk were there, to be verified.
-    pub(super) fn open_unnoted(folder: &Path, digest: Digest, files: &Arc<OpenFiles>) -> Result<Content, ContentError> {
+    pub(super) fn open_unnoted(folder: &Path, digest: Digest, bodies: &dyn Bodies) -> Result<Content, ContentError> {
         let file = folder.join(MANIFEST);
         let damaged = |what: String| Damaged { file: file.clone(), what };
         let bytes =
@@ -76,26 +67,14 @@ impl Content {
         }
         let manifest = signed.peek().map_err(|error| damaged(error.to_string()))?;
         manifest.check(manifest.network).map_err(|refusal| damaged(refusal.to_string()))?;
-        let data = folder.join(CONTENT);
-        let length = match fs::metadata(&data) {
-            Ok(found) => found.len(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error).at(&data, "look at")?,
-        };
-        if length != manifest.length {
-            let what = format!("it has {length} bytes, the manifest says {}", manifest.length);
-            return Err(Damaged { file: data, what }.into());
-        }
         let chunks = ChunkSet::from_range(0..manifest.chunks());
         Ok(Content {
             folder: folder.to_owned(),
             digest,
             signed,
             segments: Segments::new(folder),
-            files: Arc::clone(files),
-            file: Mutex::default(),
+            body: bodies.open(folder, &manifest)?,
             held: Mutex::new(Held { chunks, noted: ChunkSet::new(), complete: false }),
-            arrived: Condvar::new(),
             syncing: Mutex::default(),
             removed: AtomicBool::new(false),
             manifest,
@@ -130,14 +109,6 @@ impl Content {
     /// Is this chunk here?
     pub fn has(&self, chunk: u32) -> bool {
         self.held().chunks.contains(chunk)
-    }
-
-    /// Waits until this chunk is here, at most so long; is it?
-    pub fn wait_for(&self, chunk: u32, limit: Duration) -> bool {
-        let absent = |held: &mut Held| !held.chunks.contains(chunk);
-        let waited = self.arrived.wait_timeout_while(self.held(), limit, absent);
-        let (held, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        held.chunks.contains(chunk)
     }
 
     /// Bytes of the chunks that are here.
@@ -208,17 +179,22 @@ impl Content {
     }
 
     pub(super) fn read_unchecked(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
-        let path = self.folder.join(CONTENT);
         buffer.resize(self.manifest.chunk_len(chunk) as usize, 0);
-        self.data()?.read_exact_at(buffer, self.manifest.chunk_offset(chunk)).at(&path, "read")
+        self.body.read(chunk, buffer)
+    }
+
+    /// The body, if it is one of this kind.
+    pub fn body<B: Body>(&self) -> Option<&B> {
+        let body: &dyn Any = &*self.body;
+        body.downcast_ref()
     }
 
     /// Stores a chunk in its place if it verifies against its chaining value; true when it was not here before. It
-    /// survives a crash from the next [`Content::sync`] on.
+    /// survives a crash from the next [`Content::sync`] on. `bytes` may be used up.
     ///
     /// # Errors
     /// [`WriteError`]; nothing is changed then.
-    pub fn write_verified_chunk(&self, chunk: u32, bytes: &[u8]) -> Result<bool, WriteError> {
+    pub fn write_verified_chunk(&self, chunk: u32, bytes: &mut [u8]) -> Result<bool, WriteError> {
         if self.is_removed() {
             return Err(WriteError::Removed);
         }
@@ -229,18 +205,13 @@ impl Content {
         if self.has(chunk) {
             return Ok(false);
         }
-        let path = self.folder.join(CONTENT);
-        let written = self.data()?.write_all_at(bytes, self.manifest.chunk_offset(chunk)).at(&path, "write");
-        written.map_err(|error| self.full_or(error))?;
-        let new = self.held().chunks.insert(chunk);
-        self.arrived.notify_all();
-        Ok(new)
+        self.body.write(chunk, bytes).map_err(|error| self.full_or(error))?;
+        Ok(self.held().chunks.insert(chunk))
     }
 
     /// A chunk that was found on disk and verified.
     pub(super) fn take(&self, chunk: u32) {
         self.held().chunks.insert(chunk);
-        self.arrived.notify_all();
     }
 
     fn full_or(&self, error: FileError) -> WriteError {
@@ -268,8 +239,7 @@ impl Content {
             }
             held.chunks.clone()
         };
-        let path = self.folder.join(CONTENT);
-        self.data()?.sync_data().at(&path, "sync")?;
+        self.body.sync()?;
         self.segments.sync()?;
         have::save(&self.folder.join(HAVE), self.manifest.chunks(), &chunks)?;
         self.held().noted = chunks;
@@ -320,18 +290,6 @@ impl Content {
         Ok(())
     }
 
-    fn data(&self) -> Result<Arc<File>, FileError> {
-        let mut weak = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = weak.upgrade() {
-            return Ok(file);
-        }
-        let path = self.folder.join(CONTENT);
-        let file = Arc::new(OpenOptions::new().read(true).write(true).open(&path).at(&path, "open")?);
-        *weak = Arc::downgrade(&file);
-        self.files.keep(Arc::clone(&file));
-        Ok(file)
-    }
-
     // A thread that panicked while it held this lock was between two plain assignments.
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -347,20 +305,4 @@ pub(crate) fn bytes_of(manifest: &Manifest, chunks: &ChunkSet) -> u64 {
             end.saturating_sub(manifest.chunk_offset(range.start))
         })
         .sum()
-}
-
-/// Keeps recently opened data files open.
-#[derive(Debug, Default)]
-pub(super) struct OpenFiles {
-    recent: Mutex<VecDeque<Arc<File>>>,
-}
-
-impl OpenFiles {
-    fn keep(&self, file: Arc<File>) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.push_back(file);
-        if recent.len() > OPEN_FILES {
-            recent.pop_front();
-        }
-    }
 }

@@ -61,12 +61,28 @@ pub fn free_inodes(path: &Path) -> Result<u64, FileError> {
 pub(super) fn preallocate(path: &Path, length: u64) -> Result<File, FileError> {
     const DOING: &str = "reserve space for";
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).at(path, DOING)?;
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length) {
-        Ok(()) => {}
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(length).at(path, DOING)?,
-        Err(error) => return Err(error).at(path, DOING),
-    }
+    reserve(&file, length).at(path, DOING)?;
     Ok(file)
+}
+
+/// Gives a file its length, and reserves the space for it where that costs little. On a file system in memory it would
+/// be paid page by page at once, while the network waits; there the disk may turn out full later.
+///
+/// # Errors
+/// What the system says, above all that the disk is full.
+pub fn reserve(file: &File, length: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        const TMPFS_MAGIC: u32 = 0x0102_1994;
+        let in_memory = rustix::fs::fstatfs(file).is_ok_and(|found| u32::try_from(found.f_type) == Ok(TMPFS_MAGIC));
+        if in_memory {
+            return file.set_len(length);
+        }
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(length),
+        other => Ok(other?),
+    }
 }
 
 /// Writes a new file and makes it durable.

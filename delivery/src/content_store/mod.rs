@@ -5,7 +5,7 @@
 //! ```text
 //! <root>/<hex digest of the signed manifest>/
 //!     manifest    the signed manifest's bytes
-//!     content     ciphertext: preallocated, each chunk written in its place
+//!     content     ciphertext: preallocated, each chunk written in its place; or what another [`Body`] keeps instead
 //!     segments    chaining values, 32 bytes a chunk, in order; a segment counts when it fits the manifest
 //!     have        which chunks are verified and synced; absent: none
 //!     complete    empty; present once all of it is there and was checked against the content root
@@ -13,6 +13,7 @@
 //!
 //! Everything here blocks: call it on blocking threads.
 
+mod body;
 mod content;
 mod disk;
 mod error;
@@ -29,9 +30,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use protocol::manifest::Manifest;
 use protocol::{Digest, Signed};
 
+pub use body::{Bodies, Body, Ciphertext};
 pub use content::Content;
 pub(crate) use content::bytes_of;
-pub use disk::{FileError, free_inodes, free_space};
+pub use disk::{FileError, free_inodes, free_space, reserve};
 pub use error::{
     ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, SegmentError, SyncError, WriteError,
 };
@@ -39,7 +41,6 @@ pub use have::sendable;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::ContentWriter;
 
-use content::OpenFiles;
 use disk::At;
 
 /// Folders that are being made or taken apart begin with this; what a killed process leaves of them is removed at the
@@ -60,7 +61,7 @@ pub struct ContentStore {
 struct Inner {
     root: PathBuf,
     entries: Mutex<Entries>,
-    files: Arc<OpenFiles>,
+    bodies: Arc<dyn Bodies>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +79,15 @@ impl ContentStore {
     /// # Errors
     /// [`FileError`] when the folder itself cannot be read or made.
     pub fn open(root: impl Into<PathBuf>) -> Result<ContentStore, FileError> {
+        Self::open_with(root, Arc::new(Ciphertext::default()))
+    }
+
+    /// As [`ContentStore::open`], with the bytes kept in another way. Where the folder is open already, `bodies` has no
+    /// say.
+    ///
+    /// # Errors
+    /// As [`ContentStore::open`].
+    pub fn open_with(root: impl Into<PathBuf>, bodies: Arc<dyn Bodies>) -> Result<ContentStore, FileError> {
         let root = root.into();
         fs::create_dir_all(&root).at(&root, "make the folder")?;
         let root = fs::canonicalize(&root).at(&root, "find the folder")?;
@@ -85,7 +95,6 @@ impl ContentStore {
         if let Some(inner) = opened.get(&root).and_then(Weak::upgrade) {
             return Ok(ContentStore { inner });
         }
-        let files = Arc::new(OpenFiles::default());
         let mut entries = Entries::default();
         for entry in fs::read_dir(&root).at(&root, "list the folder")? {
             let path = entry.at(&root, "list the folder")?.path();
@@ -97,7 +106,7 @@ impl ContentStore {
             }
             // Other names belong to others: a client keeps its own files beside.
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            match Content::open(&path, digest, &files) {
+            match Content::open(&path, digest, &*bodies) {
                 Ok(content) => drop(entries.good.insert(digest, Arc::new(content))),
                 Err(ContentError::File(error)) => return Err(error),
                 Err(ContentError::Damaged(damaged)) => {
@@ -106,7 +115,7 @@ impl ContentStore {
                 }
             }
         }
-        let inner = Arc::new(Inner { root: root.clone(), entries: Mutex::new(entries), files });
+        let inner = Arc::new(Inner { root: root.clone(), entries: Mutex::new(entries), bodies });
         opened.retain(|_, other| other.strong_count() > 0);
         opened.insert(root, Arc::downgrade(&inner));
         Ok(ContentStore { inner })
@@ -154,7 +163,7 @@ impl ContentStore {
         }
         error::check_pair(signed, manifest)?;
         let unfinished = self.unfinished(manifest.length)?;
-        disk::preallocate(&unfinished.path.join(content::CONTENT), manifest.length)?;
+        self.inner.bodies.make(&unfinished.path, manifest)?;
         segments::make_file(&unfinished.path, manifest)?;
         disk::write_new(&unfinished.path.join(content::MANIFEST), &protocol::codec::encode(signed))?;
         self.adopt(unfinished, digest)
@@ -220,7 +229,7 @@ impl ContentStore {
         if let Some(content) = self.get(digest) {
             return Ok(content);
         }
-        let content = Content::open_unnoted(&self.folder(digest), *digest, &self.inner.files)?;
+        let content = Content::open_unnoted(&self.folder(digest), *digest, &*self.inner.bodies)?;
         content.verify_all(&mut |_| std::ops::ControlFlow::Continue(()))?;
         match content.sync() {
             Err(SyncError::File(error)) => return Err(error.into()),
@@ -270,7 +279,7 @@ impl ContentStore {
         fs::rename(&unfinished.path, &path).at(&path, "move the new content into its place")?;
         unfinished.kept = true;
         disk::sync_folder(&self.inner.root)?;
-        let content = Arc::new(Content::open(&path, digest, &self.inner.files)?);
+        let content = Arc::new(Content::open(&path, digest, &*self.inner.bodies)?);
         entries.good.insert(digest, Arc::clone(&content));
         Ok(content)
     }

@@ -41,7 +41,19 @@ impl Content {
         &self,
         progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
     ) -> Result<VerifyReport, FileError> {
-        let held = self.have();
+        self.verify(&self.have(), progress)
+    }
+
+    /// As [`Content::verify_all`], of these chunks only.
+    ///
+    /// # Errors
+    /// As [`Content::verify_all`].
+    pub fn verify(
+        &self,
+        chunks: &ChunkSet,
+        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, FileError> {
+        let held = self.have().intersection(chunks);
         let total = held.len();
         let mut report = VerifyReport { whole: true, ..VerifyReport::default() };
         let mut buffer = Vec::new();

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use protocol::Signed;
 use protocol::manifest::{self, Manifest, SEGMENT_CHUNKS, Segment};
 
-use super::content::{COMPLETE, CONTENT, Content, MANIFEST};
+use super::body::CONTENT;
+use super::content::{COMPLETE, Content, MANIFEST};
 use super::disk::{self, At};
 use super::error::{self, CreateError, FinishError, WriteError};
 use super::{ContentStore, Unfinished, segments};

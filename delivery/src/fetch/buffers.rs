@@ -44,10 +44,6 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }

@@ -400,13 +400,13 @@ impl Conversation {
         }
     }
 
-    fn chunk(&mut self, chunk: u32, bytes: u32, buffer: Buffer) -> Result<(), EndReason> {
+    fn chunk(&mut self, chunk: u32, bytes: u32, mut buffer: Buffer) -> Result<(), EndReason> {
         let Some(content) = self.content.clone() else {
             return Err(EndReason::Violation("a chunk before it was asked for".to_owned()));
         };
         // Verified right where the bytes are warm in the cache, then written.
         self.writing.push(tokio::task::spawn_blocking(move || {
-            let result = content.write_verified_chunk(chunk, buffer.bytes());
+            let result = content.write_verified_chunk(chunk, buffer.bytes_mut());
             Written { chunk, bytes, result }
         }));
         Ok(())

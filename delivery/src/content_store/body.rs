@@ -1,0 +1,148 @@
+//! A content's bytes need not lie as they are sent: a client that has the key keeps them decrypted, in the files that they
+//! become. So the store leaves the bytes to a body, and keeps to itself what is the same for all: what verifies, what is
+//! held, and that data are durable before they are noted.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use protocol::manifest::Manifest;
+
+use super::disk::{self, At, FileError};
+use super::error::{ContentError, Damaged};
+
+pub(super) const CONTENT: &str = "content";
+
+/// Data files that stay open although nobody uses them right now, over all contents: below the usual limit of 1,024
+/// open files with room for connections. The one opened first is closed first.
+const OPEN_FILES: usize = 128;
+
+/// Decides how the contents of a store keep their bytes.
+pub trait Bodies: fmt::Debug + Send + Sync {
+    /// Makes the place for a new content's bytes in its folder.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails or is full.
+    fn make(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError>;
+
+    /// Opens what was made there, by this process or an earlier one.
+    ///
+    /// # Errors
+    /// [`ContentError::Damaged`] when it is not what was made.
+    fn open(&self, folder: &Path, manifest: &Manifest) -> Result<Arc<dyn Body>, ContentError>;
+}
+
+/// The bytes of one content. All methods block, and are called from many threads at once.
+pub trait Body: Any + fmt::Debug + Send + Sync {
+    /// Reads a chunk as it is sent. `buffer` has its length and is filled.
+    ///
+    /// # Errors
+    /// [`FileError`]: of the kind `UnexpectedEof` when the chunk is not there, or not whole.
+    fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError>;
+
+    /// Puts a chunk that was verified into its place. What is in `bytes` afterwards is not to be used.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails or is full.
+    fn write(&self, chunk: u32, bytes: &mut [u8]) -> Result<(), FileError>;
+
+    /// Makes durable whatever was written before the call.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    fn sync(&self) -> Result<(), FileError>;
+}
+
+/// The usual way: one file of ciphertext for each content, reserved in full when it is made.
+#[derive(Debug, Default)]
+pub struct Ciphertext {
+    files: Arc<OpenFiles>,
+}
+
+impl Bodies for Ciphertext {
+    fn make(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
+        disk::preallocate(&folder.join(CONTENT), manifest.length).map(drop)
+    }
+
+    fn open(&self, folder: &Path, manifest: &Manifest) -> Result<Arc<dyn Body>, ContentError> {
+        let path = folder.join(CONTENT);
+        let length = match fs::metadata(&path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).at(&path, "look at")?,
+        };
+        if length != manifest.length {
+            let what = format!("it has {length} bytes, the manifest says {}", manifest.length);
+            return Err(Damaged { file: path, what }.into());
+        }
+        let (files, chunk_size) = (Arc::clone(&self.files), manifest.chunk_size);
+        Ok(Arc::new(CiphertextFile { path, chunk_size, files, file: Mutex::default() }))
+    }
+}
+
+impl Ciphertext {
+    /// Is there a file of this kind in the content's folder?
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(CONTENT).exists()
+    }
+}
+
+#[derive(Debug)]
+struct CiphertextFile {
+    path: PathBuf,
+    chunk_size: u32,
+    files: Arc<OpenFiles>,
+    file: Mutex<Weak<File>>,
+}
+
+impl CiphertextFile {
+    fn file(&self) -> Result<Arc<File>, FileError> {
+        let mut weak = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = weak.upgrade() {
+            return Ok(file);
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&self.path).at(&self.path, "open")?;
+        let file = Arc::new(file);
+        *weak = Arc::downgrade(&file);
+        self.files.keep(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn offset(&self, chunk: u32) -> u64 {
+        u64::from(chunk) * u64::from(self.chunk_size)
+    }
+}
+
+impl Body for CiphertextFile {
+    fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
+        self.file()?.read_exact_at(buffer, self.offset(chunk)).at(&self.path, "read")
+    }
+
+    fn write(&self, chunk: u32, bytes: &mut [u8]) -> Result<(), FileError> {
+        self.file()?.write_all_at(bytes, self.offset(chunk)).at(&self.path, "write")
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        self.file()?.sync_data().at(&self.path, "sync")
+    }
+}
+
+/// Keeps recently opened data files open.
+#[derive(Debug, Default)]
+struct OpenFiles {
+    recent: Mutex<VecDeque<Arc<File>>>,
+}
+
+impl OpenFiles {
+    fn keep(&self, file: Arc<File>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.push_back(file);
+        if recent.len() > OPEN_FILES {
+            recent.pop_front();
+        }
+    }
+}
