@@ -94,8 +94,21 @@ pub enum SealError {
 /// # Errors
 /// [`SealError::BadKey`] for public keys that are non-canonical, of low order or outside the prime-order group.
 pub fn seal(to: &PeerId, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
-    let montgomery = sealing_key(to)?;
-    let public = <Kem as hpke::Kem>::PublicKey::from_bytes(&montgomery).map_err(|_| SealError::BadKey)?;
+    seal_with(&sealing_key(to)?, info, plain, rng)
+}
+
+/// [`seal`] to a key that [`is_usable`] took before. Asking again whether it lies in the prime-order group costs more than
+/// a signature.
+///
+/// # Errors
+/// [`SealError::BadKey`] for bytes that are no point of the curve at all.
+pub fn seal_to_checked(to: &PeerId, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
+    let point = CompressedEdwardsY(*to.as_bytes()).decompress().ok_or(SealError::BadKey)?;
+    seal_with(&point.to_montgomery().to_bytes(), info, plain, rng)
+}
+
+fn seal_with(montgomery: &[u8; 32], info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
+    let public = <Kem as hpke::Kem>::PublicKey::from_bytes(montgomery).map_err(|_| SealError::BadKey)?;
     let (encapped, text) =
         hpke::single_shot_seal_with_rng::<Aead, Kdf, Kem>(&OpModeS::Base, &public, info, plain, b"", rng)
             .map_err(|_| SealError::Seal)?;

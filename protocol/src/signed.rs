@@ -141,13 +141,19 @@ impl<T: Document> Signed<T> {
     /// # Errors
     /// [`SignatureError`]; callers translate it into the refusal that fits the place.
     pub fn verify(&self, signer: &PeerId) -> Result<T, SignatureError> {
+        self.check_signature(signer)?;
+        Ok(codec::decode(&self.body)?)
+    }
+
+    /// [`Signed::verify`] for those who decoded the document before, to refuse it cheaply.
+    pub(crate) fn check_signature(&self, signer: &PeerId) -> Result<(), SignatureError> {
         if self.signer != *signer {
             return Err(SignatureError::Signer { expected: *signer, found: self.signer });
         }
         if self.purpose != T::PURPOSE || !keys::verify_strict(signer, &self.message(), &self.signature) {
             return Err(SignatureError::Invalid);
         }
-        Ok(codec::decode(&self.body)?)
+        Ok(())
     }
 
     /// The same signer and signature over another document: what a forger would present, and nothing accepts.

@@ -151,6 +151,20 @@ impl KeyGrant {
         Ok(KeyGrant { sealed: keys::seal(&lease.client, &info, secret.as_bytes(), rng)? })
     }
 
+    /// [`KeyGrant::seal`] for a client whose key [`keys::is_usable`] took when the purchase was reserved.
+    ///
+    /// # Errors
+    /// [`SealError::BadKey`] when the client's key is no key at all.
+    pub fn seal_to_checked(
+        secret: &ContentSecret,
+        data: &TransactionData,
+        lease: &Lease,
+        rng: &mut impl rand_core::CryptoRng,
+    ) -> Result<Self, SealError> {
+        let info = Self::info(data, &lease.client, lease.generation);
+        Ok(KeyGrant { sealed: keys::seal_to_checked(&lease.client, &info, secret.as_bytes(), rng)? })
+    }
+
     /// Opens it with the client's key.
     ///
     /// # Errors
@@ -298,7 +312,8 @@ impl Ticket {
             return Err(bad_endorsement("it is not the one that the lease names"));
         }
         let endorsed = endorsement.verify(&data.merchant).map_err(|e| bad_endorsement(&e.to_string()))?;
-        if endorsed.transaction_data != self.data.digest() {
+        let data_digest = self.data.digest();
+        if endorsed.transaction_data != data_digest {
             return Err(bad_endorsement("it endorses another transaction"));
         }
 
@@ -307,9 +322,9 @@ impl Ticket {
         // Only the lease's key must be alive: the lease names the signed transaction data by digest and so vouches for
         // them. A purchase must stay deliverable after the key that signed it years ago was rotated out.
         lease_key.check_state(lease.issued_at, now)?;
-        self.lease.verify(&lease_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
-        self.data.verify(&data_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
-        if lease.transaction_data != self.data.digest() {
+        self.lease.check_signature(&lease_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+        self.data.check_signature(&data_key.key).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+        if lease.transaction_data != data_digest {
             return Err(Refusal::new(RefusalCode::BadManagerSignature, "the lease is for another transaction"));
         }
 

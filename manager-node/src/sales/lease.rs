@@ -71,8 +71,13 @@ pub(super) fn sign(ctx: &Context, sale: &Sale, product: &Product, terms: Terms, 
 /// Seals the content key to the lease's client.
 pub(super) fn grant(product: &Product, sale: &Sale, lease: &Lease) -> Result<KeyGrant, SaleError> {
     let data = sale.data.peek().map_err(Refusal::from)?;
-    KeyGrant::seal(&product.secret, &data, lease, &mut rand::rng())
-        .map_err(|e| Refusal::new(RefusalCode::Malformed, format!("the client's key: {e}")).into())
+    let rng = &mut rand::rng();
+    // The designated client's key was checked at the reservation; that of a client it was moved to, is here.
+    let sealed = match lease.client == data.client {
+        true => KeyGrant::seal_to_checked(&product.secret, &data, lease, rng),
+        false => KeyGrant::seal(&product.secret, &data, lease, rng),
+    };
+    sealed.map_err(|e| Refusal::new(RefusalCode::Malformed, format!("the client's key: {e}")).into())
 }
 
 /// What the client gets, with the addresses of the sources as they are known now.
