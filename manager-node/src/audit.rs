@@ -5,13 +5,20 @@
 use std::io::BufRead;
 
 use bincode::{Decode, Encode};
-use protocol::{Digest, wire};
+use protocol::{Digest, codec, wire};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
-/// Every entry, from 1 on. It grows with the sales, by four or five entries of about 150 bytes each.
+use crate::archive::{Archive, Kind, Place};
+use crate::context::Context;
+
+/// The newest entries, from 1 on. It grows with the sales, by four or five entries of about 150 bytes each …
 const AUDIT: Table<u64, Entry> = Table::new("audit");
+/// … and what is older moves out, a page at a time: where a page lies, by the number of its last entry.
+const PAGES: Table<u64, Place> = Table::new("audit-pages");
+/// Entries that stay in the store at least: a page for whoever looks at what is new.
+const KEPT: u64 = PAGE as u64;
 
 /// Longest subject and detail, bytes: a peer ID with a name, a transaction with its order.
 const MAX_TEXT: usize = 200;
@@ -31,7 +38,18 @@ struct Entry {
     detail: String,
 }
 
-wire!(Entry => 1024);
+/// Entries that moved out together.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Page {
+    /// Number of the first.
+    first: u64,
+    entries: Vec<Entry>,
+}
+
+wire! {
+    Entry => 1024,
+    Page => PAGE * 1024,
+}
 
 /// An entry as it is exported: one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,9 +99,37 @@ pub(crate) fn note(
     AUDIT.put(txn, &number, &Entry { at, previous, what: what.to_owned(), subject, detail })
 }
 
+/// Moves the oldest page out of the store, when there is more than one. True when there was.
+pub(crate) fn move_page(ctx: &Context) -> Result<bool, StoreError> {
+    let entries = ctx.db.read(|txn| {
+        let (first, last) = (AUDIT.first(txn)?, AUDIT.last(txn)?);
+        let number = |entry: Option<(u64, Entry)>| entry.map_or(0, |(number, _)| number);
+        match number(last).saturating_sub(number(first)) >= KEPT + PAGE as u64 {
+            true => AUDIT.range(txn, .., PAGE),
+            false => Ok(Vec::new()),
+        }
+    })?;
+    let (Some(&(first, _)), Some(&(last, _))) = (entries.first(), entries.last()) else { return Ok(false) };
+    let page = Page { first, entries: entries.into_iter().map(|(_, entry)| entry).collect() };
+    ctx.archive.move_out(&ctx.db, &[(Kind::Audit, codec::encode(&page))], move |txn, places| {
+        AUDIT.delete_range(txn, first..=last, PAGE)?;
+        places.first().map_or(Ok(()), |place| PAGES.put(txn, &last, place))
+    })?;
+    Ok(true)
+}
+
+/// At most a page of entries after the given number, wherever they lie.
+fn entries_after(archive: &Archive, txn: &impl Txn, after: u64) -> Result<Vec<(u64, Entry)>, StoreError> {
+    let Some((_, place)) = PAGES.range(txn, after.saturating_add(1).., 1)?.pop() else {
+        return AUDIT.range(txn, after.saturating_add(1).., PAGE);
+    };
+    let page: Page = archive.get(place, Kind::Audit)?;
+    Ok((page.first..).zip(page.entries).filter(|(number, _)| *number > after).collect())
+}
+
 /// A page of entries after the given number, as lines, and the number and digest of the newest entry.
-pub(crate) fn page(txn: &impl Txn, after: u64) -> Result<Value, StoreError> {
-    let entries = AUDIT.range(txn, after.saturating_add(1).., PAGE)?;
+pub(crate) fn page(archive: &Archive, txn: &impl Txn, after: u64) -> Result<Value, StoreError> {
+    let entries = entries_after(archive, txn, after)?;
     let lines: Vec<Value> = entries
         .into_iter()
         .map(|(number, entry)| {
@@ -187,7 +233,7 @@ mod tests {
         Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
         let (refunded, _) = shop.buy("p").await;
         shop.control(json!({"cmd": "refund", "id": refunded})).await.unwrap();
-        let exported = shop.ctx.db.read(|txn| page(txn, 0)).unwrap();
+        let exported = shop.ctx.db.read(|txn| page(&shop.ctx.archive, txn, 0)).unwrap();
         let lines: Vec<String> = exported["entries"].as_array().unwrap().iter().map(Value::to_string).collect();
         let told: Vec<(String, String)> = exported["entries"]
             .as_array()

@@ -68,6 +68,8 @@ pub struct Config {
     pub close_grace_ms: u64,
     /// Between two looks at what has expired or is to be closed. Default: 5000.
     pub sales_ms: u64,
+    /// An ended transaction moves out of the database after so much rest, and stays at hand. Default: 604800000 (7 days).
+    pub archive_ms: u64,
     /// Period of a seeder's statements of account. Default: 86400000 (1 day).
     pub statement_ms: u64,
 
@@ -105,6 +107,7 @@ impl Default for Config {
             credit_limit: 10_000_000,
             close_grace_ms: 48 * HOUR,
             sales_ms: 5000,
+            archive_ms: 7 * DAY,
             statement_ms: DAY,
             lease_ms: 7 * DAY,
             invitation_ms: 7 * DAY,

@@ -11,6 +11,7 @@ use protocol::trust::{Invitation, JoinLine, Trust};
 use protocol::{Address, NetworkId, PeerAddrs, PeerId};
 use store::Db;
 
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::keys::ManagerKeys;
@@ -37,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) content: ContentStore,
     /// As loaded at the start.
     pub(crate) config: Config,
+    /// What moved out of the tables.
+    pub(crate) archive: Archive,
     /// Products.
     pub(crate) catalogue: Catalogue,
     /// Merchants and seeders.

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
+use crate::archive::Whole;
 use crate::context::{Context, now_ms};
-use crate::transactions::{ACKS, COMPLETIONS, PAID_DELIVERY, SALES, Sale, SaleError};
+use crate::transactions::{PAID_DELIVERY, SaleError};
 
 /// When the first acknowledgement or completion of a transaction came in.
 const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
@@ -34,19 +35,27 @@ pub(crate) fn heard(txn: &WriteTransaction, id: TransactionId, at: u64) -> Resul
     }
 }
 
-fn first_at(txn: &impl Txn, id: &TransactionId) -> Result<Option<u64>, StoreError> {
+/// Takes the note out again, of a transaction that moves out of the store.
+pub(crate) fn forget(txn: &WriteTransaction, id: &TransactionId) -> Result<bool, StoreError> {
+    HEARD.delete(txn, id)
+}
+
+/// When something of a transaction was first acknowledged, unix milliseconds.
+pub(crate) fn first_at(txn: &impl Txn, id: &TransactionId) -> Result<Option<u64>, StoreError> {
     Ok(HEARD.get(txn, id)?.map(|heard| heard.at))
 }
 
-fn sale(txn: &impl Txn, id: TransactionId) -> Result<Sale, SaleError> {
+/// The transaction, wherever it lies.
+fn whole(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Whole, SaleError> {
     let unknown = || Refusal::new(RefusalCode::NotEntitled, format!("there is no transaction {id}"));
-    Ok(SALES.get(txn, &id)?.ok_or_else(unknown)?)
+    Ok(ctx.archive.whole(txn, &id)?.ok_or_else(unknown)?)
 }
 
 /// Everything signed of a transaction, as it is stored now.
 pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<EvidencePack, SaleError> {
     ctx.db.read(|txn| {
-        let sale = sale(txn, id)?;
+        let whole = whole(ctx, txn, id)?;
+        let sale = &whole.sale;
         let mut pack = EvidencePack::new(Exporter::Manager, now, sale.data.clone());
         pack.key_sets = crate::keys::remembered(txn, EvidencePack::MAX_KEY_SETS)?;
         pack.manifest = ctx.catalogue.manifest(&sale.manifest)?;
@@ -58,7 +67,7 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             state: sale.state,
             at: now,
             released_at: None,
-            first_at: first_at(txn, &id)?,
+            first_at: whole.first_at,
             completed_at: None,
             closed_at: None,
         };
@@ -68,13 +77,13 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             record.released_at = Some(release.at);
             record.completed_at = release.completed_at;
         }
-        let paid = crate::transactions::DELIVERIES.get(txn, &(id, PAID_DELIVERY))?;
-        record.closed_at = paid.and_then(|delivery| delivery.closed).map(|closed| closed.at);
-        for (_, ack) in ACKS.prefix(txn, &id, EvidencePack::MAX_ACKS * 4)? {
-            pack.add_ack(ack);
+        let paid = whole.delivery(PAID_DELIVERY);
+        record.closed_at = paid.and_then(|delivery| delivery.closed.as_ref()).map(|closed| closed.at);
+        for (_, _, ack) in whole.acks.iter().take(EvidencePack::MAX_ACKS * 4) {
+            pack.add_ack(ack.clone());
         }
-        let completions = COMPLETIONS.prefix(txn, &id, EvidencePack::MAX_LEASES)?;
-        pack.completions = completions.into_iter().map(|(_, signed)| signed).collect();
+        let completions = whole.completions.iter().take(EvidencePack::MAX_LEASES);
+        pack.completions = completions.map(|(_, signed)| signed.clone()).collect();
         pack.record = Some(ctx.keys.sign(KeyPurpose::Settlement, &record));
         Ok(pack)
     })
@@ -86,8 +95,8 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
         let detail = "a time that is still to come cannot be spoken of";
         return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
     }
-    let (sale, first) = ctx.db.read(|txn| Ok::<_, SaleError>((sale(txn, id)?, first_at(txn, &id)?)))?;
-    if let Some(first) = first.filter(|first| *first <= by) {
+    let Whole { sale, first_at, .. } = ctx.db.read(|txn| whole(ctx, txn, id))?;
+    if let Some(first) = first_at.filter(|first| *first <= by) {
         let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }

@@ -1,6 +1,7 @@
 //! The content manager: it knows what is on sale, who may sell and serve it, which tickets are out and who is owed what.
 //! Everything that it says to others is signed with a key of the network; everything that it promises is on disk first.
 
+mod archive;
 mod audit;
 mod catalogue;
 mod config;
@@ -9,6 +10,7 @@ mod control;
 mod enrol;
 mod evidence;
 mod handover;
+mod in_process;
 mod init;
 mod key_change;
 mod keys;
@@ -30,6 +32,7 @@ mod statements;
 mod tables;
 mod transactions;
 
+pub use archive::{OpenError as ArchiveError, SegmentError};
 pub use audit::{AuditError, AuditReport, verify_audit};
 pub use config::{Config, ConfigError};
 pub use enrol::InviteError;

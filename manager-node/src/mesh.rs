@@ -35,7 +35,8 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
     .await
 }
 
-async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshRequest) -> Result<MeshResponse, Refusal> {
+/// Answers one request of a seeder.
+pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshRequest) -> Result<MeshResponse, Refusal> {
     let now = now_ms();
     match request {
         MeshRequest::KeySet => Ok(MeshResponse::KeySet(ctx.trust().signed_key_set().clone())),
@@ -106,8 +107,10 @@ async fn take_report(
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
     let moved = report.addrs != before.addrs;
     let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
-    if outcome.gained_room || outcome.lost_content {
+    if outcome.lost_content {
         ctx.placements.wake();
+    } else if outcome.gained_room {
+        ctx.placements.room_gained();
     }
     if ctx.registry.introduce(peer) || moved {
         add_to_dht(ctx, peer).await;

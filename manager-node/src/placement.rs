@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -40,12 +41,17 @@ pub(crate) struct Placements {
     db: Db,
     nudges: mpsc::Sender<PeerId>,
     wake: Arc<Notify>,
+    /// The last look found no room for a copy that is missing, or is still under way.
+    short: AtomicBool,
+    /// Looks since the start. Each goes over all seeders, products and copies.
+    looks: AtomicU64,
 }
 
 impl Placements {
     pub(crate) fn new(db: Db) -> (Self, mpsc::Receiver<PeerId>) {
         let (nudges, receiver) = mpsc::channel(NUDGES);
-        (Placements { db, nudges, wake: Arc::new(Notify::new()) }, receiver)
+        let (short, looks) = (AtomicBool::new(true), AtomicU64::new(0));
+        (Placements { db, nudges, wake: Arc::new(Notify::new()), short, looks }, receiver)
     }
 
     /// A replication order by its id, also one that was fulfilled long ago.
@@ -68,6 +74,20 @@ impl Placements {
     /// Looks for content with too few copies now instead of at the next regular time.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// A seeder has room that it had not, which matters only while a copy is missing for want of room. A look costs as
+    /// much as there are seeders and copies, and each of the seeders reports every half minute: looking at each report
+    /// would cost the square of their number.
+    pub(crate) fn room_gained(&self) {
+        if self.short.load(Relaxed) {
+            self.wake();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Relaxed)
     }
 }
 
@@ -125,14 +145,20 @@ struct Plan {
     wanted: Vec<Wanted>,
     /// Orders that were not fulfilled in all their time: given up, so that others get them.
     stale: Vec<(PeerId, Digest)>,
+    /// There was no room for a copy.
+    short: bool,
 }
 
 /// Orders the copies that are missing, and nudges those who are to make them.
 async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     let planning = Arc::clone(ctx);
-    let Plan { wanted, stale } = tokio::task::spawn_blocking(move || plan(&planning, now))
+    // Before the look: room that is gained during it may not be seen by it.
+    ctx.placements.short.store(true, Relaxed);
+    ctx.placements.looks.fetch_add(1, Relaxed);
+    let Plan { wanted, stale, short } = tokio::task::spawn_blocking(move || plan(&planning, now))
         .await
         .map_err(|e| StoreError::Panicked(e.to_string()))??;
+    ctx.placements.short.store(short, Relaxed);
     if wanted.is_empty() && stale.is_empty() {
         return Ok(());
     }
@@ -227,7 +253,7 @@ fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             candidate.room = candidate.room.saturating_sub(taken);
         }
         let copies = usize::try_from(config.copies).unwrap_or(usize::MAX);
-        let mut wanted = Vec::new();
+        let (mut wanted, mut short) = (Vec::new(), false);
         for (manifest, length) in products {
             let mut there: HashSet<PeerId> =
                 HOLDERS.prefix(txn, &manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
@@ -239,7 +265,9 @@ fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
             let counts = |peer: &&PeerId| present.contains(*peer) && !gone(peer);
             let missing = copies.saturating_sub(there.iter().filter(counts).count());
-            for index in choose(&candidates, &there, &manifest, length, missing) {
+            let chosen = choose(&candidates, &there, &manifest, length, missing);
+            short |= chosen.len() < missing;
+            for index in chosen {
                 if let Some(candidate) = candidates.get_mut(index) {
                     candidate.room = candidate.room.saturating_sub(length);
                     wanted.push(Wanted { peer: candidate.peer, manifest, length });
@@ -251,7 +279,7 @@ fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
                 break;
             }
         }
-        Ok(Plan { wanted, stale: stale.into_iter().collect() })
+        Ok(Plan { wanted, stale: stale.into_iter().collect(), short })
     })
 }
 
@@ -401,6 +429,48 @@ mod tests {
         assert_eq!(no_room.len(), 3, "the one of 10 bytes has no room");
         let there = HashSet::from([all[0].peer]);
         assert!(!choose(&all, &there, &manifest, 5, 9).contains(&0));
+    }
+
+    #[tokio::test]
+    async fn reports_make_no_look_at_everything_unless_a_copy_lacks_room() {
+        use crate::sales::tests::shop::{Shop, Terms, random_key};
+        use protocol::Address;
+        use protocol::api::{MeshRequest, SeederReport};
+
+        const SEEDERS: usize = 60;
+        let mut shop = Shop::open(Terms::default()).await;
+        while shop.seeders.len() < SEEDERS {
+            let seeder = random_key();
+            shop.enrol_seeder(&seeder).await;
+            shop.seeders.push(seeder);
+        }
+        let report = async |n: usize, free: u64, held: bool| {
+            let held = Vec::from_iter(held.then_some(shop.manifest));
+            let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
+            let report = SeederReport { addrs, held, first: true, free, deliveries: 0 };
+            shop.running.mesh(shop.seeders[n].peer_id(), MeshRequest::Report(report)).await.unwrap()
+        };
+        let look = async || {
+            let before = shop.ctx.placements.looks();
+            shop.ctx.placements.wake();
+            while shop.ctx.placements.looks() == before || shop.ctx.placements.short.load(Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Three hold the product: no copy is missing.
+        for n in 0..3 {
+            report(n, 1 << 30, true).await;
+        }
+        tokio::time::timeout(Duration::from_secs(20), look()).await.unwrap();
+        let before = shop.ctx.placements.looks();
+        for round in 1..=3 {
+            for n in 0..SEEDERS {
+                report(n, round << 31, n < 3).await;
+            }
+        }
+        let looks = shop.ctx.placements.looks() - before;
+        assert!(looks <= 2, "{} reports, each with more room, made {looks} looks", 3 * SEEDERS);
+        shop.close().await;
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde_json::Value;
 use store::{Db, OpenError, Options, StoreError};
 use tokio::sync::watch;
 
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::context::{Context, now_ms};
@@ -27,7 +28,7 @@ use crate::registry::Registry;
 use crate::restore::RestoreError;
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
-use crate::{control, keys, mesh, news, placement, receipts, restore, sales, statements};
+use crate::{archive, control, keys, mesh, news, placement, receipts, restore, sales, statements};
 
 /// Time for tasks to end when the start fails half way.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -53,6 +54,9 @@ pub enum StartError {
     /// The count of restores.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// What moved out of the database.
+    #[error(transparent)]
+    Archive(#[from] archive::OpenError),
     /// The origin's content.
     #[error(transparent)]
     Content(#[from] FileError),
@@ -99,6 +103,7 @@ pub enum StartError {
 struct Opened {
     lock: DirLock,
     db: Db,
+    archive: Archive,
     restore: u64,
     keys: ManagerKeys,
     trust: Trust,
@@ -133,7 +138,7 @@ async fn start_under(
     let opened = tokio::task::spawn_blocking(move || open(&path, &opening))
         .await
         .map_err(|e| StartError::Thread(e.to_string()))??;
-    let Opened { lock, db, restore, keys, trust, node_key, content } = opened;
+    let Opened { lock, db, archive, restore, keys, trust, node_key, content } = opened;
 
     let (node, addresses) = start_node(supervisor, dir, &config, node_key).await?;
     let (placements, nudges) = Placements::new(db.clone());
@@ -149,6 +154,7 @@ async fn start_under(
     let refusals = node.metrics().counter_by("refusals", "Requests refused, by service and code", ["service", "code"]);
     let ctx = Arc::new(Context {
         catalogue: Catalogue::new(db.clone()),
+        archive,
         db,
         keys,
         peer: node.peer_id(),
@@ -173,6 +179,7 @@ async fn start_under(
     receipts::start(Arc::clone(&ctx), supervisor).await?;
     sales::start(Arc::clone(&ctx), supervisor).await?;
     statements::start(Arc::clone(&ctx), supervisor);
+    archive::start(Arc::clone(&ctx), supervisor);
     let answering = Arc::clone(&ctx);
     ControlServer::start(supervisor, dir, move |request, progress| {
         let ctx = Arc::clone(&answering);
@@ -201,10 +208,11 @@ fn open(dir: &Path, config: &Config) -> Result<Opened, StartError> {
         return Err(StartError::NotThisManager { peer: node_key.peer_id(), path: key_path });
     }
     let db = Db::open(dir.join("manager.redb"), Options::new(SCHEMA))?;
+    let archive = Archive::open(dir, &db)?;
     let restore = restore::count_start(dir, &db)?;
     keys::remember(&db, &trust)?;
     let content = ContentStore::open(config.origin_path(dir).join("content"))?;
-    Ok(Opened { lock, db, restore, keys, trust, node_key, content })
+    Ok(Opened { lock, db, archive, restore, keys, trust, node_key, content })
 }
 
 async fn start_node(
@@ -240,7 +248,6 @@ pub struct Running {
 }
 
 impl Running {
-    #[cfg(test)]
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.ctx
     }

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Payment(PaymentArgs),
     /// Show what a merchant owes and may still come to owe
     Credit(CreditArgs),
+    /// Show how much of what is over has moved out of the database into segments
+    Archive(ArchiveArgs),
     /// After the folder was restored from a backup, before the next run: seeders then send again what it may lack
     Restored(DirArgs),
 }
@@ -332,6 +334,16 @@ pub(crate) struct CreditArgs {
     dir: DirArgs,
 }
 
+/// Flags of `archive`.
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveArgs {
+    /// Read all segments and check that every record is as it was written
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 impl DirArgs {
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("manager"))
@@ -397,6 +409,9 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Credit(args) => {
             let request = json!({"cmd": "credit", "merchant": args.merchant, "currency": args.currency});
             ask(&args.dir.path(), request, global, lines).await
+        }
+        Command::Archive(args) => {
+            ask(&args.dir.path(), json!({"cmd": "archive", "verify": args.verify}), global, lines).await
         }
         Command::Restored(dir) => {
             let number = manager_node::mark_restored(&dir.path())?;

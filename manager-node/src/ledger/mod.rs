@@ -22,6 +22,8 @@ const POSTINGS: Table<u64, Posting> = Table::new("ledger-postings");
 const POSTING_KEYS: Table<String, PostingNumber> = Table::new("ledger-posting-keys");
 /// Postings of a transaction.
 const POSTINGS_OF: Table<(TransactionId, u64), Mark> = Table::new("ledger-postings-of");
+/// Number of the newest posting, whether it is here or moved out with its transaction.
+const NEWEST: Table<(), PostingNumber> = Table::new("ledger-newest");
 /// Balances that are not zero, by currency and account: settled escrows drop out, so the table stays as small as
 /// the number of parties and open deliveries.
 const BALANCES: Table<([u8; 3], String), Balance> = Table::new("ledger-balances");
@@ -164,7 +166,8 @@ impl Posting {
         }
     }
 
-    fn to_json(&self, number: u64) -> Value {
+    /// For people.
+    pub(crate) fn to_json(&self, number: u64) -> Value {
         let entries: Vec<Value> = self
             .entries
             .iter()
@@ -195,13 +198,41 @@ pub(crate) fn post(txn: &WriteTransaction, posting: &Posting) -> Result<bool, Le
             BALANCES.put(txn, &key, &Balance(after))?;
         }
     }
-    let number = POSTINGS.last(txn)?.map_or(0, |(number, _)| number).saturating_add(1);
+    let newest = match NEWEST.get(txn, &())? {
+        Some(PostingNumber(number)) => number,
+        None => POSTINGS.last(txn)?.map_or(0, |(number, _)| number),
+    };
+    let number = newest.saturating_add(1);
+    NEWEST.put(txn, &(), &PostingNumber(number))?;
+    put_numbered(txn, number, posting)?;
+    Ok(true)
+}
+
+fn put_numbered(txn: &WriteTransaction, number: u64, posting: &Posting) -> Result<(), StoreError> {
     POSTINGS.put(txn, &number, posting)?;
     POSTING_KEYS.put(txn, &posting.key, &PostingNumber(number))?;
-    if let Some(transaction) = posting.transaction {
-        POSTINGS_OF.put(txn, &(transaction, number), &Mark)?;
+    match posting.transaction {
+        Some(transaction) => POSTINGS_OF.put(txn, &(transaction, number), &Mark),
+        None => Ok(()),
     }
-    Ok(true)
+}
+
+/// Puts postings back that [`remove`] took out; balances are as they were all the time.
+pub(crate) fn put_back(txn: &WriteTransaction, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
+    postings.iter().try_for_each(|(number, posting)| put_numbered(txn, *number, posting))
+}
+
+/// Takes the postings of a transaction that moves out of the store, with their keys: none can be made under them again
+/// before the transaction is back.
+pub(crate) fn remove(txn: &WriteTransaction, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
+    for (number, posting) in postings {
+        POSTINGS.delete(txn, number)?;
+        POSTING_KEYS.delete(txn, &posting.key)?;
+        if let Some(transaction) = posting.transaction {
+            POSTINGS_OF.delete(txn, &(transaction, *number))?;
+        }
+    }
+    Ok(())
 }
 
 /// Was a posting made under this key?
@@ -238,7 +269,7 @@ pub(crate) fn trial_balance(txn: &impl Txn) -> Result<BTreeMap<Currency, Trial>,
     Ok(sums)
 }
 
-/// The newest `limit` postings, oldest of them first, all balances but those of single escrows, and the trial balance.
+/// The newest `limit` postings of those that did not move out with their transaction, oldest of them first, all balances but those of single escrows, and the trial balance.
 pub(crate) fn to_json(txn: &impl Txn, limit: usize) -> Result<Value, StoreError> {
     let mut postings = POSTINGS.range_back(txn, .., limit)?;
     postings.reverse();
@@ -271,14 +302,15 @@ pub(crate) fn to_json(txn: &impl Txn, limit: usize) -> Result<Value, StoreError>
 /// Most balances in one answer to the control socket, whose lines are at most 1 MiB.
 const MAX_ACCOUNTS_SHOWN: usize = 4096;
 
-/// The postings of one transaction.
-pub(crate) fn postings_of(txn: &impl Txn, transaction: &TransactionId) -> Result<Vec<Value>, StoreError> {
+/// The postings of one transaction that are in the store, with their numbers.
+pub(crate) fn numbered_postings_of(
+    txn: &impl Txn,
+    transaction: &TransactionId,
+) -> Result<Vec<(u64, Posting)>, StoreError> {
     let numbers = POSTINGS_OF.prefix(txn, transaction, MAX_ENTRIES)?;
     let mut out = Vec::with_capacity(numbers.len());
     for ((_, number), _) in numbers {
-        if let Some(posting) = POSTINGS.get(txn, &number)? {
-            out.push(posting.to_json(number));
-        }
+        out.extend(POSTINGS.get(txn, &number)?.map(|posting| (number, posting)));
     }
     Ok(out)
 }

@@ -31,6 +31,8 @@ pub(super) struct Good {
     pub(super) completion: Option<Signed<Completion>>,
     /// A replication whose first receipt this may be: its count as it begins.
     pub(super) replication: Option<Delivery>,
+    /// The delivery, where it was closed and may have moved out of the store.
+    pub(super) archived: Option<Delivery>,
 }
 
 /// A receipt and what was found.
@@ -56,7 +58,11 @@ pub(super) fn all(ctx: &Context, seeder: PeerId, batch: ReceiptBatch, now: u64) 
 fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<Good, SaleError> {
     let bad = |detail: &str| Refusal::new(RefusalCode::BadReceipt, detail);
     let id = receipt.ack.peek().map_err(Refusal::from)?.delivery;
-    let known = ctx.db.read(|txn| get_delivery(txn, id))?;
+    let known = ctx.db.read(|txn| match get_delivery(txn, id)? {
+        Some(delivery) => Ok::<_, SaleError>(Some(delivery)),
+        // A late one is judged by what moved out: its delivery was closed, so that it can change nothing there.
+        None => Ok(ctx.archive.archived(txn, &id.transaction)?.and_then(|whole| whole.delivery(id.delivery).cloned())),
+    })?;
     let replication = match (&known, id.delivery) {
         (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),
         (None, _) => return Err(bad(NEVER_RELEASED).into()),
@@ -75,7 +81,8 @@ fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<G
             Completion::check(signed, &delivery.client, &network, id, &delivery.manifest).map(|_| signed.clone())
         })
         .transpose()?;
-    Ok(Good { delivery: id, ack, completion, replication })
+    let archived = known.filter(|delivery| delivery.closed.is_some());
+    Ok(Good { delivery: id, ack, completion, replication, archived })
 }
 
 /// The count of a replication at its beginning, by the order that this manager signed.

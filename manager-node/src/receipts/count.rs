@@ -141,13 +141,15 @@ fn one(
 ) -> Result<Status, SaleError> {
     let id = good.delivery;
     let bad = |code, why: &str| Ok(Status::Rejected(Refusal::new(code, why)));
-    let mut delivery = match (get_delivery(txn, id)?, &good.replication) {
-        (Some(delivery), _) => delivery,
-        (None, Some(fresh)) => {
+    let mut delivery = match (get_delivery(txn, id)?, &good.replication, &good.archived) {
+        (Some(delivery), ..) => delivery,
+        (None, Some(fresh), _) => {
             open_delivery(txn, id, fresh)?;
             fresh.clone()
         }
-        (None, None) => return bad(RefusalCode::BadReceipt, NEVER_RELEASED),
+        // Closed: it is judged below as if it were here, and nothing of it is stored.
+        (None, None, Some(closed)) => closed.clone(),
+        (None, None, None) => return bad(RefusalCode::BadReceipt, NEVER_RELEASED),
     };
     let mut sale = SALES.get(txn, &id.transaction)?;
     // Asked before anything is changed: what a state forbids is this receipt's fault at most.

@@ -19,11 +19,11 @@ use super::blocking;
 use super::lease::{self, Terms};
 use crate::StartError;
 use crate::context::{Context, now_ms};
-use crate::evidence;
 use crate::transactions::{
     COMPLETIONS, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, after_count, delivery_of, get_delivery,
     move_due, open_delivery, put_delivery, put_sale,
 };
+use crate::{archive, evidence};
 
 const MAILBOX_PROTOCOL: Protocol = Protocol::new(api::MAILBOX_PROTOCOL);
 
@@ -86,7 +86,7 @@ fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<
         for ((_, transaction), _) in
             MAILBOX.range_back(txn, (client, first)..(client, before), MailboxResponse::PAGE)?
         {
-            let Some(sale) = SALES.get(txn, &transaction)? else { continue };
+            let Some(sale) = ctx.archive.sale(txn, &transaction)? else { continue };
             items.push(MailItem {
                 transaction,
                 title: sale.title,
@@ -113,6 +113,13 @@ fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refu
     }
 }
 
+/// The same, in the store for what is to be changed: one that moved out is brought back.
+fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Result<(Sale, Release), SaleError> {
+    let found = entitled(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, client)?;
+    archive::bring_back(ctx, id)?;
+    Ok(found)
+}
+
 /// The key that signed the lease was revoked since: no seeder takes it.
 fn is_void(ctx: &Context, release: &Release) -> bool {
     let (trust, signer) = (ctx.trust(), release.lease.signer());
@@ -121,7 +128,7 @@ fn is_void(ctx: &Context, release: &Release) -> bool {
 
 /// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
 fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
-    let (sale, release) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    let (sale, release) = present(ctx, id, &client)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
     let current = DeliveryId { transaction: id, delivery: release.delivery };
     let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
@@ -225,7 +232,7 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
 
 fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64) -> Result<MailboxResponse, SaleError> {
     let id = signed.peek().map_err(Refusal::from)?.delivery.transaction;
-    let (sale, _) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    let (sale, _) = present(ctx, id, &client)?;
     let number = signed.peek().map_err(Refusal::from)?.delivery.delivery;
     let delivery_id = DeliveryId { transaction: id, delivery: number };
     Completion::check(&signed, &client, &ctx.network(), delivery_id, &sale.manifest)?;
@@ -258,7 +265,7 @@ fn complain(
     id: TransactionId,
     complaint: Complaint,
 ) -> Result<MailboxResponse, SaleError> {
-    let (sale, _) = entitled(ctx.db.read(|txn| SALES.get(txn, &id))?, &client)?;
+    let (sale, _) = present(ctx, id, &client)?;
     if complaint.chunk >= sale.layout.chunks() {
         return Err(Refusal::new(RefusalCode::BadWant, "the content has no such chunk").into());
     }

@@ -2,7 +2,7 @@
 //! merchant; what is not its own looks like what does not exist.
 
 mod lease;
-mod mailbox;
+pub(crate) mod mailbox;
 mod release;
 mod reserve;
 #[cfg(test)]
@@ -25,8 +25,8 @@ use tracing::{info, warn};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
-use crate::evidence;
 use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back};
+use crate::{archive, evidence};
 
 const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
 
@@ -96,7 +96,7 @@ fn answer_blocking(
         }
         SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
         SalesRequest::Evidence { transaction } => {
-            own(ctx.db.read(|txn| SALES.get(txn, &transaction))?, &merchant)?;
+            own(ctx.db.read(|txn| ctx.archive.sale(txn, &transaction))?, &merchant)?;
             Ok(SalesResponse::Evidence(evidence::pack(ctx, transaction, now)?.to_bytes()))
         }
         // Answered before they get here.
@@ -128,6 +128,8 @@ fn own(sale: Option<Sale>, merchant: &PeerId) -> Result<Sale, Refusal> {
 }
 
 fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
+    own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
+    archive::bring_back(ctx, id)?;
     let state = ctx.db.write_blocking(move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         sale.advance(Event::Cancel, now)?;
@@ -140,6 +142,8 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
 }
 
 fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
+    own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
+    archive::bring_back(ctx, id)?;
     ctx.db.write_blocking(move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         take_back(txn, id, &mut sale, Event::Refund, now)?;
@@ -153,7 +157,7 @@ fn status(ctx: &Context, merchant: PeerId, ids: &[TransactionId]) -> Result<Sale
         return Err(Refusal::new(RefusalCode::TooLarge, "at most 256 transactions are asked for at once").into());
     }
     let states = ctx.db.read(|txn| {
-        let state = |id| Ok(SALES.get(txn, id)?.filter(|sale| sale.merchant == merchant).map(|sale| sale.state));
+        let state = |id| Ok(ctx.archive.sale(txn, id)?.filter(|sale| sale.merchant == merchant).map(|sale| sale.state));
         ids.iter().map(state).collect::<Result<Vec<_>, SaleError>>()
     })?;
     Ok(SalesResponse::States(states))

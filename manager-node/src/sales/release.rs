@@ -25,7 +25,7 @@ pub(super) fn release(
     endorsement: Signed<Endorsement>,
     now: u64,
 ) -> Result<SalesResponse, SaleError> {
-    let sale = own(ctx.db.read(|txn| SALES.get(txn, &id))?, &merchant)?;
+    let sale = own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
     if let Some(answer) = repeated(ctx, &sale, &endorsement)? {
         return Ok(answer);
     }

@@ -10,6 +10,7 @@ use rand::RngExt;
 use store::Mark;
 use tracing::info;
 
+use crate::archive;
 use crate::catalogue::Product;
 use crate::context::Context;
 use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation, put_sale};
@@ -23,8 +24,8 @@ pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u6
         let detail = "an order id has 1 to 64 printable ASCII characters";
         return Err(Refusal::new(RefusalCode::Malformed, detail).into());
     }
-    let known = ctx.db.read(|txn| match ORDER_IDS.get(txn, &(merchant, request.order.as_str()))? {
-        Some(SaleRef { id }) => SALES.get(txn, &id),
+    let known = ctx.db.read(|txn| match archive::sale_of_order(txn, &merchant, &request.order)? {
+        Some(id) => ctx.archive.sale(txn, &id),
         None => Ok(None),
     })?;
     if let Some(sale) = known {

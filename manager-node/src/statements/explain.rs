@@ -19,7 +19,7 @@ pub(crate) fn explain(ctx: &Context, seeder: PeerId, receipt: Digest) -> Result<
         let fate = FATES.get(txn, &(seeder, receipt))?.ok_or_else(unknown)?;
         let entry = JOURNAL.get(txn, &(seeder, fate.sequence))?.ok_or_else(unknown)?;
         let books = BOOKS.get(txn, &seeder)?.unwrap_or_default();
-        let statement = statement_of(txn, &seeder, &books, &entry, fate.sequence)?;
+        let statement = statement_of(&ctx.archive, txn, &seeder, &books, &entry, fate.sequence)?;
         let Entry::Receipt(line) = entry else { return Err(unknown()) };
         let (mut earning, mut due_at) = (None, None);
         if let Some(id) = line.delivery {

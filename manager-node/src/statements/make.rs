@@ -8,11 +8,12 @@ use std::time::Duration;
 use node::Supervisor;
 use protocol::statement::{BalanceLine, Statement};
 use protocol::trust::KeyPurpose;
-use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed};
+use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed, codec};
 use store::{StoreError, Txn, WriteTransaction};
 use tracing::{error, info};
 
-use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, STATEMENTS};
+use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS};
+use crate::archive::Kind;
 use crate::context::{Context, now_ms};
 use crate::receipts;
 use crate::transactions::{SaleError, internal};
@@ -21,8 +22,10 @@ use crate::transactions::{SaleError, internal};
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 /// Lines of old statements removed in one database transaction.
 const PRUNE_STEP: usize = 256;
+/// Statements moved out with one flush: with the longest about 2 MiB.
+const MOVE_STEP: usize = 8;
 /// Lines are kept for so long after their time, milliseconds: seeders keep receipts for 30 days after a statement, and
-/// a period is at most as long. Statements themselves stay.
+/// a period is at most as long. Statements themselves move into segments then.
 const KEEP_MS: u64 = 90 * 24 * 60 * 60 * 1000;
 
 /// Starts the chore.
@@ -49,7 +52,7 @@ pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
 }
 
 /// Everything that is due at `now`.
-pub(super) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
+pub(crate) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
     let (mut due, mut old) = (Vec::new(), Vec::new());
     let horizon = now.saturating_sub(KEEP_MS);
     ctx.db.read(|txn| {
@@ -70,6 +73,7 @@ pub(super) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
     }
     for seeder in old {
         while ctx.db.write_blocking(move |txn| prune(txn, seeder, horizon))? {}
+        while move_old(ctx, seeder, horizon)? {}
     }
     Ok(())
 }
@@ -221,6 +225,29 @@ fn prune(txn: &WriteTransaction, seeder: PeerId, before: u64) -> Result<bool, St
     Ok(old.len() == PRUNE_STEP)
 }
 
+/// Moves old statements out of the store, but never the newest. True when there may be more.
+fn move_old(ctx: &Context, seeder: PeerId, before: u64) -> Result<bool, StoreError> {
+    let old = ctx.db.read(|txn| {
+        let newest = BOOKS.get(txn, &seeder)?.map_or(0, |books| books.number);
+        STATEMENTS.range(txn, (seeder, 0)..(seeder, newest), MOVE_STEP)
+    })?;
+    let is_old = |signed: &Signed<Statement>| signed.peek().is_ok_and(|statement| statement.until < before);
+    let old: Vec<_> = old.into_iter().take_while(|(_, signed)| is_old(signed)).collect();
+    if old.is_empty() {
+        return Ok(false);
+    }
+    let records: Vec<_> = old.iter().map(|(_, signed)| (Kind::Statement, codec::encode(signed))).collect();
+    let keys: Vec<_> = old.into_iter().map(|(key, _)| key).collect();
+    let full = keys.len() == MOVE_STEP;
+    ctx.archive.move_out(&ctx.db, &records, move |txn, places| {
+        keys.iter().zip(places).try_for_each(|(key, place)| {
+            OLD_STATEMENTS.put(txn, key, place)?;
+            STATEMENTS.delete(txn, key).map(drop)
+        })
+    })?;
+    Ok(full)
+}
+
 /// The statement of a seeder after the given number.
 pub(crate) fn after(ctx: &Context, seeder: PeerId, number: u64) -> Result<Option<Signed<Statement>>, SaleError> {
     let newest = ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number);
@@ -228,5 +255,5 @@ pub(crate) fn after(ctx: &Context, seeder: PeerId, number: u64) -> Result<Option
         let detail = format!("the newest statement here is {newest}; the manager came back from an older backup");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
-    Ok(ctx.db.read(|txn| STATEMENTS.get(txn, &(seeder, number.saturating_add(1))))?)
+    Ok(ctx.db.read(|txn| super::get(&ctx.archive, txn, seeder, number.saturating_add(1)))?)
 }

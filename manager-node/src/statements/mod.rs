@@ -10,8 +10,10 @@ use protocol::statement::{EarningLine, PaymentLine, ReceiptFate, ReceiptLine, St
 use protocol::{Currency, Digest, PeerId, Signed, TransactionId, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
+use crate::archive::{Archive, Kind, Place};
+
 pub(crate) use explain::explain;
-pub(crate) use make::{after, make, start};
+pub(crate) use make::{after, make, start, step};
 pub(crate) use payouts::{file, list, make_now, payouts};
 
 /// What happened to a seeder's account, in order, until the statement that tells of it is old.
@@ -22,8 +24,10 @@ const FATES: Table<(PeerId, Digest), Fate> = Table::new("receipt-fates");
 const EARNINGS: Table<(PeerId, TransactionId, u32), Fate> = Table::new("statement-earnings");
 /// How far each seeder's statements are.
 const BOOKS: Table<PeerId, Books> = Table::new("statement-books");
-/// Signed statements. They are kept for as long as the books.
+/// Signed statements. They are kept for as long as the books: those of the last months here …
 const STATEMENTS: Table<(PeerId, u64), Signed<Statement>> = Table::new("statements");
+/// … and older ones in segments.
+const OLD_STATEMENTS: Table<(PeerId, u64), Place> = Table::new("old-statements");
 
 /// Lines about receipts that did not count and are in no statement yet, at most, of one seeder: four full statements.
 /// Further ones are only counted, so that nobody can fill the disk with what earns nothing. What counts is always noted.
@@ -127,8 +131,25 @@ fn note(txn: &WriteTransaction, seeder: &PeerId, mut books: Books, entry: &Entry
     BOOKS.put(txn, seeder, &books)
 }
 
+/// A statement, wherever it lies.
+fn get(
+    archive: &Archive,
+    txn: &impl Txn,
+    seeder: PeerId,
+    number: u64,
+) -> Result<Option<Signed<Statement>>, StoreError> {
+    if let Some(signed) = STATEMENTS.get(txn, &(seeder, number))? {
+        return Ok(Some(signed));
+    }
+    match OLD_STATEMENTS.get(txn, &(seeder, number))? {
+        Some(place) => archive.get(place, Kind::Statement).map(Some),
+        None => Ok(None),
+    }
+}
+
 /// The statement that has line `sequence` of a seeder's journal.
 fn statement_of(
+    archive: &Archive,
     txn: &impl Txn,
     seeder: &PeerId,
     books: &Books,
@@ -140,7 +161,7 @@ fn statement_of(
     }
     // Newest first: people ask about what is new.
     for number in (1..=books.number).rev() {
-        let Some(signed) = STATEMENTS.get(txn, &(*seeder, number))? else { return Ok(None) };
+        let Some(signed) = get(archive, txn, *seeder, number)? else { return Ok(None) };
         let Ok(statement) = signed.peek() else { return Ok(None) };
         let found = match line {
             Entry::Receipt(line) => statement.receipts.contains(line),

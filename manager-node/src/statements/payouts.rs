@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Txn};
 
-use super::{BOOKS, STATEMENTS, make};
+use super::{BOOKS, STATEMENTS, get, make};
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account};
 use crate::transactions::SaleError;
@@ -53,11 +53,13 @@ fn micros(parts: u128) -> u64 {
 }
 
 /// Statements, newest first: of one seeder, or the newest of each.
-pub(crate) fn list(txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> Result<Value, SaleError> {
+pub(crate) fn list(ctx: &Context, txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> Result<Value, SaleError> {
     let mut lines = Vec::new();
     match seeder {
         Some(seeder) => {
-            for (_, signed) in STATEMENTS.range_back(txn, (seeder, 0)..=(seeder, u64::MAX), limit)? {
+            let newest = BOOKS.get(txn, &seeder)?.map_or(0, |books| books.number);
+            for number in (1..=newest).rev().take(limit) {
+                let Some(signed) = get(&ctx.archive, txn, seeder, number)? else { break };
                 lines.extend(signed.peek().ok().map(|statement| line(&statement)));
             }
         }
@@ -123,17 +125,17 @@ pub(crate) struct FileArgs {
 /// Writes statements of one seeder, from the given number on, into a file that can be checked without asking anybody.
 pub(crate) fn file(ctx: &Context, args: FileArgs) -> Result<Value, SaleError> {
     let first = args.first.unwrap_or(1).max(1);
-    let statements =
-        ctx.db.read(|txn| STATEMENTS.range(txn, (args.seeder, first)..=(args.seeder, u64::MAX), MOST_IN_FILE))?;
+    let statements = ctx.db.read(|txn| {
+        let found = (first..).map_while(|number| get(&ctx.archive, txn, args.seeder, number).transpose());
+        found.take(MOST_IN_FILE).collect::<Result<Vec<_>, StoreError>>()
+    })?;
     if statements.is_empty() {
         let detail = format!("there is no statement {first} of seeder {}", args.seeder);
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
     let count = statements.len();
-    let file = StatementFile {
-        key_sets: ctx.db.read(|txn| keys::remembered(txn, EvidencePack::MAX_KEY_SETS))?,
-        statements: statements.into_iter().map(|(_, signed)| signed).collect(),
-    };
+    let file =
+        StatementFile { key_sets: ctx.db.read(|txn| keys::remembered(txn, EvidencePack::MAX_KEY_SETS))?, statements };
     evidence::write_new(&args.path, &file.to_bytes())?;
     Ok(json!({"path": args.path, "statements": count}))
 }

@@ -13,18 +13,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Txn, WriteTransaction};
 
-use super::{
-    COMPLETIONS, DELIVERIES, Delivery, Event, SALES, Sale, SaleError, chore, exposure, internal, paid_in, take_back,
-};
+use super::{DELIVERIES, Delivery, Event, SALES, Sale, SaleError, chore, exposure, internal, paid_in, take_back};
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting};
-use crate::{audit, evidence, receipts, statements};
+use crate::{archive, audit, evidence, receipts, statements};
 
 /// Lines in an answer where the command does not say how many, and at most.
 const LINES: usize = 100;
 const MOST_LINES: usize = 1000;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
+    "archive",
     "audit",
     "transactions",
     "transaction",
@@ -47,6 +46,12 @@ struct Listing {
     before: Option<TransactionId>,
     state: Option<TransactionState>,
     seeder: Option<protocol::PeerId>,
+}
+
+#[derive(Deserialize)]
+struct Archive {
+    #[serde(default)]
+    verify: bool,
 }
 
 #[derive(Deserialize)]
@@ -123,10 +128,11 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
     match cmd {
         "transaction" => {
             let One { id } = parse(request)?;
-            ctx.db.read(|txn| one(txn, id))
+            ctx.db.read(|txn| one(ctx, txn, id))
         }
         "refund" => {
             let One { id } = parse(request)?;
+            archive::bring_back(ctx, id)?;
             let state = ctx.db.write_blocking(move |txn| {
                 take_back_by_id(txn, id, Event::Refund)?.ok_or_else(|| SaleError::from(unknown(id)))
             })?;
@@ -134,6 +140,7 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
         }
         "revoke-transaction" => {
             let One { id } = parse(request)?;
+            archive::bring_back(ctx, id)?;
             // Also an id without a sale can be revoked: a replication order, or a sale that a restore lost.
             let state = ctx.db.write_blocking(move |txn| take_back_by_id(txn, id, Event::Revoke))?;
             Ok(json!({"id": id, "state": state}))
@@ -144,11 +151,15 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
         "evidence" => evidence::control(ctx, parse(request)?),
         "audit" => {
             let AuditPage { after } = parse(request)?;
-            Ok(ctx.db.read(|txn| audit::page(txn, after.unwrap_or(0)))?)
+            Ok(ctx.db.read(|txn| audit::page(&ctx.archive, txn, after.unwrap_or(0)))?)
         }
         "payouts" => {
             let page: PayoutPage = parse(request)?;
             ctx.db.read(|txn| statements::payouts(txn, page.after, page.limit.unwrap_or(MOST_LINES)))
+        }
+        "archive" => {
+            let Archive { verify } = parse(request)?;
+            Ok(archive::report(ctx, verify)?)
         }
         "record-payment" => record_payment(ctx, parse(request)?),
         _ => {
@@ -157,24 +168,31 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             ctx.db.read(|txn| match cmd {
                 "ledger" => Ok(ledger::to_json(txn, limit)?),
                 "receipts" => Ok(receipts::to_json(txn, listing.seeder, limit)?),
-                "statements" => statements::list(txn, listing.seeder, limit),
-                _ => Ok(list(txn, &listing, limit)?),
+                "statements" => statements::list(ctx, txn, listing.seeder, limit),
+                _ => Ok(list(ctx, txn, &listing, limit)?),
             })
         }
     }
 }
 
-fn list(txn: &impl Txn, listing: &Listing, limit: usize) -> Result<Value, StoreError> {
+fn list(ctx: &Context, txn: &impl Txn, listing: &Listing, limit: usize) -> Result<Value, StoreError> {
     let mut lines = Vec::new();
     let mut before = listing.before.map_or(Bound::Unbounded, Bound::Excluded);
     // Newest first; pages, because only some may be of the state asked for.
     loop {
-        let page = SALES.range_back(txn, (Bound::Unbounded, before), MOST_LINES)?;
+        let present = SALES.range_back(txn, (Bound::Unbounded, before), MOST_LINES)?;
+        let mut page: Vec<(TransactionId, TransactionState, Option<Sale>)> =
+            present.into_iter().map(|(id, sale)| (id, sale.state, Some(sale))).collect();
+        let archived = archive::archived_before(txn, before, MOST_LINES)?;
+        page.extend(archived.into_iter().map(|(id, state)| (id, state, None)));
+        page.sort_by_key(|(id, ..)| std::cmp::Reverse(*id));
+        page.truncate(MOST_LINES);
         let full = page.len() == MOST_LINES;
-        for (id, sale) in page {
+        for (id, state, sale) in page {
             before = Bound::Excluded(id);
-            if listing.state.is_none_or(|state| state == sale.state) {
-                lines.push(line(id, &sale));
+            if listing.state.is_none_or(|wanted| wanted == state) {
+                let sale = sale.map_or_else(|| ctx.archive.sale(txn, &id), |sale| Ok(Some(sale)))?;
+                lines.extend(sale.map(|sale| line(id, &sale)));
             }
             if lines.len() == limit {
                 return Ok(json!({"transactions": lines}));
@@ -194,19 +212,27 @@ fn line(id: TransactionId, sale: &Sale) -> Value {
     })
 }
 
-fn one(txn: &impl Txn, id: TransactionId) -> Result<Value, SaleError> {
-    let deliveries = DELIVERIES.prefix(txn, &id, LINES)?;
-    let lines: Result<Vec<Value>, StoreError> =
-        deliveries.iter().map(|((_, number), delivery)| delivery_json(txn, id, *number, delivery)).collect();
-    let (lines, postings) = (lines?, ledger::postings_of(txn, &id)?);
-    let Some(sale) = SALES.get(txn, &id)? else {
+fn one(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Value, SaleError> {
+    let shown = |postings: Vec<(u64, ledger::Posting)>| -> Vec<Value> {
+        postings.iter().map(|(number, posting)| posting.to_json(*number)).collect()
+    };
+    let Some(whole) = ctx.archive.whole(txn, &id)? else {
+        let deliveries = DELIVERIES.prefix(txn, &id, LINES)?;
         if deliveries.is_empty() {
             return Err(unknown(id).into());
         }
         // Receipts of replications are counted under the order's id, without a sale.
+        let lines: Vec<Value> =
+            deliveries.iter().map(|((_, number), delivery)| delivery_json(*number, delivery, false)).collect();
+        let postings = shown(ledger::numbered_postings_of(txn, &id)?);
         return Ok(json!({"id": id, "replication": true, "deliveries": lines, "postings": postings}));
     };
-    let mut value = line(id, &sale);
+    let completed = |number: u32| whole.completions.iter().any(|(n, _)| *n == number);
+    let deliveries = whole.deliveries.iter().take(LINES);
+    let lines: Vec<Value> =
+        deliveries.map(|(number, delivery)| delivery_json(*number, delivery, completed(*number))).collect();
+    let sale = &whole.sale;
+    let mut value = line(id, sale);
     let data = sale.data.peek().map_err(Refusal::from)?;
     let release = sale.release.as_ref().map(|release| {
         let split = &release.split;
@@ -225,12 +251,13 @@ fn one(txn: &impl Txn, id: TransactionId) -> Result<Value, SaleError> {
         fields.insert("expires_at".to_owned(), json!(sale.expires_at));
         fields.insert("release".to_owned(), json!(release));
         fields.insert("deliveries".to_owned(), json!(lines));
-        fields.insert("postings".to_owned(), json!(postings));
+        fields.insert("archived".to_owned(), json!(!SALES.contains(txn, &id)?));
+        fields.insert("postings".to_owned(), json!(shown(whole.postings)));
     }
     Ok(value)
 }
 
-fn delivery_json(txn: &impl Txn, id: TransactionId, number: u32, delivery: &Delivery) -> Result<Value, StoreError> {
+fn delivery_json(number: u32, delivery: &Delivery, completion: bool) -> Value {
     let payouts = delivery.counting.payouts(&delivery.layout, delivery.rate, delivery.ceiling);
     let seeders: Vec<Value> = delivery
         .counting
@@ -243,15 +270,15 @@ fn delivery_json(txn: &impl Txn, id: TransactionId, number: u32, delivery: &Deli
             })
         })
         .collect();
-    Ok(json!({
+    json!({
         "number": number, "client": delivery.client, "rate": delivery.rate, "ceiling_micros": delivery.ceiling,
         "currency": delivery.currency, "chunks": delivery.layout.chunks(), "bytes": delivery.layout.length,
         "whole": delivery.counting.is_whole(&delivery.layout), "completed": delivery.counting.is_completed(),
-        "completion": COMPLETIONS.contains(txn, &(id, number))?, "due_at": delivery.due_at,
+        "completion": completion, "due_at": delivery.due_at,
         "closed_at": delivery.closed.as_ref().map(|closed| closed.at),
         "cost": delivery.closed.as_ref().map(|closed| closed.charged),
         "capped": payouts.capped, "seeders": seeders,
-    }))
+    })
 }
 
 fn unknown(id: TransactionId) -> Refusal {

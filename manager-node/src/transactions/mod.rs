@@ -20,7 +20,7 @@ use crate::ledger::{LedgerError, Split, currency_key};
 
 pub(crate) use closing::{after_count, capture, move_due, take_back};
 pub(crate) use control::control;
-pub(crate) use state::Event;
+pub(crate) use state::{Event, is_over};
 
 /// Every sale.
 pub(crate) const SALES: Table<TransactionId, Sale> = Table::new("sales");
@@ -40,6 +40,8 @@ pub(crate) const ACKS: Table<(TransactionId, u32, PeerId), Signed<Ack>> = Table:
 pub(crate) const COMPLETIONS: Table<(TransactionId, u32), Signed<Completion>> = Table::new("delivery-completions");
 /// Transactions taken back in the books whose revocation is not yet in an epoch.
 pub(crate) const REVOKING: Table<TransactionId, Mark> = Table::new("sales-revoking");
+/// Ended sales by when they ended or were last asked back: they move out of the store after a time of rest.
+pub(crate) const RESTING: Table<(u64, TransactionId), Mark> = Table::new("sales-resting");
 /// Open reservations of each merchant.
 const STANDINGS: Table<PeerId, Standing> = Table::new("merchant-standings");
 /// What each merchant may come to owe, by currency.
@@ -259,6 +261,9 @@ pub(crate) fn put_sale(txn: &WriteTransaction, id: &TransactionId, sale: &Sale) 
             None => format!("order {} of {}: -> {}", sale.request.order, sale.merchant, sale.state.as_str()),
         };
         audit::note(txn, sale.changed_at, "sale", id, detail)?;
+        if is_over(sale.state) {
+            RESTING.put(txn, &(sale.changed_at, *id), &Mark)?;
+        }
     }
     SALES.put(txn, id, sale)
 }

@@ -67,6 +67,12 @@ pub(crate) fn next(state: TransactionState, event: Event) -> Result<TransactionS
     Ok(next)
 }
 
+/// Nothing more is to come by itself: what follows at most is that it is taken back, or fetched again.
+pub(crate) fn is_over(state: TransactionState) -> bool {
+    use TransactionState as S;
+    matches!(state, S::Settled | S::Expired | S::Cancelled | S::Revoked | S::Refunded)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {

@@ -92,9 +92,15 @@ impl Shop {
     }
 
     pub(crate) async fn close(self) {
+        self.stop().await;
+    }
+
+    /// Stops the manager and leaves its folder, which is `manager` in the one given back.
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
         let Shop { running, ctx, _dir, .. } = self;
         drop(ctx);
         running.stop(Duration::from_secs(10)).await.unwrap();
+        _dir
     }
 
     fn publish(&self, id: ProductId, policy: KeyPolicy, lease_ms: u64, rate: u64, chunks: u32) -> Digest {
