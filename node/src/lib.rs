@@ -7,6 +7,7 @@ mod calls;
 mod config;
 mod control;
 mod control_client;
+mod counted;
 mod dht;
 mod dir_lock;
 mod frame;

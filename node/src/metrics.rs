@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::counted::Traffic;
+
 /// The metrics of a process. Clones share one registry; every name gets the prefix `willcall_`.
 #[derive(Clone)]
 pub struct Metrics {
@@ -109,6 +111,7 @@ pub(crate) struct NodeMetrics {
     pub(crate) streams_dropped: CounterBy<2>,
     pub(crate) calls_failed: CounterBy<2>,
     pub(crate) gossip: CounterBy<1>,
+    pub(crate) traffic: Traffic,
 }
 
 impl NodeMetrics {
@@ -134,6 +137,10 @@ impl NodeMetrics {
                 ["protocol", "reason"],
             ),
             gossip: metrics.counter_by("node_gossip", "Gossip messages received, by what became of them", ["result"]),
+            traffic: Traffic {
+                received: metrics.counter("node_tcp_received_bytes", "Bytes received over TCP connections"),
+                sent: metrics.counter("node_tcp_sent_bytes", "Bytes sent over TCP connections"),
+            },
         }
     }
 }

@@ -14,6 +14,8 @@ use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
 use yamux::{Connection, ConnectionError, Mode, Stream};
 
+use crate::counted::{Counted, Traffic};
+
 /// Longest frame that is sent: a fresh stream's whole window, and a quarter of what the yamux crate takes at most. Other
 /// streams of the connection wait for the rest of a frame: 0.2 s on a line of 10 Mbit/s.
 const FRAME: usize = 256 * 1024;
@@ -28,16 +30,24 @@ const WAITING: usize = 256;
 
 /// The upgrade that puts yamux on a secured connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Yamux(yamux::Config);
+pub(crate) struct Yamux {
+    config: yamux::Config,
+    traffic: Traffic,
+}
 
-impl Default for Yamux {
-    fn default() -> Self {
+impl Yamux {
+    /// What goes over its connections is added to `traffic`.
+    pub(crate) fn new(traffic: Traffic) -> Self {
         let mut config = yamux::Config::default();
         config
             .set_max_num_streams(STREAMS)
             .set_max_connection_receive_window(Some(CONNECTION_WINDOW))
             .set_split_send_size(FRAME);
-        Yamux(config)
+        Yamux { config, traffic }
+    }
+
+    fn on<C: AsyncRead + AsyncWrite + Unpin>(self, io: C, mode: Mode) -> Muxer<Counted<C>> {
+        Muxer::new(Connection::new(Counted::new(io, self.traffic), self.config, mode))
     }
 }
 
@@ -51,22 +61,22 @@ impl UpgradeInfo for Yamux {
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> InboundConnectionUpgrade<C> for Yamux {
-    type Output = Muxer<C>;
+    type Output = Muxer<Counted<C>>;
     type Error = io::Error;
-    type Future = Ready<io::Result<Muxer<C>>>;
+    type Future = Ready<io::Result<Self::Output>>;
 
     fn upgrade_inbound(self, io: C, _: Self::Info) -> Self::Future {
-        done(Ok(Muxer::new(Connection::new(io, self.0, Mode::Server))))
+        done(Ok(self.on(io, Mode::Server)))
     }
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Yamux {
-    type Output = Muxer<C>;
+    type Output = Muxer<Counted<C>>;
     type Error = io::Error;
-    type Future = Ready<io::Result<Muxer<C>>>;
+    type Future = Ready<io::Result<Self::Output>>;
 
     fn upgrade_outbound(self, io: C, _: Self::Info) -> Self::Future {
-        done(Ok(Muxer::new(Connection::new(io, self.0, Mode::Client))))
+        done(Ok(self.on(io, Mode::Client)))
     }
 }
 
@@ -183,21 +193,21 @@ mod tests {
     #[tokio::test]
     async fn it_speaks_with_itself() {
         let (a, b) = pipe();
-        let dialler = Yamux::default().upgrade_outbound(a, INFO).await.unwrap();
-        let listener = Yamux::default().upgrade_inbound(b, INFO).await.unwrap();
+        let dialler = Yamux::new(Traffic::default()).upgrade_outbound(a, INFO).await.unwrap();
+        let listener = Yamux::new(Traffic::default()).upgrade_inbound(b, INFO).await.unwrap();
         exchange(StreamMuxerBox::new(dialler), StreamMuxerBox::new(listener)).await;
     }
 
     #[tokio::test]
     async fn it_speaks_with_the_yamux_of_libp2p_in_both_roles() {
         let (a, b) = pipe();
-        let dialler = Yamux::default().upgrade_outbound(a, INFO).await.unwrap();
+        let dialler = Yamux::new(Traffic::default()).upgrade_outbound(a, INFO).await.unwrap();
         let listener = libp2p::yamux::Config::default().upgrade_inbound(b, INFO).await.unwrap();
         exchange(StreamMuxerBox::new(dialler), StreamMuxerBox::new(listener)).await;
 
         let (a, b) = pipe();
         let dialler = libp2p::yamux::Config::default().upgrade_outbound(a, INFO).await.unwrap();
-        let listener = Yamux::default().upgrade_inbound(b, INFO).await.unwrap();
+        let listener = Yamux::new(Traffic::default()).upgrade_inbound(b, INFO).await.unwrap();
         exchange(StreamMuxerBox::new(dialler), StreamMuxerBox::new(listener)).await;
     }
 }

@@ -122,7 +122,7 @@ pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<
             tcp::Config::new().nodelay(true),
             // TLS first: it is the faster of the two here; Noise stays for peers without it.
             (Tls::new, noise::Config::new),
-            Yamux::default,
+            || Yamux::new(metrics.traffic.clone()),
         )
         .map_err(|error| setup("TCP", format!("{error:?}")))?
         .with_quic_config(|mut quic| {

@@ -462,9 +462,25 @@ pub fn news_topic(network: &crate::ids::NetworkId) -> String {
 
 /// Topic of [`GossipedBatch`]es of one seeder.
 pub fn receipts_topic(network: &crate::ids::NetworkId, seeder: &PeerId, shards: u16) -> String {
+    receipts_topic_of_shard(network, shard_of(network, seeder, shards))
+}
+
+fn shard_of(network: &crate::ids::NetworkId, seeder: &PeerId, shards: u16) -> u16 {
     let digest = Digest::of("willcall 2026-11 gossip shard", &[network.as_bytes(), seeder.as_bytes()]);
     let [a, b, ..] = *digest.as_bytes();
-    receipts_topic_of_shard(network, u16::from_le_bytes([a, b]) % shards.max(1))
+    u16::from_le_bytes([a, b]) % shards.max(1)
+}
+
+/// Most shards whose receipts one seeder passes on: as many as a small network has, so that there every seeder is a way
+/// to the manager for every other. In a larger one, with more shards, each seeder carries its part only.
+pub const SHARDS_CARRIED: u16 = 4;
+
+/// The shards that a seeder carries: its own, and those that follow. Neighbouring shards share most of their carriers, and
+/// each shard has its part of all seeders, whichever they are.
+pub fn shards_carried(network: &crate::ids::NetworkId, seeder: &PeerId, shards: u16) -> Vec<u16> {
+    let shards = shards.max(1);
+    let own = shard_of(network, seeder, shards);
+    (0..shards).cycle().skip(usize::from(own)).take(usize::from(SHARDS_CARRIED.min(shards))).collect()
 }
 
 /// Topic of one shard.

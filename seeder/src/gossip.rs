@@ -2,11 +2,12 @@
 //! by its signature, receipts of other seeders by their enrolment, signature, topic, size and rate. What is inside a
 //! batch is nobody's business but the manager's.
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use node::{GossipMessage, SubscribeError};
-use protocol::api::{GossipedBatch, News, news_topic, receipts_topic, receipts_topic_of_shard};
+use protocol::api::{GossipedBatch, News, news_topic, receipts_topic, receipts_topic_of_shard, shards_carried};
 use protocol::certificate::SeederCert;
 use protocol::trust::{KeyPurpose, Trust, Update};
 use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode, codec};
@@ -133,21 +134,27 @@ pub(crate) async fn after_heartbeat(seeder: &Seeder) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Listens to the receipts of all shards, to pass them on. The number of shards is the key set's.
+/// Listens to the receipts of the shards that this seeder carries, to pass them on. The number of shards is the key set's.
 pub(crate) async fn pass_receipts(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
     let token = seeder.supervisor.token();
     let mut changes = seeder.network.changes();
     let rates = Arc::new(tokio::sync::Mutex::new(Rates::default()));
-    let mut shards: Vec<CancellationToken> = Vec::new();
+    let mut shards: BTreeMap<u16, CancellationToken> = BTreeMap::new();
     loop {
-        let wanted = seeder.network.trust().map_or(0, |trust| usize::from(trust.key_set().gossip_shards.max(1)));
-        for left in shards.drain(wanted.min(shards.len())..) {
-            left.cancel();
-        }
-        while shards.len() < wanted {
-            let Ok(shard) = u16::try_from(shards.len()) else { break };
+        let wanted = seeder.network.trust().map_or_else(Vec::new, |trust| {
+            shards_carried(&seeder.network.id, &seeder.peer, trust.key_set().gossip_shards)
+        });
+        shards.retain(|shard, stop| {
+            let stays = wanted.contains(shard);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for shard in wanted {
+            let Entry::Vacant(place) = shards.entry(shard) else { continue };
             let stop = token.child_token();
-            shards.push(stop.clone());
+            place.insert(stop.clone());
             let task = pass_shard(Arc::clone(&seeder), shard, Arc::clone(&rates), stop);
             seeder.supervisor.spawn("receipts of others", task);
         }

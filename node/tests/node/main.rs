@@ -17,6 +17,7 @@ mod calls;
 mod control;
 mod dht;
 mod gossip;
+mod gossip_growth;
 mod hostile;
 mod keys;
 mod metrics;
