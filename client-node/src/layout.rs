@@ -71,6 +71,8 @@ pub(crate) struct Layout {
     /// Files with bytes, in order.
     files: Vec<Span>,
     open: Mutex<VecDeque<(usize, Arc<File>)>>,
+    /// One writer at a time: the system lets only one into a file, and those who wait there spin.
+    writing: Mutex<()>,
     unflushed: Mutex<Unflushed>,
 }
 
@@ -122,8 +124,8 @@ impl Layout {
                 start += size;
             }
         }
-        let (open, unflushed) = (Mutex::default(), Mutex::default());
-        Layout { dir, root, listed, head, selection, payload: payload.max(1), files, open, unflushed }
+        let (open, writing, unflushed) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Layout { dir, root, listed, head, selection, payload: payload.max(1), files, open, writing, unflushed }
     }
 
     /// Makes the folder anew, the folders in it, and room for the larger files: a full disk shows now.
@@ -179,7 +181,10 @@ impl Layout {
             let file = self.file_for_writing(part.file)?;
             let bytes = plain.get(part.range).unwrap_or_default();
             written += bytes.len() as u64;
-            file.write_all_at(bytes, part.within).at("write", &self.path(part.file))?;
+            {
+                let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                file.write_all_at(bytes, part.within).at("write", &self.path(part.file))?;
+            }
             // After the write: what is flushed between the two is not noted as held before the next flush.
             self.unflushed().files.insert(part.file);
         }

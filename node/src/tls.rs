@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
-use futures::io::{AsyncRead, AsyncWrite};
+use futures::io::{AsyncRead, AsyncWrite, BufReader};
 use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
 use libp2p::tls::certificate::{self, GenError};
@@ -27,6 +27,13 @@ use rustls::{
 };
 
 const ALPN: &[u8] = b"libp2p";
+
+/// Read from the socket at once, bytes. rustls asks for 4 KiB at a time, which would be a system call each, four and more
+/// for every record.
+const READ: usize = 128 * 1024;
+
+/// Encrypted and handed to the socket at once, bytes: a frame of the muxer. rustls takes 64 KiB where nobody says otherwise.
+const WRITE: usize = 256 * 1024;
 
 /// The upgrade that secures a connection.
 #[derive(Clone)]
@@ -108,13 +115,14 @@ impl UpgradeInfo for Tls {
 }
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Tls {
-    type Output = (PeerId, TlsStream<C>);
+    type Output = (PeerId, TlsStream<BufReader<C>>);
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<Self::Output>>;
 
     fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
         async move {
-            let stream = TlsAcceptor::from(self.server).accept(socket).await?;
+            let mut stream = TlsAcceptor::from(self.server).accept(BufReader::with_capacity(READ, socket)).await?;
+            stream.get_mut().1.set_buffer_limit(Some(WRITE));
             Ok((peer_of(stream.get_ref().1)?, stream.into()))
         }
         .boxed()
@@ -122,7 +130,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
 }
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Tls {
-    type Output = (PeerId, TlsStream<C>);
+    type Output = (PeerId, TlsStream<BufReader<C>>);
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<Self::Output>>;
 
@@ -130,7 +138,9 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
         async move {
             // The specification wants no server name sent; an address is none.
             let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-            let stream = TlsConnector::from(self.client).connect(name, socket).await?;
+            let mut stream =
+                TlsConnector::from(self.client).connect(name, BufReader::with_capacity(READ, socket)).await?;
+            stream.get_mut().1.set_buffer_limit(Some(WRITE));
             Ok((peer_of(stream.get_ref().1)?, stream.into()))
         }
         .boxed()
