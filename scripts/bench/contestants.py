@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import measure
 
@@ -81,13 +83,12 @@ class Willcall(Contestant):
             self.cli("seeder", "init", "--dir", seeder, "--join", self.invite("seeder"), "--name", f"s{number}",
                      "--capacity", "64GiB", *listen)
             daemons.append(self.daemon("seeder", "run", "--dir", seeder))
-        product = self.cli("manager", "publish", goods, "--dir", manager, "--title", "Bench", "--price", "0.10",
+        product = self.cli("manager", "publish", goods, "--dir", manager, "--title", "Bench", "--price", "1.00",
                            "--currency", "USD")["product"]
         while len(self.cli("manager", "product", product, "--dir", manager)["holders"]) < seeders:
             pass
-        voucher = self.cli("merchant", "vouchers", "issue", "50.00", "--currency", "USD", "--dir", merchant)["codes"][0]
-        self.buy = ["buy", product, "--merchant", json.loads(shop)["http"], "--voucher", voucher, "--home",
-                    self.dir("client")]
+        voucher = self.cli("merchant", "vouchers", "issue", "900.00", "--currency", "USD", "--dir", merchant)["codes"][0]
+        self.buy = ["buy", product, "--merchant", json.loads(shop)["http"], "--voucher", voucher]
         self.senders = measure.Servers([child.pid for child, _ in daemons])
         self.bought = 0
 
@@ -106,10 +107,10 @@ class Willcall(Contestant):
     def invite(self, role):
         return self.cli("manager", "invite", role, "--dir", self.dir("manager"))["join"]
 
-    def ticket(self):
+    def ticket(self, home="client"):
         self.bought += 1
         ticket = self.dir(f"{self.bought}.ticket")
-        self.cli(*self.buy, "-o", ticket)
+        self.cli(*self.buy, "--home", self.dir(home), "-o", ticket)
         return ticket
 
     def fetch(self):
@@ -121,6 +122,30 @@ class Willcall(Contestant):
         figures["transfer_s"] = said["transfer_ms"] / 1000
         figures["sources"] = sum(1 for source in said["sources"] if source["chunks"] > 0)
         return figures
+
+    def fetch_at_once(self, clients):
+        """So many clients at the same time, each with a purchase and a home of its own: bytes a second of each, and of all
+        from the first one's start to the last one's end."""
+        out, length = self.fresh(), os.path.getsize(self.goods)
+        tickets = [self.ticket(f"client-{n}") for n in range(clients)]
+        commands = [self.command("fetch", ticket, "--home", self.dir(f"client-{n}"), "-o", os.path.join(out, str(n)))
+                    for n, ticket in enumerate(tickets)]
+        self.senders.begin()
+        start = time.monotonic()
+        with ThreadPoolExecutor(clients) as threads:
+            each = list(threads.map(measure.run, commands))
+        wall = time.monotonic() - start
+        cpu, peak = self.senders.end()
+        for n in range(clients):
+            self.arrived(os.path.join(out, str(n), os.path.basename(self.goods)))
+        return {
+            "clients": clients,
+            "total": clients * length / wall,
+            "each": [length / one[0] for one in each],
+            "sender_cpu_gib": cpu * (1 << 30) / (clients * length),
+            "sender_peak": peak,
+            "receiver_peak": max(one[2] for one in each),
+        }
 
 
 class Nginx(Contestant):
@@ -240,7 +265,6 @@ def free_port():
 
 def wait_for_port(port):
     import socket
-    import time
 
     for _ in range(200):
         try:

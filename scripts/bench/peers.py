@@ -40,6 +40,8 @@ def arguments():
     parser.add_argument("--runs", type=int, default=9, help="of each, interleaved")
     parser.add_argument("--json", metavar="FILE", help="all figures of all runs")
     parser.add_argument("--disk", metavar="DIR", help="work here instead of on a memory file system")
+    parser.add_argument("--zeros", action="store_true", help="a file of zeros that takes no space: for memory, not for rates")
+    parser.add_argument("--crowd", type=int, default=8, help="clients at once from one seeder; 0 for none")
     parser.add_argument("--only", metavar="NAME,…", help="of " + ", ".join(CONTESTANTS))
     parser.add_argument("--willcall", default="target/release/willcall", help="the binary")
     parser.add_argument("--raw", default="target/release/examples/raw_stream", help="the example binary")
@@ -65,6 +67,17 @@ def write_goods(path, length):
             length -= len(part)
 
 
+def touch(folder, length):
+    """Has the system touch as much memory as a run is about to. Where a hypervisor takes free memory back, the next one to
+    use it pays for it, as much CPU time as the whole transfer; whose turn that is must not decide the comparison."""
+    path = os.path.join(folder, "touched")
+    with open(path, "wb") as file:
+        part = bytes(MIB)
+        for _ in range(length // MIB):
+            file.write(part)
+    os.unlink(path)
+
+
 def memory_file_system(needed):
     for folder in ("/dev/shm", "/run/shm"):
         if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > needed:
@@ -79,9 +92,13 @@ def compare(args):
         print("no memory file system with enough room: working on disk", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="willcall-bench-", dir=base) as work:
         goods = os.path.join(work, "goods.bin")
-        write_goods(goods, args.size)
+        if args.zeros:
+            with open(goods, "wb") as file:
+                file.truncate(args.size)
+        else:
+            write_goods(goods, args.size)
         names = args.only.split(",") if args.only else list(CONTESTANTS)
-        taking_part, absent, runs = {}, {}, {}
+        taking_part, absent, runs, crowd = {}, {}, {}, []
         try:
             for name in names:
                 print(f"setting up {name}", file=sys.stderr)
@@ -91,6 +108,8 @@ def compare(args):
                     absent[name] = str(why)
             for number in range(args.runs):
                 for name, contestant in taking_part.items():
+                    if base is not None and not args.disk:
+                        touch(contestant.folder, args.size + args.size // 4)
                     figures = contestant.fetch()
                     shutil.rmtree(os.path.join(contestant.folder, "out"), ignore_errors=True)
                     figures["mib_s"] = args.size / MIB / figures["wall_s"]
@@ -98,10 +117,47 @@ def compare(args):
                         figures[f"{side}_cpu_gib"] = figures[f"{side}_cpu_s"] * GIB / args.size
                     runs.setdefault(name, []).append(figures)
                     print(f"run {number + 1}/{args.runs} {name}: {figures['mib_s']:.0f} MiB/s", file=sys.stderr)
+            crowd = in_a_crowd(work, args) if args.crowd and "willcall" in names else []
         finally:
             for contestant in Contestant.everyone:
                 contestant.stop()
-    return work, runs, absent
+    return work, runs, absent, crowd
+
+
+def in_a_crowd(work, args):
+    """One client, then many at once, again and again; smaller goods, so that all copies fit into the memory."""
+    goods = os.path.join(work, "crowd.bin")
+    write_goods(goods, min(args.size, 256 * MIB))
+    one_seeder = Willcall(os.path.join(work, "crowd"), goods, os.path.abspath(args.willcall), 1)
+    rounds = []
+    for number in range(args.runs):
+        if not args.disk:
+            touch(work, args.crowd * os.path.getsize(goods))
+        alone = one_seeder.fetch_at_once(1)
+        rounds.append({"alone": alone, "crowd": one_seeder.fetch_at_once(args.crowd)})
+        total = rounds[-1]["crowd"]["total"] / MIB
+        print(f"run {number + 1}/{args.runs} {args.crowd} clients at once: {total:.0f} MiB/s", file=sys.stderr)
+    return rounds
+
+
+def crowd_table(rounds):
+    if not rounds:
+        return []
+    clients = rounds[0]["crowd"]["clients"]
+    alone = [one["alone"]["total"] for one in rounds]
+    total = [one["crowd"]["total"] for one in rounds]
+    evenness = [min(one["crowd"]["each"]) / statistics.mean(one["crowd"]["each"]) for one in rounds]
+    show = lambda values, scale=1.0, digits=0: spread([{"x": value} for value in values], "x", scale, digits)
+    ratio = statistics.median(total) / statistics.median(alone)
+    even = statistics.median(evenness)
+    word = lambda reached: "reached" if reached else "missed"
+    peak = max(one["crowd"]["sender_peak"] for one in rounds) / MIB
+    return ["", f"{clients} clients at once from one seeder", "", "| | found | asked | |", "|---|---|---|---|",
+            f"| one client alone, MiB/s | {show(alone, 1 / MIB)} | | |",
+            f"| {clients} together, MiB/s | {show(total, 1 / MIB)} | | |",
+            f"| together / alone, medians | {ratio:.2f} | at least 0.95 | {word(ratio >= 0.95)} |",
+            f"| slowest client / mean of all | {show(evenness, digits=2)} | at least 0.7 | {word(even >= 0.7)} |",
+            f"| peak memory of manager and origin, MiB | {peak:.0f} | | |"]
 
 
 def spread(runs, what, scale=1.0, digits=0):
@@ -126,7 +182,7 @@ def ratios(runs):
     return found
 
 
-def table(runs, absent):
+def table(runs, absent, crowd):
     lines = ["| | MiB/s | sender CPU s/GiB | receiver CPU s/GiB | sender peak MiB | receiver peak MiB |",
              "|---|---|---|---|---|---|"]
     for name, own in runs.items():
@@ -139,17 +195,18 @@ def table(runs, absent):
         asked = ("at least " if row["more_is_better"] else "at most ") + str(row["target"])
         note = ("reached" if row["reached"] else "missed") + (", intervals overlap" if row["intervals_overlap"] else "")
         lines.append(f"| {row['ratio']} | {row['value']:.2f} | {asked} | {note} |")
-    return "\n".join(lines)
+    return "\n".join(lines + crowd_table(crowd))
 
 
 def main():
     args = arguments()
-    work, runs, absent = compare(args)
-    print(table(runs, absent))
+    work, runs, absent, crowd = compare(args)
+    print(table(runs, absent, crowd))
     if args.json:
         facts = {
             "machine": {"cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
             "bytes": args.size, "on": os.path.dirname(work), "runs": runs, "absent": absent, "ratios": ratios(runs),
+            "crowd": crowd,
         }
         with open(args.json, "w") as file:
             json.dump(facts, file, indent=1)
