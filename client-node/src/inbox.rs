@@ -2,12 +2,12 @@
 //! for the peer ID that the connection proves.
 
 use protocol::api::{MailItem, MailboxRequest, MailboxResponse, TransactionState};
-use protocol::ticket::TicketEnvelope;
-use protocol::trust::JoinLine;
+use protocol::ticket::{Admission, TicketEnvelope};
+use protocol::trust::{JoinLine, RevocationState};
 use protocol::{NetworkId, PeerId, TransactionId};
 
 use crate::home::{FileError, Home, blocking, now_ms};
-use crate::library::LibraryError;
+use crate::library::{self, LibraryError};
 use crate::link::{Link, LinkOptions, ManagerError, TrustError};
 use crate::shop::printable;
 
@@ -75,10 +75,7 @@ pub enum InboxError {
 pub async fn inbox(home: &Home, join: Option<&JoinLine>, options: &LinkOptions) -> Result<Inbox, InboxError> {
     let joins = match join {
         Some(join) => vec![join.clone()],
-        None => {
-            let networks = home.networks();
-            blocking(move || networks.list()).await?
-        }
+        None => known_joins(home).await?,
     };
     if joins.is_empty() {
         return Err(InboxError::NoNetwork);
@@ -95,6 +92,23 @@ pub async fn inbox(home: &Home, join: Option<&JoinLine>, options: &LinkOptions) 
     Ok(inbox)
 }
 
+/// How to join every network of which this home has heard: those that it asked before, and those of tickets that came with
+/// a purchase.
+pub(crate) async fn known_joins(home: &Home) -> Result<Vec<JoinLine>, InboxError> {
+    let (networks, library) = (home.networks(), home.library());
+    blocking(move || {
+        let mut joins = networks.list()?;
+        for (_, delivery) in library.list()? {
+            let join = delivery.envelope.join;
+            if joins.iter().all(|known| known.network() != join.network()) {
+                joins.push(join);
+            }
+        }
+        Ok(joins)
+    })
+    .await
+}
+
 async fn read_network(home: &Home, join: &JoinLine, options: &LinkOptions) -> Result<Vec<InboxItem>, InboxError> {
     let link = Link::start(home, join, options.clone()).await?;
     let result = read_mailbox(home, &link, join.network()).await;
@@ -108,38 +122,48 @@ async fn read_mailbox(home: &Home, link: &Link, network: NetworkId) -> Result<Ve
         tracing::debug!(%error, "key set not refreshed");
     }
     let mut items = Vec::new();
+    for mail in list(link).await? {
+        items.push(take_mail(home, link, network, mail).await?);
+    }
+    Ok(items)
+}
+
+/// Everything in this peer's mailbox, newest first.
+pub(crate) async fn list(link: &Link) -> Result<Vec<MailItem>, ManagerError> {
+    let mut mails = Vec::new();
     let mut before = None;
     for _ in 0..MAX_PAGES {
-        let MailboxResponse::List(page) = link.mailbox(&MailboxRequest::List { before }).await? else {
-            return Err(ManagerError::Unfitting("a question for the mailbox").into());
+        let MailboxResponse::List(mut page) = link.mailbox(&MailboxRequest::List { before }).await? else {
+            return Err(ManagerError::Unfitting("a question for the mailbox"));
         };
         let whole = page.len() >= MailboxResponse::PAGE;
         let last = page.last().map(|mail| mail.transaction);
-        for mail in page.into_iter().take(MailboxResponse::PAGE) {
-            items.push(take_mail(home, link, network, mail).await?);
-        }
+        page.truncate(MailboxResponse::PAGE);
+        mails.append(&mut page);
         // A manager that repeats itself would keep this going.
         if !whole || last == before {
             break;
         }
         before = last;
     }
-    Ok(items)
+    Ok(mails)
 }
 
 async fn take_mail(home: &Home, link: &Link, network: NetworkId, mail: MailItem) -> Result<InboxItem, InboxError> {
-    let MailItem { transaction, title, state, released_at, plain_bytes } = mail;
+    let MailItem { transaction, title, state, released_at, plain_bytes, generation } = mail;
     let title = printable(&title, 200);
     let mut item =
         InboxItem { network, transaction, title, state, released_at, plain_bytes, new: false, problem: None };
     let library = home.library();
-    if blocking(move || library.get(&transaction)).await?.is_some() {
+    let known = blocking(move || library.get(&transaction)).await?;
+    // A purchase that went to another device and came back: the ticket of before is void.
+    if known.is_some_and(|known| library::generation(&known.envelope) >= generation) {
         return Ok(item);
     }
     match ask_ticket(link, transaction, network, home.peer_id()).await {
         Ok(envelope) => {
-            let library = home.library();
-            item.new = blocking(move || library.put_ticket(transaction, &envelope, false, now_ms(), None)).await?;
+            let (library, checked) = (home.library(), is_good(&envelope, home.peer_id(), link));
+            item.new = blocking(move || library.put_ticket(transaction, &envelope, checked, now_ms(), None)).await?;
             tracing::info!(step = 8, %transaction, "ticket received from the mailbox");
         }
         // Revoked and refunded ones have none: the list still shows them.
@@ -148,6 +172,22 @@ async fn take_mail(home: &Home, link: &Link, network: NetworkId, mail: MailItem)
         Err(TicketError::Other(why)) => item.problem = Some(why.to_owned()),
     }
     Ok(item)
+}
+
+/// Does it pass the checks that need nothing but the network's keys?
+fn is_good(envelope: &TicketEnvelope, client: PeerId, link: &Link) -> bool {
+    let Some(trust) = link.known_trust() else { return false };
+    let (now, revoked) = (now_ms(), RevocationState::default());
+    let admission = Admission {
+        peer: client,
+        seeder: client,
+        trust: &trust,
+        revoked: &revoked,
+        last_heartbeat: Some(now),
+        continuation_ms: 0,
+        now,
+    };
+    envelope.ticket.check(&admission).is_ok()
 }
 
 /// Why the manager gave no usable ticket.

@@ -2,6 +2,7 @@
 //! known to be the ones that were sold. A library for commands: each starts a node, works, and stops; the goods and
 //! everything needed to check them stay usable when manager and merchant are gone.
 
+mod device;
 mod evidence;
 mod fetch;
 mod home;
@@ -20,6 +21,7 @@ mod status;
 mod unpack;
 mod verify;
 
+pub use device::{MoveChoice, MoveItem, Moves, move_purchases};
 pub use evidence::{EvidenceError, evidence};
 pub use fetch::{
     FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Target, TargetError, Waiting, fetch,

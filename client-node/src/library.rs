@@ -266,10 +266,18 @@ impl Library {
                 let mut delivery = found.unwrap_or_else(|| Delivery::new(envelope.clone(), now));
                 let newer = checked && issued(&envelope) >= issued(&delivery.envelope);
                 if is_new || !delivery.checked || newer {
-                    let before = delivery.envelope.grant.take();
+                    let moved = generation(&envelope) != generation(&delivery.envelope);
+                    let before = delivery.envelope.grant.take().filter(|_| !moved);
                     delivery.envelope = envelope.clone();
                     delivery.envelope.grant = delivery.envelope.grant.take().or(before);
                     delivery.checked = checked;
+                    if moved {
+                        // It went to another device and came back: what was sealed and signed for the time before is over.
+                        delivery.grant = None;
+                        delivery.completion = None;
+                        delivery.reported = false;
+                        delivery.trouble = None;
+                    }
                 }
                 DELIVERIES.put(txn, &transaction, &delivery)?;
                 Ok(is_new)
@@ -306,6 +314,11 @@ impl Library {
             })
         })
     }
+}
+
+/// The generation of a ticket's lease; 0 for what is no ticket.
+pub(crate) fn generation(envelope: &TicketEnvelope) -> u32 {
+    envelope.ticket.lease.peek().map_or(0, |lease| lease.generation)
 }
 
 /// When a ticket's lease was signed; 0 for what is no ticket.

@@ -156,16 +156,21 @@ impl Link {
         Err(ManagerError::Away { tried })
     }
 
+    /// A refusal for time says how far this machine's clock is off.
+    fn refused(&self, refusal: Refusal) -> ManagerError {
+        ManagerError::Refused(refusal.compared_with(now_ms(), self.options.clock_grace_ms))
+    }
+
     pub(crate) async fn mailbox(&self, request: &MailboxRequest) -> Result<MailboxResponse, ManagerError> {
         match self.call(MAILBOX, request).await? {
-            MailboxResponse::Refused(refusal) => Err(ManagerError::Refused(refusal)),
+            MailboxResponse::Refused(refusal) => Err(self.refused(refusal)),
             response => Ok(response),
         }
     }
 
     async fn mesh(&self, request: &MeshRequest) -> Result<MeshResponse, ManagerError> {
         match self.call(MESH, request).await? {
-            MeshResponse::Refused(refusal) => Err(ManagerError::Refused(refusal)),
+            MeshResponse::Refused(refusal) => Err(self.refused(refusal)),
             response => Ok(response),
         }
     }

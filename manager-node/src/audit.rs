@@ -1,17 +1,20 @@
 //! The manager's log of what it did to sales, enrolments, keys and revocations. Each entry holds the digest of the one
 //! before, so that nothing can be changed, left out or put in between without changing every digest after it: whoever
-//! keeps a copy of the last digest elsewhere can tell.
+//! keeps a copy of the last digest elsewhere can tell. Heartbeats carry it to every seeder, so that there are copies.
 
+use std::collections::HashMap;
 use std::io::BufRead;
 
 use bincode::{Decode, Encode};
-use protocol::{Digest, codec, wire};
+use protocol::trust::AuditHead;
+use protocol::{Digest, Refusal, RefusalCode, codec, wire};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
 use crate::archive::{Archive, Kind, Place};
 use crate::context::Context;
+use crate::transactions::SaleError;
 
 /// The newest entries, from 1 on. It grows with the sales, by four or five entries of about 150 bytes each …
 const AUDIT: Table<u64, Entry> = Table::new("audit");
@@ -76,6 +79,9 @@ impl Entry {
     }
 }
 
+/// What an entry about a restore from a backup is called; its subject is the restore number.
+pub(crate) const RESTORE: &str = "restore";
+
 /// Where the chain of a whole log begins.
 const START: Digest = Digest::from_bytes([0; 32]);
 
@@ -138,8 +144,69 @@ pub(crate) fn page(archive: &Archive, txn: &impl Txn, after: u64) -> Result<Valu
             json!(Line { number, at, previous, what, subject, detail, digest })
         })
         .collect();
-    let head = AUDIT.last(txn)?.map(|(number, entry)| json!({"number": number, "digest": entry.digest(number)}));
-    Ok(json!({"entries": lines, "head": head}))
+    Ok(json!({"entries": lines, "head": head(txn)?}))
+}
+
+/// The newest entry.
+pub(crate) fn head(txn: &impl Txn) -> Result<Option<AuditHead>, StoreError> {
+    Ok(AUDIT.last(txn)?.map(|(number, entry)| AuditHead { number, digest: entry.digest(number) }))
+}
+
+/// Entries removed in one database transaction, which other writers wait for.
+const STEP: usize = 2000;
+
+/// What was asked to be cut off is not what the log has.
+const NOT_THIS_LOG: &str = "the exported log is not this manager's, or not as it is now: the entry differs";
+
+/// Removes the entries before `through`, whose digest is given: whoever asks has them. That one stays, so that the chain
+/// goes on from it. Blocks.
+pub(crate) fn cut(ctx: &Context, through: u64, digest: Digest, now: u64) -> Result<u64, SaleError> {
+    let db = &ctx.db;
+    let found = db.read(|txn| entries_after(&ctx.archive, txn, through.saturating_sub(1)))?;
+    if found.first().is_none_or(|(number, entry)| *number != through || entry.digest(through) != digest) {
+        return Err(Refusal::new(RefusalCode::WrongState, NOT_THIS_LOG).into());
+    }
+    // Whole pages that moved out are forgotten; the segment in which they lie stays as it is.
+    let pages = db.write_blocking(move |txn| PAGES.delete_range(txn, ..through, usize::MAX))?;
+    let mut removed = (pages * PAGE) as u64;
+    loop {
+        let step = db.write_blocking(move |txn| AUDIT.delete_range(txn, ..through, STEP))?;
+        removed += step as u64;
+        if step < STEP {
+            break;
+        }
+    }
+    if removed > 0 {
+        let detail = format!("{removed} entries before it were exported and removed");
+        db.write_blocking(move |txn| note(txn, now, "audit-cut", through, detail.clone()))?;
+    }
+    Ok(removed)
+}
+
+/// The newest entry as a seeder was told of it, a line of `willcall seeder heads`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub struct SeenHead {
+    /// The entry's number.
+    pub number: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// When the manager said so, unix milliseconds.
+    pub at: u64,
+    /// The restore number that it said so under.
+    pub restore: u64,
+}
+
+/// What became of the heads that seeders were told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct HeadsReport {
+    /// Stand in the log as they were told.
+    pub found: u64,
+    /// Are of entries before the first or after the last of it.
+    pub outside: u64,
+    /// Were of entries that the manager lost when it came back from a backup, by its own log.
+    pub lost: u64,
 }
 
 /// What a check of an exported log found.
@@ -150,8 +217,12 @@ pub struct AuditReport {
     pub entries: u64,
     /// Number of the first.
     pub first: u64,
+    /// Number of the last.
+    pub last: u64,
     /// Digest of the last: compare it with a copy kept elsewhere.
-    pub head: String,
+    pub head: Digest,
+    /// The comparison with what seeders were told, where that was given.
+    pub heads: Option<HeadsReport>,
 }
 
 /// Why an exported log does not hold.
@@ -175,17 +246,76 @@ pub enum AuditError {
         /// What does not fit.
         what: &'static str,
     },
+    /// The manager said something else before.
+    #[error(
+        "entry {number} is not the one that the manager told a seeder at {at} ms: it was {told} then, and is {found}; \
+         the log was changed"
+    )]
+    Contradicted {
+        /// The entry.
+        number: u64,
+        /// When the seeder was told, unix milliseconds.
+        at: u64,
+        /// Its digest then …
+        told: Digest,
+        /// … and in the log.
+        found: Digest,
+    },
     /// Nothing to check.
     #[error("the log is empty")]
     Empty,
 }
 
-/// Follows the chain of an exported log, one JSON object a line. It may begin in the middle.
+/// Compares a log with what seeders were told, while it is followed.
+struct Comparison<'a> {
+    by_number: HashMap<u64, Vec<&'a SeenHead>>,
+    report: HeadsReport,
+    differing: Vec<(&'a SeenHead, Digest)>,
+    /// Newest restore that the log tells of.
+    restore: u64,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(heads: &'a [SeenHead]) -> Self {
+        let mut by_number: HashMap<u64, Vec<&SeenHead>> = HashMap::new();
+        heads.iter().for_each(|head| by_number.entry(head.number).or_default().push(head));
+        Comparison { by_number, report: HeadsReport::default(), differing: Vec::new(), restore: 0 }
+    }
+
+    fn entry(&mut self, entry: &Line) {
+        if entry.what == RESTORE {
+            self.restore = entry.subject.parse().unwrap_or(self.restore).max(self.restore);
+        }
+        for head in self.by_number.remove(&entry.number).unwrap_or_default() {
+            match head.digest == entry.digest {
+                true => self.report.found += 1,
+                false => self.differing.push((head, entry.digest)),
+            }
+        }
+    }
+
+    /// Only a restore that the log itself tells of explains that it is another one than it was.
+    fn end(mut self) -> Result<HeadsReport, AuditError> {
+        for (head, found) in self.differing {
+            if head.restore >= self.restore {
+                let SeenHead { number, digest: told, at, .. } = *head;
+                return Err(AuditError::Contradicted { number, at, told, found });
+            }
+            self.report.lost += 1;
+        }
+        self.report.outside = self.by_number.values().map(|heads| heads.len() as u64).sum();
+        Ok(self.report)
+    }
+}
+
+/// Follows the chain of an exported log, one JSON object a line, and compares it with what seeders were told of it. It may
+/// begin in the middle.
 ///
 /// # Errors
 /// [`AuditError`] names the first line that does not hold.
-pub fn verify_audit(mut log: impl BufRead) -> Result<AuditReport, AuditError> {
+pub fn verify_audit(mut log: impl BufRead, heads: &[SeenHead]) -> Result<AuditReport, AuditError> {
     let mut report: Option<(AuditReport, u64, Digest)> = None;
+    let mut comparison = Comparison::new(heads);
     let mut number_of_line = 0;
     loop {
         number_of_line += 1;
@@ -213,11 +343,15 @@ pub fn verify_audit(mut log: impl BufRead) -> Result<AuditReport, AuditError> {
             Some((_, _, digest)) if *digest != entry.previous => return broken("it follows another entry"),
             Some((report, _, _)) => report.first,
         };
+        comparison.entry(&entry);
         let entries = report.as_ref().map_or(0, |(report, _, _)| report.entries) + 1;
-        let now = AuditReport { entries, first, head: entry.digest.to_string() };
+        let now = AuditReport { entries, first, last: entry.number, head: entry.digest, heads: None };
         report = Some((now, entry.number, entry.digest));
     }
-    report.map(|(report, _, _)| report).ok_or(AuditError::Empty)
+    let (mut report, _, _) = report.ok_or(AuditError::Empty)?;
+    let compared = comparison.end()?;
+    report.heads = (!heads.is_empty()).then_some(compared);
+    Ok(report)
 }
 
 #[cfg(test)]
@@ -250,12 +384,12 @@ mod tests {
         assert!(has("-> refunded"));
 
         let log = |lines: &[String]| lines.join("\n");
-        let report = verify_audit(log(&lines).as_bytes()).unwrap();
-        assert_eq!(report.entries, lines.len() as u64);
+        let report = verify_audit(log(&lines).as_bytes(), &[]).unwrap();
+        assert_eq!((report.entries, report.last), (lines.len() as u64, lines.len() as u64));
         assert_eq!(json!(report.head), exported["head"]["digest"]);
         // From the middle on it is still a chain.
-        assert_eq!(verify_audit(log(&lines[2..]).as_bytes()).unwrap().first, 3);
-        let why = |lines: &[String]| verify_audit(log(lines).as_bytes()).unwrap_err().to_string();
+        assert_eq!(verify_audit(log(&lines[2..]).as_bytes(), &[]).unwrap().first, 3);
+        let why = |lines: &[String]| verify_audit(log(lines).as_bytes(), &[]).unwrap_err().to_string();
         let mut changed = lines.clone();
         changed[3] = changed[3].replacen("\"at\":1", "\"at\":2", 1);
         assert!(why(&changed).starts_with("entry 4 in line 4"), "{}", why(&changed));
@@ -263,6 +397,51 @@ mod tests {
         gone.remove(2);
         assert!(why(&gone).contains("gap"));
         assert!(why(&["x".to_owned()]).contains("line 1") && why(&[]).contains("empty"));
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_exported_log_is_cut_off_and_what_seeders_were_told_still_fits() {
+        let shop = Shop::open(Terms::default()).await;
+        let told = |restore| {
+            let heartbeat = crate::news::sign_heartbeat(&shop.ctx).unwrap().peek().unwrap();
+            let AuditHead { number, digest } = heartbeat.audit.unwrap();
+            SeenHead { number, digest, at: heartbeat.at, restore }
+        };
+        let export = |after: u64| {
+            let page = shop.ctx.db.read(|txn| page(&shop.ctx.archive, txn, after)).unwrap();
+            page["entries"].as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let early = told(0);
+        shop.buy("o").await;
+        let (late, log) = (told(0), export(0));
+        let report = verify_audit(log.as_bytes(), &[early.clone(), late.clone()]).unwrap();
+        assert_eq!(report.heads, Some(HeadsReport { found: 2, outside: 0, lost: 0 }));
+
+        let cut = json!({"cmd": "audit-cut", "through": report.last, "digest": early.digest});
+        assert_eq!(shop.control(cut).await.unwrap_err(), "wrong-state");
+        let cut = json!({"cmd": "audit-cut", "through": report.last, "digest": report.head});
+        let answer = shop.control(cut.clone()).await.unwrap();
+        assert_eq!(answer["removed"], report.last - 1);
+        assert_eq!(shop.control(cut).await.unwrap()["removed"], 0);
+        shop.buy("p").await;
+        // The archive and the rest are one chain, and the rest alone is one from its first entry on.
+        let rest = export(report.last);
+        let whole = verify_audit(format!("{log}\n{rest}").as_bytes(), &[early.clone(), late.clone(), told(0)]).unwrap();
+        assert_eq!(whole.heads, Some(HeadsReport { found: 3, outside: 0, lost: 0 }));
+        let alone = verify_audit(rest.as_bytes(), &[early.clone(), late.clone()]).unwrap();
+        assert_eq!(alone.heads, Some(HeadsReport { found: 0, outside: 2, lost: 0 }));
+
+        // A log that is another one than seeders were told: only a restore that it tells of explains that.
+        let forged = SeenHead { digest: Digest::from_bytes([7; 32]), ..early };
+        let error = verify_audit(log.as_bytes(), std::slice::from_ref(&forged)).unwrap_err();
+        assert!(matches!(&error, AuditError::Contradicted { number, .. } if *number == forged.number), "{error}");
+        shop.ctx.db.write(|txn| note(txn, 1, RESTORE, 5u64, "")).await.unwrap();
+        let log = format!("{log}\n{}", export(report.last));
+        let report = verify_audit(log.as_bytes(), std::slice::from_ref(&forged)).unwrap();
+        assert_eq!(report.heads, Some(HeadsReport { found: 0, outside: 0, lost: 1 }));
+        let after = SeenHead { restore: 5, ..forged };
+        assert!(verify_audit(log.as_bytes(), &[after]).is_err());
         shop.close().await;
     }
 }

@@ -2,7 +2,7 @@
 //! replaced while the manager runs except the key set and the addresses.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use delivery::ContentStore;
@@ -13,6 +13,7 @@ use store::Db;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
+use crate::clocks::Clocks;
 use crate::config::Config;
 use crate::keys::ManagerKeys;
 use crate::placement::Placements;
@@ -46,6 +47,8 @@ pub(crate) struct Context {
     pub(crate) registry: Registry,
     /// What is void.
     pub(crate) revocations: Revocations,
+    /// What the clocks of seeders show.
+    pub(crate) clocks: Clocks,
     /// Copies of content at seeders.
     pub(crate) placements: Placements,
     /// Counts up each time that the manager came back from a backup.
@@ -56,6 +59,8 @@ pub(crate) struct Context {
     pub(crate) started_at: u64,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
+    /// Time of the last heartbeat that was signed, unix milliseconds.
+    pub(crate) last_beat: Mutex<u64>,
     /// Held by the publication under way.
     pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) trust: RwLock<Arc<Trust>>,

@@ -42,7 +42,7 @@ pub(crate) async fn answer(
         "status" => status(ctx),
         "join" => Ok(json!({ "join": ctx.join_line().to_string() })),
         "heartbeat" => {
-            news::beat(ctx, now_ms()).await.map_err(failed)?;
+            news::beat(ctx).await.map_err(failed)?;
             Ok(json!({}))
         }
         "publish" => {
@@ -103,6 +103,7 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
         "key_set_version": trust.key_set().version,
         "epoch": ctx.revocations.number(),
         "restore": ctx.restore,
+        "clock": ctx.clocks.to_json(now_ms(), ctx.config.clock_grace_ms),
         "uptime_ms": now_ms().saturating_sub(ctx.started_at),
         "disk": {
             "path": root,

@@ -14,7 +14,7 @@ use store::{StoreError, Table, Txn, WriteTransaction};
 
 use crate::archive::Whole;
 use crate::context::{Context, now_ms};
-use crate::transactions::{PAID_DELIVERY, SaleError};
+use crate::transactions::{MOVES, PAID_DELIVERY, SaleError};
 
 /// When the first acknowledgement or completion of a transaction came in.
 const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
@@ -77,6 +77,9 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             record.released_at = Some(release.at);
             record.completed_at = release.completed_at;
         }
+        // Whoever had it before signed acknowledgements, too: theirs count by their own leases, newest first.
+        let moves = MOVES.prefix(txn, &id, usize::MAX)?.into_iter().rev();
+        pack.leases.extend(moves.map(|(_, moved)| moved.lease).take(EvidencePack::MAX_LEASES - 1));
         let paid = whole.delivery(PAID_DELIVERY);
         record.closed_at = paid.and_then(|delivery| delivery.closed.as_ref()).map(|closed| closed.at);
         for (_, _, ack) in whole.acks.iter().take(EvidencePack::MAX_ACKS * 4) {

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use protocol::root::RootHandover;
 use protocol::trust::KeyPurpose;
-use protocol::{Address, Currency, NetworkId, PeerId, codec};
+use protocol::{Address, Currency, NetworkId, PeerId, Signed, codec};
 
 use crate::config::{self, Config, MAX_SHARDS};
 use crate::context::now_ms;
@@ -90,6 +91,10 @@ pub enum InitError {
     Key(#[from] node::KeyFileError),
 }
 
+/// The root key that is to follow the first one, and the first one's word for it; both are to be kept elsewhere.
+const NEXT_ROOT_KEY: &str = "next-root.key";
+const NEXT_ROOT_HANDOVER: &str = "next-root.handover";
+
 /// Sets `dir` up as the manager of a new network. Blocks for some file operations.
 ///
 /// # Errors
@@ -120,12 +125,19 @@ pub fn init(dir: &Path, options: InitOptions) -> Result<InitReport, InitError> {
     let node_key = node::create_key(&dir.join("key"), None)?;
     let root_path = dir.join("root.key");
     let root = node::create_key(&root_path, None)?;
+    let network = NetworkId::of_root(&root.peer_id());
+    // The next root key and the word that makes it one, for the day on which this one is lost or stolen.
+    let next_root = node::create_key(&dir.join(NEXT_ROOT_KEY), None)?;
+    let handover = RootHandover { network, root: next_root.peer_id(), at: now_ms() };
+    let handover_path = dir.join(NEXT_ROOT_HANDOVER);
+    write_file(&handover_path, &codec::encode(&Signed::sign(&handover, &root))).map_err(failed(&handover_path))?;
     let mut entries = Vec::new();
     for purpose in KeyPurpose::ALL {
         let path = keys_dir.join(format!("{}.key", keys::purpose_name(purpose)));
         entries.push((purpose, node::create_key(&path, None)?.peer_id()));
     }
-    let set = keys::first_key_set(&root, &entries, node_key.peer_id(), options.gossip_shards, now_ms());
+    let set =
+        keys::first_key_set(&root, &entries, node_key.peer_id(), options.gossip_shards, &next_root.peer_id(), now_ms());
     let set_path = keys::key_set_path(dir);
     write_file(&set_path, &codec::encode(&set)).map_err(failed(&set_path))?;
     // The configuration last: a directory with one is complete.
@@ -133,7 +145,7 @@ pub fn init(dir: &Path, options: InitOptions) -> Result<InitReport, InitError> {
     Ok(InitReport {
         dir: dir.to_owned(),
         peer: node_key.peer_id(),
-        network: NetworkId::of_root(&root.peer_id()),
+        network,
         root: root.peer_id(),
         root_key: root_path,
         config: config_path,

@@ -45,7 +45,10 @@ pub(crate) fn list(ctx: &Context) -> Value {
             })
         })
         .collect();
-    json!({"version": trust.key_set().version, "root": trust.root(), "keys": lines})
+    json!({
+        "version": trust.key_set().version, "root": trust.signed_key_set().signer(), "first_root": trust.root(),
+        "next_root": trust.key_set().next_root, "keys": lines,
+    })
 }
 
 /// What is to be changed: a purpose whose key is replaced, or a key that is void.
@@ -58,6 +61,10 @@ pub(crate) struct PrepareArgs {
     /// Else what it signed stays good for so long.
     good_for_ms: Option<u64>,
     revoke: Option<PeerId>,
+    /// The root key that is to follow.
+    next_root: Option<PeerId>,
+    /// The root key's word that it goes to another, as bytes; `next_root` is then the one to follow that one.
+    handover: Option<Vec<u8>>,
     /// Until the signed set is brought back, at most.
     margin_ms: u64,
 }
@@ -76,16 +83,18 @@ const fn good_for(purpose: KeyPurpose) -> u64 {
 
 /// The next key set, to be signed with the root key.
 pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Value, ControlError> {
-    let change = match (&args.purpose, args.revoke) {
-        (Some(name), None) => {
+    let change = match (&args.purpose, args.revoke, args.handover, args.next_root) {
+        (None, None, Some(bytes), then) => Change::Root { handover: codec::decode(&bytes).map_err(failed)?, then },
+        (None, None, None, Some(root)) => Change::NameRoot { root },
+        (Some(name), None, None, None) => {
             let purpose = KeyPurpose::ALL.into_iter().find(|purpose| purpose_name(*purpose) == name);
             let purpose = purpose.ok_or_else(|| failed(format!("there is no key for '{name}'")))?;
             let good_for_ms = args.good_for_ms.unwrap_or(good_for(purpose));
             let old = if args.stolen { OldKey::Revoke } else { OldKey::Retire { good_for_ms } };
             Change::Rotate { purpose, old }
         }
-        (None, Some(key)) => Change::Revoke { key },
-        _ => return Err(failed("either a purpose or a key to revoke is named")),
+        (None, Some(key), None, None) => Change::Revoke { key },
+        _ => return Err(failed("one thing is changed at a time: a purpose's key, a key to revoke, or the root key")),
     };
     let (work, margin) = (Arc::clone(ctx), args.margin_ms.min(MAX_MARGIN_MS));
     let made = tokio::task::spawn_blocking(move || next_set(&work.dir, &work.trust(), change, now_ms(), margin)).await;
@@ -106,16 +115,21 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     let signed: Signed<KeySet> = codec::decode(&args.signed).map_err(failed)?;
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || put_in_force(&work, signed)).await;
-    let version = done.map_err(failed)??;
+    let (version, chain_is_void) = done.map_err(failed)??;
+    if chain_is_void {
+        // What a stolen key signed is void, and a newcomer could not follow the chain: it is said again.
+        ctx.revocations.begin_anew(now_ms() / 1000).await.map_err(failed)?;
+    }
     let trust = ctx.trust();
     news::publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;
     // Whoever misses the set learns of its number.
-    news::beat(ctx, now_ms()).await.map_err(failed)?;
+    news::beat(ctx).await.map_err(failed)?;
     tracing::warn!(version, "a new key set is in force");
     Ok(json!({"version": version}))
 }
 
-fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlError> {
+/// Gives its version, and whether it makes the key of the revocation epochs void.
+fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<(u64, bool), ControlError> {
     // Held to the end: two sets at once would make a fork.
     let _turn = ctx.keys.turn();
     let in_force = ctx.trust();
@@ -124,7 +138,7 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlErr
     trust.update(signed.clone()).map_err(failed)?;
     let set = trust.key_set();
     if set.version == before {
-        return Ok(before);
+        return Ok((before, false));
     }
     if set.version != before + 1 {
         return Err(failed(format!("it has version {}, {} is next; prepare a new one", set.version, before + 1)));
@@ -150,8 +164,12 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlErr
     ctx.revocations.set_signer(keys.signer(KeyPurpose::Revocation));
     ctx.keys.replace(keys);
     let version = trust.key_set().version;
+    let newest = ctx.revocations.newest().map_err(failed)?;
+    let signer = newest.map(|epoch| epoch.signer());
+    let chain_is_void =
+        trust.key_set().keys.iter().any(|entry| Some(entry.key) == signer && entry.state == KeyState::Revoked);
     *ctx.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
-    Ok(version)
+    Ok((version, chain_is_void))
 }
 
 #[cfg(test)]

@@ -168,13 +168,15 @@ impl ManagerKeys {
     }
 }
 
-/// Reads the key set. Its signer is the network's root key: the private half need not be on this machine.
+/// Reads the key set. It tells by itself who signed it and which root key was the first: no private half need be here.
 pub(crate) fn load_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
     let path = key_set_path(dir);
     let bytes = fs::read(&path).map_err(|source| KeysError::Io { path: path.clone(), source })?;
     let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };
     let signed: Signed<KeySet> = codec::decode(&bytes).map_err(|e| bad(e.to_string()))?;
-    Trust::new(signed.signer(), signed.clone(), clock_grace_ms).map_err(|e| bad(e.to_string()))
+    let handovers = signed.peek().map_err(|e| bad(e.to_string()))?.handovers;
+    let first = handovers.first().map_or(signed.signer(), Signed::signer);
+    Trust::new(first, signed.clone(), clock_grace_ms).map_err(|e| bad(e.to_string()))
 }
 
 /// Every key set that was in force while this manager ran: what was signed under an old one is proven with it.
@@ -203,6 +205,7 @@ pub(crate) fn first_key_set(
     keys: &[(KeyPurpose, PeerId)],
     manager: PeerId,
     gossip_shards: u16,
+    next_root: &PeerId,
     now: u64,
 ) -> Signed<KeySet> {
     let set = KeySet {
@@ -212,7 +215,8 @@ pub(crate) fn first_key_set(
         keys: keys.iter().map(|&(purpose, key)| KeyEntry { purpose, key, state: KeyState::Active }).collect(),
         managers: vec![manager],
         gossip_shards,
-        next_root: None,
+        next_root: Some(protocol::root::commitment(next_root)),
+        handovers: Vec::new(),
     };
     Signed::sign(&set, root)
 }

@@ -40,7 +40,7 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
     let now = now_ms();
     match request {
         MeshRequest::KeySet => Ok(MeshResponse::KeySet(ctx.trust().signed_key_set().clone())),
-        MeshRequest::Heartbeat => Ok(MeshResponse::Heartbeat(news::sign_heartbeat(ctx, now))),
+        MeshRequest::Heartbeat => Ok(MeshResponse::Heartbeat(news::sign_heartbeat(ctx).map_err(Refused::from)?)),
         MeshRequest::Epochs { after } => {
             let epochs = ctx.revocations.after(after, MeshResponse::EPOCHS_PAGE).map_err(Refused::from)?;
             Ok(MeshResponse::Epochs(epochs))
@@ -105,6 +105,9 @@ async fn take_report(
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
+    if ctx.registry.origin() != Some(peer) {
+        note_clock(ctx, peer, report.now, now);
+    }
     let moved = report.addrs != before.addrs;
     let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
     if outcome.lost_content {
@@ -117,6 +120,17 @@ async fn take_report(
     }
     let placements = placement::for_seeder(ctx, peer, now).await.map_err(Refused::from)?;
     Ok(MeshResponse::Placements(placements))
+}
+
+/// The origin, which runs on this machine, knows nothing about clocks that this manager does not.
+fn note_clock(ctx: &Context, seeder: PeerId, theirs: u64, now: u64) {
+    let grace_ms = ctx.config.clock_grace_ms;
+    let before = ctx.clocks.state(now, grace_ms);
+    ctx.clocks.note(seeder, theirs, now);
+    let after = ctx.clocks.state(now, grace_ms);
+    if after.is_off() && !before.is_off() {
+        tracing::error!("this manager's clock is {after} by those of its seeders: they refuse its tickets; set it");
+    }
 }
 
 /// Only enrolled peers take part in the DHT.

@@ -1,7 +1,7 @@
 //! What the manager says to the whole mesh and hears from it: heartbeats, key sets and revocation epochs go out, batches
 //! of receipts come in. Gossip confirms nothing, so everything here can also be asked for or sent directly.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use node::{GossipMessage, NodeHandle, PublishError, SubscribeError, Supervisor};
@@ -13,6 +13,7 @@ use protocol::trust::{Heartbeat, KeyPurpose};
 use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
 use store::StoreError;
 
+use crate::audit;
 use crate::context::{Context, now_ms};
 use crate::tables::MANAGER;
 
@@ -68,7 +69,7 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
     supervisor.spawn_critical("heartbeat", async move {
         let pause = Duration::from_millis(ctx.config.heartbeat_ms);
         loop {
-            if let Err(error) = beat(&ctx, now_ms()).await {
+            if let Err(error) = beat(&ctx).await {
                 tracing::error!(%error, "no heartbeat");
             }
             tokio::select! {
@@ -81,9 +82,9 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
 }
 
 /// Signs, stores and publishes a heartbeat, and with it what newcomers need.
-pub(crate) async fn beat(ctx: &Context, now: u64) -> Result<(), StoreError> {
+pub(crate) async fn beat(ctx: &Context) -> Result<(), StoreError> {
     let trust = ctx.trust();
-    let signed = sign_heartbeat(ctx, now);
+    let signed = sign_heartbeat(ctx)?;
     let stored = signed.clone();
     ctx.db
         .write(move |txn| {
@@ -101,18 +102,22 @@ pub(crate) async fn beat(ctx: &Context, now: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A heartbeat of this moment.
-pub(crate) fn sign_heartbeat(ctx: &Context, now: u64) -> Signed<Heartbeat> {
+/// A heartbeat of this moment. No two have the same time, and a later one never says less than an earlier one: seeders
+/// take either for a sign that the manager says different things to different nodes.
+pub(crate) fn sign_heartbeat(ctx: &Context) -> Result<Signed<Heartbeat>, StoreError> {
+    let mut last = ctx.last_beat.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = now_ms().max(last.saturating_add(1));
     let trust = ctx.trust();
     let heartbeat = Heartbeat {
         network: trust.network(),
-        at: now,
+        at: *last,
         epoch: ctx.revocations.number(),
         key_set_version: trust.key_set().version,
         key_set: trust.signed_key_set().digest(),
         restore: ctx.restore,
+        audit: ctx.db.read(audit::head)?,
     };
-    ctx.keys.sign(KeyPurpose::Revocation, &heartbeat)
+    Ok(ctx.keys.sign(KeyPurpose::Revocation, &heartbeat))
 }
 
 /// Judges news that passes through: what the network's keys did not sign is not forwarded.
@@ -122,9 +127,7 @@ async fn hear(ctx: &Context, message: GossipMessage) {
     let verdict = match news {
         News::Heartbeat(signed) => trust.open(&signed, KeyPurpose::Revocation, |h| h.at, now).map(drop),
         News::Mark(signed) => trust.open(&signed, KeyPurpose::Settlement, |m| m.at, now).map(drop),
-        News::KeySet(signed) => {
-            signed.verify(&trust.root()).map(drop).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))
-        }
+        News::KeySet(signed) => trust.verify_key_set(&signed),
         News::Epoch(signed) => match trust.open(&signed, KeyPurpose::Revocation, |e| e.at, now) {
             Ok(epoch) => {
                 if epoch.number > ctx.revocations.number() && epoch.network == trust.network() {

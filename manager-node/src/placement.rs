@@ -127,6 +127,7 @@ async fn nudge_one(ctx: &Context, peer: PeerId) {
     match call.await {
         Ok(SeederResponse::Noted) => tracing::debug!(%peer, "seeder nudged"),
         Ok(SeederResponse::Refused(refusal)) => tracing::info!(%peer, code = %refusal.code, "seeder refused a nudge"),
+        Ok(SeederResponse::Epochs(_)) => tracing::info!(%peer, "seeder answered a nudge with something else"),
         Err(error) => tracing::debug!(%peer, %error, "seeder not nudged"),
     }
 }
@@ -447,7 +448,7 @@ mod tests {
         let report = async |n: usize, free: u64, held: bool| {
             let held = Vec::from_iter(held.then_some(shop.manifest));
             let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
-            let report = SeederReport { addrs, held, first: true, free, deliveries: 0 };
+            let report = SeederReport { addrs, held, first: true, free, deliveries: 0, now: 0 };
             shop.running.mesh(shop.seeders[n].peer_id(), MeshRequest::Report(report)).await.unwrap()
         };
         let look = async || {

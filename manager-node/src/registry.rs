@@ -333,7 +333,7 @@ mod tests {
 
     fn report(n: u8, held: &[Digest], first: bool) -> SeederReport {
         let addrs = vec![Address::new(&format!("/ip4/10.0.{}.{n}/tcp/1", n % 2)).unwrap()];
-        SeederReport { addrs, held: held.to_vec(), first, free: 10, deliveries: 0 }
+        SeederReport { addrs, held: held.to_vec(), first, free: 10, deliveries: 0, now: 0 }
     }
 
     #[tokio::test]

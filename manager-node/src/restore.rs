@@ -7,6 +7,7 @@ use std::{fs, io};
 
 use store::{Db, StoreError};
 
+use crate::audit;
 use crate::tables::MANAGER;
 
 /// Why the restore number is not known.
@@ -61,7 +62,22 @@ pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
     }
     counts.starts = starts;
     write(dir, counts)?;
+    note(db, counts.restores)?;
     Ok(counts.restores)
+}
+
+/// Puts a restore into the audit log, once: it explains why the log has fewer entries than seeders were told of.
+fn note(db: &Db, restore: u64) -> Result<(), StoreError> {
+    let now = crate::context::now_ms();
+    db.write_blocking(move |txn| {
+        let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
+        if record.restore < restore {
+            record.restore = restore;
+            audit::note(txn, now, audit::RESTORE, restore, "the manager came back from a backup")?;
+            MANAGER.put(txn, &(), &record)?;
+        }
+        Ok(())
+    })
 }
 
 /// To be called, while the manager is stopped, after its whole directory was restored from a backup: seeders will send

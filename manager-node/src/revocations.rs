@@ -1,6 +1,7 @@
 //! What the manager has taken back, as numbered signed epochs. Each epoch is durable before anybody hears of it, and
 //! one is made at a time, so that the chain never forks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use node::NodeHandle;
@@ -26,6 +27,8 @@ pub(crate) struct Revocations {
     /// Where epochs are announced; none where the chain is looked at alone.
     node: Option<NodeHandle>,
     state: RwLock<RevocationState>,
+    /// Number of the first epoch of the chain in force, which says again all that was revoked before it; 0 for none.
+    chain: AtomicU64,
     /// Held from drawing a number to the state's change.
     making: tokio::sync::Mutex<()>,
 }
@@ -38,17 +41,21 @@ impl Revocations {
         signer: Keypair,
         node: Option<NodeHandle>,
     ) -> Result<Self, StoreError> {
-        let mut state = RevocationState::default();
+        let (mut state, mut chain) = (RevocationState::default(), 0);
         db.read(|txn| {
             EPOCHS.scan::<StoreError>(txn, .., |number, signed| {
                 let corrupt = |reason: String| StoreError::Corrupt { table: EPOCHS.name(), reason };
                 let epoch = signed.peek().map_err(|e| corrupt(format!("epoch {number}: {e}")))?;
                 state.apply(signed.digest(), &epoch).map_err(|e| corrupt(format!("epoch {number}: {e}")))?;
+                if epoch.previous.is_none() {
+                    chain = number;
+                }
                 Ok(std::ops::ControlFlow::Continue(()))
             })
         })?;
         let (state, making) = (RwLock::new(state), tokio::sync::Mutex::new(()));
-        Ok(Revocations { db, network, signer: RwLock::new(signer), node, state, making })
+        let chain = AtomicU64::new(chain);
+        Ok(Revocations { db, network, signer: RwLock::new(signer), node, state, chain, making })
     }
 
     /// Signs further epochs with another key.
@@ -66,9 +73,18 @@ impl Revocations {
         self.with(RevocationState::number)
     }
 
-    /// At most `limit` epochs after the given one, in order.
+    /// Number of the last epoch before the chain that is in force, 0 for none.
+    pub(crate) fn before_chain(&self) -> Result<u64, StoreError> {
+        let first = self.chain.load(Ordering::Acquire);
+        let before = self.db.read(|txn| EPOCHS.range_back(txn, ..first, 1))?;
+        Ok(before.first().map_or(0, |(number, _)| *number))
+    }
+
+    /// At most `limit` epochs after the given one, in order. Where a new chain began after it, that is where they begin:
+    /// what came between need not be known, and may be signed by a key that is void.
     pub(crate) fn after(&self, number: u64, limit: usize) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
         let Some(from) = number.checked_add(1) else { return Ok(Vec::new()) };
+        let from = from.max(self.chain.load(Ordering::Acquire));
         let page = self.db.read(|txn| EPOCHS.range(txn, from.., limit))?;
         Ok(page.into_iter().map(|(_, epoch)| epoch).collect())
     }
@@ -78,8 +94,9 @@ impl Revocations {
         Ok(self.db.read(|txn| EPOCHS.last(txn))?.map(|(_, epoch)| epoch))
     }
 
-    /// After a restore: begins a new chain under `number`, the restore number, unless that was done before. Whoever heard
-    /// epochs that the backup lacks takes it all the same.
+    /// Begins a new chain under `number`, unless that was done before: after a restore, under the restore number, because
+    /// others heard epochs that the backup lacks; and when the key that signed the old chain is void, under the time in
+    /// seconds. Whoever holds the old one takes it all the same.
     pub(crate) async fn begin_anew(&self, number: u64) -> Result<(), StoreError> {
         let _making = self.making.lock().await;
         if !RevocationEpoch::NEW_CHAINS.contains(&number) || self.number() >= number {
@@ -89,33 +106,42 @@ impl Revocations {
         if again.is_empty() {
             again.push(Added::default());
         }
-        self.sign_and_store(again, number, None, now_ms()).await?;
-        tracing::warn!(number, "a new chain of revocation epochs begins, because the manager was restored");
+        let epochs = self.sign_and_store(again, number, None, now_ms()).await?;
+        tracing::warn!(number, "a new chain of revocation epochs begins");
+        self.announce(epochs).await;
         Ok(())
     }
 
     /// Revokes what of `added` is not revoked yet: signs and stores the next epochs, then announces them. Returns the
     /// number of the newest epoch.
     pub(crate) async fn revoke(&self, added: Added) -> Result<u64, StoreError> {
-        for epoch in self.add(added, now_ms()).await? {
-            if let Some(node) = &self.node {
-                crate::news::publish(node, &self.network, &News::Epoch(epoch)).await;
-            }
-        }
+        let epochs = self.add(added, now_ms()).await?;
+        self.announce(epochs).await;
         Ok(self.number())
+    }
+
+    async fn announce(&self, epochs: Vec<Signed<RevocationEpoch>>) {
+        let Some(node) = &self.node else { return };
+        for epoch in epochs {
+            crate::news::publish(node, &self.network, &News::Epoch(epoch)).await;
+        }
     }
 
     async fn add(&self, added: Added, now: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
         let _making = self.making.lock().await;
-        let (fresh, number, previous) = self.with(|state| {
-            let fresh = Added {
-                transactions: added.transactions.into_iter().filter(|id| !state.has_transaction(id)).collect(),
-                peers: added.peers.into_iter().filter(|peer| !state.has_peer(peer)).collect(),
-                contents: added.contents.into_iter().filter(|id| !state.has_content(id)).collect(),
-            };
-            (fresh, state.number(), state.last())
-        });
+        let fresh = self.fresh(added);
+        let (number, previous) = self.with(|state| (state.number(), state.last()));
         self.sign_and_store(parts(fresh), number + 1, previous, now).await
+    }
+
+    /// What of `added` is not revoked yet.
+    pub(crate) fn fresh(&self, added: Added) -> Added {
+        self.with(|state| Added {
+            transactions: added.transactions.into_iter().filter(|id| !state.has_transaction(id)).collect(),
+            peers: added.peers.into_iter().filter(|peer| !state.has_peer(peer)).collect(),
+            contents: added.contents.into_iter().filter(|id| !state.has_content(id)).collect(),
+            moved: added.moved.into_iter().filter(|m| m.generation > state.generation(&m.transaction)).collect(),
+        })
     }
 
     /// Under `making`.
@@ -165,6 +191,9 @@ impl Revocations {
     /// Under `making`, with the epoch that comes next: it cannot fail to apply.
     fn apply(&self, epoch: &RevocationEpoch, signed: &Signed<RevocationEpoch>) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if epoch.previous.is_none() {
+            self.chain.store(epoch.number, Ordering::Release);
+        }
         if let Err(error) = state.apply(signed.digest(), epoch) {
             tracing::error!(number = epoch.number, %error, "own revocation epoch does not follow; restart the manager");
         }
@@ -176,9 +205,10 @@ fn put_epoch(
     epoch: &RevocationEpoch,
     signed: &Signed<RevocationEpoch>,
 ) -> Result<(), StoreError> {
-    let Added { transactions, peers, contents } = &epoch.added;
-    let (sales, peers, contents) = (transactions.len(), peers.len(), contents.len());
-    let detail = format!("{sales} transactions, {peers} peers, {contents} contents; digest {}", signed.digest());
+    let Added { transactions, peers, contents, moved } = &epoch.added;
+    let (sales, peers, contents, moved) = (transactions.len(), peers.len(), contents.len(), moved.len());
+    let what = format!("{sales} transactions, {peers} peers, {contents} contents, {moved} moves");
+    let detail = format!("{what}; digest {}", signed.digest());
     audit::note(txn, epoch.at, "revocation", epoch.number, detail)?;
     EPOCHS.put(txn, &epoch.number, signed)
 }
@@ -190,11 +220,12 @@ fn parts(mut added: Added) -> Vec<Added> {
         std::mem::replace(list, rest)
     }
     let mut parts = Vec::new();
-    while !(added.transactions.is_empty() && added.peers.is_empty() && added.contents.is_empty()) {
+    while !added.is_empty() {
         parts.push(Added {
             transactions: cut(&mut added.transactions),
             peers: cut(&mut added.peers),
             contents: cut(&mut added.contents),
+            moved: cut(&mut added.moved),
         });
     }
     parts

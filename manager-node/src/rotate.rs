@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::root::{RootHandover, commitment, root_after};
 use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
-use protocol::{NetworkId, PeerId, Signed, codec};
+use protocol::{NetworkId, PeerId, Refusal, Signed, codec};
 
 use crate::context::now_ms;
 use crate::init::write_file;
@@ -96,8 +97,8 @@ pub fn rotate(
     let _lock = node::DirLock::acquire(dir)?;
     let trust = load_key_set(dir, 0)?;
     let root = node::load_key(root_key, passphrase)?;
-    if root.peer_id() != trust.root() {
-        let (found, expected) = (root.peer_id(), trust.root());
+    if root.peer_id() != trust.signed_key_set().signer() {
+        let (found, expected) = (root.peer_id(), trust.signed_key_set().signer());
         return Err(RotateError::WrongRoot { path: root_key.to_owned(), found, expected });
     }
     let (set, report) = next_set(dir, &trust, Change::Rotate { purpose, old }, now_ms(), 0)?;
@@ -107,7 +108,7 @@ pub fn rotate(
 }
 
 /// What is to be changed in a key set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// A new key takes the place of the active one of a purpose.
     Rotate {
@@ -120,6 +121,18 @@ pub(crate) enum Change {
     Revoke {
         /// Which.
         key: PeerId,
+    },
+    /// The root key that is to follow is named.
+    NameRoot {
+        /// Which.
+        root: PeerId,
+    },
+    /// The root key hands over: the new one signs this key set, and those after it.
+    Root {
+        /// The old one's word.
+        handover: Signed<RootHandover>,
+        /// Which is to follow that one.
+        then: Option<PeerId>,
     },
 }
 
@@ -145,6 +158,20 @@ pub(crate) fn next_set(
     set.issued_at = now;
     let (purpose, old) = match change {
         Change::Rotate { purpose, old } => (purpose, old),
+        Change::NameRoot { root } => {
+            set.next_root = Some(commitment(&root));
+            let report = RotateReport { version: set.version, key: Some(root), replaced: None };
+            return Ok((set, report));
+        }
+        Change::Root { handover, then } => {
+            set.handovers.push(handover);
+            set.next_root = then.as_ref().map(commitment);
+            let bad = |refusal: Refusal| RotateError::Request { reason: refusal.to_string() };
+            let root = root_after(&trust.root(), &set.handovers).map_err(bad)?;
+            let replaced = Some(trust.signed_key_set().signer());
+            let report = RotateReport { version: set.version, key: Some(root), replaced };
+            return Ok((set, report));
+        }
         Change::Revoke { key } => {
             let entry = set.keys.iter_mut().find(|entry| entry.key == key).ok_or(RotateError::NoSuchKey { key })?;
             let (purpose, was_active) = (entry.purpose, entry.state == KeyState::Active);
@@ -188,11 +215,33 @@ fn make_key(dir: &Path, purpose: KeyPurpose, version: u64) -> Result<PeerId, Rot
 pub fn sign_key_set(request: &[u8], root_key: &Path, passphrase: Option<&str>) -> Result<Vec<u8>, RotateError> {
     let set: KeySet = codec::decode(request).map_err(|error| RotateError::Request { reason: error.to_string() })?;
     let root = node::load_key(root_key, passphrase)?;
-    if set.network != NetworkId::of_root(&root.peer_id()) {
-        let reason = format!("it is of another network than the root key {}", root.peer_id());
-        return Err(RotateError::Request { reason });
+    let wrong = |reason: String| Err(RotateError::Request { reason });
+    let first = set.handovers.first().map_or(root.peer_id(), Signed::signer);
+    if set.network != NetworkId::of_root(&first) {
+        return wrong(format!("it is of another network than the root key {}", root.peer_id()));
+    }
+    match root_after(&first, &set.handovers) {
+        Ok(signer) if signer == root.peer_id() => {}
+        Ok(signer) => return wrong(format!("the root key {signer} is to sign it, not {}", root.peer_id())),
+        Err(refusal) => return wrong(refusal.to_string()),
     }
     Ok(codec::encode(&Signed::sign(&set, &root)))
+}
+
+/// The word of a network's root key that another key is to follow it: signed where the root key is, and kept until it is
+/// needed. `network` is needed where the root key is not the network's first.
+///
+/// # Errors
+/// [`RotateError`].
+pub fn sign_handover(
+    root_key: &Path,
+    passphrase: Option<&str>,
+    to: PeerId,
+    network: Option<NetworkId>,
+) -> Result<Vec<u8>, RotateError> {
+    let root = node::load_key(root_key, passphrase)?;
+    let network = network.unwrap_or(NetworkId::of_root(&root.peer_id()));
+    Ok(codec::encode(&Signed::sign(&RootHandover { network, root: to, at: now_ms() }, &root)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! stopping.
 
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use delivery::{ContentStore, FileError};
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
+use crate::clocks::Clocks;
 use crate::config::Config;
 use crate::context::{Context, now_ms};
 use crate::enrol::{self, InviteError};
@@ -28,7 +29,7 @@ use crate::registry::Registry;
 use crate::restore::RestoreError;
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
-use crate::{archive, control, keys, mesh, news, placement, receipts, restore, sales, statements};
+use crate::{archive, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements};
 
 /// Time for tasks to end when the start fails half way.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -164,9 +165,11 @@ async fn start_under(
         registry,
         revocations,
         placements,
+        clocks: Clocks::default(),
         restore,
         started_at: now_ms(),
         refusals,
+        last_beat: Mutex::default(),
         publishing: tokio::sync::Mutex::new(()),
         trust: RwLock::new(Arc::new(trust)),
         addresses: RwLock::new(addresses),
@@ -179,6 +182,7 @@ async fn start_under(
     receipts::start(Arc::clone(&ctx), supervisor).await?;
     sales::start(Arc::clone(&ctx), supervisor).await?;
     statements::start(Arc::clone(&ctx), supervisor);
+    recovery::start(&ctx, supervisor);
     archive::start(Arc::clone(&ctx), supervisor);
     let answering = Arc::clone(&ctx);
     ControlServer::start(supervisor, dir, move |request, progress| {

@@ -10,7 +10,7 @@ use protocol::{Address, Amount, ContentId, Digest, PeerId, ProductId, Signed, Tr
 use store::{Mark, Table};
 
 /// Number of this set of tables; counts up when a record's form changes.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// Products by id.
 pub(crate) const PRODUCTS: Table<ProductId, ProductRecord> = Table::new("products");
@@ -140,6 +140,10 @@ pub(crate) struct ManagerRecord {
     pub(crate) origin: Option<PeerId>,
     /// Newest heartbeat.
     pub(crate) heartbeat: Option<Signed<protocol::trust::Heartbeat>>,
+    /// Newest restore number that the audit log tells of.
+    pub(crate) restore: u64,
+    /// Newest restore number after which seeders have told the revocations that the backup lacks.
+    pub(crate) recovered: u64,
 }
 
 wire! {

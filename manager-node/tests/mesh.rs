@@ -61,9 +61,13 @@ impl Peer {
         let sender = Arc::new(sender);
         let protocol = Protocol::new(SEEDER_PROTOCOL);
         node::serve_calls(&supervisor, &handle, protocol, CallLimits::default(), move |_, request| {
-            let SeederRequest::Nudge = request;
-            sender.send_modify(|n| *n += 1);
-            std::future::ready(SeederResponse::Noted)
+            std::future::ready(match request {
+                SeederRequest::Nudge => {
+                    sender.send_modify(|n| *n += 1);
+                    SeederResponse::Noted
+                }
+                SeederRequest::Epochs { .. } => SeederResponse::Epochs(Vec::new()),
+            })
         })
         .await
         .unwrap();
@@ -83,7 +87,7 @@ impl Peer {
 
     async fn report(&self, held: &[Digest], free: u64) -> Vec<protocol::replication::Placement> {
         let addrs = self.handle.listen_addresses().await.unwrap();
-        let report = SeederReport { addrs, held: held.to_vec(), first: true, free, deliveries: 0 };
+        let report = SeederReport { addrs, held: held.to_vec(), first: true, free, deliveries: 0, now: 0 };
         match self.ask(MeshRequest::Report(report)).await {
             MeshResponse::Placements(placements) => placements,
             other => panic!("expected placements, got {other:?}"),
@@ -158,7 +162,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
     }
 
     // Not enrolled: nothing but what is public.
-    let stranger = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0 };
+    let stranger = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0, now: 0 };
     assert_eq!(seeder.refused(MeshRequest::Report(stranger)).await.code, RefusalCode::NotEnrolled);
     let wanted = MeshRequest::Manifest { digest: published.manifest };
     assert_eq!(seeder.refused(wanted.clone()).await.code, RefusalCode::NotEnrolled);
@@ -236,7 +240,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
         state.apply(signed.digest(), &epoch).unwrap();
     }
     assert!(state.has_peer(&me));
-    let report = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0 };
+    let report = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0, now: 0 };
     assert_eq!(seeder.refused(MeshRequest::Report(report)).await.code, RefusalCode::Revoked);
     let again = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1 };
     assert_eq!(seeder.refused(again).await.code, RefusalCode::Revoked);
@@ -434,7 +438,8 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     let dead: protocol::Address = "/ip4/127.0.0.1/tcp/9".parse().unwrap();
     let mut addrs = one.handle.listen_addresses().await.unwrap();
     addrs.push(dead.clone());
-    let report = SeederReport { addrs: addrs.clone(), held: vec![content], first: true, free: 0, deliveries: 0 };
+    let report =
+        SeederReport { addrs: addrs.clone(), held: vec![content], first: true, free: 0, deliveries: 0, now: 0 };
     one.ask(MeshRequest::Report(report)).await;
     let MeshResponse::Reach(tried) = one.ask(MeshRequest::DialBack).await else { panic!("no answer") };
     assert_eq!(tried.iter().map(|(address, _)| address.clone()).collect::<Vec<_>>(), addrs);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use node::ControlError;
-use protocol::{Amount, Currency, Digest};
+use protocol::{Amount, Currency, Digest, PeerId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::StoreError;
@@ -13,6 +13,7 @@ use crate::clock::now_ms;
 use crate::evidence;
 use crate::orders::{Order, OrderId, RefundError};
 use crate::payments::{IssueError, VoucherInfo};
+use crate::recovery::RecoverError;
 use crate::running::Addresses;
 use crate::shop::Shop;
 
@@ -47,6 +48,12 @@ enum Command {
     Refund {
         #[serde(deserialize_with = "order_id")]
         order: OrderId,
+    },
+    /// Gives what was bought to another peer, for a buyer whose key is lost.
+    Recover {
+        #[serde(deserialize_with = "order_id")]
+        order: OrderId,
+        to: PeerId,
     },
     /// Everything that is signed of an order, in one file.
     Evidence {
@@ -109,6 +116,13 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
             let found = found.ok_or_else(|| refund_error(&RefundError::Unknown(order)))?;
             evidence::export(&shop, &found, &path).await
         }
+        Command::Recover { order, to } => {
+            let moved = shop.recover(order, to).await.map_err(|error| recover_error(&error))?;
+            Ok(json!({
+                "order": order, "transaction": moved.transaction, "client": moved.client,
+                "generation": moved.generation,
+            }))
+        }
         Command::Refund { order } => {
             let order = shop.refund(order).await.map_err(|error| refund_error(&error))?;
             Ok(line(&shop, &order))
@@ -123,6 +137,17 @@ fn refund_error(error: &RefundError) -> ControlError {
         RefundError::Waits(_) => "pending",
         RefundError::Refused(_) => "refused",
         RefundError::Store(_) => "internal",
+    };
+    ControlError::new(code, error.to_string())
+}
+
+fn recover_error(error: &RecoverError) -> ControlError {
+    let code = match error {
+        RecoverError::Unknown(_) => "unknown-order",
+        RecoverError::Stage(_) => "wrong-state",
+        RecoverError::Away(_) => "manager-away",
+        RecoverError::Refused(refusal) => refusal.code.as_str(),
+        RecoverError::Store(_) => "internal",
     };
     ControlError::new(code, error.to_string())
 }

@@ -13,6 +13,7 @@ mod init;
 mod link;
 mod orders;
 mod payments;
+mod recovery;
 mod running;
 mod shop;
 mod tables;

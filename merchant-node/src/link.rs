@@ -13,7 +13,7 @@ use protocol::api::{
 };
 use protocol::certificate::MerchantCert;
 use protocol::codec::Wire;
-use protocol::trust::{JoinLine, KeySet, RevocationState, Trust};
+use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, JoinLine, KeySet, RevocationState, Trust};
 use protocol::{PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError};
 use tokio::sync::{Notify, watch};
@@ -54,7 +54,7 @@ impl AskError {
             RefusalCode::Overloaded | RefusalCode::ShuttingDown | RefusalCode::Internal => {
                 AskError::Away(refusal.to_string())
             }
-            _ => AskError::Refused(refusal),
+            _ => AskError::Refused(refusal.compared_with(now_ms(), DEFAULT_CLOCK_GRACE_MS)),
         }
     }
 

@@ -12,7 +12,7 @@ use store::{Mark, Table};
 use crate::orders::{Order, OrderId};
 
 /// Number of this set of tables.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// The network's keys, as last verified. One row.
 pub(crate) const KEY_SET: Table<(), Signed<KeySet>> = Table::new("merchant.key-set");

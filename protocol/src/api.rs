@@ -5,6 +5,7 @@ use bincode::{Decode, Encode};
 
 use crate::amount::Amount;
 use crate::certificate::{MerchantCert, SeederCert};
+use crate::entitlement::{Move, Recovery};
 use crate::ids::{Address, Digest, Nonce, PeerId, ProductId, TransactionId};
 use crate::manifest::{KeyPolicy, Manifest};
 use crate::ranges::ChunkSet;
@@ -139,6 +140,17 @@ pub enum SalesRequest {
         /// Which.
         transaction: TransactionId,
     },
+    /// Which peer has a purchase of this merchant now, and in which generation.
+    Holder {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// Gives a purchase of this merchant to another peer, because its holder lost the key. Repeating it gives the first
+    /// answer.
+    Recover {
+        /// The signed word.
+        word: Signed<Recovery>,
+    },
 }
 
 /// A reservation request: the payment data are in (as a commitment), the client is designated.
@@ -189,6 +201,13 @@ pub enum SalesResponse {
     Refused(Refusal),
     /// To [`SalesRequest::Evidence`]: [`crate::evidence::EvidencePack::to_bytes`].
     Evidence(Vec<u8>),
+    /// To [`SalesRequest::Holder`] and [`SalesRequest::Recover`].
+    Holder {
+        /// Who has it.
+        client: PeerId,
+        /// Counts up with each change of hands.
+        generation: u32,
+    },
 }
 
 impl SalesResponse {
@@ -223,6 +242,11 @@ pub enum MailboxRequest {
         /// Which chunk.
         chunk: u32,
     },
+    /// Hands a purchase on to another peer. Repeating it gives the first answer, though the purchase is gone by then.
+    Move {
+        /// The signed word.
+        word: Signed<Move>,
+    },
 }
 
 /// One line of an inbox.
@@ -238,6 +262,8 @@ pub struct MailItem {
     pub released_at: u64,
     /// Bytes of all files.
     pub plain_bytes: u64,
+    /// Counts up with each move to another peer: tells a ticket of before from one of now.
+    pub generation: u32,
 }
 
 /// Answers to clients.
@@ -256,6 +282,11 @@ pub enum MailboxResponse {
     Noted,
     /// No.
     Refused(Refusal),
+    /// To [`MailboxRequest::Move`]: the new peer finds its ticket in its own mailbox.
+    Moved {
+        /// The generation that began.
+        generation: u32,
+    },
 }
 
 impl MailboxResponse {
@@ -277,6 +308,8 @@ pub struct SeederReport {
     pub free: u64,
     /// Deliveries under way.
     pub deliveries: u32,
+    /// The seeder's clock, unix milliseconds: many of them tell a manager whose own clock is off.
+    pub now: u64,
 }
 
 impl SeederReport {
@@ -389,6 +422,12 @@ pub const SEEDER_PROTOCOL: &str = "/willcall/seeder/1";
 pub enum SeederRequest {
     /// Placements, keys or revocations changed: report now instead of at the next regular time.
     Nudge,
+    /// Revocation epochs that the seeder holds after the given number, in order, at most
+    /// [`MeshResponse::EPOCHS_PAGE`]: a manager that came back from a backup asks for what it no longer knows.
+    Epochs {
+        /// Last one known.
+        after: u64,
+    },
 }
 
 /// Answers to managers.
@@ -398,11 +437,13 @@ pub enum SeederResponse {
     Noted,
     /// No.
     Refused(Refusal),
+    /// To [`SeederRequest::Epochs`].
+    Epochs(Vec<Signed<RevocationEpoch>>),
 }
 
 wire! {
     SeederRequest => 1024,
-    SeederResponse => 1024,
+    SeederResponse => 512 * 1024,
 }
 
 macro_rules! answers {

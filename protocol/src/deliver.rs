@@ -142,6 +142,8 @@ impl Credential {
 pub struct Grant {
     /// What it is counted under.
     pub delivery: DeliveryId,
+    /// Generation of the lease, 0 for a replication.
+    pub generation: u32,
     /// Digest of the signed manifest.
     pub manifest: crate::ids::Digest,
     /// Who receives, and whose key signs acknowledgements.

@@ -49,6 +49,12 @@ pub enum Purpose {
     DeliveryRecord,
     /// [`crate::evidence::NonDelivery`]
     NonDelivery,
+    /// [`crate::entitlement::Move`]
+    Move,
+    /// [`crate::entitlement::Recovery`]
+    Recovery,
+    /// [`crate::root::RootHandover`]
+    RootHandover,
 }
 
 /// First bytes of every signed message.

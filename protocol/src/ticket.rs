@@ -272,6 +272,9 @@ pub struct Admission<'a> {
     pub now: u64,
 }
 
+/// What the holder of an older generation is told, before a delivery and in the middle of one.
+pub const MOVED_ON: &str = "this purchase was moved to another device";
+
 /// A ticket that passed every check.
 #[derive(Clone, Debug)]
 pub struct Admitted {
@@ -330,6 +333,9 @@ impl Ticket {
 
         if admission.revoked.has_transaction(&data.transaction) {
             return Err(Refusal::new(RefusalCode::Revoked, "this transaction was revoked"));
+        }
+        if admission.revoked.has_moved_on(&data.transaction, lease.generation) {
+            return Err(Refusal::new(RefusalCode::Revoked, MOVED_ON));
         }
         check_staleness(lease.staleness, admission)?;
         let listed = lease.sources.contains(&admission.seeder);

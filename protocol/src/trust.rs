@@ -1,7 +1,7 @@
 //! What a node trusts and how it stays up to date: the network's root key, the key set that the root key signs, the
 //! manager's heartbeat and revocation epochs, and the one line of text by which a node joins.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,6 +10,7 @@ use bincode::{Decode, Encode};
 use crate::document;
 use crate::ids::{ContentId, Digest, NetworkId, Nonce, PeerAddrs, PeerId, TransactionId};
 use crate::refusal::{Refusal, RefusalCode};
+use crate::root::{self, RootHandover};
 use crate::signed::{Document, Purpose, Signed};
 use crate::text::{self, TextError};
 use crate::wire;
@@ -124,8 +125,10 @@ pub struct KeySet {
     pub managers: Vec<PeerId>,
     /// Number of gossip topics that receipts are spread over.
     pub gossip_shards: u16,
-    /// Digest of the root key that will follow this one.
+    /// Names the root key that will follow this one: [`crate::root::commitment`].
     pub next_root: Option<Digest>,
+    /// From the network's first root key to the one that signs this, at most [`RootHandover::MAX`].
+    pub handovers: Vec<Signed<RootHandover>>,
 }
 
 impl KeySet {
@@ -148,6 +151,18 @@ pub struct Heartbeat {
     pub key_set: Digest,
     /// Counts up each time the manager was restored from a backup: seeders then send marked receipts again.
     pub restore: u64,
+    /// The newest entry of the manager's audit log; absent where there is none. Whoever keeps it can tell later whether
+    /// the log that the manager shows is the one that it had.
+    pub audit: Option<AuditHead>,
+}
+
+/// An entry of the manager's audit log, which stands for it and all before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+pub struct AuditHead {
+    /// The entry's number, 1 for the first.
+    pub number: u64,
+    /// Its digest.
+    pub digest: Digest,
 }
 
 /// What became void since the last epoch.
@@ -159,6 +174,30 @@ pub struct Revocations {
     pub peers: Vec<PeerId>,
     /// Content that is to be purged.
     pub contents: Vec<ContentId>,
+    /// Purchases that moved to another peer: leases of older generations are void.
+    pub moved: Vec<Moved>,
+}
+
+/// A purchase that changed hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Moved {
+    /// Which.
+    pub transaction: TransactionId,
+    /// The lowest generation that is still served.
+    pub generation: u32,
+}
+
+impl Revocations {
+    /// Entries of the kind of which there are most.
+    pub fn most(&self) -> usize {
+        let Revocations { transactions, peers, contents, moved } = self;
+        [transactions.len(), peers.len(), contents.len(), moved.len()].into_iter().max().unwrap_or(0)
+    }
+
+    /// Nothing is revoked by it.
+    pub fn is_empty(&self) -> bool {
+        self.most() == 0
+    }
 }
 
 /// A numbered change of what is revoked. Epochs are applied in order, without gaps.
@@ -223,8 +262,9 @@ impl Trust {
         Ok(Trust { network, root, signed, keys, grace_ms })
     }
 
-    fn check(network: NetworkId, root: &PeerId, signed: &Signed<KeySet>) -> Result<KeySet, Refusal> {
-        let keys = signed.verify(root).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
+    fn check(network: NetworkId, first: &PeerId, signed: &Signed<KeySet>) -> Result<KeySet, Refusal> {
+        let signer = root::root_after(first, &signed.peek()?.handovers)?;
+        let keys = signed.verify(&signer).map_err(|e| e.refusal(RefusalCode::BadManagerSignature))?;
         if keys.network != network {
             return Err(Refusal::new(RefusalCode::WrongNetwork, "a key set of another network"));
         }
@@ -237,8 +277,9 @@ impl Trust {
     /// Takes a newer key set.
     ///
     /// # Errors
-    /// As [`Trust::new`]; also `key-retired` for a second, different key set of the version held: a fork, of which the
-    /// old one is kept and the operator is to be told.
+    /// As [`Trust::new`]; also `key-retired` for a second, different key set of the version held, or a newer one by a
+    /// root key that was replaced: a fork, of which the old one is kept and the operator is to be told;
+    /// `bad-manager-signature` when the root key goes to another than the one that was named.
     pub fn update(&mut self, signed: Signed<KeySet>) -> Result<Update, Refusal> {
         if signed == self.signed {
             return Ok(Update::NotNewer);
@@ -253,9 +294,34 @@ impl Trust {
         if keys.version < self.keys.version {
             return Ok(Update::NotNewer);
         }
+        self.check_root(&keys)?;
         self.signed = signed;
         self.keys = keys;
         Ok(Update::Taken)
+    }
+
+    /// May the root key that signed `newer` follow the one that signed the key set held?
+    fn check_root(&self, newer: &KeySet) -> Result<(), Refusal> {
+        let held = &self.keys.handovers;
+        let Some(more) = newer.handovers.strip_prefix(held.as_slice()) else {
+            let detail = format!("key set {} is signed by a root key that was replaced", newer.version);
+            return Err(Refusal::new(RefusalCode::KeyRetired, detail));
+        };
+        match (more.first(), self.keys.next_root) {
+            (Some(next), Some(named)) if root::commitment(&next.peek()?.root) != named => {
+                let detail = "the root key goes to another key than the one that was named for it";
+                Err(Refusal::new(RefusalCode::BadManagerSignature, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Is it a key set of this network, whatever its version?
+    ///
+    /// # Errors
+    /// As [`Trust::new`].
+    pub fn verify_key_set(&self, signed: &Signed<KeySet>) -> Result<(), Refusal> {
+        Self::check(self.network, &self.root, signed).map(drop)
     }
 
     /// The network.
@@ -263,7 +329,7 @@ impl Trust {
         self.network
     }
 
-    /// The root key.
+    /// The network's first root key, of which its name is made: what join lines carry.
     pub fn root(&self) -> PeerId {
         self.root
     }
@@ -359,6 +425,8 @@ pub struct RevocationState {
     transactions: BTreeSet<TransactionId>,
     peers: BTreeSet<PeerId>,
     contents: BTreeSet<ContentId>,
+    /// Lowest generation that is good, of purchases that moved.
+    generations: BTreeMap<TransactionId, u32>,
 }
 
 impl RevocationState {
@@ -377,8 +445,7 @@ impl RevocationState {
         if epoch.number <= self.number {
             return Ok(Update::NotNewer);
         }
-        let Revocations { transactions, peers, contents } = &epoch.added;
-        if [transactions.len(), peers.len(), contents.len()].iter().any(|n| *n > RevocationEpoch::MAX_ENTRIES) {
+        if epoch.added.most() > RevocationEpoch::MAX_ENTRIES {
             return Err(Refusal::new(
                 RefusalCode::TooLarge,
                 "a revocation epoch with more than 1024 entries of a kind",
@@ -396,6 +463,10 @@ impl RevocationState {
         self.transactions.extend(&epoch.added.transactions);
         self.peers.extend(&epoch.added.peers);
         self.contents.extend(&epoch.added.contents);
+        for moved in &epoch.added.moved {
+            let lowest = self.generations.entry(moved.transaction).or_default();
+            *lowest = moved.generation.max(*lowest);
+        }
         self.number = epoch.number;
         self.last = Some(digest);
         Ok(Update::Taken)
@@ -417,7 +488,22 @@ impl RevocationState {
             transactions: self.transactions.iter().copied().collect(),
             peers: self.peers.iter().copied().collect(),
             contents: self.contents.iter().copied().collect(),
+            moved: self
+                .generations
+                .iter()
+                .map(|(&transaction, &generation)| Moved { transaction, generation })
+                .collect(),
         }
+    }
+
+    /// The lowest generation of a purchase that is still served: 0 for one that never moved.
+    pub fn generation(&self, id: &TransactionId) -> u32 {
+        self.generations.get(id).copied().unwrap_or(0)
+    }
+
+    /// Did this purchase move on from this generation?
+    pub fn has_moved_on(&self, id: &TransactionId, generation: u32) -> bool {
+        generation < self.generation(id)
     }
 
     /// Was this transaction revoked?

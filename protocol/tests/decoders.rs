@@ -23,7 +23,7 @@ use protocol::receipt::{Ack, ReceiptBatch, SealedBatch};
 use protocol::replication::Placement;
 use protocol::serving::ServeAccount;
 use protocol::ticket::{Lease, Ticket, TicketEnvelope, TransactionData};
-use protocol::trust::{JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
+use protocol::trust::{JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState, Moved, RevocationEpoch, Revocations};
 use protocol::{ChunkSet, Digest, Refusal, RefusalCode, Signed};
 use world::samples::{self, Sample};
 use world::*;
@@ -186,12 +186,15 @@ fn the_largest_of_everything_fits_its_limit() {
         key: ticket_key.peer_id(),
         state: KeyState::Retiring { not_issued_after: u64::MAX, dead_after: u64::MAX },
     };
-    let keys = KeySet { keys: vec![entry; KeySet::MAX_KEYS], managers: vec![key(1).peer_id(); 16], ..key_set() };
+    let handovers = vec![Signed::sign(&samples::handover(), &root()); protocol::root::RootHandover::MAX];
+    let keys =
+        KeySet { keys: vec![entry; KeySet::MAX_KEYS], managers: vec![key(1).peer_id(); 16], handovers, ..key_set() };
     fits("key set", &Signed::sign(&keys, &root()));
     let added = Revocations {
         transactions: vec![transaction(); 1024],
         peers: vec![key(1).peer_id(); 1024],
         contents: vec![ContentId::from_bytes([1; 16]); 1024],
+        moved: vec![Moved { transaction: transaction(), generation: u32::MAX }; 1024],
     };
     let epoch = Signed::sign(&RevocationEpoch { added, ..samples::epoch() }, &ticket_key);
     fits("revocation epoch", &epoch);
@@ -248,6 +251,7 @@ fn the_largest_of_everything_fits_its_limit() {
         first: true,
         free: u64::MAX,
         deliveries: u32::MAX,
+        now: u64::MAX,
     };
     fits("report", &MeshRequest::Report(report));
     fits("status", &SalesRequest::Status { transactions: vec![transaction(); 256] });

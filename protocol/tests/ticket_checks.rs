@@ -15,7 +15,7 @@ mod world;
 use protocol::codec;
 use protocol::signed::Document;
 use protocol::ticket::{Admission, Lease, Ticket};
-use protocol::trust::{KeyPurpose, RevocationEpoch, RevocationState, Revocations, Trust};
+use protocol::trust::{KeyPurpose, Moved, RevocationEpoch, RevocationState, Revocations, Trust};
 use protocol::{Digest, NetworkId, PeerId, Refusal, RefusalCode, Signed};
 use world::*;
 
@@ -25,12 +25,12 @@ use RefusalCode as C;
 struct Case {
     bytes: Vec<u8>,
     admit: fn(&mut Admission<'_>),
-    revoked: bool,
+    revoked: Option<fn() -> RevocationEpoch>,
 }
 
 impl Case {
     fn of(ticket: &Ticket) -> Self {
-        Case { bytes: codec::encode(ticket), admit: |_| {}, revoked: false }
+        Case { bytes: codec::encode(ticket), admit: |_| {}, revoked: None }
     }
 
     fn parts(change: impl FnOnce(&mut Parts)) -> Self {
@@ -45,15 +45,20 @@ impl Case {
     }
 
     fn revoked(mut self) -> Self {
-        self.revoked = true;
+        self.revoked = Some(revoke_the_transaction);
+        self
+    }
+
+    fn moved_on(mut self) -> Self {
+        self.revoked = Some(begin_generation_two);
         self
     }
 
     fn judge(&self) -> Result<(), Refusal> {
         let trust = trust();
         let mut revoked = RevocationState::default();
-        if self.revoked {
-            revoked.apply(Digest::from_bytes([1; 32]), &revoke_the_transaction()).unwrap();
+        if let Some(epoch) = self.revoked {
+            revoked.apply(Digest::from_bytes([1; 32]), &epoch()).unwrap();
         }
         let mut admission = admission(&trust, &revoked);
         (self.admit)(&mut admission);
@@ -65,6 +70,11 @@ impl Case {
 fn revoke_the_transaction() -> RevocationEpoch {
     let added = Revocations { transactions: vec![transaction()], ..Revocations::default() };
     RevocationEpoch { network: network(), number: 1, previous: None, at: NOW, added }
+}
+
+fn begin_generation_two() -> RevocationEpoch {
+    let moved = vec![Moved { transaction: transaction(), generation: 2 }];
+    RevocationEpoch { added: Revocations { moved, ..Revocations::default() }, ..revoke_the_transaction() }
 }
 
 /// The same document with one bit of the signature turned over.
@@ -94,7 +104,7 @@ const LATE: fn(&mut Admission<'_>) = |a| a.now = NOW + 8 * DAY;
 
 /// One fault each, in the order of the checks.
 fn single_faults() -> Vec<(C, &'static str, Case)> {
-    let raw = |bytes| Case { bytes, admit: |_| {}, revoked: false };
+    let raw = |bytes| Case { bytes, admit: |_| {}, revoked: None };
     let good = codec::encode(&ticket());
     let mut other_version = good.clone();
     other_version[0] = 2;
@@ -156,6 +166,12 @@ fn single_faults() -> Vec<(C, &'static str, Case)> {
             Case::parts(|p| p.change_lease = |l| l.transaction_data = Digest::from_bytes([1; 32])),
         ),
         (C::Revoked, "a revoked transaction", Case::of(&ticket()).revoked()),
+        (C::Revoked, "a generation of before a move", Case::of(&ticket()).moved_on()),
+        (
+            C::Revoked,
+            "a generation between two moves",
+            Case::parts(|p| p.change_lease = |l| l.generation = 1).moved_on(),
+        ),
         (C::StaleRevocations, "a seeder that was cut off for days", Case::of(&ticket()).admitted_by(STALE)),
         (
             C::StaleRevocations,
@@ -261,6 +277,13 @@ fn a_good_ticket_passes_to_the_edge_of_every_limit() {
 fn a_lease_that_does_not_ask_for_freshness_needs_none() {
     let case = Case::parts(|p| p.change_lease = |l| l.staleness = 0);
     case.admitted_by(|a| a.last_heartbeat = None).judge().unwrap();
+}
+
+#[test]
+fn the_generation_that_a_move_began_is_served() {
+    for change in [|l: &mut Lease| l.generation = 2, |l: &mut Lease| l.generation = 3] {
+        Case::parts(|p| p.change_lease = change).moved_on().judge().unwrap();
+    }
 }
 
 #[test]

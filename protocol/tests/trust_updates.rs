@@ -15,7 +15,7 @@ mod world;
 use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::replication::ReplicationOrder;
 use protocol::trust::{
-    DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Revocations, Trust,
+    DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, Moved, RevocationEpoch, RevocationState, Revocations, Trust,
     Update, check_time,
 };
 use protocol::{Digest, NetworkId, RefusalCode, Signed};
@@ -138,6 +138,23 @@ fn a_restored_manager_begins_a_new_chain_that_everybody_follows() {
     assert_eq!(state.apply(digest(&anew), &anew).unwrap(), Update::NotNewer);
     let all = state.all();
     assert_eq!(all.peers.len(), 3, "what was revoked before stays revoked");
+}
+
+#[test]
+fn a_purchase_never_moves_back_to_an_older_generation() {
+    let mut state = RevocationState::default();
+    let mut previous = None;
+    for (number, generation) in [(1, 2), (2, 5), (3, 3)] {
+        let moved = vec![Moved { transaction: transaction(), generation }];
+        let epoch =
+            RevocationEpoch { added: Revocations { moved, ..Revocations::default() }, ..epoch(number, previous, 101) };
+        previous = Some(digest(&epoch));
+        state.apply(digest(&epoch), &epoch).unwrap();
+    }
+    assert!(state.has_moved_on(&transaction(), 4) && !state.has_moved_on(&transaction(), 5));
+    assert!(!state.has_transaction(&transaction()), "it is not revoked");
+    assert_eq!(state.all().moved, [Moved { transaction: transaction(), generation: 5 }]);
+    assert!(!state.has_moved_on(&protocol::TransactionId::from_bytes([9; 16]), 0), "others did not move");
 }
 
 #[test]

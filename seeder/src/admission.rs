@@ -51,6 +51,7 @@ pub(crate) fn admit(
             let (data, lease) = (admitted.data, admitted.lease);
             Grant {
                 delivery: DeliveryId { transaction: data.transaction, delivery: lease.delivery },
+                generation: lease.generation,
                 manifest: data.manifest,
                 client: lease.client,
                 allowance: lease.allowance,
@@ -63,6 +64,7 @@ pub(crate) fn admit(
             let order = ReplicationOrder::check(order, &admission)?;
             Grant {
                 delivery: DeliveryId { transaction: order.order, delivery: ReplicationOrder::DELIVERY },
+                generation: 0,
                 manifest: order.manifest,
                 client: order.seeder,
                 allowance: order.allowance,
@@ -92,7 +94,7 @@ pub(crate) fn admit(
     if revoked.has_content(&id) {
         return Err(Refusal::new(RefusalCode::Revoked, "this content was taken down"));
     }
-    if seeder.config.deny.contains(&id) {
+    if seeder.denied.contains(&id) {
         return Err(not_held());
     }
     seeder.served.note(grant.manifest, now);

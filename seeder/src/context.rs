@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::chunks::ChunkReader;
 use crate::config::Config;
 use crate::counts::Counts;
+use crate::denied::Denied;
 use crate::drain::Drain;
 use crate::garbage::Usage;
 use crate::manager::ManagerLink;
@@ -37,6 +38,7 @@ pub(crate) struct Seeder {
     pub(crate) upload: Upload,
     pub(crate) served: Served,
     pub(crate) drain: Drain,
+    pub(crate) denied: Denied,
     addresses: RwLock<Vec<Address>>,
 }
 
@@ -130,6 +132,7 @@ pub(crate) struct Parts {
     pub(crate) network: Network,
     pub(crate) manager: ManagerLink,
     pub(crate) supervisor: Supervisor,
+    pub(crate) denied: Denied,
 }
 
 impl Seeder {
@@ -156,6 +159,7 @@ impl Seeder {
             upload,
             served: Served::default(),
             drain: Drain::default(),
+            denied: parts.denied,
             addresses: RwLock::default(),
         }
     }

@@ -11,6 +11,9 @@
 //! - `drain` (`patience_ms`): finishes what runs, refuses new deliveries, hands copies over, brings receipts home, then ends
 //!   the process; with progress lines. `drain` with `cancel: true` lets it stay.
 //! - `collect`: looks at once whether content has to go for want of room.
+//! - `deny` (`add` or `remove`: a content id, or the digest of a manifest that is here): the operator's own deny list; without
+//!   either it is only shown. What is denied is removed from disk.
+//! - `heads` : what the manager's audit log was, by its signed heartbeats.
 //! - `check`: asks the manager to try whether others reach this seeder.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
@@ -18,14 +21,17 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use node::{ControlError, ControlServer, ControlStartError, ProgressSender};
+use protocol::clock::ClockState;
+use protocol::{ContentId, Digest};
 use serde_json::{Value, json};
 use store::StoreError;
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
+use crate::denied::DenyError;
 use crate::garbage::Usage;
 use crate::tables::{DUE, LINES};
-use crate::{drain, outbox, reach, statements};
+use crate::{drain, heads, outbox, reach, statements};
 
 /// Most receipts in one answer.
 const MAX_RECEIPTS: u64 = 1000;
@@ -59,6 +65,8 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
             Ok(json!({}))
         }
         Some("check") => reach::check(&seeder).await,
+        Some("deny") => deny(&seeder, &request).await,
+        Some("heads") => in_background(move || Ok(heads::list(&seeder.db)?)).await,
         Some("limit") => limit(&seeder, &request),
         Some("statements") => {
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);
@@ -77,7 +85,7 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
         other => {
             let name = other.unwrap_or("none");
             let text = format!(
-                "unknown command '{name}'; a seeder knows status, receipts, limit, drain, collect, check and scrub"
+                "unknown command '{name}'; a seeder knows status, receipts, limit, drain, collect, deny, heads, check and scrub"
             );
             Err(ControlError::new("unknown-command", text))
         }
@@ -121,6 +129,40 @@ fn limit(seeder: &Seeder, request: &Value) -> Result<Value, ControlError> {
         }
     }
     Ok(limits(seeder))
+}
+
+/// Shows the operator's deny list, after a change of it where one is asked for.
+async fn deny(seeder: &Arc<Seeder>, request: &Value) -> Result<Value, ControlError> {
+    let named = |name: &str| request.get(name).and_then(Value::as_str).map(|text| content_of(seeder, text)).transpose();
+    let (add, remove) = (named("add")?, named("remove")?);
+    let failed = |error: DenyError| ControlError::new("not-denied", error.to_string());
+    let mut changed = false;
+    if let Some(id) = add {
+        seeder.denied.add(id).await.map_err(failed)?;
+        tracing::warn!(content = %id, "denied by the operator");
+        // Deliveries that run are cut, what is on disk goes, and the manager learns that it is not here any more.
+        seeder.network.look_again();
+        seeder.wake.announce.notify_one();
+        changed = true;
+    }
+    if let Some(id) = remove {
+        changed = seeder.denied.remove(id).await.map_err(failed)?;
+    }
+    let (configured, added) = seeder.denied.list();
+    Ok(json!({"configured": configured, "added": added, "changed": changed}))
+}
+
+/// A content by its id, or by the digest of its manifest where it is here.
+fn content_of(seeder: &Seeder, text: &str) -> Result<ContentId, ControlError> {
+    if let Ok(id) = text.parse::<ContentId>() {
+        return Ok(id);
+    }
+    let held = text.parse::<Digest>().ok().and_then(|digest| seeder.contents.get(&digest));
+    held.map(|content| content.manifest().content).ok_or_else(|| {
+        let shown: String = text.chars().take(80).collect();
+        let why = format!("'{shown}' is neither a content id nor the manifest of a content here; `status` shows both");
+        ControlError::new("bad-request", why)
+    })
 }
 
 async fn in_background(
@@ -189,6 +231,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "key_set_version": seeder.network.trust().map(|trust| trust.key_set().version),
         "revocation_epoch": seeder.network.revoked().number(),
         "fork": seeder.network.fork(),
+        "clock": clock_json(seeder.network.clock(now)),
         "contents": contents,
         "damaged_contents": damaged,
         "capacity_bytes": seeder.config.capacity,
@@ -216,6 +259,10 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
             "receipts": seeder.notes.receipts.get(),
         },
     }))
+}
+
+fn clock_json(clock: ClockState) -> Value {
+    json!({ "state": clock.as_str(), "off_by_ms": clock.off_by_ms(), "text": clock.to_string() })
 }
 
 fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {

@@ -109,6 +109,8 @@ async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> 
         Ok(Update::Taken) => Verdict::Forward,
         Ok(Update::NotNewer) => Verdict::Pass,
         Err(TakeError::Store(error)) => return Err(error),
+        // Who forwarded it may have heard this one first. It is not for others: they have theirs.
+        Err(TakeError::Fork(_)) => Verdict::Pass,
         Err(TakeError::Refused(refusal)) => match refusal.code {
             // Good, but what comes before it is missing here; or signed by keys that this seeder has not heard of yet.
             RefusalCode::StaleRevocations | RefusalCode::UnknownKey | RefusalCode::NotYetValid => {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use node::{CallError, NodeHandle, Protocol};
 use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse};
+use protocol::trust::DEFAULT_CLOCK_GRACE_MS;
 use protocol::{PeerAddrs, PeerId, Refusal};
+
+use crate::clock::now_ms;
 
 const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 
@@ -50,7 +53,9 @@ impl ManagerLink {
         let mut last = AskError::Unexpected("nobody");
         for manager in &self.managers {
             match self.node.call::<_, MeshResponse>(manager, MESH, request, self.timeout).await {
-                Ok(MeshResponse::Refused(refusal)) => return Err(refusal.into()),
+                Ok(MeshResponse::Refused(refusal)) => {
+                    return Err(refusal.compared_with(now_ms(), DEFAULT_CLOCK_GRACE_MS).into());
+                }
                 Ok(response) => return Ok(response),
                 Err(error) => last = error.into(),
             }

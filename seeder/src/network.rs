@@ -5,14 +5,17 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use protocol::api::MeshResponse;
 use protocol::certificate::SeederCert;
+use protocol::clock::ClockState;
 use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Trust, Update};
 use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError};
 use tokio::sync::watch;
 
 use crate::clock::now_ms;
-use crate::tables::{CERTIFICATE, EPOCHS, HEARTBEAT, KEY_SET};
+use crate::heads;
+use crate::tables::{CERTIFICATE, EPOCHS, FORK, ForkNote, HEARTBEAT, KEY_SET};
 
 /// Why a document of the network was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +23,9 @@ pub(crate) enum TakeError {
     /// It is not good.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The network's keys signed two different documents where there can be one: the first stays.
+    #[error("{0}")]
+    Fork(String),
     /// It is good, and could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -44,13 +50,23 @@ struct View {
     certificate: Option<(Signed<SeederCert>, SeederCert)>,
     heartbeat: Option<Heartbeat>,
     fork: Option<String>,
+    /// This machine's clock by the manager's, and when it was compared, unix milliseconds.
+    clock: Option<(ClockState, u64)>,
 }
+
+/// What a slow answer may make of a comparison, whatever grace is configured.
+const CLOCK_NOISE_MS: u64 = 5000;
+/// The clock is compared with the manager's so often …
+const CLOCK_EVERY_MS: u64 = 30 * 60 * 1000;
+/// … and a comparison says nothing any more after this time.
+const CLOCK_KNOWN_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Network {
     /// What an earlier run left in `db`. Blocks.
     pub(crate) fn load(db: &Db, join: &JoinLine, me: PeerId, grace_ms: u64) -> Result<Network, TakeError> {
-        let (key_set, certificate, heartbeat) = db.read(|txn| {
-            Ok::<_, StoreError>((KEY_SET.get(txn, &())?, CERTIFICATE.get(txn, &())?, HEARTBEAT.get(txn, &())?))
+        let (key_set, certificate, heartbeat, fork) = db.read(|txn| {
+            let (key_set, certificate) = (KEY_SET.get(txn, &())?, CERTIFICATE.get(txn, &())?);
+            Ok::<_, StoreError>((key_set, certificate, HEARTBEAT.get(txn, &())?, FORK.get(txn, &())?))
         })?;
         let trust = key_set.map(|signed| Trust::new(join.root, signed, grace_ms)).transpose()?;
         let mut revoked = RevocationState::default();
@@ -67,7 +83,14 @@ impl Network {
             None => None,
         };
         let heartbeat = heartbeat.and_then(|signed| signed.peek().ok());
-        let view = View { trust: trust.map(Arc::new), revoked: Arc::new(revoked), certificate, heartbeat, fork: None };
+        let view = View {
+            trust: trust.map(Arc::new),
+            revoked: Arc::new(revoked),
+            certificate,
+            heartbeat,
+            fork: fork.map(|fork| fork.text),
+            clock: None,
+        };
         Ok(Network {
             id: join.network(),
             me,
@@ -85,6 +108,11 @@ impl Network {
         self.version.subscribe()
     }
 
+    /// Wakes those who wait for a change: something else than the network decides what may be served.
+    pub(crate) fn look_again(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
     pub(crate) fn trust(&self) -> Option<Arc<Trust>> {
         self.view().trust.clone()
     }
@@ -97,9 +125,44 @@ impl Network {
         self.view().heartbeat.clone()
     }
 
-    /// What an operator should look at: two different key sets of one version.
+    /// What an operator should look at: two different documents where there can be one. It stays until a newer key set
+    /// comes: whoever can sign that is the network's root key, and has looked at it.
     pub(crate) fn fork(&self) -> Option<String> {
         self.view().fork.clone()
+    }
+
+    /// This machine's clock by the manager's. A manager that cannot be reached makes it unknown in time, never wrong.
+    pub(crate) fn clock(&self, now: u64) -> ClockState {
+        match self.view().clock {
+            Some((state, at)) if now.abs_diff(at) <= CLOCK_KNOWN_MS => state,
+            _ => ClockState::Unknown,
+        }
+    }
+
+    /// Is it time to compare clocks?
+    pub(crate) fn clock_is_due(&self, now: u64) -> bool {
+        // A clock that was set since is compared anew, too.
+        self.view().clock.is_none_or(|(state, at)| state.is_off() || now.abs_diff(at) > CLOCK_EVERY_MS)
+    }
+
+    /// Compares this machine's clock, which showed `now` when the manager signed `heartbeat`, with the manager's.
+    ///
+    /// # Errors
+    /// Those of [`Trust::open`]: whose word it is decides whether it says anything.
+    pub(crate) fn compare_clock(
+        &self,
+        heartbeat: &Signed<Heartbeat>,
+        now: u64,
+    ) -> Result<(ClockState, Heartbeat), Refusal> {
+        // Whether the key is still good must not be judged by a clock that may be off.
+        let trust = self.known_trust()?;
+        let heartbeat = trust.open(heartbeat, KeyPurpose::Revocation, |h| h.at, heartbeat.peek()?.at)?;
+        let state = ClockState::compare(now, heartbeat.at, trust.grace_ms().max(CLOCK_NOISE_MS));
+        if state.is_off() && !self.clock(now).is_off() {
+            tracing::error!("this machine's clock is {state} by the manager's: good tickets are refused here");
+        }
+        self.view.write().unwrap_or_else(PoisonError::into_inner).clock = Some((state, now));
+        Ok((state, heartbeat))
     }
 
     /// Is there a certificate, good or not?
@@ -139,19 +202,24 @@ impl Network {
                 match trust.update(signed.clone()) {
                     Ok(Update::Taken) => trust,
                     Ok(Update::NotNewer) => return Ok(Update::NotNewer),
-                    Err(refusal) => {
-                        if refusal.code == RefusalCode::KeyRetired {
-                            tracing::error!(%refusal, "the network's root key signed twice; tell its operator");
-                            self.write(|view| view.fork = Some(refusal.detail.clone()));
-                        }
-                        return Err(refusal.into());
+                    Err(refusal) if refusal.code == RefusalCode::KeyRetired => {
+                        return Err(self.fork_seen(refusal.detail).await?);
                     }
+                    Err(refusal) => return Err(refusal.into()),
                 }
             }
         };
-        self.db.write(move |txn| KEY_SET.put(txn, &(), &signed)).await?;
+        self.db
+            .write(move |txn| {
+                KEY_SET.put(txn, &(), &signed)?;
+                FORK.delete(txn, &()).map(drop)
+            })
+            .await?;
         tracing::info!(version = trust.key_set().version, "key set taken");
-        self.write(|view| view.trust = Some(Arc::new(trust)));
+        self.write(|view| {
+            view.trust = Some(Arc::new(trust));
+            view.fork = None;
+        });
         Ok(Update::Taken)
     }
 
@@ -163,6 +231,13 @@ impl Network {
         let _turn = self.taking.lock().await;
         let epoch = self.known_trust()?.open(&signed, KeyPurpose::Revocation, |e| e.at, now_ms())?;
         self.is_ours(epoch.network)?;
+        if let Some(held) = self.db.read(|txn| EPOCHS.get(txn, &epoch.number))? {
+            if held == signed {
+                return Ok(Update::NotNewer);
+            }
+            let text = format!("two different revocation epochs {}: the first is kept", epoch.number);
+            return Err(self.fork_seen(text).await?);
+        }
         let mut revoked = RevocationState::clone(&self.revoked());
         if revoked.apply(signed.digest(), &epoch)? == Update::NotNewer {
             return Ok(Update::NotNewer);
@@ -176,6 +251,13 @@ impl Network {
         Ok(Update::Taken)
     }
 
+    /// The first epochs held after the given number, as many as go into one answer.
+    pub(crate) fn epochs_after(&self, number: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+        let Some(from) = number.checked_add(1) else { return Ok(Vec::new()) };
+        let page = self.db.read(|txn| EPOCHS.range(txn, from.., MeshResponse::EPOCHS_PAGE))?;
+        Ok(page.into_iter().map(|(_, epoch)| epoch).collect())
+    }
+
     /// Takes a heartbeat if it is newer.
     pub(crate) async fn take_heartbeat(&self, signed: Signed<Heartbeat>) -> Result<Update, TakeError> {
         let _turn = self.taking.lock().await;
@@ -185,18 +267,48 @@ impl Network {
         self.is_ours(heartbeat.network)?;
         // One from the future would hide all that follow.
         trust.check_time("heartbeat", heartbeat.at, u64::MAX, now)?;
-        if self.heartbeat().is_some_and(|known| known.at >= heartbeat.at) {
-            return Ok(Update::NotNewer);
+        match self.heartbeat() {
+            Some(known) if known.at == heartbeat.at && known != heartbeat => {
+                let text = format!("two different heartbeats of {} ms: the first is kept", heartbeat.at);
+                return Err(self.fork_seen(text).await?);
+            }
+            Some(known) if known.at >= heartbeat.at => return Ok(Update::NotNewer),
+            _ => {}
         }
         let same_version = heartbeat.key_set_version == trust.key_set().version;
         if same_version && heartbeat.key_set != trust.signed_key_set().digest() {
             let text = format!("the manager names another key set of version {}", heartbeat.key_set_version);
-            tracing::error!("{text}; tell the network's operator");
-            self.write(|view| view.fork = Some(text));
+            self.note_fork(text).await?;
         }
-        self.db.write(move |txn| HEARTBEAT.put(txn, &(), &signed)).await?;
+        if let Some(text) = heads::contradiction(&self.db, &heartbeat)? {
+            self.note_fork(text).await?;
+        }
+        let kept = heartbeat.clone();
+        self.db
+            .write(move |txn| {
+                heads::keep(txn, &kept, &signed)?;
+                HEARTBEAT.put(txn, &(), &signed)
+            })
+            .await?;
         self.write(|view| view.heartbeat = Some(heartbeat));
         Ok(Update::Taken)
+    }
+
+    async fn fork_seen(&self, text: String) -> Result<TakeError, StoreError> {
+        self.note_fork(text.clone()).await?;
+        Ok(TakeError::Fork(text))
+    }
+
+    /// Tells the operator, now and after a restart.
+    async fn note_fork(&self, text: String) -> Result<(), StoreError> {
+        if self.fork().as_ref() == Some(&text) {
+            return Ok(());
+        }
+        tracing::error!("{text}; tell the network's operator");
+        let note = ForkNote { text: text.clone() };
+        self.db.write(move |txn| FORK.put(txn, &(), &note)).await?;
+        self.write(|view| view.fork = Some(text));
+        Ok(())
     }
 
     /// Takes this seeder's own certificate, if it lasts longer than the one held.

@@ -160,6 +160,7 @@ impl Post {
                 Ok(outbox::Marked::NotOurs) => self.later("the manager marked another outbox"),
                 Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => self.start_over().await,
                 Err(TakeError::Refused(refusal)) => self.later(refusal),
+                Err(TakeError::Fork(text)) => self.later(text),
                 Err(TakeError::Store(error)) => Err(error),
             },
             Ok(_) => self.later(AskError::Unexpected("receipts")),

@@ -238,7 +238,7 @@ fn allowed(seeder: &Seeder, manifest: &Manifest) -> Result<(), Unfulfilled> {
     if seeder.network.revoked().has_content(&manifest.content) {
         return no("this content was taken down");
     }
-    if seeder.config.deny.contains(&manifest.content) {
+    if seeder.denied.contains(&manifest.content) {
         return no("this content is on this seeder's own deny list");
     }
     Ok(())

@@ -10,12 +10,13 @@ use node::{
     ControlServer, DhtMode, DirLock, Health, MetricsServer, Node, NodeConfig, NodeHandle, ShutdownError, Supervisor,
     listen_memory,
 };
-use protocol::{Address, PeerAddrs, PeerId};
+use protocol::{Address, PeerAddrs, PeerId, Refusal};
 use store::{Db, Options};
 
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::context::{Parts, Seeder};
+use crate::denied::Denied;
 use crate::init::key_path;
 use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
@@ -80,6 +81,8 @@ impl From<TakeError> for StartError {
     fn from(error: TakeError) -> Self {
         match error {
             TakeError::Refused(refusal) => StartError::Network(refusal),
+            // Nothing is taken at the start that could contradict what is held.
+            TakeError::Fork(text) => StartError::Network(Refusal::new(protocol::RefusalCode::KeyRetired, text)),
             TakeError::Store(error) => StartError::Store(error),
         }
     }
@@ -127,6 +130,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
     };
     let network = Network::load(&db, &join, keypair.peer_id(), config.clock_grace_ms)?;
     outbox::open(&db).await?;
+    let denied = Denied::load(&db, &config.deny)?;
 
     let supervisor = Supervisor::new();
     let ports = |source| StartError::Ports { dir: dir.display().to_string(), source };
@@ -146,7 +150,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
     let manager = ManagerLink::new(node.clone(), join.managers.clone(), Duration::from_millis(config.call_ms));
     let advertised = if config.external.is_empty() { actual } else { config.external.clone() };
     let metrics_address = config.metrics;
-    let parts = Parts { keypair, config, db, contents, node, network, manager, supervisor: supervisor.clone() };
+    let parts = Parts { keypair, config, db, contents, node, network, manager, denied, supervisor: supervisor.clone() };
     let seeder = Arc::new(Seeder::new(parts));
     seeder.set_addresses(advertised);
 
@@ -195,6 +199,8 @@ fn health(seeder: &Seeder) -> Health {
     reasons.extend(serving.err().map(|refusal| refusal.to_string()));
     reasons.extend(failed);
     reasons.extend(seeder.network.fork());
+    let clock = seeder.network.clock(now_ms());
+    reasons.extend(clock.is_off().then(|| format!("this machine's clock is {clock} by the manager's")));
     let notes = &seeder.notes;
     reasons.extend(
         [&notes.manager, &notes.storage, &notes.quota, &notes.receipts].into_iter().filter_map(|note| note.get()),

@@ -15,7 +15,7 @@ use crate::clock::now_ms;
 use crate::context::Seeder;
 use crate::manager::AskError;
 use crate::network::TakeError;
-use crate::tables::{COVERS, CoveredAt, OLD_KEY_SETS, OUTBOX, STATEMENTS};
+use crate::tables::{COVERS, CoveredAt, OLD_KEY_SETS, OUTBOX, STATEMENTS, SUPERSEDED};
 
 /// Statements taken in one go: a seeder that was away for months catches up in a few.
 const AT_ONCE: usize = 64;
@@ -41,6 +41,7 @@ impl From<StoreError> for FetchError {
 
 /// Fetches statements until there is no further one; says how many came.
 pub(crate) async fn fetch(seeder: &Seeder) -> Result<usize, FetchError> {
+    reconcile(seeder).await?;
     for count in 0..AT_ONCE {
         let after = last(&seeder.db)?.map_or(0, |(number, _)| number);
         match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
@@ -50,6 +51,58 @@ pub(crate) async fn fetch(seeder: &Seeder) -> Result<usize, FetchError> {
         }
     }
     Ok(AT_ONCE)
+}
+
+/// After the manager came back from a backup it has fewer statements than it gave out, and makes others in their place. The
+/// rule: under a higher restore number the manager's chain is the one that counts, from the last statement that both
+/// have. Those that it no longer knows are put aside, not thrown away: what it once signed is proof of what it owed.
+async fn reconcile(seeder: &Seeder) -> Result<(), FetchError> {
+    let restore = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.restore);
+    let Some((newest, signed)) = last(&seeder.db)? else { return Ok(()) };
+    if signed.peek().map_err(|error| TakeError::from(Refusal::from(error)))?.restore >= restore {
+        return Ok(());
+    }
+    let mut common = newest;
+    let mut held = Some(signed);
+    while let Some(ours) = held {
+        let after = common.saturating_sub(1);
+        let theirs = match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
+            MeshResponse::Statement(theirs) => theirs,
+            _ => return Err(AskError::Unexpected("a question for statements").into()),
+        };
+        if theirs.is_some_and(|theirs| *theirs == ours) {
+            break;
+        }
+        common = after;
+        held = seeder.db.read(|txn| STATEMENTS.get(txn, &common))?;
+    }
+    if common < newest {
+        put_aside(&seeder.db, common, restore).await?;
+        tracing::warn!(
+            from = common + 1,
+            through = newest,
+            restore,
+            "the manager came back from a backup without these statements: they are put aside, new ones take their place"
+        );
+    }
+    Ok(())
+}
+
+/// Takes the statements after `common` out of the chain. What only they dealt with waits for a new one.
+async fn put_aside(db: &Db, common: u64, restore: u64) -> Result<(), StoreError> {
+    db.write(move |txn| {
+        for (number, signed) in STATEMENTS.range(txn, common.saturating_add(1).., usize::MAX)? {
+            SUPERSEDED.put(txn, &(restore, number), &signed)?;
+            STATEMENTS.delete(txn, &number)?;
+        }
+        let incarnation = OUTBOX.get(txn, &())?.map(|state| state.incarnation);
+        let newest = STATEMENTS.get(txn, &common)?.and_then(|signed| signed.peek().ok());
+        let covered = newest.into_iter().flat_map(|statement| statement.covered);
+        let covered = covered.filter(|covered| Some(covered.incarnation) == incarnation).map(|covered| covered.number);
+        COVERS.delete_range(txn, covered.max().map_or(0, |number| number.saturating_add(1)).., usize::MAX)?;
+        Ok(())
+    })
+    .await
 }
 
 fn last(db: &Db) -> Result<Option<(u64, Signed<Statement>)>, StoreError> {
@@ -103,7 +156,13 @@ pub(crate) async fn list(seeder: &Arc<Seeder>, limit: usize) -> Result<Value, St
     let trouble = fetch(seeder).await.err().map(|error| error.to_string());
     let held = seeder.db.read(|txn| STATEMENTS.range_back(txn, .., limit))?;
     let lines: Vec<Value> = held.iter().filter_map(|(_, signed)| signed.peek().ok()).map(|s| line(&s)).collect();
-    Ok(json!({ "statements": lines, "not_fetched_because": trouble }))
+    let aside = seeder.db.read(|txn| SUPERSEDED.range_back(txn, .., limit))?;
+    let aside: Vec<Value> = aside
+        .iter()
+        .filter_map(|((restore, _), signed)| signed.peek().ok().map(|statement| (restore, statement)))
+        .map(|(restore, statement)| json!({"restore": restore, "statement": line(&statement)}))
+        .collect();
+    Ok(json!({ "statements": lines, "superseded": aside, "not_fetched_because": trouble }))
 }
 
 fn line(statement: &Statement) -> Value {

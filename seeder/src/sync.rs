@@ -7,7 +7,7 @@ use std::time::Duration;
 use node::{AcceptError, CallLimits, Protocol, serve_calls};
 use protocol::api::{MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse};
 use protocol::replication::Placement;
-use protocol::trust::{JoinLine, Update};
+use protocol::trust::{Heartbeat, JoinLine, Update};
 use protocol::{Digest, Refusal, RefusalCode};
 use store::StoreError;
 use tokio::time::Instant;
@@ -56,9 +56,18 @@ pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError
                 return SeederResponse::Refused(Refusal::new(RefusalCode::NotEntitled, "only a manager may ask this"));
             }
             match request {
-                SeederRequest::Nudge => seeder.wake.sync.notify_one(),
+                SeederRequest::Nudge => {
+                    seeder.wake.sync.notify_one();
+                    SeederResponse::Noted
+                }
+                SeederRequest::Epochs { after } => match seeder.network.epochs_after(after) {
+                    Ok(epochs) => SeederResponse::Epochs(epochs),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot look up revocation epochs");
+                        SeederResponse::Refused(Refusal::new(RefusalCode::Internal, "this seeder's database failed"))
+                    }
+                },
             }
-            SeederResponse::Noted
         }
     };
     serve_calls(&seeder.supervisor, &seeder.node, NUDGE, NUDGES, answer).await
@@ -185,21 +194,13 @@ impl Contact {
     async fn fresh(&mut self) -> Result<(), SyncError> {
         let seeder = Arc::clone(&self.seeder);
         let heard = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
-        if now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms || !self.up_to_date {
-            match seeder.manager.ask(&MeshRequest::Heartbeat).await? {
-                MeshResponse::Heartbeat(signed) => match seeder.network.take_heartbeat(signed.clone()).await {
-                    // Signed by a key of a newer key set.
-                    Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::UnknownKey => {
-                        self.key_set().await?;
-                        seeder.network.take_heartbeat(signed).await?;
-                    }
-                    taken => drop(taken?),
-                },
-                _ => return Err(AskError::Unexpected("a question for the heartbeat").into()),
-            }
+        let silent = now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms;
+        let mut newest = seeder.network.heartbeat();
+        if silent || !self.up_to_date || seeder.network.clock_is_due(now_ms()) {
+            newest = Some(self.heartbeat().await?);
             after_heartbeat(&seeder).await?;
         }
-        let Some(heartbeat) = seeder.network.heartbeat() else { return Ok(()) };
+        let Some(heartbeat) = newest else { return Ok(()) };
         if seeder.network.trust().is_none_or(|trust| trust.key_set().version < heartbeat.key_set_version) {
             self.key_set().await?;
         }
@@ -219,6 +220,31 @@ impl Contact {
         }
         self.up_to_date = true;
         Ok(())
+    }
+
+    /// The manager's word of this moment, which also tells whose clock is off. One that does not come tells nothing.
+    async fn heartbeat(&self) -> Result<Heartbeat, SyncError> {
+        let seeder = &self.seeder;
+        let asked = now_ms();
+        let answer = seeder.manager.ask(&MeshRequest::Heartbeat).await?;
+        let MeshResponse::Heartbeat(signed) = answer else {
+            return Err(AskError::Unexpected("a question for the heartbeat").into());
+        };
+        // It was signed about half-way between question and answer.
+        let answered = now_ms();
+        let middle = asked + answered.saturating_sub(asked) / 2;
+        let mut compared = seeder.network.compare_clock(&signed, middle);
+        // Signed by a key of a newer key set.
+        if matches!(&compared, Err(refusal) if refusal.code == RefusalCode::UnknownKey) {
+            self.key_set().await?;
+            compared = seeder.network.compare_clock(&signed, middle);
+        }
+        let (clock, heartbeat) = compared.map_err(TakeError::from)?;
+        // By a clock that is off nobody can tell how old it is. What it says of keys and revocations holds all the same.
+        if !clock.is_off() {
+            seeder.network.take_heartbeat(signed).await?;
+        }
+        Ok(heartbeat)
     }
 
     async fn report(&self) -> Result<(), SyncError> {
@@ -244,6 +270,7 @@ impl Contact {
                 first: index == 0,
                 free,
                 deliveries: seeder.deliveries.load().0,
+                now: now_ms(),
             };
             match seeder.manager.ask(&MeshRequest::Report(report)).await? {
                 MeshResponse::Placements(more) => placements.extend(more),

@@ -8,11 +8,11 @@ use protocol::replication::Placement;
 use protocol::serving::ServeAccount;
 use protocol::statement::Statement;
 use protocol::trust::{Heartbeat, KeySet, RevocationEpoch};
-use protocol::{Digest, Nonce, PeerId, Signed, TransactionId, wire};
+use protocol::{ContentId, Digest, Nonce, PeerId, Signed, TransactionId, wire};
 use store::{Mark, Table};
 
 /// Number of this set of tables.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// The key set in force.
 pub(crate) const KEY_SET: Table<(), Signed<KeySet>> = Table::new("key set");
@@ -20,6 +20,12 @@ pub(crate) const KEY_SET: Table<(), Signed<KeySet>> = Table::new("key set");
 pub(crate) const CERTIFICATE: Table<(), Signed<SeederCert>> = Table::new("certificate");
 /// The newest heartbeat heard.
 pub(crate) const HEARTBEAT: Table<(), Signed<Heartbeat>> = Table::new("heartbeat");
+/// The last heartbeat of each day, by restore number and day: what the manager's audit log was then.
+pub(crate) const HEADS: Table<(u64, u64), Signed<Heartbeat>> = Table::new("audit heads");
+/// Two documents of the network that cannot both be.
+pub(crate) const FORK: Table<(), ForkNote> = Table::new("fork");
+/// Contents that this seeder's operator wants to have nothing to do with, beside those in the configuration.
+pub(crate) const DENIED: Table<ContentId, Mark> = Table::new("denied contents");
 /// Revocation epochs by number, without gaps.
 pub(crate) const EPOCHS: Table<u64, Signed<RevocationEpoch>> = Table::new("epochs");
 
@@ -39,6 +45,8 @@ pub(crate) const LINES: Table<(u64, u16), ReceiptLine> = Table::new("receipt lin
 
 /// The manager's statements of account by number, without gaps.
 pub(crate) const STATEMENTS: Table<u64, Signed<Statement>> = Table::new("statements");
+/// Statements that the manager lost by a restore, by the restore number under which others took their place.
+pub(crate) const SUPERSEDED: Table<(u64, u64), Signed<Statement>> = Table::new("superseded statements");
 /// When a statement first dealt with all batches of this outbox up to a number.
 pub(crate) const COVERS: Table<u64, CoveredAt> = Table::new("batches covered");
 /// Key sets by version, under which statements were signed.
@@ -67,6 +75,12 @@ pub(crate) struct AccountRecord {
     pub(crate) manifest: Digest,
     /// Unix milliseconds.
     pub(crate) keep_until: u64,
+}
+
+/// What the operator is to look at.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ForkNote {
+    pub(crate) text: String,
 }
 
 /// A receipt that is to be made.
@@ -119,6 +133,7 @@ pub(crate) struct ReceiptLine {
 
 wire! {
     AccountRecord => 7 * 1024,
+    ForkNote => 512,
     Due => 16,
     CoveredAt => 16,
     OutboxState => 128,

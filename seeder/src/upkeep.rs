@@ -23,12 +23,12 @@ pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
     let revoked = seeder.network.revoked();
     let contents = seeder.contents.list().into_iter().filter(|content| {
         let id = &content.manifest().content;
-        content.is_complete() && !revoked.has_content(id) && !seeder.config.deny.contains(id)
+        content.is_complete() && !revoked.has_content(id) && !seeder.denied.contains(id)
     });
     contents.map(|content| content.digest()).collect()
 }
 
-/// Removes contents as soon as they are taken down.
+/// Removes contents as soon as they are taken down, or denied by this seeder's operator.
 pub(crate) async fn purge(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
     let token = seeder.supervisor.token();
     let mut changes = seeder.network.changes();
@@ -55,17 +55,20 @@ fn purge_now(seeder: &Seeder) -> Vec<Digest> {
     let revoked = seeder.network.revoked();
     let mut removed = Vec::new();
     for content in seeder.contents.list() {
-        if !revoked.has_content(&content.manifest().content) {
-            continue;
-        }
+        let id = content.manifest().content;
+        let why = match () {
+            () if revoked.has_content(&id) => "taken down",
+            () if seeder.denied.contains(&id) => "denied by this seeder's operator",
+            () => continue,
+        };
         let digest = content.digest();
         seeder.chunks.forget(&digest);
         seeder.served.forget(&digest);
         match seeder.contents.remove(&digest) {
-            Ok(_) => tracing::warn!(content = %digest, "content was taken down and is removed"),
+            Ok(_) => tracing::warn!(content = %digest, why, "content is removed"),
             Err(error) => {
-                tracing::error!(content = %digest, %error, "content was taken down and cannot be removed");
-                seeder.notes.storage.set(format!("content {digest} was taken down and cannot be removed: {error}"));
+                tracing::error!(content = %digest, why, %error, "content cannot be removed");
+                seeder.notes.storage.set(format!("content {digest} was {why} and cannot be removed: {error}"));
             }
         }
         removed.push(digest);

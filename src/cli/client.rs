@@ -248,7 +248,7 @@ pub(crate) async fn products(args: ProductsArgs, global: &Global) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-fn join_line(text: Option<&String>) -> Result<Option<JoinLine>> {
+pub(crate) fn join_line(text: Option<&String>) -> Result<Option<JoinLine>> {
     text.map(|text| text_argument(text)?.parse().context("--join")).transpose()
 }
 

@@ -28,6 +28,12 @@ pub(crate) enum Command {
     Sign(SignArgs),
     /// Put a signed key set in force
     Install(InstallArgs),
+    /// Name the root key that is to follow: nodes take no other then
+    NextRoot(NextRootArgs),
+    /// Sign, with the root key, that another key is to follow it; the file is kept until it is needed
+    Handover(HandoverArgs),
+    /// Let another root key take over: the network keeps its name, and join lines stay good
+    ChangeRoot(ChangeRootArgs),
 }
 
 /// What a key is for.
@@ -111,6 +117,48 @@ pub(crate) struct InstallArgs {
     dir: DirArgs,
 }
 
+/// Flags of `next-root`.
+#[derive(Debug, Args)]
+pub(crate) struct NextRootArgs {
+    /// The key that is to follow
+    key: PeerId,
+    #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `handover`.
+#[derive(Debug, Args)]
+pub(crate) struct HandoverArgs {
+    /// The key that is to follow
+    key: PeerId,
+    /// File of the root key that hands over
+    #[arg(long, value_name = "FILE")]
+    root_key: PathBuf,
+    /// The network, where its root key was changed before
+    #[arg(long, value_name = "ID")]
+    network: Option<protocol::NetworkId>,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Flags of `change-root`.
+#[derive(Debug, Args)]
+pub(crate) struct ChangeRootArgs {
+    /// The handover: `next-root.handover` of `init`, or what `keys handover` wrote
+    handover: PathBuf,
+    /// The key that is to follow the new root key in its turn
+    #[arg(long, value_name = "KEY")]
+    then: Option<PeerId>,
+    /// The new root key, or a request for where that is
+    #[command(flatten)]
+    root: RootArgs,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 /// A signature and a change are made at once where the root key is here; this is for the clock's steps and slow disks.
 const MARGIN_MS: u64 = 60_000;
 /// Largest file that is read: a signed key set has at most 32 KiB.
@@ -138,6 +186,23 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             );
             Answer::new(json!({"path": args.output}), text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::NextRoot(args) => change(&args.dir.path(), json!({"next_root": args.key}), &args.root, global).await,
+        Command::Handover(args) => {
+            let passphrase = super::client::passphrase_of(&args.root_key)?;
+            let passphrase = passphrase.as_deref().map(String::as_str);
+            let signed = manager_node::sign_handover(&args.root_key, passphrase, args.key, args.network)?;
+            write_whole(&args.output, &signed)?;
+            let text = format!("handover in {}: keep it apart from the key that it is for", args.output.display());
+            Answer::new(json!({"path": args.output, "root": args.key}), text).print(global.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ChangeRoot(args) => {
+            if args.root.root_key.is_none() && args.root.request.is_none() {
+                bail!("name the new root key with --root-key, or write a --request for where it is");
+            }
+            let request = json!({"handover": read(&args.handover)?, "next_root": args.then});
+            change(&args.dir.path(), request, &args.root, global).await
         }
         Command::Install(args) => {
             let request = json!({"cmd": "keys-install", "signed": read(&args.signed)?});

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Receipts(DirArgs),
     /// Make a transaction, an enrolment or content void
     Revoke(RevokeArgs),
+    /// Take content down: off sale, out of every lease, and purged by every seeder that has it
+    Takedown(TakedownArgs),
     /// Give a transaction's money back and stop its delivery
     Refund(TransactionArgs),
     /// Statements of account of seeders
@@ -63,7 +65,7 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Book money that moved outside: a merchant paid what it owes, or somebody was paid out
     Payment(PaymentArgs),
-    /// Show what a merchant owes and may still come to owe
+    /// Show what a merchant owes, paid ahead, and may still come to owe, or change its limit
     Credit(CreditArgs),
     /// Show how much of what is over has moved out of the database into segments
     Archive(ArchiveArgs),
@@ -197,6 +199,15 @@ pub(crate) struct RevokeArgs {
     dir: DirArgs,
 }
 
+/// Flags of `takedown`.
+#[derive(Debug, Args)]
+pub(crate) struct TakedownArgs {
+    /// Product id, content id or manifest digest
+    id: String,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 /// Commands about statements.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Statements {
@@ -238,8 +249,10 @@ pub(crate) struct StatementFileArgs {
 pub(crate) enum Audit {
     /// Write the log into a file, one JSON object a line
     Export(AuditExportArgs),
-    /// Follow the chain of an exported log; needs no manager
+    /// Follow the chain of an exported log, and compare it with what seeders were told; needs no manager
     Verify(AuditVerifyArgs),
+    /// Remove from the manager what is in an exported log: its last entry stays, and the chain goes on from it
+    Cut(AuditCutArgs),
 }
 
 /// Flags of `audit export`.
@@ -260,6 +273,18 @@ pub(crate) struct AuditExportArgs {
 pub(crate) struct AuditVerifyArgs {
     /// The exported log
     file: PathBuf,
+    /// What a seeder was told of the log, from `willcall seeder heads -o FILE`; may be repeated
+    #[arg(long, value_name = "FILE")]
+    heads: Vec<PathBuf>,
+}
+
+/// Flags of `audit cut`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditCutArgs {
+    /// The exported log, which is kept in place of the entries
+    file: PathBuf,
+    #[command(flatten)]
+    dir: DirArgs,
 }
 
 /// Flags of `payouts`.
@@ -330,6 +355,9 @@ pub(crate) struct CreditArgs {
     /// ISO 4217 code
     #[arg(long)]
     currency: Currency,
+    /// Change how much it may come to owe, in the currency's major unit; 0 for deposits only
+    #[arg(long, value_name = "DECIMAL")]
+    limit: Option<String>,
     #[command(flatten)]
     dir: DirArgs,
 }
@@ -394,6 +422,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request = json!({"cmd": "revoke", "kind": kind, "id": args.id});
             ask(&args.dir.path(), request, global, |a| format!("revoked; epoch {}", field(a, "epoch"))).await
         }
+        Command::Takedown(args) => {
+            let request = json!({"cmd": "revoke", "kind": "content", "id": args.id});
+            ask(&args.dir.path(), request, global, |a| format!("taken down; epoch {}", field(a, "epoch"))).await
+        }
         Command::Statements(command) => statements(command, global).await,
         Command::Payouts(args) => payouts(&args, global).await,
         Command::Audit(command) => audit(command, global).await,
@@ -407,7 +439,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Payment(args) => payment(args, global).await,
         Command::Credit(args) => {
-            let request = json!({"cmd": "credit", "merchant": args.merchant, "currency": args.currency});
+            let limit = args.limit.as_ref().map(|text| Amount::parse(text, args.currency)).transpose()?;
+            let limit = limit.map(|amount| amount.minor);
+            let request = json!({
+                "cmd": "credit", "merchant": args.merchant, "currency": args.currency, "limit_minor": limit,
+            });
             ask(&args.dir.path(), request, global, lines).await
         }
         Command::Archive(args) => {
@@ -548,17 +584,43 @@ async fn audit(command: Audit, global: &Global) -> Result<ExitCode> {
             Answer::new(answer, text).print(global.json)?;
         }
         Audit::Verify(args) => {
-            let file =
-                std::fs::File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-            let report = manager_node::verify_audit(std::io::BufReader::new(file))?;
-            let text = format!(
-                "{} entries from {} on, unbroken\nhead {}\nCompare the head with a copy that was kept elsewhere.",
-                report.entries, report.first, report.head
-            );
+            let mut heads = Vec::new();
+            for path in &args.heads {
+                let read = || format!("cannot read the heads in {}", path.display());
+                let text = std::fs::read_to_string(path).with_context(read)?;
+                for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                    heads.push(serde_json::from_str(line).with_context(read)?);
+                }
+            }
+            let report = manager_node::verify_audit(read_log(&args.file)?, &heads)?;
+            let mut text =
+                format!("{} entries from {} on, unbroken\nhead {}", report.entries, report.first, report.head);
+            match &report.heads {
+                None => text.push_str("\nCompare the head with what seeders were told: --heads FILE."),
+                Some(seen) => text.push_str(&format!(
+                    "\nof the heads that seeders were told {} stand in it, {} are of entries outside of it, {} were lost \
+                     by a restore from a backup",
+                    seen.found, seen.outside, seen.lost
+                )),
+            }
             Answer::new(serde_json::to_value(&report)?, text).print(global.json)?;
+        }
+        Audit::Cut(args) => {
+            let report = manager_node::verify_audit(read_log(&args.file)?, &[])?;
+            let request = json!({"cmd": "audit-cut", "through": report.last, "digest": report.head});
+            let text = |a: &Value| {
+                let (removed, kept) = (field(a, "removed"), args.file.display());
+                format!("{removed} entries removed; {kept} is all that is left of them: keep it")
+            };
+            return ask(&args.dir.path(), request, global, text).await;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn read_log(path: &std::path::Path) -> Result<std::io::BufReader<std::fs::File>> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(std::io::BufReader::new(file))
 }
 
 /// Every page of what is to be paid out.

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// Give an order's money back and stop its delivery
     Refund(OrderArgs),
+    /// Give what was bought to another peer, for a buyer who lost the key that it was bought for
+    Recover(RecoverArgs),
     /// Put what is signed of an order, and what this shop says of it, into a file
     Evidence(EvidenceArgs),
 }
@@ -102,6 +104,18 @@ pub(crate) struct EvidenceArgs {
     dir: DirArgs,
 }
 
+/// Flags of `recover`.
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Order id
+    order: String,
+    /// Peer ID that is to have it: `willcall id` on the new device
+    #[arg(long, value_name = "PEER")]
+    to: protocol::PeerId,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
 /// Flags of commands about one order.
 #[derive(Debug, Args)]
 pub(crate) struct OrderArgs {
@@ -142,6 +156,14 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let path = manager::absolute(&args.output)?;
             let request = json!({"cmd": "evidence", "order": args.order, "path": path});
             ask(&args.dir.path(), request, global, lines).await
+        }
+        Command::Recover(args) => {
+            let request = json!({"cmd": "recover", "order": args.order, "to": args.to});
+            let text = |a: &Value| {
+                let (transaction, client) = (field(a, "transaction"), field(a, "client"));
+                format!("transaction {transaction} is for {client} now; its ticket waits in that client's mailbox")
+            };
+            ask(&args.dir.path(), request, global, text).await
         }
         Command::Refund(args) => {
             let request = json!({"cmd": "refund", "order": args.order});

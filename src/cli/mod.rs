@@ -3,6 +3,7 @@
 mod client;
 mod config_edit;
 mod daemon;
+mod device;
 mod evidence;
 mod keys;
 mod logs;
@@ -84,6 +85,9 @@ enum Command {
     Verify(client::VerifyArgs),
     /// Show this client's deliveries
     Status(client::StatusArgs),
+    /// Take purchases along to a new device
+    #[command(subcommand)]
+    Device(device::Command),
     /// Put what this client can prove of a purchase into a file
     Evidence(evidence::ClientArgs),
     /// Check a file of evidence with nothing but the network's root key
@@ -165,6 +169,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Limit(args) => client::limit(&args, global).await,
             Command::Verify(args) => Box::pin(client::verify(args, global)).await,
             Command::Status(args) => client::status(&args, global).await,
+            Command::Device(command) => device::run(command, global).await,
             Command::Evidence(args) => evidence::client(args, global).await,
             Command::VerifyEvidence(args) => evidence::verify(&args, global),
             Command::VerifyStatement(args) => evidence::verify_statement(&args, global),

@@ -31,6 +31,10 @@ pub(crate) enum Command {
     Limit(LimitArgs),
     /// Leave in order: finish what runs, take nobody new, hand copies over, bring receipts home, stop
     Drain(DrainArgs),
+    /// Show the contents that this seeder has nothing to do with, or change them while it runs
+    Deny(DenyArgs),
+    /// Show what the manager's audit log was, by its signed heartbeats, for `willcall manager audit verify --heads`
+    Heads(HeadsArgs),
     /// Have the manager try whether others can reach this seeder, and say what to do
     Check(DirArgs),
     /// Read everything that is stored and check it; damaged chunks are fetched again
@@ -133,6 +137,29 @@ pub(crate) struct DrainArgs {
     cancel: bool,
 }
 
+/// Flags of `deny`.
+#[derive(Debug, Args)]
+pub(crate) struct DenyArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Serve and store this content no more: a content id or manifest digest from `willcall seeder status --json`
+    #[arg(long, value_name = "ID")]
+    add: Option<String>,
+    /// Take this content off the list
+    #[arg(long, value_name = "ID", conflicts_with = "add")]
+    remove: Option<String>,
+}
+
+/// Flags of `heads`.
+#[derive(Debug, Args)]
+pub(crate) struct HeadsArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Write them into this file, one JSON object a line
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 impl DirArgs {
     fn path(&self) -> PathBuf {
         self.dir.clone().unwrap_or_else(|| super::default_dir("seeder"))
@@ -173,6 +200,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             Answer::new(answer, text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Deny(args) => {
+            let request = json!({"cmd": "deny", "add": args.add, "remove": args.remove});
+            ask(&args.dir.path(), request, global, lines).await
+        }
+        Command::Heads(args) => heads(args, global).await,
         Command::Check(dir) => {
             let answer = daemon::call(&dir.path(), json!({"cmd": "check"})).await?;
             let reachable = answer.get("reachable").and_then(serde_json::Value::as_bool) == Some(true);
@@ -199,6 +231,21 @@ async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
         text.push_str(&format!("\nno new ones were fetched: {why}"));
     }
     Answer::new(listed, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
+    let answer = daemon::call(&args.dir.path(), json!({"cmd": "heads"})).await?;
+    let Some(path) = &args.output else {
+        let text = manager::listed(&answer, "heads", &["at", "number", "digest", "restore"]);
+        Answer::new(answer, text).print(global.json)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let heads = output::rows(&answer, "heads");
+    let mut text: String = heads.iter().map(|head| format!("{head}\n")).collect();
+    super::client::write_whole(path, text.as_bytes())?;
+    text = format!("{} heads in {}", heads.len(), path.display());
+    Answer::new(json!({"path": path, "heads": heads.len()}), text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,5 +1,5 @@
-//! A purchase for somebody else: buyer and client are different homes that never share a file, and a purchase that is
-//! taken back ends at the next chunk.
+//! A purchase for somebody else: buyer and client are different homes that never share a file; a purchase that is taken
+//! back ends at the next chunk; one that moves to another device is fetched there and nowhere else.
 
 use std::fs;
 use std::path::PathBuf;
@@ -89,5 +89,39 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     let shown = network.transaction(&bought.transaction);
     assert_eq!(shown["state"], "revoked", "{shown}");
     assert_eq!(shown["deliveries"][0]["whole"], false, "{shown}");
+    network.assert_books();
+}
+
+#[test]
+fn a_purchase_follows_its_owner_to_a_new_device() {
+    let network = Network::start(1);
+    let file = network.path("film");
+    fs::write(&file, bytes(3, 300_000)).unwrap();
+    let product = network.publish(&file, &[]);
+    let join = text(&network.of("manager", args!["join"]).ok(), "join");
+    let bought = network.buy(&product, "old");
+    let other = network.buy(&product, "other");
+    let (old, new) = (network.path("old"), network.path("new"));
+    let peer = text(&run(args!["id", "--home", &new]).ok(), "peer");
+    let unknown = args!["device", "move", &peer, "--transaction", &other.transaction, "--home", &old, "--join", &join];
+    let ended = run(unknown);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(text(&ended.json()["items"][0], "problem").contains("this client"), "{}", ended.json());
+
+    let moved = run(args!["device", "move", &peer, "--all", "--home", &old, "--join", &join]).ok();
+    assert_eq!((&moved["items"][0]["generation"], moved["items"].as_array().unwrap().len()), (&1.into(), 1), "{moved}");
+    let inbox = run(args!["inbox", "--join", &join, "--home", &new]).ok();
+    assert_eq!(inbox["items"][0]["transaction"], bought.transaction.as_str(), "{inbox}");
+    let answer = run(args!["fetch", &bought.transaction, "--home", &new, "-o", network.path("out")]).ok();
+    same(&file, &PathBuf::from(text(&answer, "path")));
+    run(bought.fetching(&network.path("x"))).refused(&["revoked"]);
+
+    // The key of the other purchase is lost: its shop helps.
+    let orders = network.of("merchant", args!["orders"]).ok();
+    let order = orders["orders"].as_array().unwrap().iter().find(|o| o["transaction"] == other.transaction.as_str());
+    let order = text(order.unwrap(), "order");
+    let recovered = network.of("merchant", args!["recover", &order, "--to", &peer]).ok();
+    assert_eq!(text(&recovered, "client"), peer);
+    run(args!["fetch", &other.transaction, "--join", &join, "--home", &new, "-o", network.path("again")]).ok();
     network.assert_books();
 }

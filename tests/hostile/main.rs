@@ -18,3 +18,4 @@ mod gift;
 mod mistakes;
 mod products;
 mod support;
+mod trust;

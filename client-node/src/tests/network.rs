@@ -169,6 +169,7 @@ impl Manager {
                         state: TransactionState::Released,
                         released_at: 1,
                         plain_bytes: 3,
+                        generation: envelope.ticket.lease.peek().unwrap().generation,
                     })
                     .filter(|item| before.is_none_or(|before| item.transaction < before))
                     .collect();
@@ -197,6 +198,7 @@ impl Manager {
                 self.complaints.lock().unwrap().push((seeder, chunk));
                 MailboxResponse::Noted
             }
+            MailboxRequest::Move { .. } => not_entitled(),
         }
     }
 }
@@ -266,6 +268,7 @@ impl Seeder {
                 let delivery = DeliveryId { transaction: admitted.data.transaction, delivery: admitted.lease.delivery };
                 let grant = Grant {
                     delivery,
+                    generation: admitted.lease.generation,
                     manifest: admitted.data.manifest,
                     client: admitted.lease.client,
                     allowance: admitted.lease.allowance,

@@ -49,6 +49,7 @@ impl World {
             managers: managers.to_vec(),
             gossip_shards: 1,
             next_root: None,
+            handovers: Vec::new(),
         };
         Signed::sign(&keys, &self.root)
     }

@@ -123,7 +123,8 @@ impl Market {
     /// Seeder `n` says that it is there and holds the product: it is listed in leases for the next minutes.
     pub async fn report(&self, n: usize) {
         let addrs = vec![Address::new(&format!("/ip4/10.{}.{}.1/tcp/4001", n / 256, n % 256)).unwrap()];
-        let report = SeederReport { addrs, held: vec![self.manifest], first: true, free: 1 << 40, deliveries: 0 };
+        let report =
+            SeederReport { addrs, held: vec![self.manifest], first: true, free: 1 << 40, deliveries: 0, now: 0 };
         self.running.mesh(self.seeders[n].peer_id(), MeshRequest::Report(report)).await.unwrap();
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Terms {
     pub(super) ceiling: u64,
     /// Who may serve it with a large window.
     pub(super) sources: Vec<PeerId>,
+    /// When it ends, unix milliseconds; `None` for the product's time from now.
+    pub(super) end: Option<u64>,
 }
 
 /// The product of a sale, which may be withdrawn since, but not taken down.
@@ -51,12 +53,12 @@ pub(super) fn sign(ctx: &Context, sale: &Sale, product: &Product, terms: Terms, 
     let lease = Lease {
         transaction_data: sale.data.digest(),
         endorsement: terms.endorsement,
-        client: sale.client(),
-        generation: 0,
+        client: sale.client,
+        generation: sale.generation,
         delivery: terms.delivery,
         issued_at: now,
         start: now,
-        end: now.saturating_add(product.lease_ms),
+        end: terms.end.unwrap_or(now.saturating_add(product.lease_ms)),
         allowance: allowance(sale.layout.length),
         sources: terms.sources,
         rate: terms.rate,

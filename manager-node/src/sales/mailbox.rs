@@ -15,8 +15,8 @@ use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
 use store::Table;
 use tracing::{info, warn};
 
-use super::blocking;
 use super::lease::{self, Terms};
+use super::{blocking, moving};
 use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::transactions::{
@@ -67,6 +67,14 @@ pub(crate) async fn answer(
     request: MailboxRequest,
 ) -> Result<MailboxResponse, Refusal> {
     let now = now_ms();
+    let request = match request {
+        MailboxRequest::Move { word } => {
+            let generation = blocking(ctx, move |ctx| moving::by_holder(ctx, client, word, now)).await?;
+            moving::announce(ctx).await;
+            return Ok(MailboxResponse::Moved { generation });
+        }
+        request => request,
+    };
     blocking(ctx, move |ctx| match request {
         MailboxRequest::List { before } => list(ctx, client, before),
         MailboxRequest::Ticket { transaction } => ticket(ctx, client, transaction, now),
@@ -74,6 +82,8 @@ pub(crate) async fn answer(
         MailboxRequest::Complain { transaction, seeder, chunk } => {
             complain(ctx, client, transaction, Complaint { at: now, seeder, chunk })
         }
+        // Answered before they get here.
+        MailboxRequest::Move { .. } => Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into()),
     })
     .await
 }
@@ -87,12 +97,14 @@ fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<
             MAILBOX.range_back(txn, (client, first)..(client, before), MailboxResponse::PAGE)?
         {
             let Some(sale) = ctx.archive.sale(txn, &transaction)? else { continue };
+            let generation = moving::generation(ctx, &transaction, &sale);
             items.push(MailItem {
                 transaction,
                 title: sale.title,
                 state: sale.state,
                 released_at: sale.release.map_or(0, |release| release.at),
                 plain_bytes: sale.plain_bytes,
+                generation,
             });
         }
         Ok(MailboxResponse::List(items))
@@ -100,9 +112,9 @@ fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<
 }
 
 /// The released sale of this client; what is not its own looks like what does not exist.
-fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refusal> {
+pub(super) fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refusal> {
     let refused = || Refusal::new(RefusalCode::NotEntitled, "there is no such ticket for this peer");
-    let sale = sale.filter(|sale| sale.client() == *client).ok_or_else(refused)?;
+    let sale = sale.filter(|sale| sale.client == *client).ok_or_else(refused)?;
     let release = sale.release.clone().ok_or_else(refused)?;
     match sale.state {
         TransactionState::Refunded | TransactionState::Revoked => {
@@ -113,8 +125,20 @@ fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Release), Refu
     }
 }
 
+/// After a restore from a backup the books may know less than the revocations: no key or lease is given out against them.
+fn not_revoked(ctx: &Context, id: &TransactionId, sale: &Sale) -> Result<(), Refusal> {
+    let detail = ctx.revocations.with(|revoked| match () {
+        () if revoked.has_transaction(id) => Some("the purchase was revoked"),
+        () if revoked.has_moved_on(id, sale.generation) => {
+            Some("the purchase was moved, and the manager lost to whom: move it again, or ask the shop to recover it")
+        }
+        () => None,
+    });
+    detail.map_or(Ok(()), |detail| Err(Refusal::new(RefusalCode::Revoked, detail)))
+}
+
 /// The same, in the store for what is to be changed: one that moved out is brought back.
-fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Result<(Sale, Release), SaleError> {
+pub(super) fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Result<(Sale, Release), SaleError> {
     let found = entitled(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, client)?;
     archive::bring_back(ctx, id)?;
     Ok(found)
@@ -129,6 +153,7 @@ fn is_void(ctx: &Context, release: &Release) -> bool {
 /// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
 fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = present(ctx, id, &client)?;
+    not_revoked(ctx, &id, &sale)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
     let current = DeliveryId { transaction: id, delivery: release.delivery };
     let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
@@ -174,6 +199,7 @@ fn renew(
         rate: if open { old_lease.rate } else { 0 },
         ceiling: if open { old_lease.ceiling } else { 0 },
         sources,
+        end: None,
     };
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);
@@ -194,7 +220,7 @@ fn renew(
             }
             Some(mut delivery) => {
                 // A completed one waits for receipts only, which need no longer lease.
-                if release.completed_at.is_none() {
+                if !delivery.counting.is_completed() {
                     move_due(txn, next, &mut delivery, due_at)?;
                     put_delivery(txn, next, &delivery)?;
                 }
@@ -217,7 +243,7 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
     }
     let product = lease::product_of(ctx, &sale)?;
     let grant = lease::grant(&product, &sale, &release.lease.peek().map_err(Refusal::from)?)?;
-    let client = sale.client();
+    let client = sale.client;
     let sale = ctx.db.write_blocking(move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
         if release.grant.is_none() {

@@ -3,6 +3,7 @@
 
 mod lease;
 pub(crate) mod mailbox;
+mod moving;
 mod release;
 mod reserve;
 #[cfg(test)]
@@ -74,6 +75,11 @@ pub(crate) async fn answer(
             }
             Ok(SalesResponse::State(state))
         }
+        SalesRequest::Recover { word } => {
+            let moved = blocking(ctx, move |ctx| moving::by_merchant(ctx, merchant, word, now)).await?;
+            moving::announce(ctx).await;
+            Ok(moved)
+        }
         request => blocking(ctx, move |ctx| answer_blocking(ctx, merchant, request, now)).await,
     }
 }
@@ -99,8 +105,13 @@ fn answer_blocking(
             own(ctx.db.read(|txn| ctx.archive.sale(txn, &transaction))?, &merchant)?;
             Ok(SalesResponse::Evidence(evidence::pack(ctx, transaction, now)?.to_bytes()))
         }
+        SalesRequest::Holder { transaction } => {
+            let sale = own(ctx.db.read(|txn| ctx.archive.sale(txn, &transaction))?, &merchant)?;
+            let generation = moving::generation(ctx, &transaction, &sale);
+            Ok(SalesResponse::Holder { client: sale.client, generation })
+        }
         // Answered before they get here.
-        SalesRequest::Enrol { .. } | SalesRequest::Refund { .. } => {
+        SalesRequest::Enrol { .. } | SalesRequest::Refund { .. } | SalesRequest::Recover { .. } => {
             Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into())
         }
     }

@@ -56,11 +56,11 @@ pub(super) fn release(
             capture(txn, id, &mut sale, now)?;
         }
         open_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }, &delivery)?;
-        MAILBOX.put(txn, &(sale.client(), id), &Mark)?;
+        MAILBOX.put(txn, &(sale.client, id), &Mark)?;
         put_sale(txn, &id, &sale)?;
         Ok::<_, SaleError>(sale)
     })?;
-    info!(step = 8, transaction = %id, client = %stored.client(), "ticket to merchant and into the client's mailbox");
+    info!(step = 8, transaction = %id, client = %stored.client, "ticket to merchant and into the client's mailbox");
     released(ctx, &stored)
 }
 
@@ -144,6 +144,7 @@ fn form(ctx: &Context, sale: &Sale, endorsement: Signed<Endorsement>, now: u64) 
         rate: split.rate,
         ceiling: split.ceiling,
         sources: sources.into_iter().map(|source| source.peer).collect(),
+        end: None,
     };
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let grant = match sale.policy {

@@ -97,6 +97,8 @@ fn form(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<S
     };
     Ok(Sale {
         merchant,
+        client: request.client,
+        generation: 0,
         data: ctx.keys.sign(KeyPurpose::Ticket, &data),
         manifest: product.info.manifest,
         title: product.info.title.clone(),

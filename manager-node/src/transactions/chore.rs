@@ -8,12 +8,12 @@ use std::time::Duration;
 use node::Supervisor;
 use protocol::TransactionId;
 use protocol::receipt::DeliveryId;
-use protocol::trust::Revocations as Added;
+use protocol::trust::{Moved, Revocations as Added};
 use store::{StoreError, WriteTransaction};
 use tracing::{error, info};
 
 use super::closing::close_due;
-use super::{DUE, EXPIRING, Event, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
+use super::{DUE, EXPIRING, Event, MOVING, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
 use crate::context::{Context, now_ms};
 
 /// Sales looked at in one database transaction, which other writers wait for.
@@ -104,19 +104,31 @@ fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
     }
 }
 
-/// Puts transactions that were taken back into a revocation epoch.
+/// Puts transactions that were taken back, and generations that ended by a move, into a revocation epoch.
 pub(crate) async fn announce(ctx: &Context) -> Result<(), StoreError> {
     loop {
-        let waiting = ctx.db.read(|txn| REVOKING.range(txn, .., STEP))?;
+        let (waiting, moving) =
+            ctx.db.read(|txn| Ok::<_, StoreError>((REVOKING.range(txn, .., STEP)?, MOVING.range(txn, .., STEP)?)))?;
         let transactions: Vec<TransactionId> = waiting.into_iter().map(|(id, _)| id).collect();
-        if transactions.is_empty() {
+        let moved: Vec<Moved> = moving
+            .into_iter()
+            .map(|(transaction, generation)| Moved { transaction, generation: generation.number })
+            .collect();
+        if transactions.is_empty() && moved.is_empty() {
             return Ok(());
         }
-        ctx.revocations.revoke(Added { transactions: transactions.clone(), ..Added::default() }).await?;
+        let added = Added { transactions: transactions.clone(), moved: moved.clone(), ..Added::default() };
+        ctx.revocations.revoke(added).await?;
         ctx.db
             .write(move |txn| {
                 for id in &transactions {
                     REVOKING.delete(txn, id)?;
+                }
+                for Moved { transaction, generation } in &moved {
+                    // It may have moved again meanwhile: that is for the next epoch.
+                    if MOVING.get(txn, transaction)?.is_some_and(|waiting| waiting.number == *generation) {
+                        MOVING.delete(txn, transaction)?;
+                    }
                 }
                 Ok::<_, StoreError>(())
             })

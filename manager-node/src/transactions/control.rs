@@ -13,18 +13,23 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Txn, WriteTransaction};
 
-use super::{DELIVERIES, Delivery, Event, SALES, Sale, SaleError, chore, exposure, internal, paid_in, take_back};
+use super::{
+    DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, chore, exposure, internal, paid_in,
+    take_back,
+};
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting};
+use crate::tables::MERCHANTS;
 use crate::{archive, audit, evidence, receipts, statements};
 
 /// Lines in an answer where the command does not say how many, and at most.
 const LINES: usize = 100;
 const MOST_LINES: usize = 1000;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "archive",
     "audit",
+    "audit-cut",
     "transactions",
     "transaction",
     "ledger",
@@ -60,6 +65,12 @@ struct AuditPage {
 }
 
 #[derive(Deserialize)]
+struct AuditCut {
+    through: u64,
+    digest: protocol::Digest,
+}
+
+#[derive(Deserialize)]
 struct PayoutPage {
     limit: Option<usize>,
     after: Option<protocol::PeerId>,
@@ -74,6 +85,8 @@ struct One {
 struct Credit {
     merchant: protocol::PeerId,
     currency: String,
+    /// The merchant's own limit from now on, minor units of every currency.
+    limit_minor: Option<u64>,
 }
 
 /// Who pays or is paid outside.
@@ -153,6 +166,10 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             let AuditPage { after } = parse(request)?;
             Ok(ctx.db.read(|txn| audit::page(&ctx.archive, txn, after.unwrap_or(0)))?)
         }
+        "audit-cut" => {
+            let AuditCut { through, digest } = parse(request)?;
+            Ok(json!({"removed": audit::cut(ctx, through, digest, now_ms())?}))
+        }
         "payouts" => {
             let page: PayoutPage = parse(request)?;
             ctx.db.read(|txn| statements::payouts(txn, page.after, page.limit.unwrap_or(MOST_LINES)))
@@ -207,7 +224,8 @@ fn list(ctx: &Context, txn: &impl Txn, listing: &Listing, limit: usize) -> Resul
 fn line(id: TransactionId, sale: &Sale) -> Value {
     json!({
         "id": id, "state": sale.state, "order": sale.request.order, "product": sale.request.product,
-        "title": sale.title, "price": sale.price(), "merchant": sale.merchant, "client": sale.client(),
+        "title": sale.title, "price": sale.price(), "merchant": sale.merchant, "client": sale.client,
+        "generation": sale.generation,
         "policy": sale.policy, "formed_at": sale.formed_at, "changed_at": sale.changed_at,
     })
 }
@@ -251,10 +269,24 @@ fn one(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Value, SaleEr
         fields.insert("expires_at".to_owned(), json!(sale.expires_at));
         fields.insert("release".to_owned(), json!(release));
         fields.insert("deliveries".to_owned(), json!(lines));
+        fields.insert("moves".to_owned(), json!(moves(txn, id)?));
         fields.insert("archived".to_owned(), json!(!SALES.contains(txn, &id)?));
         fields.insert("postings".to_owned(), json!(shown(whole.postings)));
     }
     Ok(value)
+}
+
+/// Every change of hands.
+fn moves(txn: &impl Txn, id: TransactionId) -> Result<Vec<Value>, StoreError> {
+    let line = |generation: u32, moved: &MoveRecord| {
+        let by = match moved.word {
+            Word::Holder(_) => "holder",
+            Word::Merchant(_) => "merchant",
+        };
+        json!({"generation": generation, "at": moved.at, "from": moved.from, "to": moved.to, "by": by})
+    };
+    let moves = MOVES.prefix(txn, &id, LINES)?;
+    Ok(moves.iter().map(|((_, generation), moved)| line(*generation, moved)).collect())
 }
 
 fn delivery_json(number: u32, delivery: &Delivery, completion: bool) -> Value {
@@ -299,12 +331,26 @@ fn take_back_by_id(
 fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
     let currency =
         asked.currency.parse().map_err(|e| Refusal::new(RefusalCode::Malformed, format!("currency: {e}")))?;
+    if let Some(limit) = asked.limit_minor {
+        set_limit(ctx, asked.merchant, limit)?;
+    }
     let limit = ctx.registry.merchant(&asked.merchant)?.and_then(|record| record.credit_limit);
     let found = ctx.db.read(|txn| exposure(txn, &asked.merchant, currency))?;
     let limit = limit.unwrap_or(ctx.config.credit_limit);
     Ok(json!({
-        "merchant": asked.merchant, "currency": currency, "open": found.open, "owed": found.owed, "limit": limit,
+        "merchant": asked.merchant, "currency": currency, "open": found.open, "owed": found.owed,
+        "deposit": found.deposit, "limit": limit,
     }))
+}
+
+fn set_limit(ctx: &Context, merchant: protocol::PeerId, limit: u64) -> Result<(), SaleError> {
+    ctx.db.write_blocking(move |txn| {
+        let unknown = || Refusal::new(RefusalCode::NotEnrolled, format!("{merchant} is no enrolled merchant"));
+        let mut record = MERCHANTS.get(txn, &merchant)?.ok_or_else(unknown)?;
+        record.credit_limit = Some(limit);
+        audit::note(txn, now_ms(), "merchant", merchant, format!("credit limit {limit} minor units"))?;
+        Ok(MERCHANTS.put(txn, &merchant, &record)?)
+    })
 }
 
 fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {

@@ -8,6 +8,7 @@ mod state;
 
 use bincode::{Decode, Encode};
 use protocol::api::{Reserve, TransactionState};
+use protocol::entitlement::{Move, Recovery};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Ack, Completion, DeliveryId};
 use protocol::settling::{Counting, Layout, Payout};
@@ -40,6 +41,10 @@ pub(crate) const ACKS: Table<(TransactionId, u32, PeerId), Signed<Ack>> = Table:
 pub(crate) const COMPLETIONS: Table<(TransactionId, u32), Signed<Completion>> = Table::new("delivery-completions");
 /// Transactions taken back in the books whose revocation is not yet in an epoch.
 pub(crate) const REVOKING: Table<TransactionId, Mark> = Table::new("sales-revoking");
+/// Sales that moved whose older generations are not yet void by an epoch.
+pub(crate) const MOVING: Table<TransactionId, Generation> = Table::new("sales-moving");
+/// Every change of hands, by the generation that it began.
+pub(crate) const MOVES: Table<(TransactionId, u32), MoveRecord> = Table::new("sales-moved");
 /// Ended sales by when they ended or were last asked back: they move out of the store after a time of rest.
 pub(crate) const RESTING: Table<(u64, TransactionId), Mark> = Table::new("sales-resting");
 /// Open reservations of each merchant.
@@ -57,6 +62,10 @@ pub(crate) struct Sale {
     pub(crate) merchant: PeerId,
     /// The reservation as it was asked for.
     pub(crate) request: Reserve,
+    /// Who receives: the client that the buyer designated, until the purchase moved.
+    pub(crate) client: PeerId,
+    /// Counts up with each move.
+    pub(crate) generation: u32,
     /// What it formed.
     pub(crate) data: Signed<TransactionData>,
     /// Digest of the signed manifest.
@@ -106,6 +115,36 @@ pub(crate) struct Release {
     pub(crate) completed_at: Option<u64>,
     /// What the paid delivery cost, minor units, once it was closed.
     pub(crate) charged: Option<u64>,
+}
+
+/// A generation of a purchase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Generation {
+    pub(crate) number: u32,
+}
+
+/// By whose word a purchase changed hands.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Word {
+    /// Its holder's.
+    Holder(Signed<Move>),
+    /// The merchant's, for a holder who lost the key.
+    Merchant(Signed<Recovery>),
+}
+
+/// A change of hands.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct MoveRecord {
+    /// Unix milliseconds.
+    pub(crate) at: u64,
+    /// Who had it …
+    pub(crate) from: PeerId,
+    /// … and who got it.
+    pub(crate) to: PeerId,
+    /// The last lease of the generation that ended: it proves whose acknowledgements counted.
+    pub(crate) lease: Signed<Lease>,
+    /// Why.
+    pub(crate) word: Word,
 }
 
 /// The id of a sale.
@@ -167,11 +206,24 @@ struct Exposure {
     pub(crate) open: u64,
     /// Cost of deliveries that were closed, less what the merchant paid in since.
     pub(crate) owed: u64,
+    /// Paid in before it was owed: a deposit. One of the two is always 0.
+    pub(crate) deposit: u64,
+}
+
+impl Exposure {
+    /// What is owed is taken from what was paid ahead.
+    fn settle(&mut self) {
+        let covered = self.owed.min(self.deposit);
+        self.owed -= covered;
+        self.deposit -= covered;
+    }
 }
 
 wire! {
     Sale => 32 * 1024,
     SaleRef => 32,
+    Generation => 8,
+    MoveRecord => 3 * 1024,
     Delivery => 300 * 1024,
     Standing => 16,
     Exposure => 32,
@@ -217,11 +269,6 @@ impl Sale {
     /// The price.
     pub(crate) fn price(&self) -> Amount {
         self.request.price
-    }
-
-    /// Who receives.
-    pub(crate) fn client(&self) -> PeerId {
-        self.request.client
     }
 
     /// Takes the state on.
@@ -310,9 +357,10 @@ pub(crate) fn expose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, 
     let key = (*merchant, currency_key(escrow.currency));
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
     let after = exposure.open.saturating_add(exposure.owed).saturating_add(escrow.minor);
-    if escrow.minor > 0 && after > limit {
-        let limit = Amount { minor: limit, currency: escrow.currency };
-        let detail = format!("the merchant's credit of {limit} for deliveries is used up; pay in what is owed");
+    if escrow.minor > 0 && after > limit.saturating_add(exposure.deposit) {
+        let [limit, deposit] = [limit, exposure.deposit].map(|minor| Amount { minor, currency: escrow.currency });
+        let detail =
+            format!("the merchant's credit of {limit} and deposit of {deposit} for deliveries are used up; pay in");
         return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
     }
     exposure.open = exposure.open.saturating_add(escrow.minor);
@@ -325,6 +373,7 @@ fn unexpose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, charged: 
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
     exposure.open = exposure.open.saturating_sub(escrow.minor);
     exposure.owed = exposure.owed.saturating_add(charged);
+    exposure.settle();
     EXPOSURES.put(txn, &key, &exposure)
 }
 
@@ -332,7 +381,8 @@ fn unexpose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, charged: 
 fn paid_in(txn: &WriteTransaction, merchant: &PeerId, amount: Amount) -> Result<(), StoreError> {
     let key = (*merchant, currency_key(amount.currency));
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
-    exposure.owed = exposure.owed.saturating_sub(amount.minor);
+    exposure.deposit = exposure.deposit.saturating_add(amount.minor);
+    exposure.settle();
     EXPOSURES.put(txn, &key, &exposure)
 }
 

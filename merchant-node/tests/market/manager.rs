@@ -120,6 +120,7 @@ impl Manager {
             managers: vec![keypair.peer_id()],
             gossip_shards: 1,
             next_root: None,
+            handovers: Vec::new(),
         };
         let key_set = Signed::sign(&keys, &root);
         let product = ProductId::new(now(), [5; 10]);
@@ -364,7 +365,9 @@ impl Inner {
                 let state = |id| find(&mut books, id).map(|sale| sale.state);
                 Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
             }
-            SalesRequest::Evidence { .. } => no(RefusalCode::NotYourReservation),
+            SalesRequest::Evidence { .. } | SalesRequest::Holder { .. } | SalesRequest::Recover { .. } => {
+                no(RefusalCode::NotYourReservation)
+            }
         }
     }
 

@@ -77,6 +77,7 @@ pub fn key_set() -> KeySet {
         managers: vec![manager().peer_id()],
         gossip_shards: 4,
         next_root: Some(Digest::from_bytes([0xd7; 32])),
+        handovers: Vec::new(),
     }
 }
 
@@ -204,6 +205,7 @@ pub fn delivery() -> DeliveryId {
 pub fn grant(listed: bool, allowance: u64) -> Grant {
     Grant {
         delivery: delivery(),
+        generation: 0,
         manifest: manifest_digest(),
         client: client().peer_id(),
         allowance,

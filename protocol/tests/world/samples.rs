@@ -6,19 +6,23 @@ use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::cipher::ContentSecret;
 use protocol::codec::{self, Wire};
 use protocol::deliver::{ClientMessage, Credential, SeederMessage};
+use protocol::entitlement::{Move, Recovery};
 use protocol::evidence::{DeliveryRecord, NonDelivery};
 use protocol::ids::{Address, ContentId};
 use protocol::manifest::{KeyPolicy, Manifest, Segment, chunk_value};
 use protocol::pack::{Entry, EntryKind, FileList};
 use protocol::receipt::{Completion, Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
 use protocol::replication::{Placement, ReplicationOrder};
+use protocol::root::RootHandover;
 use protocol::serving::ServeAccount;
 use protocol::signed::Document;
 use protocol::statement::{
     BalanceLine, Covered, EarningLine, Explanation, PaymentLine, ReceiptFate, ReceiptLine, Statement, Unlisted,
 };
 use protocol::ticket::{KeyGrant, TicketEnvelope};
-use protocol::trust::{Heartbeat, Invitation, InvitedRole, JoinLine, RevocationEpoch, Revocations};
+use protocol::trust::{
+    AuditHead, Heartbeat, Invitation, InvitedRole, JoinLine, KeySet, Moved, RevocationEpoch, Revocations,
+};
 use protocol::{Refusal, RefusalCode};
 
 use super::*;
@@ -72,6 +76,7 @@ pub fn heartbeat() -> Heartbeat {
         key_set_version: 3,
         key_set: Signed::sign(&key_set(), &root()).digest(),
         restore: 1,
+        audit: Some(AuditHead { number: 17, digest: Digest::from_bytes([10; 32]) }),
     }
 }
 
@@ -85,6 +90,7 @@ pub fn epoch() -> RevocationEpoch {
             transactions: vec![transaction()],
             peers: vec![stranger().peer_id()],
             contents: vec![ContentId::from_bytes([5; 16])],
+            moved: vec![Moved { transaction: transaction(), generation: 2 }],
         },
     }
 }
@@ -257,6 +263,18 @@ pub fn non_delivery() -> NonDelivery {
     }
 }
 
+pub fn move_word() -> Move {
+    Move { network: network(), transaction: transaction(), to: key(20).peer_id(), generation: 1, at: NOW }
+}
+
+pub fn recovery() -> Recovery {
+    Recovery { network: network(), transaction: transaction(), to: key(20).peer_id(), generation: 2, at: NOW }
+}
+
+pub fn handover() -> RootHandover {
+    RootHandover { network: network(), root: key(30).peer_id(), at: NOW }
+}
+
 pub fn join_line() -> JoinLine {
     let invitation = Invitation { role: InvitedRole::Seeder, token: salt(4) };
     JoinLine { root: root().peer_id(), managers: vec![addrs(manager().peer_id())], invitation: Some(invitation) }
@@ -308,7 +326,12 @@ pub fn documents() -> Vec<Group> {
     let mut out = Vec::new();
     let (data, ticket_key) = (Signed::sign(&transaction_data(), &network_key(K::Ticket)), network_key(K::Ticket));
     let endorsed = Signed::sign(&endorsement(&data), &merchant());
-    document(&mut out, "key-set", &key_set(), &root());
+    document(
+        &mut out,
+        "key-set",
+        &KeySet { handovers: vec![Signed::sign(&handover(), &root())], ..key_set() },
+        &key(30),
+    );
     document(&mut out, "heartbeat", &heartbeat(), &network_key(K::Revocation));
     document(&mut out, "revocation-epoch", &epoch(), &network_key(K::Revocation));
     document(&mut out, "merchant-cert", &merchant_cert(), &network_key(K::Enrolment));
@@ -325,6 +348,9 @@ pub fn documents() -> Vec<Group> {
     document(&mut out, "statement", &statement(), &network_key(K::Settlement));
     document(&mut out, "delivery-record", &delivery_record(), &network_key(K::Settlement));
     document(&mut out, "non-delivery", &non_delivery(), &network_key(K::Settlement));
+    document(&mut out, "move", &move_word(), &client());
+    document(&mut out, "recovery", &recovery(), &merchant());
+    document(&mut out, "root-handover", &handover(), &root());
     out
 }
 
@@ -458,6 +484,9 @@ fn sales() -> Vec<Sample> {
         sample("states", &SalesResponse::States(vec![Some(TransactionState::Delivering), None])),
         sample("refused", &SalesResponse::Refused(refusal())),
         sample("evidence-answer", &SalesResponse::Evidence(b"a file of evidence".to_vec())),
+        sample("holder", &SalesRequest::Holder { transaction }),
+        sample("recover", &SalesRequest::Recover { word: Signed::sign(&recovery(), &merchant()) }),
+        sample("holder-answer", &SalesResponse::Holder { client: client().peer_id(), generation: 2 }),
     ]
 }
 
@@ -469,6 +498,7 @@ fn mailbox() -> Vec<Sample> {
         state: TransactionState::Released,
         released_at: NOW,
         plain_bytes: 123_463,
+        generation: 1,
     };
     let complete = MailboxRequest::Complete { completion: receipt().completion.unwrap() };
     let complain = MailboxRequest::Complain { transaction, seeder: seeder().peer_id(), chunk: 9 };
@@ -477,11 +507,13 @@ fn mailbox() -> Vec<Sample> {
         sample("ticket", &MailboxRequest::Ticket { transaction }),
         sample("complete", &complete),
         sample("complain", &complain),
+        sample("move", &MailboxRequest::Move { word: Signed::sign(&move_word(), &client()) }),
         sample("items", &MailboxResponse::List(vec![item])),
         sample("ticket-envelope", &MailboxResponse::Ticket(Box::new(envelope()))),
         sample("completed", &MailboxResponse::Completed { grant: Some(key_grant()) }),
         sample("noted", &MailboxResponse::Noted),
         sample("refused", &MailboxResponse::Refused(refusal())),
+        sample("moved", &MailboxResponse::Moved { generation: 1 }),
     ]
 }
 
@@ -502,6 +534,7 @@ fn mesh() -> Vec<Sample> {
         first: true,
         free: 1 << 39,
         deliveries: 3,
+        now: NOW,
     };
     let revocation = network_key(KeyPurpose::Revocation);
     let cert = Signed::sign(&seeder_cert(), &network_key(KeyPurpose::Enrolment));
@@ -534,10 +567,13 @@ fn mesh() -> Vec<Sample> {
 }
 
 fn seeder_calls() -> Vec<Sample> {
+    let revocation = network_key(KeyPurpose::Revocation);
     vec![
         sample("nudge", &SeederRequest::Nudge),
         sample("noted", &SeederResponse::Noted),
         sample("refused", &SeederResponse::Refused(refusal())),
+        sample("epochs", &SeederRequest::Epochs { after: 1 }),
+        sample("epochs-answer", &SeederResponse::Epochs(vec![Signed::sign(&epoch(), &revocation)])),
     ]
 }
 

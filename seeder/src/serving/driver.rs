@@ -220,11 +220,17 @@ impl Driver {
         if revoked.has_transaction(&grant.delivery.transaction) {
             return no("this transaction was revoked");
         }
+        if revoked.has_moved_on(&grant.delivery.transaction, grant.generation) {
+            return no(protocol::ticket::MOVED_ON);
+        }
         if revoked.has_peer(&grant.client) || revoked.has_peer(&seeder.peer) {
             return no("this client or this seeder was revoked");
         }
         if revoked.has_content(&content.manifest().content) {
             return no("this content was taken down");
+        }
+        if seeder.denied.contains(&content.manifest().content) {
+            return Err(Refusal::new(RefusalCode::ContentNotHeld, "this seeder does not hold the content any more"));
         }
         Ok(())
     }

@@ -22,5 +22,6 @@ mod leaving;
 mod limits;
 mod manager;
 mod receipts;
+mod trust;
 mod window;
 mod world;

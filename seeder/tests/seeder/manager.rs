@@ -12,7 +12,7 @@ use protocol::certificate::SeederCert;
 use protocol::manifest::Manifest;
 use protocol::receipt::{Mark, Receipt, SealedBatch};
 use protocol::replication::Placement;
-use protocol::trust::{Heartbeat, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
+use protocol::trust::{AuditHead, Heartbeat, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
 use protocol::{Address, Digest, Keypair, NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use tokio::sync::watch;
 
@@ -39,6 +39,10 @@ pub(crate) struct Says {
     pub(crate) placements: HashMap<PeerId, Vec<Placement>>,
     pub(crate) epochs: Vec<Signed<RevocationEpoch>>,
     pub(crate) restore: u64,
+    pub(crate) audit: Option<AuditHead>,
+    /// How far its clock is ahead of the seeders'.
+    pub(crate) clock_ahead_ms: u64,
+    last_beat: u64,
     /// Contents that seeders may let go of.
     pub(crate) lets_go: HashSet<Digest>,
     /// Answers everything with a refusal.
@@ -92,19 +96,24 @@ impl Office {
             managers: vec![self.peer()],
             gossip_shards: 2,
             next_root: None,
+            handovers: Vec::new(),
         };
         Signed::sign(&set, &self.root)
     }
 
     fn heartbeat(&self) -> Signed<Heartbeat> {
-        let says = self.says.lock().unwrap();
+        let mut says = self.says.lock().unwrap();
+        let at = now() + says.clock_ahead_ms;
+        // No two of one millisecond.
+        says.last_beat = if at == says.last_beat { at + 1 } else { at };
         let heartbeat = Heartbeat {
             network: self.network,
-            at: now(),
+            at: says.last_beat,
             epoch: says.epochs.len() as u64,
             key_set_version: 1,
             key_set: self.key_set().digest(),
             restore: says.restore,
+            audit: says.audit,
         };
         Signed::sign(&heartbeat, self.key(KeyPurpose::Revocation))
     }

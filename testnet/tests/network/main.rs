@@ -12,10 +12,13 @@
 extern crate willcall_testnet as testnet;
 
 mod absence;
+mod devices;
 mod fair_exchange;
 mod invariants;
+mod restores;
 mod sources;
 mod steps;
+mod trust;
 
 use std::path::Path;
 

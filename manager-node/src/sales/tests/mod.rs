@@ -1,5 +1,6 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
+mod moving;
 pub(crate) mod shop;
 
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
@@ -264,6 +265,49 @@ async fn a_merchant_cannot_come_to_owe_more_than_its_credit() {
     assert_eq!(shop.state(transaction), TransactionState::Reserved);
     shop.sales(SalesRequest::Refund { transaction: second }).await.unwrap();
     shop.sales(release).await.unwrap();
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_merchant_without_credit_sells_from_its_deposit() {
+    let config = Config { credit_limit: 1000, ..Terms::default().config };
+    let shop = Shop::open(Terms { config, ..Terms::default() }).await;
+    let credit = |limit: Option<u64>| {
+        let merchant = shop.merchant.peer_id();
+        shop.control(json!({"cmd": "credit", "merchant": merchant, "currency": "USD", "limit_minor": limit}))
+    };
+    let pay = |minor: u64, reference: &str| {
+        let party = shop.merchant.peer_id();
+        shop.control(json!({
+            "cmd": "record-payment", "account": "merchant-due", "party": party, "minor": minor, "currency": "USD",
+            "reference": reference,
+        }))
+    };
+    assert_eq!(credit(Some(0)).await.unwrap()["limit"], 0);
+    let data = shop.reserve("1").await;
+    let transaction = data.peek().unwrap().transaction;
+    let release = SalesRequest::Release { transaction, endorsement: shop.endorse(&data, "1") };
+    assert_eq!(code(shop.sales(release.clone()).await), "limit-reached");
+    // Seven minor units are set aside for a delivery: nothing is owed yet, so all of it is a deposit.
+    pay(8, "deposit").await.unwrap();
+    assert_eq!(credit(None).await.unwrap()["deposit"], 8);
+    shop.sales(release).await.unwrap();
+    assert_eq!(credit(None).await.unwrap()["open"], 7);
+    let data = shop.reserve("2").await;
+    let second =
+        SalesRequest::Release { transaction: data.peek().unwrap().transaction, endorsement: shop.endorse(&data, "2") };
+    assert_eq!(code(shop.sales(second.clone()).await), "limit-reached");
+    // The delivery costs what it cost, and that comes out of the deposit.
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(transaction, 0, 0..10)]).await;
+    let shown = credit(None).await.unwrap();
+    let cost = shop.sale(transaction).release.unwrap().charged.unwrap();
+    assert_eq!(
+        (&shown["open"], &shown["owed"], &shown["deposit"]),
+        (&json!(0), &json!(0), &json!(8 - cost)),
+        "{shown}"
+    );
+    pay(7, "more").await.unwrap();
+    shop.sales(second).await.unwrap();
     shop.close().await;
 }
 

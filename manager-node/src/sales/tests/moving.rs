@@ -1,0 +1,247 @@
+//! A purchase that changes hands: who may, what the old and the new peer have then, and that money stays where it was.
+
+use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
+use protocol::entitlement::{MAX_MOVES, Move, Recovery};
+use protocol::manifest::KeyPolicy;
+use protocol::receipt::{Completion, DeliveryId};
+use protocol::ticket::{Admission, TicketEnvelope};
+use protocol::trust::RevocationState;
+use protocol::{Keypair, PeerId, Refusal, RefusalCode, Signed, TransactionId};
+use serde_json::json;
+
+use super::code;
+use super::shop::{Outbox, Shop, Terms, random_key};
+use crate::context::now_ms;
+use crate::transactions::{MOVING, chore};
+
+impl Shop {
+    fn word(&self, transaction: TransactionId, by: &Keypair, to: PeerId, generation: u32) -> Signed<Move> {
+        Signed::sign(&Move { network: self.ctx.network(), transaction, to, generation, at: now_ms() }, by)
+    }
+
+    async fn move_on(&self, id: TransactionId, by: &Keypair, to: PeerId, generation: u32) -> Result<u32, Refusal> {
+        let word = self.word(id, by, to, generation);
+        match self.mailbox_as(by, MailboxRequest::Move { word }).await? {
+            MailboxResponse::Moved { generation } => Ok(generation),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn recover(&self, id: TransactionId, to: PeerId, generation: u32) -> Result<SalesResponse, Refusal> {
+        let network = self.ctx.network();
+        let word = Recovery { network, transaction: id, to, generation, at: now_ms() };
+        self.sales(SalesRequest::Recover { word: Signed::sign(&word, &self.merchant) }).await
+    }
+
+    async fn ticket_as(&self, key: &Keypair, transaction: TransactionId) -> Result<TicketEnvelope, Refusal> {
+        match self.mailbox_as(key, MailboxRequest::Ticket { transaction }).await? {
+            MailboxResponse::Ticket(ticket) => Ok(*ticket),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a seeder that heard every epoch says to this peer's ticket.
+    fn admitted(&self, peer: &Keypair, ticket: &TicketEnvelope) -> Result<(), RefusalCode> {
+        let (trust, revoked) = (self.ctx.trust(), self.ctx.revocations.with(RevocationState::clone));
+        let admission = Admission {
+            peer: peer.peer_id(),
+            seeder: self.seeders[0].peer_id(),
+            trust: &trust,
+            revoked: &revoked,
+            last_heartbeat: Some(now_ms()),
+            continuation_ms: 0,
+            now: now_ms(),
+        };
+        ticket.ticket.check(&admission).map(drop).map_err(|refusal| refusal.code)
+    }
+
+    async fn listed(&self, key: &Keypair) -> Vec<(TransactionId, u32)> {
+        match self.mailbox_as(key, MailboxRequest::List { before: None }).await.unwrap() {
+            MailboxResponse::List(items) => items.into_iter().map(|item| (item.transaction, item.generation)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_purchase_goes_to_another_device_and_back() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, first) = shop.buy("o").await;
+    let phone = random_key();
+    assert_eq!(shop.move_on(id, &shop.client, phone.peer_id(), 1).await, Ok(1));
+
+    // The old device has nothing any more, the new one a ticket and the key.
+    assert_eq!(code(shop.ticket(id).await), "not-entitled");
+    assert_eq!((shop.listed(&shop.client).await, shop.listed(&phone).await), (vec![], vec![(id, 1)]));
+    let second = shop.ticket_as(&phone, id).await.unwrap();
+    let (data, lease) = (second.ticket.data.peek().unwrap(), second.ticket.lease.peek().unwrap());
+    assert_eq!((data.client, lease.client, lease.generation), (shop.client.peer_id(), phone.peer_id(), 1));
+    let opened = second.grant.as_ref().unwrap().open(&phone, &data, &lease).unwrap();
+    assert_eq!(opened.as_bytes(), shop.secret.as_bytes());
+    assert!(second.grant.as_ref().unwrap().open(&shop.client, &data, &lease).is_err());
+    assert_eq!(shop.admitted(&shop.client, &first), Err(RefusalCode::Revoked));
+    assert_eq!(shop.admitted(&phone, &second), Ok(()));
+    assert!(!shop.is_revoked(id), "the purchase itself goes on");
+
+    // Back again, and the one in between is void.
+    assert_eq!(shop.move_on(id, &phone, shop.client.peer_id(), 2).await, Ok(2));
+    let third = shop.ticket(id).await.unwrap();
+    assert_eq!(shop.admitted(&phone, &second), Err(RefusalCode::Revoked));
+    assert_eq!(shop.admitted(&shop.client, &first), Err(RefusalCode::Revoked));
+    assert_eq!(shop.admitted(&shop.client, &third), Ok(()));
+    assert_eq!(shop.state(id), TransactionState::Released);
+    // All of it is in the audit log, and nothing waits to be announced.
+    let log = shop.ctx.db.read(|txn| crate::audit::page(&shop.ctx.archive, txn, 0)).unwrap().to_string();
+    assert!(log.contains("generation 1 by its holder") && log.contains("generation 2 by its holder"), "{log}");
+    assert!(shop.ctx.db.read(|txn| MOVING.is_empty(txn)).unwrap());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_move_is_answered_the_same_again_and_counts_once() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let (phone, other) = (random_key(), random_key());
+    let epoch = shop.ctx.revocations.number();
+    let answers = futures::future::join_all((0..8).map(|_| shop.move_on(id, &shop.client, phone.peer_id(), 1))).await;
+    assert!(answers.into_iter().all(|answer| answer == Ok(1)));
+    // The answer was lost, and the purchase is somebody else's by now.
+    assert_eq!(shop.move_on(id, &shop.client, phone.peer_id(), 1).await, Ok(1));
+    assert_eq!(shop.ctx.revocations.number(), epoch + 1);
+    // To another peer it is another move, and not this client's any more.
+    assert_eq!(code(shop.move_on(id, &shop.client, other.peer_id(), 1).await), "not-entitled");
+    assert_eq!(shop.listed(&phone).await, [(id, 1)]);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn only_the_holder_moves_a_purchase_and_only_from_the_generation_it_is_in() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let (phone, thief) = (random_key(), random_key());
+    assert_eq!(code(shop.move_on(id, &thief, thief.peer_id(), 1).await), "malformed");
+    assert_eq!(code(shop.move_on(id, &thief, phone.peer_id(), 1).await), "not-entitled");
+    // The holder's own word in the hands of another peer.
+    let word = shop.word(id, &shop.client, phone.peer_id(), 1);
+    assert_eq!(code(shop.mailbox_as(&thief, MailboxRequest::Move { word }).await), "not-entitled");
+    assert_eq!(code(shop.move_on(id, &shop.client, phone.peer_id(), 2).await), "wrong-state");
+    assert_eq!(code(shop.move_on(id, &shop.client, PeerId::from_bytes([0; 32]), 1).await), "malformed");
+    let reserved = shop.reserve("p").await.peek().unwrap().transaction;
+    assert_eq!(code(shop.move_on(reserved, &shop.client, phone.peer_id(), 1).await), "not-entitled");
+    shop.control(json!({"cmd": "refund", "id": id})).await.unwrap();
+    assert_eq!(code(shop.move_on(id, &shop.client, phone.peer_id(), 1).await), "revoked");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_purchase_that_is_passed_round_ends_with_its_merchant() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let keys: Vec<Keypair> = (0..2).map(|_| random_key()).collect();
+    let mut holder = &shop.client;
+    for generation in 1..=MAX_MOVES {
+        let next = &keys[generation as usize % 2];
+        shop.move_on(id, holder, next.peer_id(), generation).await.unwrap();
+        holder = next;
+    }
+    let refused = shop.move_on(id, holder, shop.client.peer_id(), MAX_MOVES + 1).await;
+    assert_eq!(code(refused), "limit-reached");
+    shop.recover(id, shop.client.peer_id(), MAX_MOVES + 1).await.unwrap();
+    assert!(shop.ticket(id).await.is_ok());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn what_was_delivered_before_a_move_is_paid_and_what_comes_after_costs_nobody() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.send(&shop, vec![shop.receipt(id, 0, 0..3)]).await;
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    // A receipt that was on its way counts.
+    outbox.send(&shop, vec![shop.receipt(id, 0, 0..4)]).await;
+    let later = now_ms() + shop.ctx.config.close_grace_ms + 1000;
+    chore::step(&shop.ctx, later).await.unwrap();
+    let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+    let paid: u64 = closed.lines.iter().map(|line| line.bytes).sum();
+    assert_eq!(paid, 4 * u64::from(super::shop::CHUNK));
+
+    let lease = shop.ticket_as(&phone, id).await.unwrap().ticket.lease.peek().unwrap();
+    assert_eq!((lease.delivery, lease.rate, lease.ceiling), (2, 0, 0));
+    assert!(shop.delivery(id, 2).unwrap().closed.is_none());
+    // The new client completes its own delivery, and the purchase is settled as any other.
+    let delivery = DeliveryId { transaction: id, delivery: 2 };
+    let completion = Completion { network: shop.ctx.network(), delivery, manifest: shop.manifest, at: now_ms() };
+    let done = MailboxRequest::Complete { completion: Signed::sign(&completion, &phone) };
+    shop.mailbox_as(&phone, done).await.unwrap();
+    assert_eq!(shop.balance("escrow").await, 0);
+    // Whose acknowledgements counted can be proven by the lease of the time.
+    let pack = crate::evidence::pack(&shop.ctx, id, now_ms()).unwrap();
+    let clients: Vec<(u32, PeerId)> =
+        pack.leases.iter().map(|lease| lease.peek().unwrap()).map(|lease| (lease.delivery, lease.client)).collect();
+    assert_eq!(clients, [(2, phone.peer_id()), (1, shop.client.peer_id())]);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_sale_that_is_paid_on_completion_moves_with_the_payment_held() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, first) = shop.buy("o").await;
+    let (never, other) = (shop.buy("p").await.0, random_key());
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    shop.move_on(never, &shop.client, other.peer_id(), 1).await.unwrap();
+    let ticket = shop.ticket_as(&phone, id).await.unwrap();
+    let (before, now) = (first.ticket.lease.peek().unwrap(), ticket.ticket.lease.peek().unwrap());
+    // The time in which it is completed or refunded does not begin anew.
+    assert_eq!((ticket.grant.is_none(), now.end), (true, before.end));
+    assert_eq!(code(shop.complete(id).await), "not-entitled");
+    let delivery = DeliveryId { transaction: id, delivery: 2 };
+    let completion = Completion { network: shop.ctx.network(), delivery, manifest: shop.manifest, at: now_ms() };
+    let done = MailboxRequest::Complete { completion: Signed::sign(&completion, &phone) };
+    let MailboxResponse::Completed { grant: Some(grant) } = shop.mailbox_as(&phone, done).await.unwrap() else {
+        panic!("no key")
+    };
+    grant.open(&phone, &ticket.ticket.data.peek().unwrap(), &now).unwrap();
+    // The other one is completed by nobody: refunded by itself, for the new holder as for the old.
+    chore::step(&shop.ctx, now.end + shop.ctx.config.close_grace_ms + 1000).await.unwrap();
+    assert_eq!(shop.state(never), TransactionState::Refunded);
+    assert_eq!(code(shop.ticket_as(&other, never).await), "revoked");
+    assert_eq!(shop.balance("escrow").await, 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_merchant_recovers_its_own_purchases_only() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, first) = shop.buy("o").await;
+    let phone = random_key();
+    let rival = random_key();
+    shop.enrol_merchant(&rival).await;
+    let holder = SalesRequest::Holder { transaction: id };
+    assert_eq!(code(shop.sales_as(&rival, holder.clone()).await), "not-your-reservation");
+    let at = |client, generation| SalesResponse::Holder { client, generation };
+    assert_eq!(shop.sales(holder.clone()).await.unwrap(), at(shop.client.peer_id(), 0));
+
+    let network = shop.ctx.network();
+    let word = Recovery { network, transaction: id, to: phone.peer_id(), generation: 1, at: now_ms() };
+    let by = |key: &Keypair| SalesRequest::Recover { word: Signed::sign(&word, key) };
+    assert_eq!(code(shop.sales_as(&rival, by(&rival)).await), "not-your-reservation");
+    assert_eq!(code(shop.sales_as(&rival, by(&shop.merchant)).await), "not-entitled");
+    assert_eq!(code(shop.sales(by(&rival)).await), "not-entitled");
+    for _ in 0..2 {
+        assert_eq!(shop.sales(by(&shop.merchant)).await.unwrap(), at(phone.peer_id(), 1));
+    }
+    assert_eq!(shop.sales(holder).await.unwrap(), at(phone.peer_id(), 1));
+    assert_eq!(shop.admitted(&shop.client, &first), Err(RefusalCode::Revoked));
+    let ticket = shop.ticket_as(&phone, id).await.unwrap();
+    assert_eq!(shop.admitted(&phone, &ticket), Ok(()));
+    assert_eq!(code(shop.recover(id, phone.peer_id(), 2).await), "wrong-state");
+    let log = shop.ctx.db.read(|txn| crate::audit::page(&shop.ctx.archive, txn, 0)).unwrap().to_string();
+    assert!(log.contains("generation 1 by the merchant"), "{log}");
+    // A merchant whose certificate is void gives nothing away.
+    shop.running.control(json!({"cmd": "revoke", "kind": "merchant", "id": shop.merchant.peer_id()})).await.unwrap();
+    assert_eq!(code(shop.recover(id, shop.client.peer_id(), 2).await), "revoked");
+    shop.close().await;
+}

@@ -1,0 +1,122 @@
+//! What the manager's audit log was, by its own signed word: each heartbeat carries the log's newest entry. This seeder
+//! keeps one of each day, so that the manager cannot change, shorten or lose what it logged without somebody being able to
+//! show it; `willcall seeder heads` hands them to whoever checks an exported log.
+
+use protocol::trust::Heartbeat;
+use protocol::{Signed, codec};
+use serde_json::{Value, json};
+use store::{Db, StoreError, WriteTransaction};
+
+use crate::tables::HEADS;
+
+/// Heartbeats kept: one a day for eleven years, of some 300 bytes each. Older ones go first.
+const MAX_HEADS: u64 = 4096;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Lines in one answer of the control socket.
+const PAGE: usize = 1000;
+
+/// Keeps what a heartbeat says of the log, in the place of an earlier one of the same day.
+pub(crate) fn keep(
+    txn: &WriteTransaction,
+    heartbeat: &Heartbeat,
+    signed: &Signed<Heartbeat>,
+) -> Result<(), StoreError> {
+    if heartbeat.audit.is_none() {
+        return Ok(());
+    }
+    HEADS.put(txn, &(heartbeat.restore, heartbeat.at / DAY_MS), signed)?;
+    if HEADS.len(txn)? > MAX_HEADS
+        && let Some((oldest, _)) = HEADS.first(txn)?
+    {
+        HEADS.delete(txn, &oldest)?;
+    }
+    Ok(())
+}
+
+/// What in a heartbeat cannot be, after what the manager said before: a log only grows, until the manager comes back
+/// from a backup, which has a restore number of its own.
+pub(crate) fn contradiction(db: &Db, heartbeat: &Heartbeat) -> Result<Option<String>, StoreError> {
+    let restore = heartbeat.restore;
+    let Some((_, newest)) = db.read(|txn| HEADS.last(txn))? else { return Ok(None) };
+    let Ok(newest) = newest.peek() else { return Ok(None) };
+    if newest.restore > restore {
+        let text = format!("the manager's restore number went back from {} to {restore}", newest.restore);
+        return Ok(Some(text));
+    }
+    let (Some(before), Some(now)) = (newest.audit, heartbeat.audit) else { return Ok(None) };
+    if newest.restore < restore {
+        return Ok(None);
+    }
+    Ok(match now.number.cmp(&before.number) {
+        std::cmp::Ordering::Less => {
+            Some(format!("the manager's audit log went back from entry {} to {}", before.number, now.number))
+        }
+        std::cmp::Ordering::Equal if now.digest != before.digest => {
+            Some(format!("the manager names two different entries {} of its audit log", now.number))
+        }
+        _ => None,
+    })
+}
+
+/// The heads kept, newest first. `heartbeat` is the manager's signed word, as the hexadecimal bytes of the document.
+pub(crate) fn list(db: &Db) -> Result<Value, StoreError> {
+    let kept = db.read(|txn| HEADS.range_back(txn, .., PAGE))?;
+    let lines: Vec<Value> = kept
+        .iter()
+        .filter_map(|(_, signed)| {
+            let heartbeat = signed.peek().ok()?;
+            let head = heartbeat.audit?;
+            Some(json!({
+                "number": head.number, "digest": head.digest, "at": heartbeat.at, "restore": heartbeat.restore,
+                "heartbeat": data_encoding::HEXLOWER.encode(&codec::encode(signed)),
+            }))
+        })
+        .collect();
+    Ok(json!({ "heads": lines }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::trust::AuditHead;
+    use protocol::{Digest, Keypair, NetworkId};
+
+    use super::*;
+    use crate::tables::SCHEMA;
+
+    #[tokio::test]
+    async fn one_head_a_day_is_kept_and_a_log_that_goes_back_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("s.redb"), store::Options::new(SCHEMA)).unwrap();
+        let key = Keypair::from_seed(&[1; 32]);
+        let heartbeat = |at: u64, restore: u64, number: u64, digest: u8| Heartbeat {
+            network: NetworkId::from_bytes([2; 32]),
+            at,
+            epoch: 0,
+            key_set_version: 1,
+            key_set: Digest::from_bytes([3; 32]),
+            restore,
+            audit: Some(AuditHead { number, digest: Digest::from_bytes([digest; 32]) }),
+        };
+        let take = async |heartbeat: Heartbeat| {
+            let contradiction = contradiction(&db, &heartbeat).unwrap();
+            let signed = Signed::sign(&heartbeat, &key);
+            db.write(move |txn| keep(txn, &heartbeat, &signed)).await.unwrap();
+            contradiction
+        };
+        assert_eq!(take(heartbeat(1, 0, 5, 5)).await, None);
+        assert_eq!(take(heartbeat(2, 0, 7, 7)).await, None);
+        assert_eq!(take(heartbeat(DAY_MS + 1, 0, 9, 9)).await, None);
+        let kept = list(&db).unwrap();
+        let numbers: Vec<u64> =
+            kept["heads"].as_array().unwrap().iter().map(|head| head["number"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, [9, 7]);
+        assert!(contradiction(&db, &heartbeat(DAY_MS + 2, 0, 9, 10)).unwrap().unwrap().contains("two different"));
+        assert!(contradiction(&db, &heartbeat(DAY_MS + 2, 0, 8, 8)).unwrap().unwrap().contains("went back"));
+        assert_eq!(contradiction(&db, &heartbeat(DAY_MS + 2, 0, 9, 9)).unwrap(), None);
+        // From a backup: fewer entries, and other ones, under a restore number of its own.
+        assert_eq!(take(heartbeat(DAY_MS + 3, 1, 8, 80)).await, None);
+        assert_eq!(list(&db).unwrap()["heads"].as_array().unwrap().len(), 3);
+        assert!(contradiction(&db, &heartbeat(DAY_MS + 4, 0, 90, 9)).unwrap().unwrap().contains("restore number"));
+    }
+}

@@ -1,0 +1,167 @@
+//! What a seeder believes of its network: whose word it takes, what it keeps of it, and what it tells its operator when
+//! the words do not fit together.
+
+use protocol::api::{News, news_topic};
+use protocol::trust::{AuditHead, KeyPurpose, KeySet, RevocationEpoch, Revocations};
+use protocol::{ContentId, Digest, RefusalCode, Signed, codec};
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::world::{World, eventually, now, stop};
+
+async fn control(world: &World, name: &str, request: Value) -> Value {
+    node::control_call(&world.path(name), &request, |_| {}).await.unwrap()
+}
+
+#[tokio::test]
+async fn two_key_sets_of_one_version_are_told_also_after_a_restart_until_a_newer_one_comes() {
+    let world = World::new(true).await;
+    let seeder = world.seeder("a", &[], |_| {}).await;
+    let (handle, topic) = (&world.manager.handle, news_topic(&world.office.network));
+    let _listening = handle.subscribe(&topic, 16).await.unwrap();
+    let first = world.office.key_set().peek().unwrap();
+    let says = |news: News| {
+        let (topic, bytes) = (topic.clone(), codec::encode(&news));
+        eventually("a mesh", move || {
+            let (topic, bytes) = (topic.clone(), bytes.clone());
+            async move { handle.publish(&topic, bytes).await.ok() }
+        })
+    };
+    let sign = |set: &KeySet| Signed::sign(set, &world.office.root);
+    let fork = || async { seeder.status().unwrap()["fork"].as_str().map(str::to_owned) };
+    says(News::KeySet(sign(&KeySet { gossip_shards: 3, ..first.clone() }))).await;
+    assert!(eventually("the fork being told", fork).await.contains("two different key sets of version 1"));
+    // The first stays, and serves.
+    assert_eq!(seeder.status().unwrap()["serving"], true);
+    stop(seeder).await;
+
+    let seeder = world.start("a").await;
+    assert!(seeder.status().unwrap()["fork"].as_str().unwrap().contains("version 1"));
+    says(News::KeySet(sign(&KeySet { version: 2, ..first }))).await;
+    let clear = || async { seeder.status().unwrap()["fork"].is_null().then_some(()) };
+    eventually("the newer key set ending it", clear).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn an_epoch_that_is_another_than_the_one_held_is_a_fork_however_old_it_is() {
+    let world = World::new(true).await;
+    for n in 1..=3 {
+        world.office.revoke(Revocations { contents: vec![ContentId::from_bytes([n; 16])], ..Revocations::default() });
+    }
+    let seeder = world.seeder("a", &[], |_| {}).await;
+    let held = || async { (seeder.status().unwrap()["revocation_epoch"] == 3).then_some(()) };
+    eventually("the epochs", held).await;
+    let (handle, topic) = (&world.manager.handle, news_topic(&world.office.network));
+    let _listening = handle.subscribe(&topic, 16).await.unwrap();
+    let contents = vec![ContentId::from_bytes([9; 16])];
+    let other = RevocationEpoch {
+        network: world.office.network,
+        number: 1,
+        previous: None,
+        at: now(),
+        added: Revocations { contents, ..Revocations::default() },
+    };
+    let told = codec::encode(&News::Epoch(Signed::sign(&other, world.office.key(KeyPurpose::Revocation))));
+    eventually("a mesh", || async { handle.publish(&topic, told.clone()).await.ok() }).await;
+    let fork = || async { seeder.status().unwrap()["fork"].as_str().map(str::to_owned) };
+    assert!(eventually("the fork being told", fork).await.contains("two different revocation epochs 1"));
+    assert_eq!(seeder.status().unwrap()["revocation_epoch"], 3);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn what_the_manager_said_of_its_log_is_kept_and_a_log_that_goes_back_is_told() {
+    let world = World::new(false).await;
+    let head = |number, digest| Some(AuditHead { number, digest: Digest::from_bytes([digest; 32]) });
+    world.office.says.lock().unwrap().audit = head(7, 7);
+    let seeder = world.seeder("a", &[], |_| {}).await;
+    let kept =
+        || async { control(&world, "a", json!({"cmd": "heads"})).await["heads"].as_array().unwrap().first().cloned() };
+    let first = eventually("the head", kept).await;
+    assert_eq!((&first["number"], &first["digest"]), (&json!(7), &json!(Digest::from_bytes([7; 32]))), "{first}");
+    assert!(first["heartbeat"].as_str().unwrap().len() > 200, "{first}");
+    assert!(seeder.status().unwrap()["fork"].is_null());
+    world.office.says.lock().unwrap().audit = head(5, 5);
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    let fork = || async { seeder.status().unwrap()["fork"].as_str().map(str::to_owned) };
+    assert!(eventually("the fork being told", fork).await.contains("went back from entry 7 to 5"));
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_clock_is_good_off_or_unknown_and_an_unreachable_manager_makes_it_neither() {
+    let mut world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let address = world.manager.at.addrs[0].clone();
+    let seeder = world.seeder("a", &[&goods], |config| config.call_ms = 500).await;
+    let state = |seeder: &seeder::Running| seeder.status().unwrap()["clock"]["state"].as_str().unwrap().to_owned();
+    assert_eq!(state(&seeder), "good");
+    stop(seeder).await;
+
+    // Nobody answers: nothing is known, and nothing is refused for it.
+    world.manager.stop().await;
+    let seeder = world.start("a").await;
+    let tried = || async { seeder.status().unwrap()["trouble"]["manager"].as_str().map(str::to_owned) };
+    eventually("a try", tried).await;
+    assert_eq!(state(&seeder), "unknown");
+    let client = Client::new(10).await;
+    client.begin(&seeder.peer_addrs(), &world.ticket(&goods, client.peer(), seeder.peer_id())).await;
+
+    // The manager is back, and by its clock this one is behind.
+    world.office.says.lock().unwrap().clock_ahead_ms = 12 * 60_000;
+    world.manager = crate::manager::Manager::start(&world.office, Some(address), false).await;
+    let off = || async { (state(&seeder) == "off").then(|| seeder.status().unwrap()) };
+    let status = eventually("the clock being compared", off).await;
+    assert_eq!(status["clock"]["text"], "12 minutes behind", "{status}");
+    assert!(status["clock"]["off_by_ms"].as_i64().unwrap() < -11 * 60_000, "{status}");
+    // Revocations are heard all the same.
+    world.office.revoke(Revocations { contents: vec![goods.manifest.content], ..Revocations::default() });
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    let gone = || async { seeder.status().unwrap()["contents"].as_array().unwrap().is_empty().then_some(()) };
+    eventually("the takedown", gone).await;
+    // The clock was set.
+    world.office.says.lock().unwrap().clock_ahead_ms = 0;
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    eventually("the clock being good again", || async { (state(&seeder) == "good").then_some(()) }).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn what_the_operator_denies_is_cut_off_purged_and_looks_as_if_it_had_never_been_here() {
+    let world = World::new(false).await;
+    let (goods, other) = (world.publish(1, 40), world.publish(2, 1));
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods, &other], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    let id = goods.manifest.content;
+    let denied = control(&world, "a", json!({"cmd": "deny", "add": goods.digest()})).await;
+    assert_eq!((&denied["added"], &denied["configured"]), (&json!([id]), &json!([])), "{denied}");
+    assert_eq!(talk.refusal().await.code, RefusalCode::ContentNotHeld);
+    let left = || async {
+        let status = seeder.status().unwrap();
+        let left: Vec<Value> = status["contents"].as_array().unwrap().iter().map(|c| c["content"].clone()).collect();
+        (left == [json!(other.manifest.content)]).then_some(())
+    };
+    eventually("the purge", left).await;
+    let mut refused = client.open(&at).await;
+    refused.hello(&ticket).await;
+    assert_eq!(refused.refusal().await.code, RefusalCode::ContentNotHeld);
+    let peer = at.peer;
+    let told = world.office.until("a report without it", |heard| {
+        heard.reports.get(&peer).filter(|report| report.held == [other.digest()]).cloned()
+    });
+    told.await;
+    stop(seeder).await;
+
+    // It is kept; and can be taken back.
+    let seeder = world.start("a").await;
+    assert_eq!(control(&world, "a", json!({"cmd": "deny"})).await["added"], json!([id]));
+    let removed = control(&world, "a", json!({"cmd": "deny", "remove": id})).await;
+    assert_eq!((&removed["added"], &removed["changed"]), (&json!([]), &json!(true)));
+    let unknown = node::control_call(&world.path("a"), &json!({"cmd": "deny", "add": "x"}), |_| {}).await;
+    assert!(unknown.unwrap_err().to_string().contains("neither a content id"));
+    stop(seeder).await;
+}

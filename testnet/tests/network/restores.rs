@@ -1,0 +1,118 @@
+//! A manager that comes back from an old backup: what it had said since then is not lost where others have it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use testnet::adversary::{Outcome, Tampering, present};
+use testnet::{Client, Network, Plan, Terms, until};
+
+use crate::{KIB, by_ticket, show_logs};
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy(&entry.path(), &target),
+            kind if kind.is_file() => drop(std::fs::copy(entry.path(), target).unwrap()),
+            // The control socket.
+            _ => {}
+        }
+    }
+}
+
+async fn statements(network: &Network) -> Value {
+    network.seeders[0].control(json!({"cmd": "statements"})).await.unwrap()
+}
+
+fn numbers(listed: &Value) -> Vec<u64> {
+    listed["statements"].as_array().unwrap().iter().map(|line| line["number"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
+    show_logs();
+    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
+    let (client, new) = (network.client("client").await.unwrap(), network.client("new").await.unwrap());
+    let deliver = async |network: &Network, buyer: &str| {
+        let buyer = network.client(buyer).await.unwrap();
+        let (id, ticket) = network.ticket(&buyer, product.product).await.unwrap();
+        buyer.fetch_all(by_ticket(&ticket)).await.unwrap();
+        network.until_state(id, "settled").await.unwrap();
+        network.manager.control(json!({"cmd": "statements-make"})).await.unwrap();
+        id
+    };
+    deliver(&network, "first").await;
+    let (moved, old_ticket) = network.ticket(&client, product.product).await.unwrap();
+    let (kept, kept_ticket) = network.ticket(&client, product.product).await.unwrap();
+    assert_eq!(numbers(&statements(&network).await), [1]);
+
+    let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
+    network.manager.stop().await.unwrap();
+    copy(&dir, &backup);
+    network.manager.start().await.unwrap();
+
+    // What the backup does not know: a delivery with its statement, a revocation, and a move.
+    let lost = deliver(&network, "second").await;
+    assert_eq!(numbers(&statements(&network).await), [2, 1]);
+    network.revoke("transaction", kept).await.unwrap();
+    let choice = client_node::MoveChoice::Some([moved].into());
+    let link = client_node::LinkOptions::default();
+    client_node::move_purchases(client.home(), new.peer(), &choice, None, &link).await.unwrap();
+    let heard = || async {
+        let status = network.seeders[0].control(json!({"cmd": "status"})).await.ok()?;
+        (status["revocation_epoch"].as_u64()? >= 2).then_some(())
+    };
+    until("the seeder hearing the revocations", heard).await.unwrap();
+
+    network.manager.stop().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&backup, &dir).unwrap();
+    let restore = manager_node::mark_restored(&dir).unwrap();
+    network.manager.start().await.unwrap();
+    assert!(network.transaction(lost).await.is_err(), "the backup does not have it");
+
+    // The manager learns from the seeder what it had revoked, and says it again: a newcomer hears it.
+    let recovered = || async {
+        let log = network.manager.control(json!({"cmd": "audit"})).await.ok()?.to_string();
+        (log.contains(&format!("transaction {kept}"))
+            && log.contains(&format!("transaction {moved} before generation 1")))
+        .then_some(())
+    };
+    until("the revocations coming back", recovered).await.unwrap();
+    let newcomer = network.add_seeder().await.unwrap();
+    network.until_copies(product.product, 3).await.unwrap();
+    for ticket in [&kept_ticket, &old_ticket] {
+        let at = network.seeders[newcomer].at().unwrap();
+        let refused = || async {
+            let shown = present(client.home().keypair(), ticket, Tampering::None, &at).await.ok()?;
+            matches!(&shown, Outcome::Refused(no) if no.code.as_str() == "revoked").then_some(())
+        };
+        until("the newcomer refusing it", refused).await.unwrap();
+    }
+    // The move is made again by the same command, and the books are right again.
+    let again = client_node::move_purchases(client.home(), new.peer(), &choice, None, &link).await.unwrap();
+    assert_eq!(again.items[0].generation, Some(2), "{:?}", again.items);
+    let mut options = Client::options();
+    options.join = Some(old_ticket.join.clone());
+    new.fetch(client_node::Target::Transaction(moved), options).done().await.unwrap();
+
+    // The statement that the manager lost is put aside for the one that takes its place.
+    let replaced = || async {
+        network.manager.control(json!({"cmd": "statements-make"})).await.ok()?;
+        let listed = statements(&network).await;
+        let first = listed["superseded"].as_array()?.first()?.clone();
+        (first["restore"] == restore && first["statement"]["number"] == 2 && numbers(&listed).contains(&2))
+            .then_some(())
+    };
+    until("the new statement", replaced).await.unwrap();
+    let trouble = statements(&network).await["not_fetched_because"].clone();
+    assert!(trouble.is_null(), "{trouble}");
+    let log = network.manager.control(json!({"cmd": "audit"})).await.unwrap();
+    let log: Vec<&Value> = log["entries"].as_array().unwrap().iter().filter(|line| line["what"] == "restore").collect();
+    assert_eq!(log.len(), 1);
+    assert_eq!(log[0]["subject"], restore.to_string());
+    network.stop().await.unwrap();
+}
