@@ -1,6 +1,8 @@
 //! What the two primitives of publishing cost on one thread, for a file's bytes: the measure that `scripts/bench-publish.sh`
 //! holds publishing against. Prints seconds as JSON.
 
+#![allow(clippy::print_stdout, reason = "printing is what it is for")]
+
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -210,14 +210,16 @@ class Libtorrent(Contestant):
 
 
 class Sendme(Contestant):
-    """iroh-blobs: the sender imports the file once, before the first run; receivers dial it directly."""
+    """iroh-blobs: the sender imports the file once, before the first run; receivers dial it directly, without a relay."""
+
+    PLAIN = ["--relay", "disabled", "--no-progress"]
 
     def __init__(self, folder, goods):
         super().__init__(folder, goods)
         self.sendme = shutil.which("sendme")
         if not self.sendme:
             raise Absent("crates.io: cargo install sendme --version 0.37.0")
-        child, line = self.start([self.sendme, "send", goods], cwd=folder)
+        child, line = self.start([self.sendme, "send", *self.PLAIN, "--ticket-type", "addresses", goods], cwd=folder)
         ticket = None
         while line and not ticket:
             ticket = re.search(r"blob[a-z0-9]{40,}", line)
@@ -229,7 +231,7 @@ class Sendme(Contestant):
 
     def fetch(self):
         out = self.fresh()
-        command = [self.sendme, "receive", self.ticket]
+        command = [self.sendme, "receive", *self.PLAIN, self.ticket]
         figures, _ = measure.transfer(command, self.senders, cwd=out, stderr=subprocess.DEVNULL)
         self.arrived(os.path.join(out, os.path.basename(self.goods)))
         return figures
