@@ -17,6 +17,7 @@ mod tests;
 mod whole;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use bincode::{Decode, Encode};
 use protocol::api::TransactionState;
@@ -53,13 +54,15 @@ wire!(Archived => 48);
 #[derive(Debug)]
 pub(crate) struct Archive {
     segments: Segments,
+    /// Held from the look at the head to the commit of the next one: two chores move things out.
+    moving: Mutex<()>,
 }
 
 impl Archive {
     /// Opens the segments that `db` knows of. Blocks.
     pub(crate) fn open(dir: &Path, db: &Db) -> Result<Archive, OpenError> {
         let head = db.read(head)?;
-        Ok(Archive { segments: Segments::open(&dir.join("segments"), head)? })
+        Ok(Archive { segments: Segments::open(&dir.join("segments"), head)?, moving: Mutex::default() })
     }
 
     /// A transaction with all that is kept of it, wherever it lies.
@@ -92,13 +95,14 @@ impl Archive {
     }
 
     /// Moves records out: they are flushed, and then `rows`, which puts what points to them and takes out what they
-    /// hold, becomes durable together with the new head. The chore alone does this. Blocks.
+    /// hold, becomes durable together with the new head. Blocks.
     pub(crate) fn move_out(
         &self,
         db: &Db,
         records: &[(Kind, Vec<u8>)],
         mut rows: impl FnMut(&WriteTransaction, &[Place]) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
+        let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let (places, after) = self.segments.append(db.read(head)?, records)?;
         db.write_blocking(move |txn| {
             rows(txn, &places)?;

@@ -175,6 +175,30 @@ async fn the_audit_log_is_one_chain_wherever_its_entries_lie() {
     shop.close().await;
 }
 
+#[tokio::test]
+async fn several_that_move_out_at_once_make_one_chain() {
+    let shop = Shop::open(Terms::default()).await;
+    let moving = (0..8_u32).map(|n| {
+        let ctx = std::sync::Arc::clone(&shop.ctx);
+        tokio::task::spawn_blocking(move || {
+            for round in 0..5_u32 {
+                let record = (Kind::Statement, [n.to_le_bytes(), round.to_le_bytes()].concat());
+                ctx.archive.move_out(&ctx.db, &[record], |_, places| {
+                    assert_eq!(places.len(), 1);
+                    Ok(())
+                })?;
+            }
+            Ok::<_, StoreError>(())
+        })
+    });
+    for done in futures::future::join_all(moving).await {
+        done.unwrap().unwrap();
+    }
+    let report = shop.control(json!({"cmd": "archive", "verify": true})).await.unwrap();
+    assert_eq!((&report["verified"], &report["segments"]), (&json!(40), &json!(1)));
+    shop.close().await;
+}
+
 const DYING: &str = "WILLCALL_TEST_DIES_WHILE_ARCHIVING";
 
 /// The process that the next test kills: the record is on disk, the rows are being taken out, and it dies.
