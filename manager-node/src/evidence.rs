@@ -29,10 +29,7 @@ wire!(Heard => 16);
 
 /// Notes that something of a transaction was acknowledged.
 pub(crate) fn heard(txn: &WriteTransaction, id: TransactionId, at: u64) -> Result<(), StoreError> {
-    match HEARD.get(txn, &id)? {
-        Some(_) => Ok(()),
-        None => HEARD.put(txn, &id, &Heard { at }),
-    }
+    HEARD.insert_new(txn, &id, &Heard { at }).map(drop)
 }
 
 /// Takes the note out again, of a transaction that moves out of the store.

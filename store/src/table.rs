@@ -175,6 +175,26 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
         Ok(())
     }
 
+    /// Stores many records, in place of what was there: the table is looked up once for all of them.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), at the first that cannot be stored.
+    pub fn put_all<'r>(
+        &self,
+        txn: &redb::WriteTransaction,
+        records: impl IntoIterator<Item = (K, &'r V)>,
+    ) -> Result<(), StoreError>
+    where
+        V: 'r,
+    {
+        let mut table = txn.open_table(self.definition())?;
+        for (key, value) in records {
+            let (key, value) = self.encode(&key, value)?;
+            table.insert(key.as_slice(), value.as_slice())?;
+        }
+        Ok(())
+    }
+
     /// Stores `value` under `key` if nothing is there yet; `false` when something is, which stays as it was.
     ///
     /// # Errors

@@ -87,7 +87,7 @@ pub(super) fn all(
     if let Place::Seen(outbox) = place(txn, batch)? {
         return Ok(Counted { outbox, counted: 0, revoke: false });
     }
-    let (mut counted, mut revoke) = (0, false);
+    let (mut counted, mut revoke, mut statuses) = (0, false, Vec::with_capacity(checked.len()));
     for Checked { receipt, found } in checked {
         let status = match found {
             Ok(good) => one(txn, batch.seeder, receipt, good, now, grace_ms)?,
@@ -104,8 +104,9 @@ pub(super) fn all(
                     "receipt not counted");
             }
         }
-        log::note(txn, batch.seeder, receipt, &status, now)?;
+        statuses.push((receipt, status));
     }
+    log::note_all(txn, batch.seeder, &statuses, now)?;
     let outbox = Outbox { number: batch.number, running: batch.running(), at: now };
     put_outbox(txn, batch, outbox)?;
     Ok(Counted { outbox, counted, revoke })

@@ -62,14 +62,32 @@ wire! {
     Rejected => 7 * 1024,
 }
 
-/// Notes what became of a receipt.
-pub(super) fn note(
+/// Notes what became of the receipts of a batch.
+pub(super) fn note_all(
     txn: &WriteTransaction,
     seeder: PeerId,
-    receipt: &Receipt,
-    status: &Status,
+    statuses: &[(&Receipt, Status)],
     at: u64,
 ) -> Result<(), StoreError> {
+    let (mut notes, mut lines) = (Vec::with_capacity(statuses.len()), Vec::with_capacity(statuses.len()));
+    for (receipt, status) in statuses {
+        let (note, delivery) = note_of(seeder, receipt, status, at);
+        lines.push(line_of(&note, delivery, status));
+        if note.rejected.is_some() {
+            keep_rejected(txn, seeder, receipt, &note)?;
+        }
+        notes.push(note);
+    }
+    statements::receipts(txn, &seeder, lines)?;
+    let newest = NOTES.last(txn)?.map_or(0, |(number, _)| number);
+    NOTES.put_all(txn, (newest.saturating_add(1)..).zip(&notes))?;
+    if let Some(old) = (newest + notes.len() as u64).checked_sub(MAX_NOTES) {
+        NOTES.delete_range(txn, ..=old, notes.len())?;
+    }
+    Ok(())
+}
+
+fn note_of(seeder: PeerId, receipt: &Receipt, status: &Status, at: u64) -> (Note, Option<DeliveryId>) {
     // What does not decode has no transaction to name.
     let ack = receipt.ack.peek().ok();
     let note = Note {
@@ -88,20 +106,16 @@ pub(super) fn note(
             Status::Counted { .. } | Status::Duplicate => None,
         },
     };
-    statements::receipt(txn, &seeder, line_of(&note, ack.map(|ack| ack.delivery), status))?;
-    if note.rejected.is_some() {
-        let (first, last) = ((seeder, 0), (seeder, u64::MAX));
-        let newest = REJECTED.range_back(txn, first..=last, 1)?.pop();
-        let number = newest.map_or(0, |((_, number), _)| number).saturating_add(1);
-        REJECTED.put(txn, &(seeder, number), &Rejected { note: note.clone(), receipt: receipt.clone() })?;
-        if let Some(old) = number.checked_sub(MAX_REJECTED) {
-            REJECTED.delete(txn, &(seeder, old))?;
-        }
-    }
-    let number = NOTES.last(txn)?.map_or(0, |(number, _)| number).saturating_add(1);
-    NOTES.put(txn, &number, &note)?;
-    if let Some(old) = number.checked_sub(MAX_NOTES) {
-        NOTES.delete(txn, &old)?;
+    (note, ack.map(|ack| ack.delivery))
+}
+
+fn keep_rejected(txn: &WriteTransaction, seeder: PeerId, receipt: &Receipt, note: &Note) -> Result<(), StoreError> {
+    let (first, last) = ((seeder, 0), (seeder, u64::MAX));
+    let newest = REJECTED.range_back(txn, first..=last, 1)?.pop();
+    let number = newest.map_or(0, |((_, number), _)| number).saturating_add(1);
+    REJECTED.put(txn, &(seeder, number), &Rejected { note: note.clone(), receipt: receipt.clone() })?;
+    if let Some(old) = number.checked_sub(MAX_REJECTED) {
+        REJECTED.delete(txn, &(seeder, old))?;
     }
     Ok(())
 }

@@ -85,13 +85,19 @@ pub(super) fn grant(product: &Product, sale: &Sale, lease: &Lease) -> Result<Key
 /// What the client gets, with the addresses of the sources as they are known now.
 pub(super) fn envelope(ctx: &Context, sale: &Sale, release: &Release) -> Result<TicketEnvelope, SaleError> {
     let lease = release.lease.peek().map_err(Refusal::from)?;
-    let mut sources = Vec::with_capacity(lease.sources.len());
-    for peer in &lease.sources {
-        let mut known: PeerAddrs = ctx.registry.addresses(peer)?;
-        known.addrs.truncate(SOURCE_ADDRS);
-        sources.push(known);
-    }
-    Ok(TicketEnvelope {
+    let sources: Result<Vec<PeerAddrs>, _> = lease.sources.iter().map(|peer| ctx.registry.addresses(peer)).collect();
+    Ok(envelope_with(ctx, sale, release, sources?))
+}
+
+/// The same for a lease whose sources were just looked up.
+pub(super) fn envelope_with(
+    ctx: &Context,
+    sale: &Sale,
+    release: &Release,
+    mut sources: Vec<PeerAddrs>,
+) -> TicketEnvelope {
+    sources.iter_mut().for_each(|known| known.addrs.truncate(SOURCE_ADDRS));
+    TicketEnvelope {
         ticket: Ticket {
             data: sale.data.clone(),
             endorsement: Some(release.endorsement.clone()),
@@ -101,5 +107,5 @@ pub(super) fn envelope(ctx: &Context, sale: &Sale, release: &Release) -> Result<
         join: ctx.join_line(),
         sources,
         title: sale.title.clone(),
-    })
+    }
 }

@@ -5,7 +5,7 @@ use protocol::api::{SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::{Endorsement, Lease};
-use protocol::{Amount, PeerId, Refusal, RefusalCode, Signed, TransactionId};
+use protocol::{Amount, PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use store::Mark;
 use tracing::info;
 
@@ -34,7 +34,9 @@ pub(super) fn release(
     check_endorsement(&sale, &merchant, &endorsement)?;
     info!(step = 7, transaction = %id, %merchant, "delivery request from merchant");
 
-    let release = form(ctx, &sale, endorsement, now)?;
+    let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
+    let release = form(ctx, &sale, endorsement, &sources, now)?;
+    let lease_digest = release.lease.digest();
     let due_at = release.lease_end.saturating_add(ctx.config.close_grace_ms);
     let leased = release.lease.peek().map_err(Refusal::from)?;
     let delivery = delivery_of(&leased, sale.manifest, sale.layout, due_at);
@@ -61,7 +63,14 @@ pub(super) fn release(
         Ok::<_, SaleError>(sale)
     })?;
     info!(step = 8, transaction = %id, client = %stored.client, "ticket to merchant and into the client's mailbox");
-    released(ctx, &stored)
+    match &stored.release {
+        Some(release) if release.lease.digest() == lease_digest => {
+            let ticket = Box::new(lease::envelope_with(ctx, &stored, release, sources));
+            Ok(SalesResponse::Released { ticket, policy: stored.policy })
+        }
+        // Another call released it first, with other sources.
+        _ => released(ctx, &stored),
+    }
 }
 
 /// The first answer, where this endorsement released the sale before.
@@ -127,7 +136,13 @@ fn check_endorsement(sale: &Sale, merchant: &PeerId, signed: &Signed<Endorsement
 }
 
 /// Everything of the release that takes cryptography or a look at seeders, before the database is written.
-fn form(ctx: &Context, sale: &Sale, endorsement: Signed<Endorsement>, now: u64) -> Result<Release, SaleError> {
+fn form(
+    ctx: &Context,
+    sale: &Sale,
+    endorsement: Signed<Endorsement>,
+    sources: &[PeerAddrs],
+    now: u64,
+) -> Result<Release, SaleError> {
     let product = lease::product_of(ctx, sale)?;
     let split = Split::of(&ledger::Terms {
         price: sale.price(),
@@ -137,13 +152,12 @@ fn form(ctx: &Context, sale: &Sale, endorsement: Signed<Endorsement>, now: u64) 
         content_bytes: sale.layout.length,
         slack_millionths: ctx.config.ceiling_slack_millionths,
     });
-    let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
     let terms = Terms {
         endorsement: endorsement.digest(),
         delivery: PAID_DELIVERY,
         rate: split.rate,
         ceiling: split.ceiling,
-        sources: sources.into_iter().map(|source| source.peer).collect(),
+        sources: sources.iter().map(|source| source.peer).collect(),
         end: None,
     };
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);

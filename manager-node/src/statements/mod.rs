@@ -86,29 +86,36 @@ wire! {
     Books => 4096,
 }
 
-/// Notes what became of a receipt.
-pub(crate) fn receipt(txn: &WriteTransaction, seeder: &PeerId, mut line: ReceiptLine) -> Result<(), StoreError> {
+/// Notes what became of the receipts of a batch.
+pub(crate) fn receipts(txn: &WriteTransaction, seeder: &PeerId, lines: Vec<ReceiptLine>) -> Result<(), StoreError> {
     let mut books = BOOKS.get(txn, seeder)?.unwrap_or_default();
-    let key = (*seeder, line.receipt);
-    let known = FATES.get(txn, &key)?;
-    let counts = line.fate == ReceiptFate::Accepted;
-    // The same bytes again, or too much that does not count: a number is enough.
-    if !counts && (known.is_some() || books.next.saturating_sub(books.covered) >= MAX_OPEN) {
-        if let Some(fate) = known {
-            FATES.put(txn, &key, &Fate { repeats: fate.repeats.saturating_add(1), ..fate })?;
+    let first = books.next;
+    let mut entries = Vec::with_capacity(lines.len());
+    for mut line in lines {
+        let key = (*seeder, line.receipt);
+        let known = FATES.get(txn, &key)?;
+        let counts = line.fate == ReceiptFate::Accepted;
+        // The same bytes again, or too much that does not count: a number is enough.
+        if !counts && (known.is_some() || books.next.saturating_sub(books.covered) >= MAX_OPEN) {
+            if let Some(fate) = known {
+                FATES.put(txn, &key, &Fate { repeats: fate.repeats.saturating_add(1), ..fate })?;
+            }
+            let count = match line.fate {
+                ReceiptFate::Duplicate => &mut books.unlisted.duplicate,
+                _ => &mut books.unlisted.rejected,
+            };
+            *count = count.saturating_add(1);
+            continue;
         }
-        let count = match line.fate {
-            ReceiptFate::Duplicate => &mut books.unlisted.duplicate,
-            _ => &mut books.unlisted.rejected,
-        };
-        *count = count.saturating_add(1);
-        return BOOKS.put(txn, seeder, &books);
+        if let ReceiptFate::Rejected { reason, .. } = &mut line.fate {
+            reason.truncate(reason.floor_char_boundary(ReceiptLine::MAX_REASON));
+        }
+        FATES.put(txn, &key, &Fate { sequence: books.next, repeats: known.map_or(0, |fate| fate.repeats + 1) })?;
+        entries.push(Entry::Receipt(line));
+        books.next = books.next.saturating_add(1);
     }
-    if let ReceiptFate::Rejected { reason, .. } = &mut line.fate {
-        reason.truncate(reason.floor_char_boundary(ReceiptLine::MAX_REASON));
-    }
-    FATES.put(txn, &key, &Fate { sequence: books.next, repeats: known.map_or(0, |fate| fate.repeats + 1) })?;
-    note(txn, seeder, books, &Entry::Receipt(line))
+    JOURNAL.put_all(txn, (first..).map(|sequence| (*seeder, sequence)).zip(&entries))?;
+    BOOKS.put(txn, seeder, &books)
 }
 
 /// Notes the pay for a delivery.
@@ -159,10 +166,20 @@ fn statement_of(
     if sequence >= books.covered {
         return Ok(None);
     }
-    // Newest first: people ask about what is new.
-    for number in (1..=books.number).rev() {
-        let Some(signed) = get(archive, txn, *seeder, number)? else { return Ok(None) };
-        let Ok(statement) = signed.peek() else { return Ok(None) };
+    let statement = |number| Ok::<_, StoreError>(get(archive, txn, *seeder, number)?.and_then(|s| s.peek().ok()));
+    // Periods follow one another: the first that ended after the line was noted has it, or one of the next where
+    // several were made at once.
+    let (mut low, mut high) = (1, books.number);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match statement(middle)? {
+            None => return Ok(None),
+            Some(statement) if statement.until < line.at() => low = middle + 1,
+            Some(_) => high = middle,
+        }
+    }
+    for number in low..=books.number {
+        let Some(statement) = statement(number)? else { return Ok(None) };
         let found = match line {
             Entry::Receipt(line) => statement.receipts.contains(line),
             Entry::Earning(line) => statement.earnings.contains(line),
@@ -171,7 +188,7 @@ fn statement_of(
         if found {
             return Ok(Some(number));
         }
-        if statement.until < line.at() {
+        if statement.from > line.at() {
             return Ok(None);
         }
     }

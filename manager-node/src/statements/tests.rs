@@ -7,7 +7,7 @@ use protocol::statement::{ReceiptFate, Statement, Unlisted};
 use protocol::{ChunkSet, Digest, PeerId, Signed, TransactionId};
 use serde_json::json;
 
-use super::{Books, MAX_OPEN, after, explain, make, receipt};
+use super::{Books, MAX_OPEN, after, explain, make, receipts};
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
 
@@ -147,7 +147,7 @@ async fn what_earns_nothing_cannot_fill_the_disk_and_long_periods_make_several_s
     let many = MAX_OPEN + 100;
     shop.ctx
         .db
-        .write(move |txn| (0..many).try_for_each(|n| receipt(txn, &seeder, line(n, ReceiptFate::Unknown))))
+        .write(move |txn| receipts(txn, &seeder, (0..many).map(|n| line(n, ReceiptFate::Unknown)).collect()))
         .await
         .unwrap();
     let books: Books = shop.ctx.db.read(|txn| super::BOOKS.get(txn, &seeder)).unwrap().unwrap();

@@ -34,7 +34,7 @@ pub(crate) fn after_count(
         }
         return Ok(put_delivery(txn, id, delivery)?);
     };
-    let before = sale.state;
+    let (before, as_stored) = (sale.state, sale.clone());
     if delivery.counting.acked().next().is_some() {
         sale.advance(Event::Count, now)?;
     }
@@ -56,7 +56,11 @@ pub(crate) fn after_count(
         move_due(txn, id, delivery, soonest)?;
     }
     put_delivery(txn, id, delivery)?;
-    Ok(put_sale(txn, &id.transaction, sale)?)
+    // Most receipts change the delivery alone. What a completion changed in the sale was changed by the caller.
+    if completed || *sale != as_stored {
+        put_sale(txn, &id.transaction, sale)?;
+    }
+    Ok(())
 }
 
 /// Changes when an open delivery is closed at the latest; the caller stores the delivery.
