@@ -26,6 +26,7 @@ def arguments():
     parser.add_argument("--json", default="docs/growth.json", help="where the figures are kept")
     parser.add_argument("--svg", default="docs/growth.svg", help="where they are drawn")
     parser.add_argument("--work", help="folder for stores and goods")
+    parser.add_argument("--willcall", metavar="FILE", help="a binary that is there; else one is built")
     parser.add_argument("--quick", action="store_true", help="without the largest size of each")
     return parser.parse_args()
 
@@ -66,20 +67,23 @@ def gossip(args, _work):
 
 def delivery(args, work):
     """What a delivered GiB costs both sides, by the size of the product, the number of clients and of seeders."""
-    subprocess.run(["cargo", "build", "--release", "--quiet"], check=True)
-    binary = os.path.abspath("target/release/willcall")
+    binary = args.willcall
+    if not binary:
+        subprocess.run(["cargo", "build", "--release", "--quiet"], check=True)
+        binary = "target/release/willcall"
+    binary = os.path.abspath(binary)
     result = {"product": [], "clients": [], "sources": []}
-    for length in sizes(args, 10 * MIB, GIB, 10 * GIB):
-        runs = 5 if length < GIB else 1
-        with network(work, binary, length, 1) as it:
-            figures = [together(it, 1) for _ in range(runs)]
-        result["product"].append({"bytes": length, **middle(figures)})
     for clients in sizes(args, 1, 8, 64):
         with network(work, binary, 32 * MIB, 1) as it:
             result["clients"].append({"clients": clients, **together(it, clients)})
     for count in sizes(args, 1, 4, 12):
         with network(work, binary, 256 * MIB, count) as it:
             result["sources"].append({"seeders": count, **middle([together(it, 1) for _ in range(3)])})
+    for length in sizes(args, 10 * MIB, GIB, 10 * GIB):
+        runs = 5 if length < GIB else 1
+        with network(work, binary, length, 1) as it:
+            figures = [together(it, 1) for _ in range(runs)]
+        result["product"].append({"bytes": length, **middle(figures)})
     return result
 
 
