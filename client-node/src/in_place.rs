@@ -80,7 +80,8 @@ pub(crate) struct InPlace {
 
 #[derive(Default)]
 struct State {
-    /// Chunks that lie in a file of their own. Once there are files they lie there, too, but may not be durable yet.
+    /// Chunks that lie in a file of their own. Where there are files, too, an earlier run ended between the two: they lie
+    /// in both places, and may not be durable yet where they belong.
     early: BTreeSet<u32>,
     layout: Option<Arc<Layout>>,
 }
@@ -207,7 +208,7 @@ impl InPlace {
         layout.sync()?;
         replace_file(&self.folder.join(HEAD), layout.head(), true)?;
         state.layout = Some(Arc::new(layout));
-        Ok(())
+        self.drop_early(state)
     }
 
     fn read_early(&self, chunk: u32) -> Result<Vec<u8>, FileError> {
