@@ -72,18 +72,25 @@ def delivery(args, work):
         subprocess.run(["cargo", "build", "--release", "--quiet"], check=True)
         binary = "target/release/willcall"
     binary = os.path.abspath(binary)
-    result = {"product": [], "clients": [], "sources": []}
-    for clients in sizes(args, 1, 8, 64):
-        with network(work, binary, 32 * MIB, 1) as it:
-            result["clients"].append({"clients": clients, **together(it, clients)})
-    for count in sizes(args, 1, 4, 12):
-        with network(work, binary, 256 * MIB, count) as it:
-            result["sources"].append({"seeders": count, **middle([together(it, 1) for _ in range(3)])})
+    result = {"product": [], "clients": [], "sources": [], "left_out": []}
     for length in sizes(args, 10 * MIB, GIB, 10 * GIB):
+        # The goods, their master copy, the buyer's and room to move.
+        if shutil.disk_usage(work).free < 4 * length:
+            result["left_out"].append(f"product of {length} bytes: too little disk")
+            continue
         runs = 5 if length < GIB else 1
         with network(work, binary, length, 1) as it:
             figures = [together(it, 1) for _ in range(runs)]
         result["product"].append({"bytes": length, **middle(figures)})
+        print(json.dumps(result["product"][-1]))
+    for clients in sizes(args, 1, 8, 64):
+        with network(work, binary, 32 * MIB, 1) as it:
+            result["clients"].append({"clients": clients, **together(it, clients)})
+        print(json.dumps(result["clients"][-1]))
+    for count in sizes(args, 1, 4, 12):
+        with network(work, binary, 256 * MIB, count) as it:
+            result["sources"].append({"seeders": count, **middle([together(it, 1) for _ in range(3)])})
+        print(json.dumps(result["sources"][-1]))
     return result
 
 
@@ -108,13 +115,8 @@ class network:
 def together(it, clients):
     """So many clients fetch at once, each as a process and peer of its own."""
     length = os.path.getsize(it.goods)
-    homes = [it.dir(f"home-{it.bought}-{n}") for n in range(clients)]
-    tickets = []
-    for home in homes:
-        it.bought += 1
-        ticket = it.dir(f"{it.bought}.ticket")
-        it.cli(*it.buy[:-1], home, "-o", ticket)
-        tickets.append(ticket)
+    names = [f"home-{it.bought}-{n}" for n in range(clients)]
+    tickets, homes = [it.ticket(name) for name in names], [it.dir(name) for name in names]
 
     def fetch(home, ticket):
         wall, cpu, peak, _ = measure.run(it.command("fetch", ticket, "--home", home, "-o", os.path.join(home, "out")))
