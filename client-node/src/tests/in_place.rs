@@ -19,9 +19,14 @@ use crate::plain::PlainError;
 fn files() -> Files {
     let mut files =
         Files::folder("goods").file("large", noise(3 * PAYLOAD + 5, 1)).dir("d").program("d/run", noise(7, 2));
-    for n in 0..100 {
-        let folder = format!("d/{n}-{}", "x".repeat(250));
-        files = files.dir(&folder).file(&format!("{folder}/{}", "x".repeat(250)), noise(n % 300, n as u8));
+    // Long paths make a long list of few files.
+    let mut folder = "d".to_owned();
+    for _ in 0..3 {
+        folder = format!("{folder}/{}", "x".repeat(250));
+        files = files.dir(&folder);
+    }
+    for n in 0..66 {
+        files = files.file(&format!("{folder}/{n:0>250}"), noise(n * 7 % 300, n as u8));
     }
     files.file("empty", vec![]).link("d/link", "run").file("last", noise(2 * PAYLOAD, 3))
 }
