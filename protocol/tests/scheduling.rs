@@ -14,7 +14,7 @@ extern crate willcall_protocol as protocol;
 
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use protocol::fetching::{Loss, Scheduler, SchedulerConfig};
@@ -60,6 +60,10 @@ enum Event {
     Cancel(ChunkSet),
     /// The line is free for the next chunk.
     Free,
+    /// In the client's buffers, where it waits for its turn.
+    Landed(u32),
+    /// The client had its turn with it.
+    Read(u32),
     /// At the client.
     Arrived(u32),
     Cancelled(ChunkSet),
@@ -72,6 +76,9 @@ struct Remote {
     queue: ChunkSet,
     sending: bool,
     in_flight: BTreeSet<u32>,
+    /// Sent and not yet read by a client that keeps to a limit.
+    unread: u32,
+    landed: VecDeque<u32>,
     window: u32,
     received: u32,
     refused: u32,
@@ -90,6 +97,20 @@ struct Sim {
     /// Chunks that went over a line, and those that were new.
     sent: u32,
     random: Fixed,
+    limit: Option<Limit>,
+    /// The client is at a chunk; whose turn is next.
+    reading: bool,
+    turn: usize,
+}
+
+/// A client that reads no faster than it may: the seeders in turn. What it has not read yet fills the buffers on the way,
+/// and is sent: it cannot be cancelled.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    /// Milliseconds for each chunk, from whomever.
+    chunk_ms: u64,
+    /// Chunks of one seeder that fit into the buffers.
+    buffer: u32,
 }
 
 #[derive(Debug)]
@@ -111,7 +132,12 @@ impl Sim {
         }
         let remotes = lines.iter().map(|_| Remote::default()).collect();
         let (events, random) = (BTreeMap::new(), Fixed::new(seed));
-        Sim { now: NOW, lines, remotes, events, made: 0, scheduler, total, sent: 0, random }
+        let (made, sent, limit, reading, turn) = (0, 0, None, false, 0);
+        Sim { now: NOW, lines, remotes, events, made, scheduler, total, sent, random, limit, reading, turn }
+    }
+
+    fn limited(self, limit: Limit) -> Self {
+        Sim { limit: Some(limit), ..self }
     }
 
     fn after(&mut self, ms: u64, n: usize, event: Event) {
@@ -128,8 +154,9 @@ impl Sim {
         let remote = &mut self.remotes[n];
         remote.epoch += 1;
         remote.gone = true;
-        (remote.queue, remote.sending) = (ChunkSet::new(), false);
+        (remote.queue, remote.sending, remote.unread) = (ChunkSet::new(), false, 0);
         remote.in_flight.clear();
+        remote.landed.clear();
         let random = self.random.below(1 << 32) as u32;
         self.scheduler.lost(&peer(n), loss, self.now, random);
     }
@@ -139,7 +166,7 @@ impl Sim {
         let line = &self.lines[n];
         let hung = self.now >= NOW.saturating_add(line.hangs_at);
         let remote = &mut self.remotes[n];
-        if remote.sending || hung {
+        if remote.sending || hung || self.limit.is_some_and(|limit| remote.unread >= limit.buffer) {
             return;
         }
         let Some(chunk) = remote.queue.first() else { return };
@@ -150,7 +177,27 @@ impl Sim {
         let chunk_ms = (chunk_ms + self.random.below(line.chunk_ms * line.uneven / 50 + 1)).max(1);
         let breaks = self.random.below(100) < line.breaks;
         self.after(chunk_ms, n, Event::Free);
-        self.after(chunk_ms + latency, n, if breaks { Event::Broken } else { Event::Arrived(chunk) });
+        let arrives = match self.limit {
+            Some(_) => {
+                self.remotes[n].unread += 1;
+                Event::Landed(chunk)
+            }
+            None => Event::Arrived(chunk),
+        };
+        self.after(chunk_ms + latency, n, if breaks { Event::Broken } else { arrives });
+    }
+
+    /// The client turns to the next seeder of whom something is there.
+    fn read_next(&mut self) {
+        let Some(limit) = self.limit.filter(|_| !self.reading) else { return };
+        let count = self.lines.len();
+        for n in (self.turn..self.turn + count).map(|n| n % count) {
+            if let Some(chunk) = self.remotes[n].landed.pop_front() {
+                (self.reading, self.turn) = (true, n + 1);
+                self.after(limit.chunk_ms, n, Event::Read(chunk));
+                return;
+            }
+        }
     }
 
     fn handle(&mut self, n: usize, event: Event) {
@@ -171,6 +218,8 @@ impl Sim {
                 self.remotes[n].queue = self.remotes[n].queue.union(&chunks);
                 self.send_next(n);
             }
+            // Nor does it say that it heard of it.
+            Event::Cancel(_) if self.now >= NOW.saturating_add(self.lines[n].hangs_at) => {}
             Event::Cancel(chunks) => {
                 let queue = &mut self.remotes[n].queue;
                 let gone = queue.intersection(&chunks);
@@ -188,6 +237,15 @@ impl Sim {
                 self.scheduler.released(&peer(n), &chunks);
                 let budget = self.budget(n);
                 self.scheduler.set_budget(&peer(n), budget);
+            }
+            Event::Landed(chunk) => {
+                self.remotes[n].landed.push_back(chunk);
+                self.read_next();
+            }
+            Event::Read(chunk) => {
+                self.remotes[n].unread -= 1;
+                self.handle(n, Event::Arrived(chunk));
+                self.send_next(n);
             }
             Event::Broken => self.lose(n, Loss::Failed),
             Event::Arrived(_) if self.random.below(100) < self.lines[n].lies => self.lose(n, Loss::Banned),
@@ -251,8 +309,13 @@ impl Sim {
                 (Some(key), wake) if wake.is_none_or(|at| key.0 <= at) => {
                     self.now = key.0;
                     let (n, epoch, event) = self.events.remove(&key).unwrap();
+                    let read = matches!(event, Event::Read(_));
                     if epoch == self.remotes[n].epoch {
                         self.handle(n, event);
+                    }
+                    if read {
+                        self.reading = false;
+                        self.read_next();
                     }
                 }
                 (_, Some(at)) => self.now = at,
@@ -381,6 +444,36 @@ fn a_seeder_that_falls_silent_costs_less_than_the_stall_time() {
     let least = 5_000.0 + (f64::from(total) - until) * 25.0;
     println!("one of three falls silent: {:.1} s, at least {:.1} s", outcome.ms as f64 / 1000.0, least / 1000.0);
     assert!(outcome.complete && outcome.ms as f64 <= least * 1.15, "{outcome:?}");
+}
+
+#[test]
+fn under_a_limit_a_seeder_that_falls_silent_costs_only_what_it_owes() {
+    println!("seeders  chunks  limit ms  buffer  hangs at   took s   ideal s  twice");
+    for seeders in [2, 4, 8] {
+        for (total, chunk_ms) in [(48, 60), (120, 30), (500, 20), (1000, 10)] {
+            for buffer in [8, 32] {
+                for at in [1, 3, 6] {
+                    limited_and_silent(seeders, total, Limit { chunk_ms, buffer }, at);
+                }
+            }
+        }
+    }
+}
+
+/// All lines are far faster than the client's limit; the last one falls silent after so many tenths of the time.
+fn limited_and_silent(seeders: usize, total: u32, limit: Limit, at: u64) {
+    let fast = || Line::new(2, whole(total));
+    let ideal = u64::from(total) * limit.chunk_ms;
+    let mut lines: Vec<Line> = (0..seeders).map(|_| fast()).collect();
+    lines[seeders - 1].hangs_at = ideal * at / 10;
+    let Outcome { ms, duplicates, complete } = Sim::new(total, lines, 1).limited(limit).run();
+    let (chunk_ms, buffer, hangs_at) = (limit.chunk_ms, limit.buffer, ideal * at / 10);
+    let (took, least) = (ms as f64 / 1000.0, ideal as f64 / 1000.0);
+    println!(
+        "{seeders:>7}  {total:>6}  {chunk_ms:>8}  {buffer:>6}  {hangs_at:>8}  {took:>7.2}  {least:>8.2}  {duplicates:>5}"
+    );
+    // A seeder owes a window's half at most, and what it owes is fetched one after another by those who are idle.
+    assert!(complete && duplicates <= 16 && took <= least * 1.15 + 1.0, "{ms} ms, {duplicates} twice");
 }
 
 #[test]

@@ -432,6 +432,10 @@ impl Scheduler {
                 if left <= 2.0 * here || best.is_some_and(|(most, _)| left <= most) || !me.held.contains(*chunk) {
                     continue;
                 }
+                // Here from elsewhere: it only waits for a silent seeder's word that it will not come.
+                if !self.missing.contains(*chunk) {
+                    continue;
+                }
                 let copies = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk)).count();
                 if copies == 1 {
                     best = Some((left, *chunk));
