@@ -6,11 +6,12 @@
 
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -29,6 +30,8 @@ const PROGRESS_QUEUE: usize = 64;
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest socket path used as it is; the system's limit is 107 bytes on Linux and 103 on others.
 const MAX_PATH: usize = 100;
+/// Names tried for a short directory beside a longer one.
+const MOST_NAMES: u8 = 4;
 
 /// A named no to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -168,23 +171,16 @@ impl Socket {
             move |source| ControlStartError::Io { path, source }
         };
         if let Some(existing) = socket_path(dir).await.map_err(failed(&redirect_file))? {
-            match UnixStream::connect(&existing).await {
-                Ok(_) => return Err(ControlStartError::InUse { path: existing }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // Nobody listens: left behind by a process that was killed.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    tokio::fs::remove_file(&existing).await.map_err(failed(&existing))?;
-                }
-                Err(error) => return Err(failed(&existing)(error)),
-            }
+            remove_stale(&existing).await?;
         }
         // The redirection of an earlier run, if any, leads nowhere now.
         let _ = tokio::fs::remove_file(&redirect_file).await;
         let (path, redirect) = if direct.as_os_str().len() <= MAX_PATH {
             (direct, None)
         } else {
-            let short = short_dir().map_err(failed(&direct))?;
+            let short = short_dir(dir).map_err(failed(&direct))?;
             let path = short.join("control.sock");
+            remove_stale(&path).await?;
             let text = path.as_os_str().as_encoded_bytes().to_vec();
             tokio::fs::write(&redirect_file, text).await.map_err(failed(&redirect_file))?;
             (path, Some((redirect_file, short)))
@@ -207,6 +203,20 @@ impl Drop for Socket {
     }
 }
 
+/// Makes sure that nothing is at `path`, unless somebody answers there.
+async fn remove_stale(path: &Path) -> Result<(), ControlStartError> {
+    let failed = |source| ControlStartError::Io { path: path.to_owned(), source };
+    match UnixStream::connect(path).await {
+        Ok(_) => Err(ControlStartError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Nobody listens: left behind by a process that was killed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tokio::fs::remove_file(path).await.map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Where the node of `dir` listens, or would.
 ///
 /// `None` when it does not run and could not listen in `dir` itself, whose path is too long for a socket.
@@ -221,14 +231,30 @@ pub(crate) async fn socket_path(dir: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// A new directory with a short path that only this user can enter.
-fn short_dir() -> io::Result<PathBuf> {
-    let mut name = [0; 8];
-    aws_lc_rs::rand::fill(&mut name).map_err(|_| io::Error::other("the system gives no random bytes"))?;
+/// A directory with a short path that only this user can enter. Its name follows from the data directory's path: a node
+/// that was killed comes back to the one that it left behind, and takes it away in the end.
+fn short_dir(dir: &Path) -> io::Result<PathBuf> {
     let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = base.join(format!("willcall-{}", data_encoding::HEXLOWER.encode(&name)));
-    std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
-    Ok(dir)
+    let full = std::fs::canonicalize(dir)?;
+    let own = rustix::process::geteuid().as_raw();
+    // Somebody else may have put something in the way.
+    for number in 0..MOST_NAMES {
+        let parts = [full.as_os_str().as_encoded_bytes(), &own.to_le_bytes(), &[number]];
+        let digest = Digest::of("willcall 2026-11 control socket", &parts);
+        let name = digest.as_bytes().get(..8).map(|bytes| data_encoding::HEXLOWER.encode(bytes)).unwrap_or_default();
+        let short = base.join(format!("willcall-{name}"));
+        match std::fs::DirBuilder::new().mode(0o700).create(&short) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let found = std::fs::symlink_metadata(&short)?;
+                if found.is_dir() && found.uid() == own && found.mode() & 0o077 == 0 {
+                    return Ok(short);
+                }
+            }
+            made => return made.map(|()| short),
+        }
+    }
+    let text = format!("the places for it in {} are taken by others; set XDG_RUNTIME_DIR", base.display());
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
 }
 
 /// The socket's mode says the same; between making it and setting the mode, this does.

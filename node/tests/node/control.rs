@@ -1,6 +1,6 @@
 //! The control socket: one request, its progress, its answer, and what is there when nobody is.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use node::{ControlCallError, ControlError, ControlServer, ControlStartError, control_call};
@@ -85,8 +85,30 @@ async fn a_long_directory_works_too() {
     assert!(server.path().as_os_str().len() <= 100);
     within(control_call(&deep, &json!({ "command": "count" }), |_| {})).await.unwrap();
     supervisor.shutdown(LIMIT).await.unwrap();
-    assert!(!server.path().parent().unwrap().exists());
+    let short = server.path().parent().unwrap();
+    assert!(!short.exists());
     assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 0);
+
+    // What a killed process leaves behind, with and without the note that leads there, is used again and then removed.
+    for noted in [true, false] {
+        std::fs::DirBuilder::new().mode(0o700).create(short).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(server.path()).unwrap());
+        if noted {
+            std::fs::write(deep.join("control.path"), server.path().as_os_str().as_encoded_bytes()).unwrap();
+        }
+        let (supervisor, again) = serve(&deep).await;
+        assert_eq!(again.path(), server.path());
+        within(control_call(&deep, &json!({ "command": "count" }), |_| {})).await.unwrap();
+        supervisor.shutdown(LIMIT).await.unwrap();
+        assert!(!short.exists());
+    }
+    // One that others may enter is not used.
+    std::fs::create_dir(short).unwrap();
+    std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (supervisor, again) = serve(&deep).await;
+    assert_ne!(again.path(), server.path());
+    supervisor.shutdown(LIMIT).await.unwrap();
+    std::fs::remove_dir(short).unwrap();
 }
 
 #[tokio::test]
