@@ -164,6 +164,12 @@ impl InPlace {
         })
     }
 
+    /// Name of the file or folder that it becomes, once the list of files is here.
+    pub(crate) fn name(&self) -> Option<String> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.layout.as_ref().map(|layout| layout.name().to_owned())
+    }
+
     /// Why a write failed, if that was for what is in the product.
     pub(crate) fn trouble(&self) -> Option<PlainError> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()

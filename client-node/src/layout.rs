@@ -148,6 +148,11 @@ impl Layout {
         Ok(())
     }
 
+    /// Name of the file or folder that it becomes.
+    pub(crate) fn name(&self) -> &str {
+        &self.listed.list.name
+    }
+
     /// Bytes of the chosen files.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().filter(|span| self.selection.has(span.entry)).map(|span| span.size).sum()

@@ -14,6 +14,7 @@ mod link;
 mod networks;
 mod place;
 mod plain;
+mod public;
 mod running;
 mod settings;
 mod shop;
@@ -24,7 +25,7 @@ mod verify;
 pub use device::{MoveChoice, MoveItem, Moves, move_purchases};
 pub use evidence::{EvidenceError, evidence};
 pub use fetch::{
-    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Target, TargetError, Waiting, fetch,
+    FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, LeaseView, Target, TargetError, Waiting, fetch,
 };
 pub use home::{FileError, Home, HomeError};
 pub use inbox::{Inbox, InboxError, InboxItem, inbox};

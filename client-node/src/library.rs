@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bincode::{Decode, Encode};
 use node::{DirLock, DirLockError};
 use protocol::manifest::Manifest;
-use protocol::receipt::Completion;
-use protocol::ticket::{KeyGrant, TicketEnvelope};
-use protocol::{Digest, Signed, TransactionId};
+use protocol::receipt::{Completion, DeliveryId};
+use protocol::ticket::{KeyGrant, Ticket, TicketEnvelope};
+use protocol::{Digest, PeerAddrs, Signed, TransactionId};
 use store::{Db, OpenError, Options, StoreError, Table};
 
 use crate::home::{FileError, make_private_dir};
@@ -25,6 +25,8 @@ pub(crate) const MAX_LISTED: usize = 10_000;
 
 const DELIVERIES: Table<TransactionId, Delivery> = Table::new("deliveries");
 const ATTEMPTS: Table<Digest, Attempt> = Table::new("attempts");
+/// By transaction and number of the delivery.
+const DEBTS: Table<(TransactionId, u32), Debt> = Table::new("debts");
 
 /// How far a delivery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
@@ -106,6 +108,24 @@ pub(crate) struct Attempt {
     /// When it was first sent, unix milliseconds.
     pub(crate) at: u64,
 }
+
+/// What seeders are owed that served a delivery and were away when it ended: the acknowledgement, their pay hangs on it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Debt {
+    /// What it was fetched by.
+    pub(crate) ticket: Ticket,
+    pub(crate) completion: Option<Signed<Completion>>,
+    /// At most [`Debt::MOST`].
+    pub(crate) seeders: Vec<PeerAddrs>,
+}
+
+impl Debt {
+    /// Seeders remembered of one delivery: as many as a lease lists, and as many again that were found.
+    pub(crate) const MOST: usize = 64;
+}
+
+// A ticket of 4 KiB, and a KiB for each seeder.
+protocol::wire!(Debt => 80 * 1024);
 
 // An envelope of 64 KiB, a manifest of 40 KiB, two paths of 4 KiB, selections, and small change.
 protocol::wire! {
@@ -283,6 +303,27 @@ impl Library {
                 Ok(is_new)
             })
         })
+    }
+
+    /// Notes what seeders are owed of one delivery, in place of what was noted of it before; nothing, where nobody is.
+    pub(crate) fn set_debt(&self, delivery: DeliveryId, debt: Option<Debt>) -> Result<(), LibraryError> {
+        let key = (delivery.transaction, delivery.delivery);
+        self.with(move |db| {
+            if debt.is_none() && db.read(|txn| DEBTS.get(txn, &key))?.is_none() {
+                return Ok(());
+            }
+            db.write_blocking(move |txn| match &debt {
+                Some(debt) => DEBTS.put(txn, &key, debt),
+                None => DEBTS.delete(txn, &key).map(drop),
+            })
+        })
+    }
+
+    /// What seeders are owed, the newest purchases first, at most `limit` deliveries.
+    pub(crate) fn debts(&self, limit: usize) -> Result<Vec<(DeliveryId, Debt)>, LibraryError> {
+        let found = self.with(|db| db.read(|txn| DEBTS.range_back(txn, .., limit)))?;
+        let named = |((transaction, delivery), debt)| (DeliveryId { transaction, delivery }, debt);
+        Ok(found.into_iter().map(named).collect())
     }
 
     /// The idempotency key of a purchase: the one of an unanswered attempt at the same, or `fresh`, noted before it is

@@ -9,14 +9,14 @@ use protocol::api::{
     Answer, MAILBOX_PROTOCOL, MESH_PROTOCOL, MailboxRequest, MailboxResponse, MeshRequest, MeshResponse,
 };
 use protocol::codec::Wire;
-use protocol::trust::{JoinLine, RevocationState, Trust};
-use protocol::{PeerAddrs, Refusal, RefusalCode};
+use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, RevocationState, Trust};
+use protocol::{PeerAddrs, Refusal, RefusalCode, Signed};
 
 use crate::home::{FileError, Home, blocking, now_ms};
 use crate::networks::EpochError;
 
 const MAILBOX: Protocol = Protocol::new(MAILBOX_PROTOCOL);
-const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
+pub(crate) const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 /// A manager on the other side of the world answers within two seconds; this leaves room for a loaded one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a busy manager is asked before its refusal is taken for an answer.
@@ -36,11 +36,17 @@ pub struct LinkOptions {
     pub clock_grace_ms: u64,
     /// Start although `SSLKEYLOGFILE` is set.
     pub allow_key_log: bool,
+    /// Seeders that are asked for what is public where no manager answers, and that lead to others.
+    pub seeders: Vec<PeerAddrs>,
 }
 
 impl Default for LinkOptions {
     fn default() -> Self {
-        LinkOptions { clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS, allow_key_log: false }
+        LinkOptions {
+            clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS,
+            allow_key_log: false,
+            seeders: Vec::new(),
+        }
     }
 }
 
@@ -64,9 +70,10 @@ pub enum ManagerError {
 /// Why the network's keys are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// This client has never met the network, and no manager answers.
+    /// This client has never met the network, and neither a manager nor a seeder answers.
     #[error(
-        "manager-needed: this machine has not met network {network} before and needs its key set once, but {source}"
+        "manager-needed: this machine has not met network {network} before and needs its key set once, but no seeder \
+         that it knows gives it, and {source}; name a seeder that is up with --seeder"
     )]
     ManagerNeeded {
         /// The network.
@@ -98,7 +105,7 @@ impl Link {
         let join = with_known_managers(home, join).await;
         let supervisor = Supervisor::new();
         let config = NodeConfig {
-            bootstrap: join.managers.clone(),
+            bootstrap: join.managers.iter().chain(&options.seeders).cloned().collect(),
             dht: DhtMode::Client,
             gossip: false,
             allow_key_log: options.allow_key_log,
@@ -110,6 +117,10 @@ impl Link {
 
     pub(crate) fn node(&self) -> &NodeHandle {
         &self.node
+    }
+
+    pub(crate) fn seeders(&self) -> &[PeerAddrs] {
+        &self.options.seeders
     }
 
     pub(crate) fn supervisor(&self) -> &Supervisor {
@@ -168,7 +179,7 @@ impl Link {
         }
     }
 
-    async fn mesh(&self, request: &MeshRequest) -> Result<MeshResponse, ManagerError> {
+    pub(crate) async fn mesh(&self, request: &MeshRequest) -> Result<MeshResponse, ManagerError> {
         match self.call(MESH, request).await? {
             MeshResponse::Refused(refusal) => Err(self.refused(refusal)),
             response => Ok(response),
@@ -183,7 +194,7 @@ impl Link {
         *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = Some(trust);
     }
 
-    /// The network's keys: those remembered at once, else those that a manager gives now. True when they are fresh.
+    /// The network's keys: those remembered at once, else those that a manager or seeder gives now. True when they are fresh.
     pub(crate) async fn trust(&self) -> Result<(Arc<Trust>, bool), TrustError> {
         let (networks, join, grace) = (self.home.networks(), self.join.clone(), self.options.clock_grace_ms);
         if let Some(trust) = blocking(move || networks.trust(&join, grace)).await? {
@@ -203,7 +214,14 @@ impl Link {
 
     /// Asks for the key set in force, checks it, and remembers it.
     pub(crate) async fn refresh(&self) -> Result<Arc<Trust>, RefreshError> {
-        let MeshResponse::KeySet(signed) = self.mesh(&MeshRequest::KeySet).await? else {
+        let version = |response: &MeshResponse| match response {
+            MeshResponse::KeySet(signed) => {
+                let trust = Trust::new(self.join.root, signed.clone(), self.options.clock_grace_ms);
+                trust.ok().map(|trust| trust.key_set().version)
+            }
+            _ => None,
+        };
+        let MeshResponse::KeySet(signed) = self.public(&MeshRequest::KeySet, version).await? else {
             return Err(ManagerError::Unfitting("a question for the key set").into());
         };
         let trust = match self.known_trust() {
@@ -227,6 +245,21 @@ impl Link {
         Ok(trust)
     }
 
+    /// The manager's newest sign of life that anybody asked has heard.
+    pub(crate) async fn sign_of_life(&self, trust: &Trust) -> Result<Heartbeat, RefreshError> {
+        let open = |signed: &Signed<Heartbeat>| {
+            trust.open(signed, KeyPurpose::Revocation, |heartbeat: &Heartbeat| heartbeat.at, now_ms())
+        };
+        let at = |response: &MeshResponse| match response {
+            MeshResponse::Heartbeat(signed) => open(signed).ok().map(|heartbeat| heartbeat.at),
+            _ => None,
+        };
+        match self.public(&MeshRequest::Heartbeat, at).await? {
+            MeshResponse::Heartbeat(signed) => Ok(open(&signed)?),
+            _ => Err(ManagerError::Unfitting("a question for the heartbeat").into()),
+        }
+    }
+
     /// What is remembered as revoked.
     pub(crate) async fn revocations(&self, trust: &Arc<Trust>) -> Result<RevocationState, FileError> {
         let (networks, trust) = (self.home.networks(), Arc::clone(trust));
@@ -241,7 +274,17 @@ impl Link {
     ) -> Result<RevocationState, RefreshError> {
         let mut taken = 0;
         while taken < MAX_EPOCHS {
-            let MeshResponse::Epochs(epochs) = self.mesh(&MeshRequest::Epochs { after: state.number() }).await? else {
+            let last = |response: &MeshResponse| match response {
+                MeshResponse::Epochs(epochs) => epochs.iter().try_fold(0, |_, signed| {
+                    trust
+                        .open(signed, KeyPurpose::Revocation, |epoch| epoch.at, now_ms())
+                        .ok()
+                        .map(|epoch| epoch.number)
+                }),
+                _ => None,
+            };
+            let request = MeshRequest::Epochs { after: state.number() };
+            let MeshResponse::Epochs(epochs) = self.public(&request, last).await? else {
                 return Err(ManagerError::Unfitting("a question for revocations").into());
             };
             if epochs.is_empty() {

@@ -13,7 +13,7 @@ pub use content_store::{
     free_space, reserve, sendable,
 };
 pub use fetch::{
-    AckMemory, AckStore, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,
-    SourceProgress, SourceReport, Stall, StallCause, fetch,
+    AckMemory, AckStore, Clock, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,
+    SettleJob, SourceProgress, SourceReport, Stall, StallCause, fetch, settle,
 };
 pub use pace::{Pace, Pacing, Rate};

@@ -18,6 +18,7 @@ use std::time::Duration;
 use fixture::seeders::{MemoryNet, TestSeeder, Vice};
 use fixture::{CHUNK, LIMIT, Product, World, keypair};
 use futures::FutureExt;
+use protocol::clock::ClockState;
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
 use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, RefusalCode};
@@ -84,10 +85,11 @@ impl Setup {
             store: self.store(),
             manifest: self.product.digest,
             only: None,
-            credential: self.credential.clone(),
+            credential: watch::channel(self.credential.clone()).1,
             delivery: self.delivery,
             keypair: self.client.clone(),
             sources: self.seeders.iter().map(|seeder| PeerAddrs::from(seeder.peer())).collect(),
+            banned: Vec::new(),
             more_sources: None,
             trust: Arc::clone(&self.world.trust),
             revoked: Arc::clone(&self.world.revoked),
@@ -191,6 +193,17 @@ async fn a_seeder_that_falls_silent_is_left_for_another() {
 }
 
 #[tokio::test]
+async fn under_a_limit_a_silent_seeder_costs_no_more_than_it_owes() {
+    let mut setup = Setup::new(48, &[Vice::None, Vice::FallsSilent(3)]);
+    setup.limits.bytes_per_second = Some(4 << 20);
+    setup.limits.scheduler = FetchLimits::default().scheduler;
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    let owed = 4 * CHUNK as u64;
+    assert!(report.duplicate_bytes <= owed, "{} bytes came twice", report.duplicate_bytes);
+}
+
+#[tokio::test]
 async fn a_seeder_that_disappears_midway_is_replaced() {
     let setup = Setup::new(40, &[Vice::Disappears(7), Vice::None]);
     let report = setup.fetch().await.unwrap();
@@ -230,6 +243,7 @@ async fn a_cancelled_fetch_goes_on_where_it_was_and_so_does_a_killed_one() {
     let report = setup.fetch().await.unwrap();
     setup.assert_fetched(&report);
     assert_eq!(report.chunks, 50 - held.len());
+    assert_eq!(report.adopted_bytes, u64::from(held.len()) * CHUNK as u64);
     assert_eq!(setup.seeders[0].sent() - before, report.chunks, "nothing came twice");
 }
 
@@ -264,7 +278,7 @@ async fn partial_seeders_complete_each_other() {
     }
     let error = without.fetch().await.unwrap_err();
     let FetchError::NoSource { cause, .. } = &error else { panic!("{error}") };
-    assert_eq!(*cause, StallCause::NoSeederHolds { chunk: 24 });
+    assert_eq!(*cause, StallCause::NoSeederHolds { chunk: 24, more: 5 });
     assert_eq!(without.store().get(&without.product.digest).unwrap().have(), ChunkSet::from_range(0..24));
 }
 
@@ -273,7 +287,7 @@ async fn a_seeder_that_is_still_making_its_own_copy_is_asked_again() {
     let setup = Setup::new(10, &[Vice::None]);
     *setup.seeders[0].held.lock().unwrap() = ChunkSet::from_range(0..5);
     let mut progress = setup.progress.subscribe();
-    let waits = |stall: &willcall_delivery::Stall| stall.cause == StallCause::NoSeederHolds { chunk: 5 };
+    let waits = |stall: &willcall_delivery::Stall| stall.cause == StallCause::NoSeederHolds { chunk: 5, more: 4 };
     let watcher = async {
         progress.wait_for(|progress| progress.stalled.as_ref().is_some_and(waits)).await.unwrap();
         *setup.seeders[0].held.lock().unwrap() = setup.all();
@@ -297,7 +311,11 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
     let setup = Setup::new(5, &[Vice::Refuses(9, over.clone()), Vice::Refuses(9, over.clone())]);
     let error = setup.fetch().await.unwrap_err();
     let FetchError::Refused { refusal, by: 2 } = error else { panic!("{error}") };
-    assert_eq!(refusal, over);
+    assert_eq!((refusal.code, refusal.now), (over.code, over.now));
+    // 77 is long ago: the refuser's clock is told beside.
+    assert!(refusal.detail.starts_with("it ended; your clock is") && refusal.detail.ends_with("ahead"), "{refusal}");
+    // The greetings say that it is the refuser's, not ours, that is off.
+    assert_eq!(setup.progress.borrow().clock, ClockState::Good.into());
     // One voice among others is not enough.
     let setup = Setup::new(5, &[Vice::Refuses(9, over), Vice::None]);
     let report = setup.fetch().await.unwrap();
@@ -326,6 +344,32 @@ async fn without_a_seeder_it_ends_with_the_reason_of_each() {
     assert_eq!(stalled.cause, StallCause::NetworkUnreachable);
     let json = serde_json::to_value(&stalled).unwrap();
     assert_eq!(json, serde_json::json!({ "cause": "network-unreachable", "next_try": null }));
+}
+
+#[tokio::test]
+async fn seeders_that_are_there_and_send_nothing_have_a_name_too() {
+    let mut setup = Setup::new(8, &[Vice::FallsSilent(3)]);
+    setup.limits.scheduler.stall_ms = 10_000;
+    setup.limits.patience = Duration::from_millis(2_500);
+    let mut progress = setup.progress.subscribe();
+    let told = async {
+        let told = progress.wait_for(|progress| progress.stalled.is_some()).await.unwrap();
+        serde_json::to_value(&told.stalled).unwrap()
+    };
+    let (ended, told) = tokio::join!(setup.fetch(), within(told));
+    assert_eq!(told["cause"], "silent", "{told}");
+    let error = ended.unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { cause: StallCause::Silent, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_single_seeder_that_refuses_for_time_is_told_as_an_expired_ticket() {
+    let over = Refusal::new(RefusalCode::Expired, "it ended");
+    let setup = Setup::new(5, &[Vice::Refuses(9, over)]);
+    let error = setup.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { cause: StallCause::TicketExpires, .. }), "{error}");
+    let json = serde_json::to_value(setup.progress.borrow().stalled.clone().unwrap()).unwrap();
+    assert_eq!(json["cause"], "ticket-expires");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::wire;
 pub const SALES_PROTOCOL: &str = "/willcall/sales/1";
 /// Clients to the manager.
 pub const MAILBOX_PROTOCOL: &str = "/willcall/mailbox/1";
-/// Seeders (and, for what is public, anybody) to the manager.
+/// Seeders to the manager; and, for what is public, anybody to the manager or to any seeder.
 pub const MESH_PROTOCOL: &str = "/willcall/mesh/1";
 
 /// An answer to a call, which may always be a no: also from a service that is too busy to look at the question.

@@ -23,6 +23,7 @@ mod manager;
 mod network;
 mod outbox;
 mod post;
+mod public;
 mod reach;
 mod replication;
 mod serving;

@@ -21,7 +21,7 @@ use crate::init::key_path;
 use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
 use crate::tables::SCHEMA;
-use crate::{control, garbage, gossip, outbox, post, replication, serving, sync, upkeep};
+use crate::{control, garbage, gossip, outbox, post, public, replication, serving, sync, upkeep};
 
 /// Why a seeder did not start. Each is one line with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +157,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
     let services = async {
         serving::start(&seeder).await?;
         sync::serve_nudges(&seeder).await?;
+        public::serve(&seeder).await?;
         let each = || Arc::clone(&seeder);
         supervisor.spawn_critical("contact with the manager", sync::keep_contact(each(), join));
         supervisor.spawn_critical("news", gossip::hear_news(each()));

@@ -11,13 +11,13 @@ use client_node::{
     LinkOptions, Target, VerifyTarget,
 };
 use protocol::trust::JoinLine;
-use protocol::{PeerId, ProductId, TransactionId};
+use protocol::{PeerAddrs, PeerId, ProductId, TransactionId};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{self, Answer, field};
-use super::{Global, manager, progress, text_argument};
+use super::{Global, manager, parse_peer, progress, text_argument};
 
 /// Where the client's key and library are.
 #[derive(Debug, Args)]
@@ -126,6 +126,10 @@ pub(crate) struct FetchArgs {
     /// Give up when nothing new came for this long, e.g. 10m
     #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
     patience: Option<u64>,
+    /// A seeder besides those that ticket and network name, as /ip4/…/tcp/…/p2p/PEER; may be repeated. One that is up is
+    /// enough where the manager and the ticket's seeders are not
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
+    seeder: Vec<PeerAddrs>,
     /// Show progress on standard error with --json, too
     #[arg(long)]
     progress: bool,
@@ -277,7 +281,12 @@ pub(crate) async fn inbox(args: InboxArgs, global: &Global) -> Result<ExitCode> 
 pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
     let target: Target = if args.ticket == "-" { text_argument("-")? } else { args.ticket.clone() }.parse()?;
-    let mut options = FetchOptions { only: args.only, join: join_line(args.join.as_ref())?, ..FetchOptions::default() };
+    let mut options = FetchOptions {
+        only: args.only,
+        sources: args.seeder,
+        join: join_line(args.join.as_ref())?,
+        ..FetchOptions::default()
+    };
     let settings = home.settings()?;
     let limit = args.limit.unwrap_or(settings.download_limit_per_transfer);
     options.limits.bytes_per_second = (limit > 0).then_some(limit);
@@ -288,7 +297,7 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
     }
     let (sender, seen) = watch::channel(FetchProgress::default());
     let cancel = CancellationToken::new();
-    let shown = tokio::spawn(show(seen, global.json && !args.progress));
+    let shown = tokio::spawn(show(seen, global.json, args.progress || !global.json));
     let work = client_node::fetch(&home, target, &args.output, options, sender, cancel.clone());
     let mut work = std::pin::pin!(work);
     let result = tokio::select! {
@@ -351,8 +360,10 @@ fn mib_per_s(bytes: u64, ms: u64) -> f64 {
     (rate * 10.0).round() / 10.0
 }
 
-/// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes.
-async fn show(mut seen: watch::Receiver<FetchProgress>, silent: bool) {
+/// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes: as a line of JSON where
+/// programs read along.
+async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool) {
+    let silent = !shown;
     let mut bar = progress::Bytes::new("fetching", silent);
     let (mut unpacking, mut said) = (false, String::new());
     while seen.changed().await.is_ok() {
@@ -367,14 +378,16 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, silent: bool) {
         } else {
             bar.set(now.transfer.have_bytes, now.transfer.total_bytes);
         }
-        let why = match (&now.waiting, &now.transfer.stalled) {
-            (Some(waiting), _) => waiting.detail.clone(),
-            (None, Some(stall)) => stall.cause.to_string(),
-            (None, None) => String::new(),
+        let (why, data) = match (&now.waiting, &now.transfer.stalled) {
+            (Some(waiting), _) => (waiting.detail.clone(), json!(waiting)),
+            (None, Some(stall)) => (stall.cause.to_string(), json!(stall)),
+            (None, None) => (String::new(), Value::Null),
         };
         if why != said && !silent {
-            if !why.is_empty() {
-                bar.say(&format!("not moving: {why}"));
+            match (why.is_empty(), json) {
+                (true, _) => {}
+                (false, true) => output::note(&json!({"stalled": data, "clock": now.transfer.clock}).to_string()),
+                (false, false) => bar.say(&format!("not moving: {why}")),
             }
             said = why;
         }

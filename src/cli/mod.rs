@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use protocol::{Address, PeerAddrs, PeerId};
 use serde_json::json;
 
 use crate::demo;
@@ -206,4 +207,13 @@ pub(crate) fn text_argument(text: &str) -> Result<String> {
         None => out.push_str(text),
     }
     Ok(out.trim().to_owned())
+}
+
+/// `/ip4/…/tcp/…/p2p/12D3…`
+pub(crate) fn parse_peer(text: &str) -> Result<PeerAddrs> {
+    let (address, peer) = text
+        .rsplit_once("/p2p/")
+        .with_context(|| format!("'{text}': an address that ends in /p2p/ and a peer ID is expected"))?;
+    let (address, peer): (Address, PeerId) = (address.parse()?, peer.parse()?);
+    Ok(PeerAddrs::new(peer, vec![address]))
 }

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use node::wait_for_stop;
 use protocol::ticket::TicketEnvelope;
-use protocol::{Address, PeerAddrs, PeerId};
+
 use serde_json::json;
 use testnet::adversary::{self, Outcome, Tampering};
 
 use super::client::HomeArgs;
 use super::output::{self, Answer, field};
-use super::{Global, text_argument};
+use super::{Global, parse_peer, text_argument};
 use crate::local::{Narrator, Network, album};
 
 /// Commands of the testnet.
@@ -168,13 +168,4 @@ pub(crate) fn read_ticket(text: &str) -> Result<TicketEnvelope> {
     }
     let bytes = std::fs::read(text).with_context(|| format!("cannot read the ticket file {text}"))?;
     TicketEnvelope::from_file_bytes(&bytes).with_context(|| text.to_owned())
-}
-
-/// `/ip4/…/tcp/…/p2p/12D3…`
-fn parse_peer(text: &str) -> Result<PeerAddrs> {
-    let (address, peer) = text
-        .rsplit_once("/p2p/")
-        .with_context(|| format!("'{text}': an address that ends in /p2p/ and a peer ID is expected"))?;
-    let (address, peer): (Address, PeerId) = (address.parse()?, peer.parse()?);
-    Ok(PeerAddrs::new(peer, vec![address]))
 }

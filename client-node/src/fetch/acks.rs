@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use delivery::AckStore;
 use protocol::codec::{self, Wire};
-use protocol::receipt::Ack;
+use protocol::receipt::{Ack, DeliveryId};
 use protocol::{PeerId, Signed};
 
-use crate::home::{make_private_dir, read_file, replace_file};
+use crate::home::{Home, make_private_dir, read_file, replace_file};
 
 /// One file a seeder, in a folder of one delivery. They are not flushed: what a power cut takes, the seeder still has.
 pub(super) struct AckFiles {
@@ -16,8 +16,8 @@ pub(super) struct AckFiles {
 }
 
 impl AckFiles {
-    pub(super) fn new(dir: PathBuf) -> Self {
-        AckFiles { dir }
+    pub(super) fn of(home: &Home, delivery: DeliveryId) -> Self {
+        AckFiles { dir: home.delivery_dir(&delivery.transaction).join(format!("acks-{}", delivery.delivery)) }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{FetchError, FetchOutcome, FetchPhase};
 use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
 use crate::layout::{Layout, Unpacked};
-use crate::library::{Delivery, DeliveryState};
+use crate::library::{Delivery, DeliveryState, Library};
 use crate::place::{PlaceError, clear, place};
 use crate::plain::{Plain, Stored, payload};
 use crate::shop::printable;
@@ -67,6 +67,12 @@ impl Run<'_> {
         .await
     }
 
+    /// Is the place of a product of this name free, or taken by this purchase itself? Better asked before all of it came.
+    pub(super) async fn check_place(&self, name: &str) -> Result<(), FetchError> {
+        let (library, transaction, place) = (self.home.library(), self.transaction, self.out.join(name));
+        blocking(move || what_is_there(&library, transaction, &place)).await.map(drop)
+    }
+
     pub(super) async fn put_in_place(
         &self,
         content: Arc<Content>,
@@ -80,12 +86,8 @@ impl Run<'_> {
             keep_records(&home, &content.digest(), &unpacked.inventory, &chaining_values(&content)?)?;
             let to = out.join(unpacked.top.file_name().unwrap_or_default());
             let library = home.library();
-            let known = library.get(&transaction)?.map(|known| known.inodes).unwrap_or_default();
-            let there = inode_of(&to);
-            let ours = there.is_some_and(|there| known.contains(&there));
-            if there.is_some() && !ours {
-                return Err(FetchError::Place(PlaceError::Exists { path: to }));
-            }
+            let there = what_is_there(&library, transaction, &to)?;
+            let ours = there.is_some();
             // Noted before the rename: a crash right after it must not make a stranger of what was just put there.
             let new = inode_of(&unpacked.top);
             let both: Vec<_> = there.into_iter().chain(new).collect();
@@ -113,11 +115,29 @@ impl Run<'_> {
         tracing::info!(step = 11, %transaction, files = outcome.files, path = %outcome.path.display(), "product in its place");
         Ok(FetchOutcome {
             bytes: tally.bytes,
+            resumed_from: tally.adopted_bytes,
             duplicate_bytes: tally.duplicate_bytes,
             transfer_ms: millis(tally.duration),
             sources: tally.sources,
             ..outcome
         })
+    }
+}
+
+/// Device and inode of what lies at `place`, where that is what an earlier run of this purchase put there.
+///
+/// # Errors
+/// [`PlaceError::Exists`] where it is anything else.
+fn what_is_there(
+    library: &Library,
+    transaction: TransactionId,
+    place: &Path,
+) -> Result<Option<(u64, u64)>, FetchError> {
+    let Some(there) = inode_of(place) else { return Ok(None) };
+    let known = library.get(&transaction)?.map(|known| known.inodes).unwrap_or_default();
+    match known.contains(&there) {
+        true => Ok(Some(there)),
+        false => Err(FetchError::Place(PlaceError::Exists { path: place.to_owned() })),
     }
 }
 
@@ -148,6 +168,7 @@ pub(super) fn outcome_of(transaction: TransactionId, delivery: &Delivery, path: 
         duplicate_bytes: 0,
         transfer_ms: 0,
         total_ms: 0,
+        first_chunk_ms: None,
         files: delivery.files,
         plain_bytes: delivery.plain_bytes,
         path,

@@ -2,8 +2,11 @@
 //! and what is not moving says why.
 
 mod acks;
+mod banned;
+mod debts;
 mod finish;
 mod key;
+mod lease;
 mod run;
 mod ticket;
 mod transfer;
@@ -15,13 +18,14 @@ use std::time::Duration;
 
 use delivery::{FetchLimits, Pace, Progress, Rate, SourceReport, StallCause};
 use node::StartError;
+use protocol::clock::ClockState;
 use protocol::ticket::{TicketEnvelope, TicketTextError};
-use protocol::trust::JoinLine;
-use protocol::{NetworkId, PeerAddrs, PeerId, Refusal, TextError, TransactionId};
+use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, JoinLine};
+use protocol::{NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, TextError, TransactionId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::home::{FileError, Home};
+use crate::home::{FileError, Home, now_ms};
 use crate::library::{DeliveryState, LibraryError};
 use crate::link::{LinkOptions, ManagerError, TrustError};
 use crate::place::PlaceError;
@@ -124,6 +128,18 @@ pub struct Waiting {
     pub next_try: u64,
 }
 
+/// A lease and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct LeaseView {
+    /// Its end, unix milliseconds.
+    pub until: u64,
+    /// When it is renewed, or that is tried again, unix milliseconds.
+    pub next_try: u64,
+    /// Why it was not renewed at the last try.
+    pub problem: Option<String>,
+}
+
 /// Where a fetch stands.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -140,6 +156,12 @@ pub struct FetchProgress {
     pub unpacked_bytes: u64,
     /// Bytes to be unpacked; 0 while that is unknown.
     pub plain_bytes: u64,
+    /// The lease that the transfer goes by, while it runs.
+    pub lease: Option<LeaseView>,
+    /// When the first new chunk was verified, unix milliseconds.
+    pub first_chunk_at: Option<u64>,
+    /// The manager's newest sign of life that came, unix milliseconds: keys and revocations are known as of then.
+    pub manager_seen_at: Option<u64>,
     /// What else is waited for.
     pub waiting: Option<Waiting>,
 }
@@ -162,6 +184,8 @@ pub struct FetchOutcome {
     pub transfer_ms: u64,
     /// Time of everything, milliseconds.
     pub total_ms: u64,
+    /// Time until the first new chunk was here and verified, milliseconds; `None` when none came.
+    pub first_chunk_ms: Option<u64>,
     /// Files unpacked.
     pub files: u32,
     /// Bytes of these files.
@@ -294,6 +318,7 @@ impl FetchError {
         match self {
             FetchError::ReadTicket { .. } | FetchError::TicketFile { .. } | FetchError::BadTicket(_) => "bad-ticket",
             FetchError::OtherClient { .. } => "wrong-client",
+            FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal.code.as_str(),
             FetchError::Unknown(..) => "not-entitled",
             FetchError::Running { .. } => "running",
@@ -320,15 +345,27 @@ impl FetchError {
     }
 }
 
+/// This machine's clock, as far as a refusal for time tells.
+fn clock(refusal: &Refusal) -> ClockState {
+    let for_time = matches!(refusal.code, RefusalCode::NotYetValid | RefusalCode::Expired) && refusal.now > 0;
+    match for_time {
+        true => ClockState::compare(now_ms(), refusal.now, DEFAULT_CLOCK_GRACE_MS),
+        false => ClockState::Unknown,
+    }
+}
+
 fn transfer_cause(error: &delivery::FetchError) -> &'static str {
     use delivery::FetchError as E;
     match error {
+        E::Refused { refusal, .. } if clock(refusal).is_off() => "clock-off",
         E::Refused { refusal, .. } => refusal.code.as_str(),
         E::Manifest(_) | E::Finish(_) => "bad-manifest",
         E::NoSource { cause, .. } => match cause {
             StallCause::NoSeederKnown => "no-seeder-known",
             StallCause::Connecting => "connecting",
             StallCause::AllRefused { code } => code.as_str(),
+            StallCause::TicketExpires => "expired",
+            StallCause::ClockOff { .. } => "clock-off",
             StallCause::Overloaded => "overloaded",
             StallCause::NoSeederHolds { .. } => "no-seeder-holds",
             StallCause::Silent => "silent",

@@ -14,6 +14,7 @@ use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::debts;
 use super::finish::outcome_of;
 use super::key::{complete, complete_for_key, open_grant};
 use super::ticket::{self, Checked};
@@ -46,7 +47,7 @@ pub(super) async fn run(
     progress: Reporter,
     cancel: CancellationToken,
 ) -> Result<FetchOutcome, FetchError> {
-    let started = Instant::now();
+    let (started, began) = (Instant::now(), now_ms());
     let found = tokio::select! {
         found = ticket::find(home, target, &options) => found?,
         () = cancel.cancelled() => return Err(FetchError::Cancelled),
@@ -58,6 +59,7 @@ pub(super) async fn run(
     match result {
         Ok(mut outcome) => {
             outcome.total_ms = millis(started.elapsed());
+            outcome.first_chunk_ms = progress.borrow().first_chunk_at.map(|at| at.saturating_sub(began));
             progress.send_modify(|p| p.phase = FetchPhase::Done);
             Ok(outcome)
         }
@@ -100,9 +102,12 @@ async fn fetch_purchase(
     })
     .await?;
     if let Some(outcome) = already_here(home, transaction, &out, &options).await? {
+        debts::pay_alone(home, &purchase, &options).await;
         return Ok(outcome);
     }
-    let link = Link::start(home, &purchase.envelope.join, options.link.clone()).await?;
+    let mut link = options.link.clone();
+    link.seeders.extend(options.sources.iter().chain(&purchase.envelope.sources).cloned());
+    let link = Link::start(home, &purchase.envelope.join, link).await?;
     let result = fetch_asked(home, &link, purchase, out, options, progress, cancel).await;
     link.stop().await;
     result
@@ -163,7 +168,7 @@ async fn fetch_linked(
         checked = ticket::check(home, link, purchase) => checked?,
         () = cancel.cancelled() => return Err(FetchError::Cancelled),
     };
-    keep_fresh(home, link, &checked);
+    keep_fresh(link, &checked, progress);
     tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
     let work = out.join(format!(".willcall-{transaction}"));
     let store = {
@@ -197,13 +202,19 @@ async fn fetch_linked(
         })
     })
     .await?;
-    let result = run.to_the_end(checked).await;
+    let paying = async {
+        tokio::select! {
+            () = Box::pin(debts::pay(home, link, Some(transaction))) => {}
+            () = cancel.cancelled() => {}
+        }
+    };
+    let (result, ()) = tokio::join!(Box::pin(run.to_the_end(checked)), paying);
     let have = run.store.list().first().map(|content| (content.have_bytes(), content.manifest().length));
     if let (Err(_), Some((have, total))) = (&result, have) {
         let library = home.library();
         blocking(move || library.update(transaction, move |d| (d.have_bytes, d.total_bytes) = (have, total))).await?;
     }
-    result.map(|outcome| FetchOutcome { resumed_from, ..outcome })
+    result.map(|outcome| FetchOutcome { resumed_from: resumed_from + outcome.resumed_from, ..outcome })
 }
 
 /// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to
@@ -222,20 +233,27 @@ fn make_work_dir(work: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Beside the fetch: newer keys and revocations for the next time, and a new lease when this one is half over.
-fn keep_fresh(home: &Home, link: &Link, checked: &Checked) {
-    let (home, link_, checked) = (home.clone(), link.clone(), checked.clone());
+/// Beside the fetch: newer keys and revocations for the next time.
+fn keep_fresh(link: &Link, checked: &Checked, progress: &Reporter) {
+    let (link_, checked, progress) = (link.clone(), checked.clone(), progress.clone());
     let token = link.supervisor().token();
     link.supervisor().spawn("refresh", async move {
         let refresh = async {
-            if let Err(error) = link_.refresh().await {
-                tracing::debug!(%error, "key set not refreshed");
-                return;
-            }
-            if ticket::is_half_over(&checked.lease, now_ms())
-                && let Err(error) = ticket::renew(&home, &link_, &checked).await
-            {
-                tracing::info!(%error, "lease not renewed, the next run tries again");
+            let trust = match link_.refresh().await {
+                Ok(trust) => trust,
+                Err(error) => return tracing::debug!(%error, "key set not refreshed"),
+            };
+            match link_.sign_of_life(&trust).await {
+                Ok(heartbeat) => {
+                    progress.send_modify(|p| p.manager_seen_at = Some(heartbeat.at));
+                    if heartbeat.key_set_version > trust.key_set().version {
+                        tracing::warn!(
+                            version = heartbeat.key_set_version,
+                            "there is a newer key set that nobody gave"
+                        );
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "no sign of life of the manager"),
             }
             let state = checked.revoked.as_ref().clone();
             if let Err(error) = link_.refresh_revocations(&checked.trust, state).await {
@@ -492,6 +510,7 @@ impl Run<'_> {
         let content = self.need(checked, tally, head).await?;
         let mut plain = reader(&content).map_err(FetchError::Plain)?;
         let listed = blocking(move || plain.list()).await.map_err(FetchError::Plain)?;
+        self.check_place(&listed.list.name).await?;
         let selection = Selection::of(&listed.list, &self.options.only)?;
         let wanted = Layout::new(self.work.clone(), listed, selection, payload).chunks();
         let content = self.need(checked, tally, wanted).await?;

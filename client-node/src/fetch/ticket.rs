@@ -2,7 +2,9 @@
 //! wrong one ends in one clear line and not in refusals from everywhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use protocol::deliver::Credential;
 use protocol::ticket::{Admission, Lease, TicketEnvelope};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
@@ -12,6 +14,9 @@ use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{TicketError, ask_ticket};
 use crate::library::{LibraryError, issued};
 use crate::link::{Link, ManagerError, wants_newer_keys};
+
+/// To compare this clock with the manager's, before a fetch ends for its sake.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The purchase that is meant, with the newest ticket at hand; it is in the library afterwards.
 pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) -> Result<Purchase, FetchError> {
@@ -96,6 +101,13 @@ pub(super) struct Checked {
     pub(super) not_renewed: Option<String>,
 }
 
+impl Checked {
+    /// What seeders are shown.
+    pub(super) fn credential(&self) -> Credential {
+        Credential::Ticket(Box::new(self.purchase.envelope.ticket.clone()))
+    }
+}
+
 /// Checks the ticket against the network's keys, fetching newer ones, and a newer lease, where that helps.
 pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> Result<Checked, FetchError> {
     let (mut trust, mut fresh) = link.trust().await?;
@@ -134,10 +146,22 @@ pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> R
                 let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
                 return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
             }
-            RefusalCode::NotYetValid | RefusalCode::Expired => return Err(FetchError::Clock(refusal)),
+            RefusalCode::NotYetValid | RefusalCode::Expired => {
+                return Err(FetchError::Clock(compared(link, &trust, refusal).await));
+            }
             RefusalCode::Revoked => return Err(FetchError::Revoked(refusal)),
             _ => return Err(FetchError::BadTicket(refusal)),
         }
+    }
+}
+
+/// The same refusal, saying how far this clock is behind where the manager's newest sign of life shows it. An old one
+/// would show any clock to be ahead, and proves nothing of it.
+async fn compared(link: &Link, trust: &Trust, refusal: Refusal) -> Refusal {
+    let now = now_ms();
+    match tokio::time::timeout(COMPARE_TIMEOUT, link.sign_of_life(trust)).await {
+        Ok(Ok(heartbeat)) if heartbeat.at > now => refusal.at(heartbeat.at).compared_with(now, trust.grace_ms()),
+        _ => refusal,
     }
 }
 
@@ -174,7 +198,7 @@ pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result
     Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
 }
 
-/// Past half of its life a lease is renewed, so that one that is needed is hardly ever over.
-pub(super) fn is_half_over(lease: &Lease, now: u64) -> bool {
-    now >= lease.start.saturating_add(lease.end.saturating_sub(lease.start) / 2)
+/// From half of its life on a lease is renewed, so that one that is needed is hardly ever over.
+pub(super) fn half_life(lease: &Lease) -> u64 {
+    lease.start.saturating_add(lease.end.saturating_sub(lease.start) / 2)
 }

@@ -9,12 +9,14 @@ use futures::FutureExt;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
-use protocol::{ChunkSet, PeerAddrs, RefusalCode};
+use protocol::{ChunkSet, Digest, PeerAddrs, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::FetchError;
 use super::acks::AckFiles;
+use super::banned;
+use super::debts;
 use super::run::{ROUNDS, Run};
 use super::ticket::{self, Checked};
 use crate::home::blocking;
@@ -36,6 +38,7 @@ const COMPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct Tally {
     pub(super) bytes: u64,
     pub(super) duplicate_bytes: u64,
+    pub(super) adopted_bytes: u64,
     pub(super) duration: Duration,
     pub(super) sources: Vec<SourceReport>,
 }
@@ -44,6 +47,7 @@ impl Tally {
     pub(super) fn add(&mut self, report: FetchReport) {
         self.bytes += report.bytes;
         self.duplicate_bytes += report.duplicate_bytes;
+        self.adopted_bytes += report.adopted_bytes;
         self.duration += report.duration;
         for source in report.sources {
             match self.sources.iter_mut().find(|known| known.peer == source.peer) {
@@ -112,17 +116,32 @@ impl Run<'_> {
 
     async fn transfer_once(
         &self,
-        checked: &Checked,
+        checked: &mut Checked,
         only: Option<ChunkSet>,
     ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
         let (sender, mut transfer) = watch::channel(Progress::default());
         let cancel = self.cancel.child_token();
         let (partial, manifest) = (only.is_some(), checked.manifest);
-        let job = self.job(checked, only, sender, cancel.clone());
+        let (credential, newest) = watch::channel(checked.credential());
+        let mut job = self.job(checked, only, sender, cancel.clone(), newest);
+        let delivery = job.delivery;
+        // Where they are not listed, they were found before and served it then.
+        job.sources.extend(debts::owed(self.home, delivery).await?);
+        let (home, transaction) = (self.home.clone(), self.transaction);
+        job.banned = blocking(move || banned::load(&home, &transaction)).await?;
         let watcher = async {
-            let mut space = None;
+            let (mut space, mut place) = (None, None);
             while transfer.changed().await.is_ok() {
                 let now = transfer.borrow_and_update().clone();
+                if place.is_none()
+                    && let Some(name) = self.name_of(&manifest)
+                {
+                    let free = self.check_place(&name).await;
+                    if free.is_err() {
+                        cancel.cancel();
+                    }
+                    place = Some(free);
+                }
                 if space.is_none() && now.total_bytes > 0 {
                     // The content's own space was looked for just before. Where that is ciphertext, this is for the files.
                     let in_place = self.store.get(&manifest).is_some_and(|content| content.body::<InPlace>().is_some());
@@ -131,22 +150,42 @@ impl Run<'_> {
                         cancel.cancel();
                     }
                 }
-                self.progress.send_modify(|p| p.transfer = now);
+                self.progress.send_modify(|p| {
+                    p.first_chunk_at = p.first_chunk_at.or(now.first_chunk_at);
+                    p.transfer = now;
+                });
             }
-            space.unwrap_or(Ok(()))
+            space.unwrap_or(Ok(())).and(place.unwrap_or(Ok(())))
         };
-        let (result, space) = tokio::join!(Box::pin(delivery::fetch(job)), watcher);
-        if let Err(no_space) = space {
+        let mut renewed = checked.clone();
+        let transferred = async { tokio::join!(Box::pin(delivery::fetch(job)), watcher) };
+        let (result, room) = tokio::select! {
+            done = transferred => done,
+            never = Box::pin(self.keep_lease(&mut renewed, &credential)) => match never {},
+        };
+        *checked = renewed;
+        if let Err(no_room) = room {
             self.drop_empty(checked).await?;
-            return Err(no_space);
+            return Err(no_room);
+        }
+        if let Ok(report) = &result {
+            let (completion, owed) = (report.completion.clone(), report.owed.clone());
+            debts::note(self.home, checked, delivery, completion, owed).await?;
         }
         let sources = match &result {
             Ok(report) => report.sources.as_slice(),
             Err(delivery::FetchError::NoSource { sources, .. }) => sources.as_slice(),
             Err(_) => &[],
         };
+        let (home, liars) = (self.home.clone(), sources.to_vec());
+        blocking(move || banned::note(&home, &transaction, &liars)).await?;
         self.complain(sources).await;
         Ok(result)
+    }
+
+    /// What the product is called, once that is known.
+    fn name_of(&self, manifest: &Digest) -> Option<String> {
+        self.store.get(manifest)?.body::<InPlace>()?.name()
     }
 
     /// Tells the manager which seeders sent something else, and as which chunk: it cannot know that they did, but it can
@@ -195,22 +234,23 @@ impl Run<'_> {
         only: Option<ChunkSet>,
         progress: watch::Sender<Progress>,
         cancel: CancellationToken,
+        credential: watch::Receiver<Credential>,
     ) -> FetchJob {
         let delivery = self.delivery_id(checked);
-        let acks = self.home.delivery_dir(&self.transaction).join(format!("acks-{}", delivery.delivery));
         FetchJob {
             connect: Arc::new(self.link.node().clone()),
             store: self.store.clone(),
             manifest: checked.manifest,
             only,
-            credential: Credential::Ticket(Box::new(checked.purchase.envelope.ticket.clone())),
+            credential,
             delivery,
             keypair: self.home.keypair().clone(),
             sources: known_sources(checked, &self.options.sources),
+            banned: Vec::new(),
             more_sources: Some(self.more_sources(checked)),
             trust: Arc::clone(&checked.trust),
             revoked: Arc::clone(&checked.revoked),
-            acks: Arc::new(AckFiles::new(acks)),
+            acks: Arc::new(AckFiles::of(self.home, delivery)),
             progress,
             limits: self.options.limits.clone(),
             cancel,
@@ -256,10 +296,11 @@ fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> 
 /// Did it end because the lease is over?
 fn is_over(error: &delivery::FetchError) -> bool {
     match error {
-        delivery::FetchError::Refused { refusal, .. } => refusal.code == RefusalCode::Expired,
-        delivery::FetchError::NoSource { cause: delivery::StallCause::AllRefused { code }, .. } => {
-            *code == RefusalCode::Expired
+        // Another lease is no help to a clock that is off.
+        delivery::FetchError::Refused { refusal, .. } => {
+            refusal.code == RefusalCode::Expired && !super::clock(refusal).is_off()
         }
+        delivery::FetchError::NoSource { cause, .. } => *cause == delivery::StallCause::TicketExpires,
         _ => false,
     }
 }

@@ -218,8 +218,18 @@ async fn files_that_were_moved_away_or_changed_while_nothing_ran_are_found_and_f
     net.sale.transaction = protocol::TransactionId::new(now_ms(), [8; 10]);
     let ticket = net.ticket(client.home.peer_id());
     let in_the_way = client.out().join("An album");
-    std::fs::create_dir_all(&in_the_way).unwrap();
-    let error = client.fetch(&ticket).await.unwrap_err();
+    // What is there at the beginning ends a fetch at once: it comes while the goods do.
+    let (progress, mut seen) = watch::channel(FetchProgress::default());
+    let mut slow = options();
+    slow.limits.bytes_per_second = Some(1 << 20);
+    let (out, target) = (client.out(), Target::Envelope(Box::new(ticket.clone())));
+    let run = fetch(&client.home, target, &out, slow, progress, CancellationToken::new());
+    let meanwhile = async {
+        seen.wait_for(|progress| progress.transfer.have_chunks > 3).await.unwrap();
+        std::fs::create_dir_all(&in_the_way).unwrap();
+    };
+    let (ended, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(run, meanwhile) }).await.expect("it hangs");
+    let error = ended.unwrap_err();
     assert!(matches!(&error, FetchError::Place(PlaceError::Exists { .. })), "{error}");
     let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
     let last = work.join(net.product.digest.to_string()).join("files/An album/last");
@@ -230,6 +240,83 @@ async fn files_that_were_moved_away_or_changed_while_nothing_ran_are_found_and_f
     album().assert_in(&outcome.path);
     assert!((3..=5).contains(&(net.sent() - sent)), "its chunks and no others");
     net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_sent_a_bad_chunk_is_dropped_for_good_and_complained_of() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::Corrupts, Vice::None]).await;
+    let client = Client::new();
+    let both = net.sale.sources.clone();
+    net.sale.sources.truncate(1);
+    let ticket = net.ticket(client.home.peer_id());
+    let mut hasty = options();
+    hasty.limits.patience = Duration::from_secs(1);
+    let target = Target::Envelope(Box::new(ticket));
+    client.fetch_with(target, hasty).await.unwrap_err();
+    let liar = net.seeders[0].peer();
+    assert_eq!(*net.manager.complaints.lock().unwrap(), [(liar, 0)]);
+    // It would be honest now; but nobody asks it any more.
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    net.sale.sources = both;
+    let sent = net.seeders[0].sent.load(Ordering::SeqCst);
+    let outcome = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(net.seeders[0].sent.load(Ordering::SeqCst), sent);
+    assert!(outcome.sources.iter().find(|source| source.peer == liar).unwrap().banned, "{outcome:?}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_another_day_it_goes_on_with_a_renewed_lease() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::Stops(10)]).await;
+    let client = Client::new();
+    let fresh = net.ticket(client.home.peer_id());
+    net.sale.lifetime = 2500;
+    let short = net.ticket(client.home.peer_id());
+    let strict = || {
+        let mut options = options();
+        options.link.clock_grace_ms = 0;
+        options.limits.patience = Duration::from_millis(500);
+        options
+    };
+    client.fetch_with(Target::Envelope(Box::new(short.clone())), strict()).await.unwrap_err();
+    let over = short.ticket.lease.peek().unwrap().end;
+    tokio::time::sleep(Duration::from_millis((over + 1).saturating_sub(now_ms()))).await;
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    let error = client.fetch_with(Target::Transaction(net.sale.transaction), strict()).await.unwrap_err();
+    assert_eq!(error.cause(), "expired", "{error}");
+    net.manager.tickets.lock().unwrap().push(fresh);
+    let outcome = client.fetch_with(Target::Transaction(net.sale.transaction), strict()).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert!(outcome.resumed_from > 0);
+    assert_eq!(outcome.bytes + outcome.resumed_from, net.product.manifest.length);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_cut_off_on_disk_comes_again() {
+    for policy in [KeyPolicy::AtRelease, KeyPolicy::OnCompletion] {
+        let net = net(policy, &[Vice::Stops(12)]).await;
+        let client = Client::new();
+        let ticket = net.ticket(client.home.peer_id());
+        net.manager.tickets.lock().unwrap().push(ticket.clone());
+        let mut hasty = options();
+        hasty.limits.patience = Duration::from_millis(500);
+        client.fetch_with(Target::Envelope(Box::new(ticket.clone())), hasty).await.unwrap_err();
+        let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
+        let content = work.join(net.product.digest.to_string());
+        let file = match policy {
+            KeyPolicy::AtRelease => content.join("files/An album/01.flac"),
+            KeyPolicy::OnCompletion => content.join("content"),
+        };
+        let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(3 * PAYLOAD as u64 + 5).unwrap();
+        *net.seeders[0].vice.lock().unwrap() = Vice::None;
+        let outcome = client.fetch(&ticket).await.unwrap();
+        album().assert_in(&outcome.path);
+        assert!(verify(&client.home, VerifyTarget::Path(outcome.path), |_, _| {}).await.unwrap().is_good());
+        net.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,7 +334,8 @@ async fn a_product_that_cannot_be_unpacked_is_refused_before_all_of_it_came() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_key_of_an_on_completion_product_comes_for_the_completion() {
     let net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
-    net.manager.busy.store(2, Ordering::SeqCst);
+    // One call more than what a single question is repeated by itself.
+    net.manager.busy.store(5, Ordering::SeqCst);
     let client = Client::new();
     let ticket = net.ticket(client.home.peer_id());
     assert!(ticket.grant.is_none());
@@ -255,7 +343,16 @@ async fn the_key_of_an_on_completion_product_comes_for_the_completion() {
     let only = FetchOptions { only: vec!["last".to_owned()], ..options() };
     let error = client.fetch_with(Target::Envelope(Box::new(ticket.clone())), only).await.unwrap_err();
     assert!(matches!(error, FetchError::OnlyWithoutKey), "{error}");
-    let outcome = client.fetch(&ticket).await.unwrap();
+    let (progress, mut seen) = watch::channel(FetchProgress::default());
+    let (out, target) = (client.out(), Target::Envelope(Box::new(ticket.clone())));
+    let run = fetch(&client.home, target, &out, options(), progress, CancellationToken::new());
+    let told = async {
+        let told = seen.wait_for(|progress| progress.waiting.is_some()).await.unwrap();
+        serde_json::to_value(&told.waiting).unwrap()
+    };
+    let (outcome, told) = tokio::time::timeout(LIMIT, async { tokio::join!(run, told) }).await.expect("it hangs");
+    assert!(told["cause"] == "manager-away" && told["next_try"].as_u64().unwrap() > 0, "{told}");
+    let outcome = outcome.unwrap();
     album().assert_in(&outcome.path);
     assert_eq!(net.manager.completions.lock().unwrap().len(), 1);
     assert!(verify(&client.home, VerifyTarget::Path(outcome.path), |_, _| {}).await.unwrap().is_good());
@@ -312,14 +409,19 @@ async fn what_lies_in_the_way_stays_and_nothing_is_downloaded_twice() {
     let in_the_way = client.out().join("An album");
     std::fs::create_dir_all(&in_the_way).unwrap();
     std::fs::write(in_the_way.join("mine"), "mine").unwrap();
-    let error = client.fetch(&ticket).await.unwrap_err();
+    let mut slow = options();
+    slow.limits.bytes_per_second = Some(1 << 19);
+    let error = client.fetch_with(Target::Envelope(Box::new(ticket.clone())), slow).await.unwrap_err();
     assert!(matches!(&error, FetchError::Place(PlaceError::Exists { .. })), "{error}");
     assert_eq!(listing(&in_the_way), ["mine"]);
+    assert_eq!(status(&client.home).await.unwrap()[0].trouble.as_ref().unwrap().cause, "place-taken");
+    // Found as soon as the product's name was known, with the goods still to come.
+    let (sent, all) = (net.sent(), net.product.manifest.chunks());
+    assert!(sent < all, "{sent} of {all} chunks came for nothing");
     std::fs::rename(&in_the_way, client.out().join("elsewhere")).unwrap();
-    let sent = net.sent();
     let outcome = client.fetch(&ticket).await.unwrap();
     album().assert_in(&outcome.path);
-    assert_eq!(net.sent(), sent);
+    assert_eq!(outcome.bytes + outcome.resumed_from, net.product.manifest.length);
     net.stop().await;
 }
 
@@ -371,6 +473,22 @@ async fn leases_are_renewed_and_mailboxes_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_behind_is_told_by_how_much() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    net.sale.ahead = 12 * 60_000;
+    net.manager.ahead.store(net.sale.ahead, Ordering::SeqCst);
+    let client = Client::new();
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(error.to_string().contains("your clock is 12 minutes behind"), "{error}");
+    assert_eq!(status(&client.home).await.unwrap()[0].trouble.as_ref().unwrap().cause, "clock-off");
+    // Nobody to compare it with: then it is not known to be the clock.
+    net.manager.ahead.store(0, Ordering::SeqCst);
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(error.cause() == "not-yet-valid" && !error.to_string().contains("your clock is"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tickets_that_are_none_end_in_one_clear_line() {
     let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     let client = Client::new();
@@ -408,7 +526,7 @@ async fn tickets_that_are_none_end_in_one_clear_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_never_met_needs_its_manager_once() {
+async fn a_network_never_met_needs_its_manager_or_a_seeder_once() {
     let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     let client = Client::new();
     net.sale.managers[0].addrs = vec![protocol::Address::new("/ip4/127.0.0.1/tcp/1").unwrap()];

@@ -1,7 +1,7 @@
 //! A manager and seeders on real sockets, just enough of them for a client: they answer truly, unless told otherwise.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(super) struct Manager {
     pub(super) complaints: Mutex<Vec<(PeerId, u32)>>,
     /// Completions that are refused before the first is taken, to be repeated soon.
     pub(super) busy: AtomicU32,
+    /// How far its clock is ahead, milliseconds.
+    pub(super) ahead: AtomicU64,
     pub(super) peer: Mutex<Option<PeerId>>,
 }
 
@@ -62,6 +64,7 @@ impl Net {
             completions: Mutex::default(),
             complaints: Mutex::default(),
             busy: AtomicU32::new(0),
+            ahead: AtomicU64::new(0),
             peer: Mutex::default(),
         });
         let manager_at = manager.start(&supervisor).await;
@@ -149,6 +152,7 @@ impl Manager {
         match request {
             MeshRequest::KeySet => MeshResponse::KeySet(self.world.key_set(1, &[self.peer.lock().unwrap().unwrap()])),
             MeshRequest::Epochs { .. } => MeshResponse::Epochs(Vec::new()),
+            MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.world.heartbeat(self.ahead.load(Ordering::SeqCst))),
             _ => MeshResponse::Refused(Refusal::new(RefusalCode::NotEnrolled, "not for clients")),
         }
     }

@@ -10,7 +10,7 @@ use protocol::codec;
 use protocol::manifest::{self, KeyPolicy, MIN_CHUNK_SIZE, Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::pack::{self, Entry, EntryKind, FileList};
 use protocol::ticket::{Endorsement, KeyGrant, Lease, Payer, Ticket, TicketEnvelope, TransactionData};
-use protocol::trust::{JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState};
+use protocol::trust::{Heartbeat, JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState};
 use protocol::{ContentId, Currency, Digest, Keypair, NetworkId, PeerAddrs, PeerId, ProductId, Signed, TransactionId};
 use rand::SeedableRng;
 
@@ -52,6 +52,20 @@ impl World {
             handovers: Vec::new(),
         };
         Signed::sign(&keys, &self.root)
+    }
+
+    pub(super) fn heartbeat(&self, ahead: u64) -> Signed<Heartbeat> {
+        let key_set = Digest::from_bytes([0; 32]);
+        let heartbeat = Heartbeat {
+            network: self.network,
+            at: now_ms() + ahead,
+            epoch: 0,
+            key_set_version: 1,
+            key_set,
+            restore: 0,
+            audit: None,
+        };
+        Signed::sign(&heartbeat, &self.key)
     }
 
     pub(super) fn join(&self, managers: Vec<PeerAddrs>) -> JoinLine {
@@ -132,8 +146,8 @@ impl World {
             generation: 0,
             delivery: 1,
             issued_at: now,
-            start: now.saturating_sub(sale.age),
-            end: now.saturating_sub(sale.age) + sale.lifetime,
+            start: (now + sale.ahead).saturating_sub(sale.age),
+            end: (now + sale.ahead).saturating_sub(sale.age) + sale.lifetime,
             allowance: 1 << 40,
             sources: sale.sources.iter().map(|source| source.peer).collect(),
             rate: 1,
@@ -175,6 +189,8 @@ pub(super) struct Sale {
     /// How long ago the lease began, and how long it lasts, milliseconds.
     pub(super) age: u64,
     pub(super) lifetime: u64,
+    /// How far the manager's clock is ahead of this one, milliseconds.
+    pub(super) ahead: u64,
 }
 
 impl Sale {
@@ -186,6 +202,7 @@ impl Sale {
             managers,
             age: 0,
             lifetime: 7 * 24 * HOUR,
+            ahead: 0,
         }
     }
 }

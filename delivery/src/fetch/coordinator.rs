@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
+use protocol::clock::ClockState;
 use protocol::fetching::{Loss, Scheduler, SessionTerms};
 use protocol::manifest::Manifest;
 use protocol::{ChunkSet, PeerAddrs, PeerId, Refusal, Signed};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,13 +23,12 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 use super::end::EndReason;
 use super::incoming::{Pulse, millis};
-use super::progress::{Phase, RateMeter, Stall};
+use super::progress::{Phase, RateMeter, Stall, clock_grace};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
 use super::sources::{Added, SourceBook, is_idle};
 use super::{FetchError, FetchJob, FetchReport, StallCause};
 use crate::clock::now_ms;
 use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
-use crate::pace::{Pace, Rate};
 
 /// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
 const REPORTS: usize = 256;
@@ -82,6 +82,8 @@ pub(super) struct Coordinator {
     new_bytes: u64,
     new_chunks: u32,
     duplicate_bytes: u64,
+    adopted_bytes: u64,
+    first_chunk_at: Option<u64>,
     rate: RateMeter,
     told_at: u64,
 }
@@ -104,18 +106,17 @@ impl Coordinator {
             revoked: Arc::clone(&job.revoked),
             acks: Arc::clone(&job.acks),
             buffers: Buffers::new(limits.buffer_bytes),
-            pacing: match limits.bytes_per_second {
-                // A rate of 0 would mean none.
-                Some(rate) => limits.pacing.clone().and(Arc::new(Pace::new(Rate::new(rate.max(1))))),
-                None => limits.pacing.clone(),
-            },
-            places: Arc::new(Semaphore::new(limits.sessions.clamp(1, Semaphore::MAX_PERMITS))),
+            pacing: limits.own_pacing(),
+            places: limits.places(),
             limits: limits.clone(),
         });
         let (to_reports, reports) = mpsc::channel(REPORTS);
         // Stands in until the manifest says how many chunks there are; nothing is planned before.
         let scheduler = Scheduler::new(1, 1, &ChunkSet::new(), limits.scheduler.clone());
         let mut book = SourceBook::new();
+        for banned in &job.banned {
+            book.ban(*banned);
+        }
         for source in &job.sources {
             book.add(source.clone());
         }
@@ -147,6 +148,8 @@ impl Coordinator {
             new_bytes: 0,
             new_chunks: 0,
             duplicate_bytes: 0,
+            adopted_bytes: 0,
+            first_chunk_at: None,
             rate: RateMeter::default(),
             told_at: 0,
             job,
@@ -229,6 +232,12 @@ impl Coordinator {
                         Err(SyncError::File(error)) => return Err(self.disk_failed(WriteError::Io(error))),
                     }
                 }
+                Ok(()) = self.job.credential.changed() => {
+                    // Those who refused the one before may take this one.
+                    for peer in self.book.reopen() {
+                        self.scheduler.readmit(&peer, now_ms());
+                    }
+                }
                 Some(found) = OptionFuture::from(self.discovery.as_mut()) => {
                     self.discovery = None;
                     self.on_found(found, now_ms());
@@ -254,28 +263,32 @@ impl Coordinator {
 
     fn connect_due(&mut self, now: u64) {
         for peer in self.scheduler.due_connections(now) {
-            if self.handles.contains_key(&peer) {
-                continue;
+            if !self.handles.contains_key(&peer) {
+                self.open_session(peer, false, now);
             }
-            self.next_number += 1;
-            let id = SessionId { peer, number: self.next_number };
-            let (commands, receiver) = mpsc::channel(COMMANDS);
-            let (close, pulse) = (CancellationToken::new(), Arc::new(Pulse::default()));
-            let task = SessionTask {
-                id,
-                target: self.book.target(&peer),
-                shared: Arc::clone(&self.shared),
-                content: self.contents.subscribe(),
-                ending: self.ending.subscribe(),
-                close: close.clone(),
-                commands: receiver,
-                reports: self.to_reports.clone(),
-                pulse: Arc::clone(&pulse),
-            };
-            let handle = Handle { number: id.number, commands, close, pulse, welcome: None, served_at: now };
-            self.handles.insert(peer, handle);
-            self.sessions.spawn(Box::pin(task.run()));
         }
+    }
+
+    fn open_session(&mut self, peer: PeerId, last_word: bool, now: u64) {
+        self.next_number += 1;
+        let id = SessionId { peer, number: self.next_number };
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let (close, pulse) = (CancellationToken::new(), Arc::new(Pulse::default()));
+        let task = SessionTask {
+            id,
+            target: self.book.target(&peer),
+            shared: Arc::clone(&self.shared),
+            content: self.contents.subscribe(),
+            ending: self.ending.subscribe(),
+            last_word,
+            close: close.clone(),
+            commands: receiver,
+            reports: self.to_reports.clone(),
+            pulse: Arc::clone(&pulse),
+        };
+        let handle = Handle { number: id.number, commands, close, pulse, welcome: None, served_at: now };
+        self.handles.insert(peer, handle);
+        self.sessions.spawn(Box::pin(task.run()));
     }
 
     /// Closes those who owe chunks and send nothing. Bytes that trickle count, for the time that a chunk may take.
@@ -362,13 +375,19 @@ impl Coordinator {
                 self.on_verified(&id.peer, chunk, bytes, now);
             }
             (What::Adopted(chunks), _) => {
-                let own = self.job.keypair.peer_id();
+                let (own, manifest) = (self.job.keypair.peer_id(), self.content.as_ref().map(|c| c.manifest()));
                 for chunk in chunks.iter() {
-                    self.scheduler.verified(&own, chunk, 0, now);
+                    // Another session may have found it, too.
+                    if self.scheduler.verified(&own, chunk, 0, now).new {
+                        self.adopted_bytes += manifest.map_or(0, |manifest| u64::from(manifest.chunk_len(chunk)));
+                    }
                 }
                 self.progressed_at = now;
             }
             (What::Manifest(manifest), _) => self.create(*manifest),
+            (What::Greeted(theirs), _) => {
+                self.book.compared(&id.peer, ClockState::compare(now, theirs, clock_grace(&self.job.trust)));
+            }
             (What::Welcomed { .. } | What::Budget(_) | What::Released { .. }, None) => {}
         }
     }
@@ -381,6 +400,7 @@ impl Coordinator {
             self.new_chunks += 1;
             self.unsynced += u64::from(bytes);
             self.progressed_at = now;
+            self.first_chunk_at.get_or_insert(now);
         } else {
             self.duplicate_bytes += u64::from(bytes);
         }

@@ -44,6 +44,15 @@ impl EndReason {
         }
     }
 
+    /// After it the seeder need not be given its last acknowledgement again: it has it, or will never take it.
+    pub(super) fn takes_no_more(&self) -> bool {
+        match self {
+            EndReason::Finished | EndReason::Violation(_) => true,
+            EndReason::Refused(_) => self.loss() == Loss::Useless,
+            _ => false,
+        }
+    }
+
     pub(super) fn refusal(&self) -> Option<&Refusal> {
         match self {
             EndReason::Refused(refusal) => Some(refusal),
@@ -128,7 +137,10 @@ mod tests {
                 assert_eq!(loss, Loss::Useless, "{code}");
             }
         }
-        assert_eq!(loss_of(&Refusal::new(RefusalCode::Overloaded, "").retry_after(70)), Loss::ComeBack(70));
+        let busy = || Refusal::new(RefusalCode::Overloaded, "").retry_after(70);
+        assert_eq!(loss_of(&busy()), Loss::ComeBack(70));
+        assert!(!EndReason::Refused(busy()).takes_no_more() && !EndReason::Closed(String::new()).takes_no_more());
+        assert!(EndReason::Refused(Refusal::new(RefusalCode::Revoked, "")).takes_no_more());
         assert_eq!(loss_of(&Refusal::new(RefusalCode::ContentNotHeld, "")), Loss::Useless);
     }
 }

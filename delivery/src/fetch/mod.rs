@@ -10,6 +10,7 @@ mod error;
 mod incoming;
 mod progress;
 mod session;
+mod settle;
 mod sources;
 
 use std::sync::Arc;
@@ -21,16 +22,17 @@ use protocol::fetching::SchedulerConfig;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{ChunkSet, Digest, Keypair, PeerAddrs, PeerId, Refusal, Signed};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use acks::{AckMemory, AckStore};
 pub use connect::Connect;
 pub use error::FetchError;
-pub use progress::{Phase, Progress, SourceProgress, Stall, StallCause};
+pub use progress::{Clock, Phase, Progress, SourceProgress, Stall, StallCause};
+pub use settle::{SettleJob, settle};
 
 use crate::content_store::ContentStore;
-use crate::pace::Pacing;
+use crate::pace::{Pace, Pacing, Rate};
 
 /// Asked for more seeders when those known do not do: looks into the DHT, asks the manager, reads a configuration. It
 /// is asked again from time to time, never twice at once, and dropped when it takes longer than
@@ -47,14 +49,16 @@ pub struct FetchJob {
     pub manifest: Digest,
     /// Only these chunks (those that exist); all when `None`.
     pub only: Option<ChunkSet>,
-    /// The right.
-    pub credential: Credential,
+    /// The right. A newer one for the same delivery counts from the next stream on; those that run go on.
+    pub credential: watch::Receiver<Credential>,
     /// What it is counted under.
     pub delivery: DeliveryId,
     /// Signs acknowledgements; the credential must name its peer ID.
     pub keypair: Keypair,
     /// Seeders known at the start, the best first.
     pub sources: Vec<PeerAddrs>,
+    /// Seeders that sent something else than the content in an earlier run: never talked to, whoever names them.
+    pub banned: Vec<PeerId>,
     /// Finds more.
     pub more_sources: Option<MoreSources>,
     /// The network's keys.
@@ -126,6 +130,22 @@ impl Default for FetchLimits {
     }
 }
 
+impl FetchLimits {
+    /// All limits on the rate together.
+    fn own_pacing(&self) -> Pacing {
+        match self.bytes_per_second {
+            // A rate of 0 would mean none.
+            Some(rate) => self.pacing.clone().and(Arc::new(Pace::new(Rate::new(rate.max(1))))),
+            None => self.pacing.clone(),
+        }
+    }
+
+    /// A place for each seeder that is talked to at once.
+    fn places(&self) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(self.sessions.clamp(1, Semaphore::MAX_PERMITS)))
+    }
+}
+
 /// What a fetch did. Of a fetch that failed, [`FetchError::NoSource`] tells as much.
 #[derive(Clone, Debug)]
 pub struct FetchReport {
@@ -135,12 +155,17 @@ pub struct FetchReport {
     pub chunks: u32,
     /// Bytes of chunks that came twice.
     pub duplicate_bytes: u64,
-    /// How long it took.
+    /// Bytes of chunks that were on disk and not noted, because an earlier run was killed.
+    pub adopted_bytes: u64,
+    /// How long it took until everything was durable.
     pub duration: Duration,
     /// Every seeder that was tried.
     pub sources: Vec<SourceReport>,
     /// The client's word that all of it is here; `None` when only some chunks were asked for.
     pub completion: Option<Signed<Completion>>,
+    /// Seeders that served and did not confirm the last acknowledgement, which is what they are paid by; [`settle`] gives
+    /// it to them later.
+    pub owed: Vec<PeerAddrs>,
 }
 
 impl FetchReport {

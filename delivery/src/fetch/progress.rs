@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 
+use protocol::clock::ClockState;
+use protocol::trust::Trust;
 use protocol::{PeerId, RefusalCode};
 
 /// How far a fetch is.
@@ -38,6 +40,10 @@ pub struct Progress {
     pub total_bytes: u64,
     /// Bytes per second over the last seconds.
     pub bytes_per_second: u64,
+    /// This machine's clock beside the seeders'.
+    pub clock: Clock,
+    /// When the first chunk was verified, unix milliseconds.
+    pub first_chunk_at: Option<u64>,
     /// Seeders that serve it now.
     pub active: usize,
     /// The seeders tried.
@@ -76,6 +82,28 @@ pub struct SourceProgress {
     pub last_reason: Option<String>,
 }
 
+/// This machine's clock beside others'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Clock {
+    /// `good`, `off`, or `unknown` while there was nobody to compare it with.
+    pub state: &'static str,
+    /// By how much it is off, milliseconds: negative when it is behind.
+    pub off_by_ms: Option<i64>,
+}
+
+impl From<ClockState> for Clock {
+    fn from(state: ClockState) -> Self {
+        Clock { state: state.as_str(), off_by_ms: state.off_by_ms() }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        ClockState::Unknown.into()
+    }
+}
+
 /// It is not moving.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -102,10 +130,19 @@ pub enum StallCause {
     },
     /// Every seeder has too much to do.
     Overloaded,
+    /// Every seeder refuses the ticket because its lease is over.
+    TicketExpires,
+    /// Every seeder refuses the ticket for its time, and this machine's clock is not theirs.
+    ClockOff {
+        /// By how much it is off, milliseconds: negative when it is behind.
+        off_by_ms: i64,
+    },
     /// The seeders serve, but none of them holds what is still missing.
     NoSeederHolds {
         /// The first such chunk.
         chunk: u32,
+        /// How many more there are.
+        more: u32,
     },
     /// The seeders serve, but send nothing.
     Silent,
@@ -131,7 +168,14 @@ impl fmt::Display for StallCause {
             StallCause::Connecting => f.write_str("connecting to seeders"),
             StallCause::AllRefused { code } => write!(f, "every seeder refuses ({code})"),
             StallCause::Overloaded => f.write_str("every seeder has too much to do at the moment"),
-            StallCause::NoSeederHolds { chunk } => write!(f, "no connected seeder holds chunk {chunk}"),
+            StallCause::TicketExpires => f.write_str("the ticket's lease is over, and there is no longer one yet"),
+            StallCause::ClockOff { off_by_ms } => {
+                write!(f, "your clock is {}; set it, then go on", clock_off_by(*off_by_ms))
+            }
+            StallCause::NoSeederHolds { chunk, more: 0 } => write!(f, "no connected seeder holds chunk {chunk}"),
+            StallCause::NoSeederHolds { chunk, more } => {
+                write!(f, "no connected seeder holds chunk {chunk} and {more} more")
+            }
             StallCause::Silent => f.write_str("the seeders are connected but send nothing"),
             StallCause::NetworkUnreachable => f.write_str("no seeder can be reached"),
             StallCause::NoSeederLeft => f.write_str("no seeder is left that would serve it"),
@@ -140,6 +184,23 @@ impl fmt::Display for StallCause {
             }
             StallCause::ManagerAway => f.write_str("the manager cannot be reached"),
         }
+    }
+}
+
+/// A clock is not called off for less, milliseconds, however little grace a network gives.
+const LEAST_OFF_MS: u64 = 30_000;
+
+/// From what difference on a clock is off.
+pub(super) fn clock_grace(trust: &Trust) -> u64 {
+    trust.grace_ms().max(LEAST_OFF_MS)
+}
+
+/// The state of a clock that is off by so many milliseconds, negative when it is behind.
+pub(super) fn clock_off_by(ms: i64) -> ClockState {
+    match ms {
+        0 => ClockState::Good,
+        behind @ ..0 => ClockState::Behind(behind.unsigned_abs()),
+        ahead => ClockState::Ahead(ahead.unsigned_abs()),
     }
 }
 

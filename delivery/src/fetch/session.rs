@@ -17,7 +17,7 @@ use protocol::fetching::{Session, SessionEvent, SessionTerms};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS};
 use protocol::receipt::{Ack, Completion};
 use protocol::trust::{RevocationState, Trust};
-use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Signed};
+use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Refusal, Signed};
 use tokio::io::WriteHalf;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -30,6 +30,7 @@ use super::buffers::{Buffer, Buffers};
 use super::connect::Connect;
 use super::end::EndReason;
 use super::incoming::{self, Incoming, Pulse};
+use super::progress::clock_grace;
 use crate::clock::now_ms;
 use crate::content_store::{Content, WriteError};
 use crate::pace::Pacing;
@@ -45,7 +46,7 @@ const SPENT_GRACE: Duration = Duration::from_secs(3);
 /// What all sessions of a fetch share.
 pub(super) struct Shared {
     pub(super) connect: Arc<dyn Connect>,
-    pub(super) credential: Credential,
+    pub(super) credential: watch::Receiver<Credential>,
     pub(super) terms: SessionTerms,
     pub(super) keypair: Keypair,
     pub(super) trust: Arc<Trust>,
@@ -90,6 +91,8 @@ pub(super) struct Report {
 
 #[derive(Debug)]
 pub(super) enum What {
+    /// The seeder's clock, unix milliseconds.
+    Greeted(u64),
     Welcomed {
         held: ChunkSet,
         budget: u32,
@@ -117,6 +120,8 @@ pub(super) struct SessionTask {
     pub(super) shared: Arc<Shared>,
     pub(super) content: watch::Receiver<Option<Arc<Content>>>,
     pub(super) ending: watch::Receiver<Ending>,
+    /// Opened at the end of the fetch, to give the seeder its last acknowledgement and for nothing else.
+    pub(super) last_word: bool,
     pub(super) close: CancellationToken,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) reports: mpsc::Sender<Report>,
@@ -135,7 +140,7 @@ impl SessionTask {
         let opened = tokio::select! {
             opened = self.open() => opened,
             () = close.cancelled() => return EndReason::Silent,
-            _ = ended(&mut ending) => return EndReason::Stopped,
+            _ = ended(&mut ending), if !self.last_word => return EndReason::Stopped,
         };
         let (stream, before, _place) = match opened {
             Ok(opened) => opened,
@@ -209,6 +214,7 @@ struct Conversation {
     unsaved: bool,
     saving: Option<JoinHandle<()>>,
     first: bool,
+    last_word: bool,
 }
 
 impl Conversation {
@@ -232,6 +238,7 @@ impl Conversation {
             unsaved: false,
             saving: None,
             first: true,
+            last_word: task.last_word,
         }
     }
 
@@ -242,9 +249,12 @@ impl Conversation {
         mut ending: watch::Receiver<Ending>,
     ) -> EndReason {
         let serving = async {
-            tokio::select! {
-                greeted = self.greet(from) => greeted?,
-                _ = ended(&mut ending) => return Err(EndReason::Stopped),
+            match self.last_word {
+                true => self.greet(from).await?,
+                false => tokio::select! {
+                    greeted = self.greet(from) => greeted?,
+                    _ = ended(&mut ending) => return Err(EndReason::Stopped),
+                },
             }
             self.serve(from, commands, &mut ending).await
         };
@@ -262,14 +272,21 @@ impl Conversation {
         let Shared { trust, revoked, .. } = &*self.shared;
         SeederCert::check(&certificate, &self.id.peer, trust, revoked, now_ms()).map_err(EndReason::Certificate)?;
         let transaction = self.shared.terms.delivery.transaction;
+        let credential = self.shared.credential.borrow().clone();
         let skew = i128::from(now) - i128::from(now_ms());
-        tracing::info!(step = 9, %transaction, seeder = %self.id.peer, credential = self.shared.credential.kind(),
+        tracing::info!(step = 9, %transaction, seeder = %self.id.peer, credential = credential.kind(),
             skew_ms = %skew, "transaction data shown to the seeder");
-        let hello = self.machine.hello(self.shared.credential.clone(), self.last_ack.clone());
+        if !self.last_word {
+            self.report(What::Greeted(now)).await?;
+        }
+        let hello = self.machine.hello(credential, self.last_ack.clone());
         self.say(&hello).await?;
         let SessionEvent::Welcomed { held } = self.next_event(from).await? else {
             return Err(EndReason::Violation("the seeder did not answer with a welcome".to_owned()));
         };
+        if self.last_word {
+            return Ok(());
+        }
         self.attach();
         match self.content.clone() {
             Some(content) => self.adopt(content).await?,
@@ -294,7 +311,7 @@ impl Conversation {
             Err(_) => Err(EndReason::Silent),
             Ok(Some(Incoming::Message(message))) => {
                 match self.machine.message(message, &self.shared.keypair.peer_id())? {
-                    SessionEvent::Refused(refusal) => Err(EndReason::Refused(refusal)),
+                    SessionEvent::Refused(refusal) => Err(self.refused(refusal)),
                     event => Ok(event),
                 }
             }
@@ -388,7 +405,7 @@ impl Conversation {
             Incoming::Closed(why) => return Err(EndReason::Closed(why)),
         };
         match (self.machine.message(message, &self.shared.keypair.peer_id())?, buffer) {
-            (SessionEvent::Refused(refusal), _) => Err(EndReason::Refused(refusal)),
+            (SessionEvent::Refused(refusal), _) => Err(self.refused(refusal)),
             (SessionEvent::Window, _) => self.report(What::Budget(self.budget())).await,
             (SessionEvent::Cancelled { chunks }, _) => {
                 self.report(What::Released { chunks, budget: self.budget() }).await
@@ -512,6 +529,11 @@ impl Conversation {
             let _ = tokio::task::spawn_blocking(move || acks.save(&peer, &ack)).await;
         }
         reason
+    }
+
+    /// A refusal for time says how far this clock is off.
+    fn refused(&self, refusal: Refusal) -> EndReason {
+        EndReason::Refused(refusal.compared_with(now_ms(), clock_grace(&self.shared.trust)))
     }
 
     fn budget(&self) -> u32 {

@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use protocol::clock::ClockState;
 use protocol::fetching::{Loss, Scheduler, SourceView};
 use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 
 use super::end::{EndReason, is_about_credential};
+use super::progress::clock_off_by;
 use super::{SourceReport, StallCause};
 
 #[derive(Debug)]
@@ -20,8 +22,13 @@ pub(super) struct SourceBook {
 struct Entry {
     target: PeerAddrs,
     last: Option<Last>,
+    clock: ClockState,
     closed: bool,
     banned: bool,
+    /// It served something, and is to be told that it came.
+    owed: bool,
+    /// It confirmed the last word of this fetch.
+    settled: bool,
     bad_chunk: Option<u32>,
     chunks: u32,
     bytes: u64,
@@ -32,6 +39,23 @@ struct Last {
     text: String,
     refusal: Option<Refusal>,
     unreachable: bool,
+}
+
+impl Entry {
+    fn new(target: PeerAddrs) -> Self {
+        Entry {
+            target,
+            last: None,
+            clock: ClockState::Unknown,
+            closed: false,
+            banned: false,
+            owed: false,
+            settled: false,
+            bad_chunk: None,
+            chunks: 0,
+            bytes: 0,
+        }
+    }
 }
 
 impl SourceBook {
@@ -53,10 +77,18 @@ impl SourceBook {
             return Added::No;
         }
         let peer = target.peer;
-        let entry = Entry { target, last: None, closed: false, banned: false, bad_chunk: None, chunks: 0, bytes: 0 };
-        self.entries.insert(peer, entry);
+        self.entries.insert(peer, Entry::new(target));
         self.spare.push_back(peer);
         Added::New
+    }
+
+    /// Has nothing to do with a seeder, from the beginning.
+    pub(super) fn ban(&mut self, peer: PeerId) {
+        if self.entries.len() < Scheduler::MAX_SOURCES {
+            let text = "it sent something else than the content in an earlier run".to_owned();
+            let last = Some(Last { text, refusal: None, unreachable: false });
+            self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
+        }
     }
 
     pub(super) fn next_spare(&mut self) -> Option<PeerId> {
@@ -90,8 +122,36 @@ impl SourceBook {
     pub(super) fn received(&mut self, peer: &PeerId, bytes: u32, new: bool) {
         if let Some(entry) = self.entries.get_mut(peer) {
             entry.bytes += u64::from(bytes);
+            entry.owed = true;
             entry.chunks += u32::from(new);
         }
+    }
+
+    /// It is owed an acknowledgement from before.
+    pub(super) fn owe(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.owed = true;
+        }
+    }
+
+    /// It is owed nothing that it would take.
+    pub(super) fn forgive(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.owed = false;
+        }
+    }
+
+    /// Seeders that have not confirmed a last word, whether or not they are owed one.
+    pub(super) fn unsettled(&self) -> Vec<PeerId> {
+        let unsettled = self.entries.iter().filter(|(_, entry)| !entry.settled && !entry.banned);
+        unsettled.map(|(peer, _)| *peer).collect()
+    }
+
+    /// Seeders that are owed an acknowledgement and did not confirm it. One that sent something else than the content
+    /// keeps what it was told before.
+    pub(super) fn owed(&self) -> Vec<PeerId> {
+        let owed = self.entries.iter().filter(|(_, entry)| entry.owed && !entry.settled && !entry.banned);
+        owed.map(|(peer, _)| *peer).collect()
     }
 
     /// Notes why a stream ended.
@@ -100,6 +160,7 @@ impl SourceBook {
         let Some(entry) = self.entries.get_mut(peer) else { return loss };
         entry.closed |= matches!(loss, Loss::Useless | Loss::Banned);
         entry.banned |= loss == Loss::Banned;
+        entry.settled |= matches!(reason, EndReason::Finished);
         if let EndReason::BadChunk(chunk) = reason {
             entry.bad_chunk = Some(*chunk);
         }
@@ -111,6 +172,35 @@ impl SourceBook {
             });
         }
         loss
+    }
+
+    /// This machine's clock was compared with a seeder's.
+    pub(super) fn compared(&mut self, peer: &PeerId, clock: ClockState) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.clock = clock;
+        }
+    }
+
+    /// What the seeders' clocks say of this machine's: the one in the middle, so that no single liar decides.
+    pub(super) fn clock(&self) -> ClockState {
+        let known = self.entries.values().filter(|entry| entry.clock != ClockState::Unknown);
+        let mut off: Vec<i64> = known.map(|entry| entry.clock.off_by_ms().unwrap_or(0)).collect();
+        off.sort_unstable();
+        off.get(off.len() / 2).map_or(ClockState::Unknown, |ms| clock_off_by(*ms))
+    }
+
+    /// Takes those back that were given up for what they said of the credential: there is a newer one.
+    pub(super) fn reopen(&mut self) -> Vec<PeerId> {
+        let refused = |entry: &Entry| {
+            let last = entry.last.as_ref().and_then(|last| last.refusal.as_ref());
+            last.is_some_and(|refusal| is_about_credential(refusal.code))
+        };
+        let mut reopened = Vec::new();
+        for (peer, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.banned && refused(entry)) {
+            (entry.closed, entry.last) = (false, None);
+            reopened.push(*peer);
+        }
+        reopened
     }
 
     /// A refusal of the credential that at least two seeders gave, and how many did.
@@ -146,7 +236,14 @@ impl SourceBook {
             return StallCause::Overloaded;
         }
         let most = codes.iter().max_by_key(|code| codes.iter().filter(|other| other == code).count());
-        most.map_or(StallCause::NoSeederLeft, |code| StallCause::AllRefused { code: *code })
+        match (most, self.clock().off_by_ms()) {
+            (Some(RefusalCode::Expired | RefusalCode::NotYetValid), Some(off_by_ms)) => {
+                StallCause::ClockOff { off_by_ms }
+            }
+            (Some(RefusalCode::Expired), None) => StallCause::TicketExpires,
+            (Some(code), _) => StallCause::AllRefused { code: *code },
+            (None, _) => StallCause::NoSeederLeft,
+        }
     }
 
     pub(super) fn last_reason(&self, peer: &PeerId) -> Option<String> {
@@ -212,8 +309,20 @@ mod tests {
         assert_eq!(book.credential_refused(), None);
         book.ended(&peer(1), &refused(RefusalCode::Expired));
         book.ended(&peer(2), &refused(RefusalCode::Expired));
-        assert_eq!(book.cause(), StallCause::AllRefused { code: RefusalCode::Expired });
+        assert_eq!(book.cause(), StallCause::TicketExpires);
+        assert_eq!(book.clock(), ClockState::Unknown);
+        book.compared(&peer(1), ClockState::Behind(720_000));
+        book.compared(&peer(2), ClockState::Behind(721_000));
+        book.compared(&peer(3), ClockState::Good);
+        assert_eq!(book.cause(), StallCause::ClockOff { off_by_ms: -720_000 });
+        assert!(book.cause().to_string().starts_with("your clock is 12 minutes behind"), "{}", book.cause());
+        book.compared(&peer(1), ClockState::Good);
+        assert_eq!((book.clock(), book.cause()), (ClockState::Good, StallCause::TicketExpires));
         assert_eq!(book.credential_refused().map(|(_, by)| by), Some(2));
+        assert_eq!(book.reopen(), [peer(1), peer(2)]);
+        assert!(!book.all_closed() && book.credential_refused().is_none());
+        book.ended(&peer(1), &refused(RefusalCode::Expired));
+        book.ended(&peer(2), &refused(RefusalCode::Expired));
         book.ended(&peer(3), &EndReason::BadChunk(7));
         assert_eq!(book.cause(), StallCause::NoSeederLeft);
         assert!(book.all_closed());

@@ -1,16 +1,30 @@
-//! How a fetch ends: what is stored is made durable first, then the seeders get what is owed to them, for a bounded time.
+//! How a fetch ends: what is stored is made durable first, then the seeders get what is owed to them, for a bounded
+//! time. A seeder that broke off after it had served is connected to once more for it: the acknowledgement is its pay.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::Signed;
 use protocol::receipt::Completion;
+use protocol::{PeerAddrs, PeerId, Signed};
+use tokio::time::Instant;
 
 use super::super::session::Ending;
 use super::super::{FetchError, FetchReport, StallCause};
 use super::{Coordinator, joined};
 use crate::clock::now_ms;
 use crate::content_store::{FinishError, SyncError, WriteError};
+
+/// So often a seeder that is owed an acknowledgement is connected to at the end …
+const TRIES: u32 = 3;
+/// … first at once, then after this time, then after twice that: a restart takes about as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// When a seeder that is owed an acknowledgement is connected to next.
+struct Try {
+    made: u32,
+    next: Instant,
+}
 
 impl Coordinator {
     /// Everything asked for is here.
@@ -41,36 +55,71 @@ impl Coordinator {
             let (network, delivery, manifest) = (terms.network, terms.delivery, terms.manifest);
             Signed::sign(&Completion { network, delivery, manifest, at: now_ms() }, &self.job.keypair)
         });
-        self.wind_up(completion.clone()).await;
+        let duration = self.started.elapsed();
+        let owed = self.settle_up(completion.clone()).await;
         Ok(FetchReport {
             bytes: self.new_bytes,
             chunks: self.new_chunks,
             duplicate_bytes: self.duplicate_bytes,
-            duration: self.started.elapsed(),
+            adopted_bytes: self.adopted_bytes,
+            duration,
             sources: self.book.reports(),
             completion,
+            owed,
         })
     }
 
     /// Lets every session say its last word, for a bounded time.
     pub(super) async fn wind_up(&mut self, completion: Option<Signed<Completion>>) {
+        self.last_words(completion, BTreeMap::new()).await;
+    }
+
+    /// Gives every seeder that served its last acknowledgement, those to which there is no stream any more included.
+    /// Returns those that did not confirm it.
+    pub(super) async fn settle_up(&mut self, completion: Option<Signed<Completion>>) -> Vec<PeerAddrs> {
+        let (acks, peers) = (Arc::clone(&self.job.acks), self.book.unsettled());
+        // Also those of an earlier run that was killed before it could tell them.
+        let remembered = tokio::task::spawn_blocking(move || {
+            peers.into_iter().filter(|peer| acks.load(peer).is_some()).collect::<Vec<_>>()
+        });
+        for peer in remembered.await.unwrap_or_default() {
+            self.book.owe(&peer);
+        }
+        let first = Instant::now();
+        let tries = self.book.owed().into_iter().map(|peer| (peer, Try { made: 0, next: first })).collect();
+        self.last_words(completion, tries).await;
+        let owed = self.book.owed();
+        for seeder in &owed {
+            tracing::info!(%seeder, "the seeder did not confirm the last acknowledgement");
+        }
+        owed.iter().map(|peer| self.book.target(peer)).collect()
+    }
+
+    async fn last_words(&mut self, completion: Option<Signed<Completion>>, mut tries: BTreeMap<PeerId, Try>) {
         self.ending.send_replace(Ending::Finish(completion));
         let limit = self.job.limits.finish_timeout;
         let last_words = async {
             loop {
+                let next = self.reach_out(&mut tries);
+                if next.is_none() && self.sessions.is_empty() {
+                    return;
+                }
                 tokio::select! {
                     Some(report) = self.reports.recv() => self.on_report(report),
-                    ended = self.sessions.join_next() => match ended {
-                        Some(Ok((id, reason))) => {
+                    Some(ended) = self.sessions.join_next() => match ended {
+                        Ok((id, reason)) => {
                             while let Ok(report) = self.reports.try_recv() {
                                 self.on_report(report);
                             }
                             self.handles.remove(&id.peer);
                             self.book.ended(&id.peer, &reason);
+                            if tries.contains_key(&id.peer) && reason.takes_no_more() {
+                                self.book.forgive(&id.peer);
+                            }
                         }
-                        Some(Err(error)) => tracing::error!(%error, "a session failed"),
-                        None => return,
+                        Err(error) => tracing::error!(%error, "a session failed"),
                     },
+                    () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
                 }
             }
         };
@@ -79,5 +128,26 @@ impl Coordinator {
             self.sessions.shutdown().await;
         }
         self.handles.clear();
+    }
+
+    /// Connects to seeders that are owed an acknowledgement and have no stream; says when the next is due.
+    fn reach_out(&mut self, tries: &mut BTreeMap<PeerId, Try>) -> Option<Instant> {
+        let owed = self.book.owed();
+        tries.retain(|peer, _| owed.contains(peer));
+        let now = Instant::now();
+        let mut next = None;
+        for (peer, attempt) in tries {
+            if attempt.made >= TRIES || self.handles.contains_key(peer) {
+                continue;
+            }
+            if attempt.next <= now {
+                attempt.next = now + FIRST_PAUSE.saturating_mul(1 << attempt.made.min(TRIES));
+                attempt.made += 1;
+                self.open_session(*peer, true, now_ms());
+            } else {
+                next = Some(next.map_or(attempt.next, |sooner: Instant| sooner.min(attempt.next)));
+            }
+        }
+        next
     }
 }

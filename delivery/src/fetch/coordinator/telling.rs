@@ -32,6 +32,8 @@ impl Coordinator {
             progress.total_bytes = bytes_of(manifest, &self.wanted);
             progress.have_bytes = progress.total_bytes.saturating_sub(bytes_of(manifest, &missing));
         }
+        progress.clock = self.book.clock().into();
+        progress.first_chunk_at = self.first_chunk_at;
         progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
         progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
         let views = self.scheduler.sources();
@@ -70,7 +72,9 @@ impl Coordinator {
         }
         let unheld = self.scheduler.unheld().intersection(&self.wanted);
         match unheld.first() {
-            Some(chunk) if unheld.len() == self.scheduler_missing() => Some(StallCause::NoSeederHolds { chunk }),
+            Some(chunk) if unheld.len() == self.scheduler_missing() => {
+                Some(StallCause::NoSeederHolds { chunk, more: unheld.len() - 1 })
+            }
             _ => Some(StallCause::Silent),
         }
     }

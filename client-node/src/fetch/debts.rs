@@ -1,0 +1,137 @@
+//! A seeder is paid by what this client acknowledged to it. One that was away when a delivery ended (killed, restarting,
+//! cut off) is remembered, and given its acknowledgement during the fetches that follow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use delivery::{FetchLimits, SettleJob};
+use futures::StreamExt;
+use protocol::deliver::Credential;
+use protocol::receipt::{Completion, DeliveryId};
+use protocol::ticket::{Lease, TransactionData};
+use protocol::{PeerAddrs, Refusal, Signed, TransactionId};
+
+use super::acks::AckFiles;
+use super::ticket::Checked;
+use super::{FetchOptions, Purchase};
+use crate::home::{Home, blocking, now_ms};
+use crate::library::{Debt, LibraryError};
+use crate::link::Link;
+
+/// Deliveries looked at in one run, the newest first; the next run sees those that are left.
+const AT_ONCE: usize = 32;
+/// So many of them at the same time.
+const SIDE_BY_SIDE: usize = 4;
+/// Seeders take an acknowledgement for two days past the lease unless configured otherwise; a week later none does.
+const GIVE_UP_MS: u64 = 9 * 24 * 3600 * 1000;
+
+/// For all of them together: a fetch that is over sooner waits for it.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Notes which seeders of a delivery that ended could not be told.
+pub(super) async fn note(
+    home: &Home,
+    checked: &Checked,
+    delivery: DeliveryId,
+    completion: Option<Signed<Completion>>,
+    mut seeders: Vec<PeerAddrs>,
+) -> Result<(), LibraryError> {
+    seeders.truncate(Debt::MOST);
+    let ticket = checked.purchase.envelope.ticket.clone();
+    let debt = (!seeders.is_empty()).then_some(Debt { ticket, completion, seeders });
+    let library = home.library();
+    blocking(move || library.set_debt(delivery, debt)).await
+}
+
+/// Seeders that are owed something of this delivery: worth asking for the rest of it.
+pub(super) async fn owed(home: &Home, delivery: DeliveryId) -> Result<Vec<PeerAddrs>, LibraryError> {
+    let all = all(home).await?;
+    Ok(all.into_iter().find(|(id, _)| *id == delivery).map(|(_, debt)| debt.seeders).unwrap_or_default())
+}
+
+async fn all(home: &Home) -> Result<Vec<(DeliveryId, Debt)>, LibraryError> {
+    let library = home.library();
+    blocking(move || library.debts(AT_ONCE)).await
+}
+
+/// Pays what is owed in the network of `link`, but for the purchase `busy`, whose own fetch does that. Failing is no
+/// matter of the fetch that it runs beside: the next one tries again.
+pub(super) async fn pay(home: &Home, link: &Link, busy: Option<TransactionId>) {
+    let debts = match all(home).await {
+        Ok(debts) => debts,
+        Err(error) => return tracing::warn!(%error, "what seeders are owed is not known"),
+    };
+    let others = debts.into_iter().filter(|(delivery, _)| Some(delivery.transaction) != busy);
+    let paying = others.map(|(delivery, debt)| async move {
+        if let Err(error) = pay_one(home, link, delivery, debt).await {
+            tracing::warn!(transaction = %delivery.transaction, %error, "what seeders are owed stays owed");
+        }
+    });
+    let paying = futures::stream::iter(paying).buffer_unordered(SIDE_BY_SIDE).collect::<()>();
+    let _ = tokio::time::timeout(LIMIT, paying).await;
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PayError {
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error(transparent)]
+    Trust(#[from] crate::link::TrustError),
+    #[error(transparent)]
+    File(#[from] crate::home::FileError),
+    #[error("its ticket cannot be read: {0}")]
+    Ticket(#[from] Refusal),
+}
+
+async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId, debt: Debt) -> Result<(), PayError> {
+    let (data, lease) = terms(&debt)?;
+    let (trust, _) = link.trust().await?;
+    if data.network != trust.network() {
+        return Ok(());
+    }
+    let owed = match now_ms() > lease.end.saturating_add(GIVE_UP_MS) {
+        true => Vec::new(),
+        false => {
+            let acks = AckFiles::of(home, delivery);
+            let job = SettleJob {
+                connect: Arc::new(link.node().clone()),
+                manifest: data.manifest,
+                credential: Credential::Ticket(Box::new(debt.ticket.clone())),
+                delivery,
+                keypair: home.keypair().clone(),
+                seeders: debt.seeders.clone(),
+                revoked: Arc::new(link.revocations(&trust).await?),
+                trust,
+                acks: Arc::new(acks),
+                completion: debt.completion.clone(),
+                limits: FetchLimits::default(),
+            };
+            delivery::settle(job).await
+        }
+    };
+    if owed.len() < debt.seeders.len() {
+        let debt = (!owed.is_empty()).then_some(Debt { seeders: owed, ..debt });
+        let library = home.library();
+        blocking(move || library.set_debt(delivery, debt)).await?;
+    }
+    Ok(())
+}
+
+fn terms(debt: &Debt) -> Result<(TransactionData, Lease), Refusal> {
+    Ok((debt.ticket.data.peek()?, debt.ticket.lease.peek()?))
+}
+
+/// Pays what is owed in the network of a purchase that needs no fetching: then nobody else connects to it.
+pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchOptions) {
+    let ours = |(_, debt): &(DeliveryId, Debt)| terms(debt).is_ok_and(|(data, _)| data.network == purchase.network);
+    if !all(home).await.is_ok_and(|debts| debts.iter().any(ours)) {
+        return;
+    }
+    match Link::start(home, &purchase.envelope.join, options.link.clone()).await {
+        Ok(link) => {
+            pay(home, &link, None).await;
+            link.stop().await;
+        }
+        Err(error) => tracing::warn!(%error, "what seeders are owed stays owed"),
+    }
+}
