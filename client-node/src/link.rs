@@ -1,10 +1,11 @@
-//! A command's connection to one network: a node that listens nowhere and lives as long as the command, and the calls
+//! A command's connection to one network: a node that lives as long as the command and listens nowhere, unless a seeder
+//! behind a translation has to dial it while it dials the seeder, and the calls
 //! to the network's managers, of whom any that answers will do.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use node::{DhtMode, Node, NodeConfig, NodeHandle, Protocol, StartError, Supervisor};
+use node::{DhtMode, Node, NodeConfig, NodeHandle, Protocol, ReachConfig, StartError, Supervisor};
 use protocol::api::{
     Answer, MAILBOX_PROTOCOL, MESH_PROTOCOL, MailboxRequest, MailboxResponse, MeshRequest, MeshResponse,
 };
@@ -38,6 +39,8 @@ pub struct LinkOptions {
     pub allow_key_log: bool,
     /// Seeders that are asked for what is public where no manager answers, and that lead to others.
     pub seeders: Vec<PeerAddrs>,
+    /// Look for seeders on the local network by multicast.
+    pub lan: bool,
 }
 
 impl Default for LinkOptions {
@@ -46,6 +49,7 @@ impl Default for LinkOptions {
             clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS,
             allow_key_log: false,
             seeders: Vec::new(),
+            lan: false,
         }
     }
 }
@@ -108,6 +112,7 @@ impl Link {
             bootstrap: join.managers.iter().chain(&options.seeders).cloned().collect(),
             dht: DhtMode::Client,
             gossip: false,
+            reach: ReachConfig { punch: true, lan: options.lan, ..ReachConfig::default() },
             allow_key_log: options.allow_key_log,
             ..NodeConfig::new(home.keypair().clone())
         };

@@ -11,13 +11,21 @@ use crate::home::{FileError, Home, read_file};
 const MAX: usize = 64 * 1024;
 
 /// The file's keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
     /// Bytes per second that all transfers of one process take together at most; 0 for no limit. Default: 0.
     pub download_limit: u64,
     /// Bytes per second that each transfer takes at most, where the command does not say otherwise. Default: 0.
     pub download_limit_per_transfer: u64,
+    /// Look for seeders on the local network by multicast (mDNS). Default: true.
+    pub lan: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { download_limit: 0, download_limit_per_transfer: 0, lan: true }
+    }
 }
 
 /// Why the settings are not known.

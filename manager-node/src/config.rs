@@ -79,6 +79,12 @@ pub struct Config {
     pub invitation_ms: u64,
     /// How long a certificate is good. Default: 31536000000 (365 days).
     pub certificate_ms: u64,
+
+    /// Finds nodes on the local network by multicast (mDNS), and is found. Default: false.
+    pub lan: bool,
+    /// Relays connections to seeders that nobody can dial: `enabled` (false), `slots` (128), `circuits` (64),
+    /// `circuit-bytes` (131072), `circuit-ms` (120000).
+    pub relay: node::RelayConfig,
 }
 
 impl Default for Config {
@@ -112,6 +118,8 @@ impl Default for Config {
             lease_ms: 7 * DAY,
             invitation_ms: 7 * DAY,
             certificate_ms: 365 * DAY,
+            lan: false,
+            relay: node::RelayConfig::default(),
         }
     }
 }
@@ -198,6 +206,7 @@ impl Config {
         if let Some((key, _)) = intervals.iter().find(|(_, ms)| *ms == 0) {
             return Err((key, "must not be 0"));
         }
+        self.relay.check()?;
         if self.fee_millionths > 1_000_000 {
             return Err(("fee-millionths", "is at most 1000000, the whole price"));
         }

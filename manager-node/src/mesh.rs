@@ -133,15 +133,14 @@ fn note_clock(ctx: &Context, seeder: PeerId, theirs: u64, now: u64) {
     }
 }
 
-/// Only enrolled peers take part in the DHT.
+/// Only enrolled peers take part in the DHT, and get a slot where this manager relays.
 async fn add_to_dht(ctx: &Context, peer: PeerId) {
     match ctx.registry.addresses(&peer) {
-        Ok(addrs) if !addrs.addrs.is_empty() => {
+        Ok(addrs) => {
             if let Err(error) = ctx.node.add_dht_peer(addrs).await {
                 tracing::debug!(%peer, %error, "seeder not added to the DHT");
             }
         }
-        Ok(_) => {}
         Err(error) => tracing::warn!(%peer, %error, "seeder not added to the DHT"),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use delivery::{ContentStore, FileError};
 use node::{
     AcceptError, ControlServer, ControlStartError, DhtMode, DirLock, DirLockError, Health, MetricsServer,
-    MetricsServerError, Node, NodeConfig, NodeHandle, ShutdownError, Stopped, SubscribeError, Supervisor,
+    MetricsServerError, Node, NodeConfig, NodeHandle, ReachConfig, ShutdownError, Stopped, SubscribeError, Supervisor,
 };
 use protocol::trust::{InvitedRole, JoinLine, KeyPurpose, Trust};
 use protocol::{Address, PeerId};
@@ -231,6 +231,13 @@ async fn start_node(
             listen: node::listen_memory::recall(dir, &config.listen).map_err(ports)?,
             external: config.external.clone(),
             dht: DhtMode::Server,
+            reach: ReachConfig {
+                punch: true,
+                relay: config.relay.clone(),
+                dial_back: true,
+                lan: config.lan,
+                ..ReachConfig::default()
+            },
             agent: concat!("willcall-manager/", env!("CARGO_PKG_VERSION")).to_owned(),
             allow_key_log: config.allow_key_log,
             ..NodeConfig::new(keypair)

@@ -41,7 +41,7 @@ pub(crate) fn address_to_libp2p(address: &Address, peer: &libp2p::PeerId) -> Opt
 /// Our form of an address, without a trailing `/p2p/…`. Nothing comes back for one that is longer than we allow.
 pub(crate) fn address_from_libp2p(address: &Multiaddr) -> Option<Address> {
     let mut address = address.clone();
-    if !is_relayed(&address) && matches!(address.iter().last(), Some(Part::P2p(_))) {
+    if matches!(address.iter().last(), Some(Part::P2p(_))) {
         address.pop();
     }
     Address::new(&address.to_string()).ok()
@@ -49,6 +49,28 @@ pub(crate) fn address_from_libp2p(address: &Multiaddr) -> Option<Address> {
 
 pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
     address.iter().any(|part| matches!(part, Part::P2pCircuit))
+}
+
+/// The relay of a relayed address, and where the relay is.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<(libp2p::PeerId, Multiaddr)> {
+    let before: Multiaddr = address.iter().take_while(|part| !matches!(part, Part::P2pCircuit)).collect();
+    if before.len() == address.len() {
+        return None;
+    }
+    match before.iter().last() {
+        Some(Part::P2p(relay)) => {
+            let mut at = before;
+            at.pop();
+            Some((relay, at))
+        }
+        _ => None,
+    }
+}
+
+/// Leads to this machine only.
+pub(crate) fn is_loopback(address: &Address) -> bool {
+    let text = address.as_str();
+    text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/")
 }
 
 pub(crate) fn is_tcp(address: &Multiaddr) -> bool {
@@ -90,5 +112,18 @@ mod tests {
         let named = Address::new(&format!("/ip4/127.0.0.1/tcp/4001/p2p/{peer}")).unwrap();
         assert_eq!(address_to_libp2p(&plain, &peer), address_to_libp2p(&named, &peer));
         assert_eq!(address_to_libp2p(&named, &other), None);
+    }
+
+    #[test]
+    fn a_relayed_address_keeps_its_relay_and_loses_its_end() {
+        let peer = peer_to_libp2p(&protocol::Keypair::from_seed(&[7; 32]).peer_id()).unwrap();
+        let relay = peer_to_libp2p(&protocol::Keypair::from_seed(&[8; 32]).peer_id()).unwrap();
+        let circuit = Address::new(&format!("/ip4/192.0.2.1/tcp/4001/p2p/{relay}/p2p-circuit")).unwrap();
+        let named = Address::new(&format!("{circuit}/p2p/{peer}")).unwrap();
+        let parsed = address_to_libp2p(&named, &peer).unwrap();
+        assert_eq!(address_to_libp2p(&circuit, &peer), Some(parsed.clone()));
+        assert_eq!(address_from_libp2p(&named.as_str().parse().unwrap()), Some(circuit));
+        assert_eq!(relay_of(&parsed), Some((relay, "/ip4/192.0.2.1/tcp/4001".parse().unwrap())));
+        assert_eq!(relay_of(&"/ip4/192.0.2.1/tcp/4001".parse().unwrap()), None);
     }
 }

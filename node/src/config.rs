@@ -6,6 +6,7 @@ use std::time::Duration;
 use protocol::{Address, Keypair, PeerAddrs};
 
 use crate::metrics::Metrics;
+use crate::reach::ReachConfig;
 
 /// Part that a node takes in the distributed hash table that says who provides which content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct NodeConfig {
     pub dht: DhtMode,
     /// Whether the node takes part in gossip.
     pub gossip: bool,
+    /// What is done to be reached, and for others to be; nothing by default.
+    pub reach: ReachConfig,
     /// Bounds.
     pub limits: Limits,
     /// Name and version that peers see, e.g. `willcall-seeder/0.1.0`.
@@ -110,6 +113,7 @@ impl NodeConfig {
             bootstrap: Vec::new(),
             dht: DhtMode::Off,
             gossip: true,
+            reach: ReachConfig::default(),
             limits: Limits::default(),
             agent: concat!("willcall/", env!("CARGO_PKG_VERSION")).to_owned(),
             connection_timeout: Duration::from_secs(10),

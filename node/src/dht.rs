@@ -16,6 +16,7 @@ use crate::address::{address_from_libp2p, address_to_libp2p, peer_from_libp2p, p
 use crate::config::Limits;
 use crate::handle::NodeHandle;
 use crate::host::Command;
+use crate::reach::Members;
 use crate::swarm::Kad;
 
 /// Why the DHT did not do what it was asked.
@@ -24,8 +25,8 @@ pub enum DhtError {
     /// This node takes no part in the DHT.
     #[error("the DHT is switched off in this node")]
     Off,
-    /// The node knows no other peer in the DHT.
-    #[error("no other peer in the DHT is known")]
+    /// The node knows no other peer in the DHT, or none of them answers.
+    #[error("no other peer in the DHT is known or answers")]
     NoPeers,
     /// The node's own table is full.
     #[error("the DHT table of this node is full")]
@@ -36,7 +37,7 @@ pub enum DhtError {
         /// The bound, [`Limits::dht_queries`].
         limit: usize,
     },
-    /// Nobody answered in time; it is tried again by itself at the next announcement.
+    /// Nobody answered in time.
     #[error("nobody in the DHT answered in time")]
     Timeout,
     /// This node is stopping.
@@ -57,10 +58,11 @@ pub(crate) enum DhtCommand {
 }
 
 impl NodeHandle {
-    /// Announces this node as a provider of `key`, and again every 45 minutes. Returns when the announcement is out.
+    /// Announces this node as a provider of `key`, under the addresses of the moment. Returns when the announcement is
+    /// out. Others forget it after two hours, so it has to be repeated before.
     ///
     /// # Errors
-    /// [`DhtError`]; after [`DhtError::Timeout`] the key stays announced and is tried again.
+    /// [`DhtError`]; this node itself answers with it also after [`DhtError::NoPeers`] and [`DhtError::Timeout`].
     pub async fn provide(&self, key: [u8; 32]) -> Result<(), DhtError> {
         self.ask_dht(|reply| DhtCommand::Provide { key, reply }).await
     }
@@ -106,6 +108,13 @@ impl NodeHandle {
         self.ask_dht(|reply| DhtCommand::Add { peer, reply }).await
     }
 
+    /// Vouches for a peer of whom no address is known, or where this node takes no part in the DHT: it may hold a slot
+    /// here, where this node is a relay. Past the bound on peers, nothing happens.
+    pub async fn add_member(&self, peer: protocol::PeerId) {
+        // Without a DHT, membership is all there is to it; a node that has stopped keeps no table.
+        let _ = self.ask_dht(|reply| DhtCommand::Add { peer: peer.into(), reply }).await;
+    }
+
     /// Takes a peer out of the DHT.
     pub async fn remove_dht_peer(&self, peer: protocol::PeerId) {
         // A node that has stopped keeps no table.
@@ -128,7 +137,7 @@ impl NodeHandle {
 /// The DHT part of the network task.
 pub(crate) struct DhtState {
     // Peers that a role vouches for.
-    members: HashSet<NetPeerId>,
+    members: Members,
     finds: HashMap<QueryId, Find>,
     waits: HashMap<QueryId, Done>,
     max_members: usize,
@@ -142,9 +151,9 @@ struct Find {
 }
 
 impl DhtState {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits, members: Members) -> Self {
         Self {
-            members: HashSet::new(),
+            members,
             finds: HashMap::new(),
             waits: HashMap::new(),
             max_members: limits.dht_peers,
@@ -156,19 +165,28 @@ impl DhtState {
     pub(crate) fn on_command(&mut self, kad: Option<&mut Kad>, command: DhtCommand) {
         let Some(kad) = kad else {
             match command {
+                DhtCommand::Add { peer, reply } => {
+                    let _ = reply.send(self.vouch(&peer.peer).and(Err(DhtError::Off)));
+                }
                 DhtCommand::Provide { reply, .. }
                 | DhtCommand::Find { reply, .. }
-                | DhtCommand::Add { reply, .. }
                 | DhtCommand::Bootstrap { reply } => drop(reply.send(Err(DhtError::Off))),
-                DhtCommand::StopProviding { .. } | DhtCommand::Remove { .. } => {}
+                DhtCommand::Remove { peer } => {
+                    if let Some(peer) = peer_to_libp2p(&peer) {
+                        self.members.remove(&peer);
+                    }
+                }
+                DhtCommand::StopProviding { .. } => {}
             }
             return;
         };
         match command {
             DhtCommand::Provide { key, reply } => {
+                let alone = kad.kbuckets().all(|bucket| bucket.is_empty());
                 let query =
                     self.room().and_then(|()| kad.start_providing(record_key(&key)).map_err(|_| DhtError::Full));
-                self.wait_for(query, reply);
+                // Nobody hears it, which ends the query as if all had gone well.
+                self.wait_for(if alone { query.and(Err(DhtError::NoPeers)) } else { query }, reply);
             }
             DhtCommand::Bootstrap { reply } => {
                 let query = self.room().and_then(|()| kad.bootstrap().map_err(|_| DhtError::NoPeers));
@@ -194,16 +212,21 @@ impl DhtState {
     }
 
     pub(crate) fn add(&mut self, kad: &mut Kad, peer: &PeerAddrs) -> Result<(), DhtError> {
-        // Bytes that are no key cannot have connected to us either.
-        let Some(id) = peer_to_libp2p(&peer.peer) else { return Ok(()) };
-        if self.members.len() >= self.max_members && !self.members.contains(&id) {
-            return Err(DhtError::Full);
-        }
-        self.members.insert(id);
+        let Some(id) = self.vouch(&peer.peer)? else { return Ok(()) };
         for address in peer.addrs.iter().filter_map(|address| address_to_libp2p(address, &id)) {
             kad.add_address(&id, address);
         }
         Ok(())
+    }
+
+    fn vouch(&mut self, peer: &protocol::PeerId) -> Result<Option<NetPeerId>, DhtError> {
+        // Bytes that are no key cannot have connected to us either.
+        let Some(id) = peer_to_libp2p(peer) else { return Ok(None) };
+        if self.members.len() >= self.max_members && !self.members.contains(&id) {
+            return Err(DhtError::Full);
+        }
+        self.members.insert(id);
+        Ok(Some(id))
     }
 
     pub(crate) fn on_event(&mut self, kad: &mut Kad, event: kad::Event) {
@@ -216,12 +239,14 @@ impl DhtState {
                     tracing::debug!(%error, "provider record refused");
                 }
             }
-            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
+            kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
                 let outcome = match result {
                     QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) => {
                         self.on_found(kad, id, &key, providers);
                         Ok(())
                     }
+                    // The library calls it done when there was nobody to tell.
+                    QueryResult::StartProviding(Ok(_)) if stats.num_successes() == 0 => Err(DhtError::NoPeers),
                     QueryResult::StartProviding(Err(_)) | QueryResult::Bootstrap(Err(_)) => Err(DhtError::Timeout),
                     _ => Ok(()),
                 };

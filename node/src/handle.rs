@@ -10,7 +10,7 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, Swarm};
 use protocol::{Address, PeerAddrs, PeerId};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::address::{address_to_libp2p, peer_to_libp2p};
 use crate::config::NodeConfig;
@@ -18,6 +18,7 @@ use crate::dht::DhtState;
 use crate::gossip::GossipState;
 use crate::host::{Command, Host, TASK};
 use crate::metrics::{Metrics, NodeMetrics};
+use crate::reach::{Members, Reach, ReachState};
 use crate::streams::{Accept, AcceptError, AcceptLimits, OpenError, Protocol, Stream, StreamRequest, Want};
 use crate::supervisor::Supervisor;
 use crate::swarm::{self, NodeBehaviour, StartError};
@@ -48,6 +49,7 @@ struct Inner {
     max_opens: usize,
     metrics: Metrics,
     counts: NodeMetrics,
+    reach: watch::Receiver<Reach>,
 }
 
 impl Node {
@@ -59,12 +61,13 @@ impl Node {
     pub async fn start(config: NodeConfig, supervisor: &Supervisor) -> Result<NodeHandle, StartError> {
         swarm::refuse_key_log(config.allow_key_log)?;
         let counts = NodeMetrics::register(&config.metrics);
-        let mut swarm = swarm::build(&config, &counts)?;
+        let members = Members::default();
+        let mut swarm = swarm::build(&config, &counts, &members)?;
         listen(&mut swarm, &config.listen).await?;
         for address in &config.external {
             swarm.add_external_address(parse(address)?);
         }
-        let mut dht = DhtState::new(&config.limits);
+        let mut dht = DhtState::new(&config.limits, members.clone());
         if let Some(kad) = swarm.behaviour_mut().kad.as_mut() {
             for peer in &config.bootstrap {
                 if let Err(error) = dht.add(kad, peer) {
@@ -75,8 +78,10 @@ impl Node {
             let _ = kad.bootstrap();
         }
         let (gossip, verdicts) = GossipState::new(&config, counts.gossip.clone());
+        let (mut reach, telling) = ReachState::new(&config, members, counts.clone());
+        reach.start(&mut swarm);
         let (commands, receiver) = mpsc::channel(config.limits.commands.max(1));
-        let host = Host { swarm, commands: receiver, gossip, verdicts, dht, metrics: counts.clone() };
+        let host = Host { swarm, commands: receiver, gossip, verdicts, dht, reach, metrics: counts.clone() };
         supervisor.spawn_critical(TASK, host.run(supervisor.clone()));
         let max_opens = config.limits.pending_opens.min(Semaphore::MAX_PERMITS);
         Ok(NodeHandle {
@@ -87,6 +92,7 @@ impl Node {
                 max_opens,
                 metrics: config.metrics,
                 counts,
+                reach: telling,
             }),
         })
     }
@@ -175,6 +181,25 @@ impl NodeHandle {
         Ok(PeerAddrs::new(self.peer_id(), self.listen_addresses().await?))
     }
 
+    /// How this node can be reached, as far as it knows by now.
+    pub fn reach(&self) -> Reach {
+        self.inner.reach.borrow().clone()
+    }
+
+    /// Is woken whenever [`NodeHandle::reach`] changes; closes when the node stops.
+    pub fn reach_changes(&self) -> watch::Receiver<Reach> {
+        self.inner.reach.clone()
+    }
+
+    /// Peers that were found on the local network, where [`crate::ReachConfig::lan`] is on. Anybody there could claim to
+    /// be one.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn lan_peers(&self) -> Result<Vec<PeerAddrs>, Stopped> {
+        self.ask(|reply| Command::LanPeers { reply }).await
+    }
+
     /// Accepts the inbound streams of a protocol.
     ///
     /// # Errors
@@ -184,7 +209,8 @@ impl NodeHandle {
     }
 
     /// Opens a stream: over the best existing connection (direct before relayed, TCP before QUIC), otherwise over a
-    /// new one to the given addresses and whatever else the node knows. Dropping the future cancels the request.
+    /// new one to the given addresses and whatever else the node knows. A [`Protocol::bulk`] stream waits for a direct
+    /// connection where only a relay leads to the peer. Dropping the future cancels the request.
     ///
     /// # Errors
     /// [`OpenError`]; within `timeout` in any case.
@@ -197,7 +223,12 @@ impl NodeHandle {
                 other => other,
             }
         };
-        tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(OpenError::Timeout { peer, limit: timeout }))
+        let opened =
+            tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(OpenError::Timeout { peer, limit: timeout }));
+        if let Err(error) = &opened {
+            self.inner.counts.streams_refused.inc([protocol.as_str(), error.name()]);
+        }
+        opened
     }
 
     async fn open_once(&self, target: &PeerAddrs, protocol: Protocol) -> Result<Stream, OpenError> {

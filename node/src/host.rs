@@ -8,14 +8,15 @@ use futures::StreamExt;
 use libp2p::connection_limits::Exceeded;
 use libp2p::swarm::{ListenError, SwarmEvent};
 use libp2p::{Multiaddr, Swarm, ping};
-use protocol::{Address, PeerId};
+use protocol::{Address, PeerAddrs, PeerId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::address::{address_from_libp2p, peer_from_libp2p};
+use crate::address::{address_from_libp2p, is_relayed, peer_from_libp2p};
 use crate::dht::{DhtCommand, DhtState};
 use crate::gossip::{GossipCommand, GossipState, Verdict};
 use crate::metrics::NodeMetrics;
-use crate::streams::{Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want};
+use crate::reach::ReachState;
+use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want};
 use crate::supervisor::Supervisor;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     IsConnected { peer: libp2p::PeerId, reply: oneshot::Sender<bool> },
     Disconnect { peer: libp2p::PeerId, reply: oneshot::Sender<()> },
     KnownAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Address>> },
+    LanPeers { reply: oneshot::Sender<Vec<PeerAddrs>> },
     Gossip(GossipCommand),
     Dht(DhtCommand),
 }
@@ -43,6 +45,7 @@ pub(crate) struct Host {
     pub(crate) gossip: GossipState,
     pub(crate) verdicts: mpsc::Receiver<Verdict>,
     pub(crate) dht: DhtState,
+    pub(crate) reach: ReachState,
     pub(crate) metrics: NodeMetrics,
 }
 
@@ -65,8 +68,14 @@ impl Host {
     /// Serves commands and events for as long as it is polled. Cancel-safe: each step is finished when it returns.
     async fn drive(&mut self) {
         loop {
+            let due = self.reach.due();
             tokio::select! {
-                event = self.swarm.select_next_some() => self.on_event(event),
+                event = self.swarm.select_next_some() => {
+                    self.reach.on_event(&mut self.swarm, &event);
+                    self.on_event(event);
+                    self.reach.step(&mut self.swarm);
+                }
+                () = tokio::time::sleep_until(due) => self.reach.step(&mut self.swarm),
                 Some(command) = self.commands.recv() => self.on_command(command),
                 Some(verdict) = self.verdicts.recv() => {
                     self.gossip.on_verdict(self.swarm.behaviour_mut().gossip.as_mut(), verdict);
@@ -83,7 +92,8 @@ impl Host {
                 let _ = reply.send(self.swarm.behaviour_mut().streams.accept(protocol, limits));
             }
             Command::ListenAddresses { reply } => {
-                let addresses = self.swarm.listeners().filter_map(address_from_libp2p).collect();
+                let listeners = self.swarm.listeners().filter(|address| !is_relayed(address));
+                let addresses = listeners.filter_map(address_from_libp2p).collect();
                 let _ = reply.send(addresses);
             }
             Command::ConnectedPeers { reply } => {
@@ -98,6 +108,7 @@ impl Host {
             Command::KnownAddresses { peer, reply } => {
                 let _ = reply.send(self.swarm.behaviour_mut().streams.known_addresses(&peer));
             }
+            Command::LanPeers { reply } => drop(reply.send(self.reach.lan_peers())),
             Command::Gossip(command) => {
                 self.gossip.on_command(self.swarm.behaviour_mut().gossip.as_mut(), command);
             }
@@ -107,6 +118,9 @@ impl Host {
 
     fn on_event(&mut self, event: SwarmEvent<NodeBehaviourEvent>) {
         match event {
+            SwarmEvent::Behaviour(NodeBehaviourEvent::Streams(streams::Event::ViaRelays { peer, addresses })) => {
+                self.reach.prepare(&mut self.swarm, peer, addresses);
+            }
             SwarmEvent::Behaviour(NodeBehaviourEvent::Gossip(event)) => {
                 if let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() {
                     self.gossip.on_event(gossip, event);
@@ -126,8 +140,6 @@ impl Host {
                 tracing::debug!(%peer, "no answer to ping: connection closed");
                 self.swarm.close_connection(connection);
             }
-            SwarmEvent::ConnectionEstablished { .. } => drop(self.metrics.connections.inc()),
-            SwarmEvent::ConnectionClosed { .. } => drop(self.metrics.connections.dec()),
             SwarmEvent::OutgoingConnectionError { error, .. } => {
                 self.metrics.dials_failed.inc();
                 tracing::debug!(%error, "dial failed");

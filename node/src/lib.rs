@@ -19,6 +19,7 @@ pub mod listen_memory;
 mod metrics;
 mod metrics_server;
 mod muxer;
+mod reach;
 mod signals;
 mod streams;
 mod supervisor;
@@ -39,6 +40,7 @@ pub use key_file::{KeyFileError, create_key, key_is_sealed, load_key, load_or_cr
 pub use metrics::{CounterBy, Metrics};
 pub use metrics_server::{Health, MetricsServer, MetricsServerError};
 pub use prometheus_client;
+pub use reach::{CircuitLimit, PortMapping, Reach, ReachConfig, Reachability, RelayConfig, RelaySlot, Tried};
 pub use signals::wait_for_stop;
 pub use streams::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Stream, Transport};
 pub use supervisor::{ShutdownError, Supervisor};

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::counted::Traffic;
+use crate::streams::{ConnInfo, Transport};
 
 /// The metrics of a process. Clones share one registry; every name gets the prefix `willcall_`.
 #[derive(Clone)]
@@ -100,10 +101,32 @@ impl<const N: usize> CounterBy<N> {
     }
 }
 
+/// Established connections by kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections(Family<Vec<(&'static str, &'static str)>, Gauge>);
+
+impl Connections {
+    pub(crate) fn change(&self, info: ConnInfo, by: i64) {
+        let path = if info.relayed { "relayed" } else { "direct" };
+        let transport = match info.transport {
+            Transport::Tcp => "tcp",
+            Transport::Quic => "quic",
+            Transport::Other => "other",
+        };
+        self.0.get_or_create(&vec![("path", path), ("transport", transport)]).inc_by(by);
+    }
+}
+
 /// What the network part of a node counts.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeMetrics {
-    pub(crate) connections: Gauge,
+    pub(crate) connections: Connections,
+    pub(crate) reachability: Gauge,
+    pub(crate) relay_slots: Gauge,
+    pub(crate) hole_punches: CounterBy<1>,
+    pub(crate) dial_backs: CounterBy<1>,
+    pub(crate) relayed: CounterBy<1>,
+    pub(crate) streams_refused: CounterBy<2>,
     pub(crate) dials_failed: Counter,
     pub(crate) connections_refused: CounterBy<1>,
     pub(crate) streams_opened: CounterBy<1>,
@@ -117,7 +140,29 @@ pub(crate) struct NodeMetrics {
 impl NodeMetrics {
     pub(crate) fn register(metrics: &Metrics) -> Self {
         Self {
-            connections: metrics.gauge("node_connections", "Established connections"),
+            connections: Connections(metrics.register(
+                "node_connections",
+                "Established connections, by the way they take and what carries them",
+                Family::default(),
+            )),
+            reachability: metrics.gauge("node_reachability", "Whether others get through: 0 unknown, 1 no, 2 yes"),
+            relay_slots: metrics.gauge("node_relay_slots", "Slots that this node holds at relays"),
+            hole_punches: metrics.counter_by(
+                "node_hole_punches",
+                "Relayed connections that were to become direct, and what came of it",
+                ["result"],
+            ),
+            dial_backs: metrics.counter_by(
+                "node_dial_backs",
+                "Peers that asked whether they can be reached, by whether they got an answer",
+                ["result"],
+            ),
+            relayed: metrics.counter_by("node_relayed", "What this node did as a relay", ["event"]),
+            streams_refused: metrics.counter_by(
+                "node_streams_refused",
+                "Streams that this node wanted to open and could not, by reason",
+                ["protocol", "reason"],
+            ),
             dials_failed: metrics.counter("node_dials_failed", "Connection attempts that failed"),
             connections_refused: metrics.counter_by(
                 "node_connections_refused",

@@ -11,15 +11,19 @@ use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, noise,
-    ping, tcp,
+    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dcutr, dns, gossipsub, identify, identity, kad,
+    mdns, noise, ping, relay, tcp, upnp,
 };
+use libp2p_autonat::v2 as autonat;
 use protocol::Address;
 
+use crate::address::is_loopback;
 use crate::config::{DhtMode, NodeConfig};
+use crate::counted::Traffic;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
+use crate::reach::{DialBacks, Members, relay_config};
 use crate::streams;
 use crate::tls::Tls;
 
@@ -29,7 +33,6 @@ const KAD: StreamProtocol = StreamProtocol::new("/willcall/kad/1");
 const IDENTIFY: &str = "/willcall/1";
 /// A provider who is gone is found for no longer than this; each announces itself anew well before.
 const PROVIDER_TTL: Duration = Duration::from_secs(2 * 3600);
-const PROVIDER_REPUBLISH: Duration = Duration::from_secs(45 * 60);
 /// A DHT question takes a second or two; one that found nobody to answer ends here.
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,6 +54,14 @@ pub(crate) struct NodeBehaviour {
     ping: ping::Behaviour,
     pub(crate) gossip: Toggle<Gossip>,
     pub(crate) kad: Toggle<Kad>,
+    // What makes the node reachable, and others by it.
+    relay_client: relay::client::Behaviour,
+    relay: Toggle<relay::Behaviour>,
+    dcutr: Toggle<dcutr::Behaviour>,
+    autonat: Toggle<autonat::client::Behaviour>,
+    dial_backs: Toggle<DialBacks>,
+    pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
 /// Why a node did not start.
@@ -108,13 +119,17 @@ pub(crate) fn refuse_key_log(allowed: bool) -> Result<(), StartError> {
     }
 }
 
-pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<NodeBehaviour>, StartError> {
+pub(crate) fn build(
+    config: &NodeConfig,
+    metrics: &NodeMetrics,
+    members: &Members,
+) -> Result<Swarm<NodeBehaviour>, StartError> {
     let setup = |part, reason: String| StartError::Setup { part, reason };
     let seed = config.keypair.seed();
     let secret = identity::ed25519::SecretKey::try_from_bytes(seed.to_vec())
         .map_err(|error| setup("the node's key", error.to_string()))?;
     let keypair = identity::Keypair::from(identity::ed25519::Keypair::from(secret));
-    let behaviour = behaviour(config, metrics, &keypair)?;
+    let gossip = if config.gossip { Some(gossip::behaviour(config)?) } else { None };
 
     let builder = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -137,7 +152,10 @@ pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<
     macro_rules! finish {
         ($builder:expr) => {
             $builder
-                .with_behaviour(|_| behaviour)
+                // Not counted: its bytes pass through the connection to the relay, which is.
+                .with_relay_client((Tls::new, noise::Config::new), || Yamux::new(Traffic::default()))
+                .map_err(|error| setup("relayed connections", format!("{error:?}")))?
+                .with_behaviour(|keypair, relay| behaviour(config, metrics, members, keypair, gossip, relay))
                 .map_err(|error| setup("the behaviour", error.to_string()))?
                 .with_swarm_config(|swarm| {
                     swarm
@@ -163,16 +181,23 @@ pub(crate) fn build(config: &NodeConfig, metrics: &NodeMetrics) -> Result<Swarm<
 fn behaviour(
     config: &NodeConfig,
     metrics: &NodeMetrics,
+    members: &Members,
     keypair: &identity::Keypair,
-) -> Result<NodeBehaviour, StartError> {
+    gossip: Option<Gossip>,
+    relay_client: relay::client::Behaviour,
+) -> NodeBehaviour {
     let limits = &config.limits;
     let peer = keypair.public().to_peer_id();
     let identify = identify::Config::new(IDENTIFY.to_owned(), keypair.public())
         .with_agent_version(config.agent.clone())
         .with_push_listen_addr_updates(true)
+        // A node that serves nobody has no reason to tell everybody the addresses of its local network.
+        .with_hide_listen_addrs(config.listen.is_empty())
         .with_cache_size(1024);
-    let gossip = if config.gossip { Some(gossip::behaviour(config)?) } else { None };
-    Ok(NodeBehaviour {
+    let reach = &config.reach;
+    // Neither a router nor a local network has to do with a node that only this machine can reach.
+    let alone = !config.listen.is_empty() && config.listen.iter().all(is_loopback);
+    NodeBehaviour {
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
                 .with_max_pending_incoming(Some(limits.pending_connections))
@@ -185,7 +210,25 @@ fn behaviour(
         ping: ping::Behaviour::new(ping::Config::new().with_timeout(PING_TIMEOUT)),
         gossip: Toggle::from(gossip),
         kad: Toggle::from((config.dht != DhtMode::Off).then(|| kad_behaviour(config, peer))),
-    })
+        relay_client,
+        relay: reach.relay.enabled.then(|| relay::Behaviour::new(peer, relay_config(&reach.relay, members))).into(),
+        dcutr: reach.punch.then(|| dcutr::Behaviour::new(peer)).into(),
+        autonat: reach.reserve.then(autonat::client::Behaviour::default).into(),
+        dial_backs: reach.dial_back.then(DialBacks::new).into(),
+        upnp: (reach.upnp && !alone).then(upnp::tokio::Behaviour::default).into(),
+        mdns: (reach.lan && !alone).then(|| mdns_behaviour(peer)).flatten().into(),
+    }
+}
+
+/// A machine without multicast goes on without.
+fn mdns_behaviour(peer: libp2p::PeerId) -> Option<mdns::tokio::Behaviour> {
+    match mdns::tokio::Behaviour::new(mdns::Config::default(), peer) {
+        Ok(behaviour) => Some(behaviour),
+        Err(error) => {
+            tracing::warn!(%error, "peers of the local network will not be found");
+            None
+        }
+    }
 }
 
 fn kad_behaviour(config: &NodeConfig, peer: libp2p::PeerId) -> Kad {
@@ -194,7 +237,8 @@ fn kad_behaviour(config: &NodeConfig, peer: libp2p::PeerId) -> Kad {
     kad.set_kbucket_inserts(kad::BucketInserts::Manual)
         .set_record_filtering(kad::StoreInserts::FilterBoth)
         .set_provider_record_ttl(Some(PROVIDER_TTL))
-        .set_provider_publication_interval(Some(PROVIDER_REPUBLISH))
+        // The role announces again itself: it knows what is urgent, and notices when it does not keep up.
+        .set_provider_publication_interval(None)
         .set_query_timeout(KAD_QUERY_TIMEOUT)
         // Values are not used; these would only wake the node for nothing.
         .set_replication_interval(None)

@@ -106,6 +106,19 @@ pub struct Config {
     pub replication_patience_ms: u64,
     /// Between two looks at what need not be kept any longer. Default: 3600000 (1 hour).
     pub prune_ms: u64,
+    /// Between two announcements of a content in the DHT, which forgets them after two hours. Default: 2700000 (45
+    /// minutes).
+    pub announce_ms: u64,
+
+    /// Takes slots at relays for as long as nobody is known to reach this seeder directly. Default: true.
+    pub use_relays: bool,
+    /// Asks the router to forward the listening ports (UPnP). Default: true.
+    pub upnp: bool,
+    /// Finds nodes on the local network by multicast (mDNS), and is found. Default: false.
+    pub lan: bool,
+    /// Relays connections to seeders that nobody can dial: `enabled` (false), `slots` (128), `circuits` (64),
+    /// `circuit-bytes` (131072), `circuit-ms` (120000).
+    pub relay: node::RelayConfig,
 }
 
 impl Default for Config {
@@ -152,6 +165,11 @@ impl Default for Config {
             replications: 2,
             replication_patience_ms: MINUTE,
             prune_ms: HOUR,
+            announce_ms: 45 * MINUTE,
+            use_relays: true,
+            upnp: true,
+            lan: false,
+            relay: node::RelayConfig::default(),
         }
     }
 }
@@ -210,6 +228,9 @@ impl Config {
             content_dir: content_dir.to_owned(),
             min_free: 0,
             min_free_inodes: 0,
+            // Others have to reach the manager beside it in any case.
+            use_relays: false,
+            upnp: false,
             ..Config::new(join, "origin", capacity)
         }
     }
@@ -253,6 +274,7 @@ impl Config {
             ("replications", u64::from(self.replications)),
             ("prune-ms", self.prune_ms),
             ("gc-ms", self.gc_ms),
+            ("announce-ms", self.announce_ms),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return fail(key, "must not be 0");
@@ -269,6 +291,10 @@ impl Config {
         if self.name.is_empty() || self.name.len() > 64 {
             return fail("name", "has 1 to 64 bytes");
         }
+        if self.announce_ms > 90 * MINUTE {
+            return fail("announce-ms", "is at most 5400000 (90 minutes): announcements are forgotten after two hours");
+        }
+        self.relay.check().map_err(|(key, reason)| (key, reason.to_owned()))?;
         if self.listen.is_empty() {
             return fail("listen", "names no address; give one such as \"/ip4/0.0.0.0/tcp/0\"");
         }

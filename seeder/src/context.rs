@@ -102,6 +102,8 @@ pub(crate) struct Notes {
     pub(crate) quota: Note,
     /// Why receipts do not get through.
     pub(crate) receipts: Note,
+    /// How far announcements in the DHT are behind.
+    pub(crate) announcing: Note,
 }
 
 /// One line for people that comes and goes.

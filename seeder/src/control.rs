@@ -14,7 +14,7 @@
 //! - `deny` (`add` or `remove`: a content id, or the digest of a manifest that is here): the operator's own deny list; without
 //!   either it is only shown. What is denied is removed from disk.
 //! - `heads` : what the manager's audit log was, by its signed heartbeats.
-//! - `check`: asks the manager to try whether others reach this seeder.
+//! - `check`: whether others reach this seeder, by the manager's trial and by what the node knows itself.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
 use std::ops::ControlFlow;
@@ -64,7 +64,7 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
             seeder.wake.collect.notify_one();
             Ok(json!({}))
         }
-        Some("check") => reach::check(&seeder).await,
+        Some("check") => Ok(reach::check(&seeder).await),
         Some("deny") => deny(&seeder, &request).await,
         Some("heads") => in_background(move || Ok(heads::list(&seeder.db)?)).await,
         Some("limit") => limit(&seeder, &request),
@@ -257,6 +257,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
             "storage": seeder.notes.storage.get(),
             "quota": seeder.notes.quota.get(),
             "receipts": seeder.notes.receipts.get(),
+            "announcing": seeder.notes.announcing.get(),
         },
     }))
 }

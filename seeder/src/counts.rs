@@ -19,6 +19,8 @@ pub(crate) struct Counts {
     pub(crate) waiting: Gauge,
     pub(crate) replicated: Counter,
     pub(crate) collected: Counter,
+    pub(crate) announced: Gauge,
+    pub(crate) announcements_late: Gauge,
     pub(crate) gossip_refused: node::CounterBy<1>,
 }
 
@@ -36,6 +38,8 @@ impl Counts {
             waiting: metrics.gauge("seeder_waiting_batches", "Receipt batches that the manager has not confirmed"),
             replicated: metrics.counter("seeder_replicated_bytes", "Bytes fetched from other seeders"),
             collected: metrics.counter("seeder_collected_bytes", "Bytes of content removed for want of room"),
+            announced: metrics.gauge("seeder_announced_contents", "Contents announced in the DHT"),
+            announcements_late: metrics.gauge("seeder_late_announcements", "Contents whose announcement is overdue"),
             gossip_refused: metrics.counter_by(
                 "seeder_gossip_refused",
                 "Gossip messages that were not forwarded, by refusal code",

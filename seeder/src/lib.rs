@@ -7,6 +7,7 @@
 
 mod accounts;
 mod admission;
+mod announcing;
 mod chunks;
 mod clock;
 mod config;

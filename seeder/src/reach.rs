@@ -1,49 +1,213 @@
 //! Can others reach this seeder, and if not, what is to be done? One that nobody reaches looks healthy from inside, and
 //! earns nothing.
 
-use node::ControlError;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{PortMapping, Reach, Reachability};
 use protocol::Address;
 use protocol::api::{MeshRequest, MeshResponse};
 use serde_json::{Value, json};
 
 use crate::context::Seeder;
 
-/// Has the manager dial the addresses of the last report.
-pub(crate) async fn check(seeder: &Seeder) -> Result<Value, ControlError> {
-    let tried = match seeder.manager.ask(&MeshRequest::DialBack).await {
-        Ok(MeshResponse::Reach(tried)) => tried,
-        Ok(_) => {
-            return Err(ControlError::new("internal", "the manager answered something else; upgrade the older one"));
+/// Addresses change several at a time: they are told when nothing has changed for so long.
+const SETTLES: Duration = Duration::from_millis(250);
+
+/// The addresses to tell others: those that are configured, else what the node knows of itself by now.
+pub(crate) fn addresses(seeder: &Seeder) -> Vec<Address> {
+    match seeder.config.external.as_slice() {
+        [] => seeder.node.reach().announced(),
+        external => external.to_vec(),
+    }
+}
+
+/// Tells the manager and the DHT when the addresses change.
+pub(crate) async fn follow(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
+    let token = seeder.supervisor.token();
+    let mut changes = seeder.node.reach_changes();
+    loop {
+        let settled = async {
+            changes.changed().await?;
+            while let Ok(changed) = tokio::time::timeout(SETTLES, changes.changed()).await {
+                changed?;
+            }
+            Ok::<_, tokio::sync::watch::error::RecvError>(())
+        };
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            settled = settled => if settled.is_err() {
+                // The node has stopped.
+                return Ok(());
+            },
         }
-        Err(error) => {
-            let text = format!("nobody can be asked to try: {error}");
-            return Err(ControlError::new("manager-away", text));
+        let now = addresses(&seeder);
+        if now != seeder.addresses() && !now.is_empty() {
+            tracing::info!(addresses = ?now, "others are told new addresses");
+            seeder.set_addresses(now);
+            seeder.wake.sync.notify_one();
+            seeder.wake.announce.notify_one();
         }
+    }
+}
+
+/// One thing that was looked at.
+struct Finding {
+    check: &'static str,
+    /// `None` where it is neither good nor bad.
+    good: Option<bool>,
+    says: String,
+    todo: Option<&'static str>,
+}
+
+/// Addresses that the manager dialled, each with why nobody answered there.
+type Dialled = Vec<(Address, Option<String>)>;
+
+/// Has the manager dial the addresses of the last report, and adds what the node knows itself.
+pub(crate) async fn check(seeder: &Seeder) -> Value {
+    let dialled = match seeder.manager.ask(&MeshRequest::DialBack).await {
+        Ok(MeshResponse::Reach(tried)) => Ok(tried),
+        Ok(_) => Err("it answered something else; upgrade the older of the two".to_owned()),
+        Err(error) => Err(error.to_string()),
     };
+    let reach = seeder.node.reach();
+    let findings = findings(&dialled, &reach);
+    let tried = dialled.as_ref().map(Vec::as_slice).unwrap_or_default();
     let reached: Vec<&Address> = tried.iter().filter(|(_, why)| why.is_none()).map(|(address, _)| address).collect();
-    let addresses: Vec<Value> = tried
-        .iter()
-        .map(|(address, why)| json!({ "address": address, "reached": why.is_none(), "why_not": why }))
-        .collect();
-    Ok(json!({
-        "reachable": !reached.is_empty(),
+    let trials = reach.tried.iter().map(|tried| json!({ "address": tried.address, "why_not": tried.why_not }));
+    json!({
+        "reachable": !reached.is_empty() || reach.reachability == Reachability::Public,
         "public": reached.iter().any(|address| is_public(address)),
-        "addresses": addresses,
-        "advice": advice(&tried, &reached),
-    }))
+        "direct": reached.iter().any(|address| !is_relayed(address)) || reach.reachability == Reachability::Public,
+        "addresses": tried
+            .iter()
+            .map(|(address, why)| json!({ "address": address, "reached": why.is_none(), "why_not": why }))
+            .collect::<Vec<_>>(),
+        "manager_away": dialled.as_ref().err(),
+        "peers": reach.reachability.as_str(),
+        "tried_by_peers": trials.collect::<Vec<_>>(),
+        "port_mapping": port_mapping(&reach.port_mapping).0,
+        "relays": reach
+            .slots
+            .iter()
+            .map(|slot| json!({ "relay": slot.relay, "addresses": slot.addresses, "trouble": slot.trouble }))
+            .collect::<Vec<_>>(),
+        "relays_for_others": reach.relays,
+        "findings": findings
+            .iter()
+            .map(|finding| {
+                json!({ "check": finding.check, "good": finding.good, "says": finding.says, "todo": finding.todo })
+            })
+            .collect::<Vec<_>>(),
+        "advice": advice(tried, &reached, &reach),
+    })
+}
+
+fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |check, good, says: String, todo| findings.push(Finding { check, good, says, todo });
+    match dialled {
+        Err(why) => find("manager", None, format!("it could not be asked to dial this seeder: {why}"), None),
+        Ok(tried) => {
+            let direct: Vec<_> = tried.iter().filter(|(address, _)| !is_relayed(address)).collect();
+            let through = direct.iter().filter(|(_, why)| why.is_none()).count();
+            let says = format!("the manager gets through to {through} of {} direct addresses", direct.len());
+            let todo =
+                "open the listening ports (TCP, and UDP for QUIC) in the firewall, or forward them at the router";
+            find("manager", Some(through > 0), says, (through == 0).then_some(todo));
+        }
+    }
+    match reach.reachability {
+        Reachability::Unknown => find("peers", None, "no peer has tried to get through yet".to_owned(), None),
+        Reachability::Public => {
+            let at: Vec<&str> = reach.external.iter().map(Address::as_str).collect();
+            find(
+                "peers",
+                Some(true),
+                format!("peers get through, or the configuration says so: {}", at.join(" ")),
+                None,
+            );
+        }
+        Reachability::Private => {
+            let failed = reach.tried.iter().filter(|tried| tried.why_not.is_some()).count();
+            find("peers", Some(false), format!("peers tried {failed} addresses and got through to none"), None);
+        }
+    }
+    let own: Vec<&Address> = reach.listening.iter().filter(|address| is_public(address)).collect();
+    match own.first() {
+        Some(address) => find("translation", Some(true), format!("this machine has a public address: {address}"), None),
+        None => {
+            let todo = "forward the listening ports at the router and set external, unless the router does it (UPnP)";
+            let says =
+                "this machine has private addresses only: a router translates them, or it is not on the internet";
+            find("translation", Some(false), says.to_owned(), (reach.external.is_empty()).then_some(todo));
+        }
+    }
+    let (_, good, says, todo) = port_mapping(&reach.port_mapping);
+    find("router", good, says, todo);
+    let held: Vec<String> =
+        reach.slots.iter().filter(|slot| !slot.addresses.is_empty()).map(|slot| slot.relay.to_string()).collect();
+    let trouble = reach.slots.iter().find_map(|slot| slot.trouble.as_deref());
+    let direct = reach.reachability == Reachability::Public;
+    match (held.as_slice(), trouble) {
+        ([], _) if direct => find("relay", None, "not needed: others get through directly".to_owned(), None),
+        ([], Some(trouble)) => find("relay", Some(false), format!("no slot at a relay: {trouble}"), None),
+        ([], None) => {
+            let todo =
+                "ask the network's operator for a relay ([relay] enabled = true at the manager or a public seeder)";
+            find("relay", Some(false), "no relay is known".to_owned(), Some(todo));
+        }
+        (held, _) => {
+            let says = format!(
+                "reached through {}; clients then dial it directly, where their router and this one let them",
+                held.join(", ")
+            );
+            find("relay", Some(true), says, None);
+        }
+    }
+    findings
+}
+
+/// Name, whether that is good, a line, and what to do.
+fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, Option<&'static str>) {
+    match mapping {
+        PortMapping::Off => {
+            ("off", None, "the router is not asked to forward ports (upnp = false, or loopback)".to_owned(), None)
+        }
+        PortMapping::Searching => {
+            ("searching", None, "looking for a router that forwards ports (UPnP)".to_owned(), None)
+        }
+        PortMapping::NoGateway => ("no-gateway", None, "no router answers to UPnP".to_owned(), None),
+        PortMapping::NotPublic => (
+            "not-public",
+            Some(false),
+            "the router has no public address itself: the provider translates as well".to_owned(),
+            Some("ask the provider for a public address, or IPv6"),
+        ),
+        PortMapping::Mapped(addresses) => {
+            let at: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+            ("mapped", Some(true), format!("the router forwards {}", at.join(" ")), None)
+        }
+    }
 }
 
 /// What to do, in a line.
-fn advice(tried: &[(Address, Option<String>)], reached: &[&Address]) -> &'static str {
-    if tried.is_empty() {
+fn advice(tried: &[(Address, Option<String>)], reached: &[&Address], reach: &Reach) -> &'static str {
+    let direct = reached.iter().any(|address| !is_relayed(address)) || reach.reachability == Reachability::Public;
+    let relayed = reach.slots.iter().any(|slot| !slot.addresses.is_empty());
+    if !direct && relayed {
+        return "reached through a relay: clients get through wherever hole punching works; to be reached by all, forward \
+                the listening ports at the router, and set external in config.toml to the public address";
+    }
+    if tried.is_empty() && !direct {
         return "this seeder tells no address that others could use: set external in config.toml, for example \
                 [\"/ip4/203.0.113.7/tcp/4602\"], and start it again";
     }
-    if reached.is_empty() {
+    if !direct {
         return "nobody gets through: open the listening ports (TCP, and UDP for QUIC) in this machine's firewall, forward \
                 them at the router, and set external in config.toml to the public address if it differs";
     }
-    if !reached.iter().any(|address| is_public(address)) {
+    if !reached.is_empty() && !reached.iter().any(|address| is_public(address)) {
         return "the manager gets through, by an address of its own network only: set external in config.toml to the public \
                 address for clients elsewhere";
     }
@@ -52,6 +216,10 @@ fn advice(tried: &[(Address, Option<String>)], reached: &[&Address]) -> &'static
                 their ports";
     }
     "nothing to do"
+}
+
+fn is_relayed(address: &Address) -> bool {
+    address.as_str().contains("/p2p-circuit")
 }
 
 /// An address that means the same everywhere.
@@ -85,10 +253,28 @@ mod tests {
         assert!(!is_public(&home) && !is_public(&lan) && !is_public(&v6) && is_public(&open));
         assert!(!is_public(&at("/ip4/100.100.0.1/tcp/1")) && is_public(&at("/dns4/seeder.example/tcp/1")));
         let no = || Some("timed out".to_owned());
-        assert!(advice(&[], &[]).contains("external"));
-        assert!(advice(&[(open.clone(), no())], &[]).contains("forward"));
-        assert!(advice(&[(lan.clone(), None)], &[&lan]).contains("public address"));
-        assert!(advice(&[(open.clone(), None), (lan, no())], &[&open]).contains("cost them time"));
-        assert_eq!(advice(&[(open.clone(), None)], &[&open]), "nothing to do");
+        let mut reach = Reach::default();
+        assert!(advice(&[], &[], &reach).contains("external"));
+        assert!(advice(&[(open.clone(), no())], &[], &reach).contains("forward"));
+        assert!(advice(&[(lan.clone(), None)], &[&lan], &reach).contains("public address"));
+        assert!(advice(&[(open.clone(), None), (lan.clone(), no())], &[&open], &reach).contains("cost them time"));
+        assert_eq!(advice(&[(open.clone(), None)], &[&open], &reach), "nothing to do");
+        let relay = protocol::Keypair::from_seed(&[9; 32]).peer_id();
+        let circuit = at(&format!("/ip4/203.0.113.7/tcp/1/p2p/{relay}/p2p-circuit"));
+        reach.slots = vec![node::RelaySlot { relay, addresses: vec![circuit.clone()], trouble: None }];
+        assert!(advice(&[(lan.clone(), no()), (circuit.clone(), None)], &[&circuit], &reach).contains("hole punching"));
+
+        reach.listening = vec![lan.clone()];
+        reach.reachability = Reachability::Private;
+        let found = findings(&Ok(vec![(lan, no()), (circuit, None)]), &reach);
+        let verdicts: Vec<_> = found.iter().map(|finding| (finding.check, finding.good)).collect();
+        let bad = Some(false);
+        assert_eq!(
+            verdicts,
+            [("manager", bad), ("peers", bad), ("translation", bad), ("router", None), ("relay", Some(true))]
+        );
+        assert!(found[0].todo.is_some_and(|todo| todo.contains("forward")));
+        let found = findings(&Err("away".to_owned()), &Reach::default());
+        assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use delivery::ContentStore;
 use node::{
-    ControlServer, DhtMode, DirLock, Health, MetricsServer, Node, NodeConfig, NodeHandle, ShutdownError, Supervisor,
-    listen_memory,
+    ControlServer, DhtMode, DirLock, Health, MetricsServer, Node, NodeConfig, NodeHandle, ReachConfig, ShutdownError,
+    Supervisor, listen_memory,
 };
 use protocol::{Address, PeerAddrs, PeerId, Refusal};
 use store::{Db, Options};
@@ -21,7 +21,7 @@ use crate::init::key_path;
 use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
 use crate::tables::SCHEMA;
-use crate::{control, garbage, gossip, outbox, post, public, replication, serving, sync, upkeep};
+use crate::{announcing, control, garbage, gossip, outbox, post, public, reach, replication, serving, sync, upkeep};
 
 /// Why a seeder did not start. Each is one line with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +139,14 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         external: config.external.clone(),
         bootstrap: join.managers.clone(),
         dht: DhtMode::Server,
+        reach: ReachConfig {
+            reserve: config.use_relays,
+            punch: true,
+            relay: config.relay.clone(),
+            dial_back: true,
+            upnp: config.upnp,
+            lan: config.lan,
+        },
         agent: concat!("willcall-seeder/", env!("CARGO_PKG_VERSION")).to_owned(),
         allow_key_log: config.allow_key_log,
         ..NodeConfig::new(keypair.clone())
@@ -148,11 +156,10 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
     listen_memory::remember(dir, &actual).map_err(ports)?;
 
     let manager = ManagerLink::new(node.clone(), join.managers.clone(), Duration::from_millis(config.call_ms));
-    let advertised = if config.external.is_empty() { actual } else { config.external.clone() };
     let metrics_address = config.metrics;
     let parts = Parts { keypair, config, db, contents, node, network, manager, denied, supervisor: supervisor.clone() };
     let seeder = Arc::new(Seeder::new(parts));
-    seeder.set_addresses(advertised);
+    seeder.set_addresses(reach::addresses(&seeder));
 
     let services = async {
         serving::start(&seeder).await?;
@@ -160,13 +167,14 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         public::serve(&seeder).await?;
         let each = || Arc::clone(&seeder);
         supervisor.spawn_critical("contact with the manager", sync::keep_contact(each(), join));
+        supervisor.spawn_critical("own addresses", reach::follow(each()));
         supervisor.spawn_critical("news", gossip::hear_news(each()));
         supervisor.spawn_critical("receipts in the mesh", gossip::pass_receipts(each()));
         supervisor.spawn_critical("receipt batches", post::make_batches(each()));
         supervisor.spawn_critical("receipt post", post::send_batches(each()));
         supervisor.spawn_critical("replication queue", replication::work(each()));
         supervisor.spawn_critical("takedowns", upkeep::purge(each()));
-        supervisor.spawn_critical("announcements", upkeep::announce(each()));
+        supervisor.spawn_critical("announcements", announcing::announce(each()));
         supervisor.spawn_critical("pruning", upkeep::prune(each()));
         supervisor.spawn_critical("garbage collection", garbage::collect(each()));
         let control = control::start(&seeder, dir).await?;
@@ -204,7 +212,9 @@ fn health(seeder: &Seeder) -> Health {
     reasons.extend(clock.is_off().then(|| format!("this machine's clock is {clock} by the manager's")));
     let notes = &seeder.notes;
     reasons.extend(
-        [&notes.manager, &notes.storage, &notes.quota, &notes.receipts].into_iter().filter_map(|note| note.get()),
+        [&notes.manager, &notes.storage, &notes.quota, &notes.receipts, &notes.announcing]
+            .into_iter()
+            .filter_map(|note| note.get()),
     );
     Health { ok, reasons }
 }

@@ -1,11 +1,8 @@
-//! What has to be done now and then: contents that were taken down go, contents that are here are announced, and what
-//! was kept long enough is removed.
+//! What has to be done now and then: contents that were taken down go, and what was kept long enough is removed.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::DhtError;
 use protocol::Digest;
 use protocol::api::provider_key;
 use store::StoreError;
@@ -14,9 +11,6 @@ use crate::accounts;
 use crate::clock::now_ms;
 use crate::context::Seeder;
 use crate::outbox;
-
-/// Announcements that found nobody are tried again after this time.
-const ANNOUNCE_AGAIN: Duration = Duration::from_secs(60);
 
 /// The contents that are here in whole and may be served.
 pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
@@ -74,39 +68,6 @@ fn purge_now(seeder: &Seeder) -> Vec<Digest> {
         removed.push(digest);
     }
     removed
-}
-
-/// Announces complete contents in the DHT, those of earlier runs included. The node repeats announcements by itself.
-pub(crate) async fn announce(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
-    let token = seeder.supervisor.token();
-    let mut announced = BTreeSet::new();
-    loop {
-        // One who is leaving is not to be found any more.
-        let held: BTreeSet<Digest> =
-            if seeder.drain.is_leaving() { BTreeSet::new() } else { complete(&seeder).into_iter().collect() };
-        for gone in announced.difference(&held) {
-            seeder.node.stop_providing(*provider_key(&seeder.network.id, gone).as_bytes()).await;
-        }
-        announced.retain(|digest| held.contains(digest));
-        for digest in held.difference(&announced.clone()) {
-            if token.is_cancelled() {
-                return Ok(());
-            }
-            match seeder.node.provide(*provider_key(&seeder.network.id, digest).as_bytes()).await {
-                // After a time-out the node tries again by itself.
-                Ok(()) | Err(DhtError::Timeout) => drop(announced.insert(*digest)),
-                Err(error) => {
-                    tracing::debug!(content = %digest, %error, "content not announced yet");
-                    break;
-                }
-            }
-        }
-        tokio::select! {
-            () = token.cancelled() => return Ok(()),
-            () = seeder.wake.announce.notified() => {}
-            () = tokio::time::sleep(ANNOUNCE_AGAIN) => {}
-        }
-    }
 }
 
 /// Removes accounts and receipts that were kept long enough.

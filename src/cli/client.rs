@@ -291,6 +291,7 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
     let limit = args.limit.unwrap_or(settings.download_limit_per_transfer);
     options.limits.bytes_per_second = (limit > 0).then_some(limit);
     options.process_pace.rate().set(settings.download_limit);
+    options.link.lan = settings.lan;
     if let Some(patience) = args.patience {
         options.limits.patience = Duration::from_millis(patience);
         options.manager_patience = Duration::from_millis(patience);

@@ -208,7 +208,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Check(dir) => {
             let answer = daemon::call(&dir.path(), json!({"cmd": "check"})).await?;
             let reachable = answer.get("reachable").and_then(serde_json::Value::as_bool) == Some(true);
-            let text = lines(&answer);
+            let text = findings(&answer);
             Answer::new(answer, text).print(global.json)?;
             Ok(if reachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
@@ -247,6 +247,24 @@ async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
     text = format!("{} heads in {}", heads.len(), path.display());
     Answer::new(json!({"path": path, "heads": heads.len()}), text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each thing that was looked at, and what to do in the end.
+fn findings(answer: &serde_json::Value) -> String {
+    let found = answer.get("findings").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let mut text = Vec::new();
+    for finding in found {
+        let mark = match finding.get("good").and_then(serde_json::Value::as_bool) {
+            Some(true) => "ok",
+            Some(false) => "no",
+            None => "--",
+        };
+        let (check, says) = (output::field(finding, "check"), output::field(finding, "says"));
+        let todo = finding.get("todo").and_then(serde_json::Value::as_str);
+        text.push(format!("{mark}  {check}: {says}{}", todo.map(|todo| format!("; {todo}")).unwrap_or_default()));
+    }
+    text.push(format!("=>  {}", output::field(answer, "advice")));
+    text.join("\n")
 }
 
 /// Limits as lines; 0 is none.

@@ -370,6 +370,7 @@ fn transfer_cause(error: &delivery::FetchError) -> &'static str {
             StallCause::NoSeederHolds { .. } => "no-seeder-holds",
             StallCause::Silent => "silent",
             StallCause::NetworkUnreachable => "network-unreachable",
+            StallCause::RelayedOnly => "relayed-only",
             StallCause::NoSeederLeft => "no-seeder-left",
             StallCause::DiskFull { .. } => "disk-full",
             StallCause::ManagerAway => "manager-away",

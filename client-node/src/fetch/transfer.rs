@@ -27,6 +27,8 @@ use crate::unpack::UnpackError;
 
 /// Seeders taken from one question to the DHT.
 const PROVIDERS: usize = 32;
+/// Peers of the local network that are asked.
+const LAN_PEERS: usize = 8;
 const DHT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Complaints of one transfer: a network with more liars than that has other worries.
@@ -257,7 +259,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whoever says in the DHT to have it, and the sources that the manager knows by now.
+    /// Whoever says in the DHT to have it, the sources that the manager knows by now, and peers of the local network, who
+    /// may or may not have it.
     fn more_sources(&self, checked: &Checked) -> MoreSources {
         let (link, home) = (self.link.clone(), self.home.clone());
         let (transaction, network) = (self.transaction, checked.purchase.network);
@@ -270,6 +273,8 @@ impl Run<'_> {
                 let (providers, ticket) = tokio::join!(providers, ticket);
                 let mut found = ticket.map(|envelope| envelope.sources).unwrap_or_default();
                 found.extend(providers.unwrap_or_default());
+                let near = link.node().lan_peers().await.unwrap_or_default();
+                found.extend(near.into_iter().take(LAN_PEERS));
                 found
             }
             .boxed()

@@ -8,7 +8,7 @@ use node::{NodeHandle, OpenError, Protocol, Stream};
 use protocol::PeerAddrs;
 
 /// The delivery protocol.
-pub(super) const DELIVER: Protocol = Protocol::new(protocol::deliver::PROTOCOL);
+pub(super) const DELIVER: Protocol = Protocol::bulk(protocol::deliver::PROTOCOL);
 
 /// Opens delivery streams.
 pub trait Connect: Send + Sync {

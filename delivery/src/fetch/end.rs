@@ -18,6 +18,8 @@ pub(super) enum EndReason {
     /// To see what it holds by now.
     GreetAgain,
     Unreachable(String),
+    /// Only a relay leads to it, which carries no goods.
+    RelayedOnly(String),
     Closed(String),
     /// It sent nothing for too long.
     Silent,
@@ -67,7 +69,10 @@ impl fmt::Display for EndReason {
             EndReason::Finished => f.write_str("finished"),
             EndReason::Stopped => f.write_str("stopped"),
             EndReason::GreetAgain => f.write_str("it holds nothing of what is missing"),
-            EndReason::Unreachable(why) | EndReason::Closed(why) | EndReason::Violation(why) => f.write_str(why),
+            EndReason::Unreachable(why)
+            | EndReason::RelayedOnly(why)
+            | EndReason::Closed(why)
+            | EndReason::Violation(why) => f.write_str(why),
             EndReason::Silent => f.write_str("it sent nothing for too long"),
             EndReason::Refused(refusal) => write!(f, "refused: {refusal}"),
             EndReason::Certificate(refusal) => write!(f, "its certificate does not hold: {refusal}"),

@@ -148,6 +148,8 @@ pub enum StallCause {
     Silent,
     /// No seeder can be reached.
     NetworkUnreachable,
+    /// Seeders are reached by way of a relay only, and it carries no goods.
+    RelayedOnly,
     /// Every seeder failed or was given up, for different reasons.
     NoSeederLeft,
     /// The disk is full.
@@ -178,6 +180,9 @@ impl fmt::Display for StallCause {
             }
             StallCause::Silent => f.write_str("the seeders are connected but send nothing"),
             StallCause::NetworkUnreachable => f.write_str("no seeder can be reached"),
+            StallCause::RelayedOnly => {
+                f.write_str("seeders are reached by way of a relay only, which carries no goods")
+            }
             StallCause::NoSeederLeft => f.write_str("no seeder is left that would serve it"),
             StallCause::DiskFull { path, needed } => {
                 write!(f, "no space left at {}: {needed} bytes are still to come", path.display())

@@ -170,6 +170,7 @@ impl SessionTask {
         let opening = self.shared.connect.open(self.target.clone(), self.shared.limits.open_timeout);
         let stream = opening.await.map_err(|error| match error {
             OpenError::Stopped => EndReason::Stopped,
+            relayed @ OpenError::RelayedOnly { .. } => EndReason::RelayedOnly(relayed.to_string()),
             other => EndReason::Unreachable(other.to_string()),
         })?;
         if stream.peer() != self.id.peer {

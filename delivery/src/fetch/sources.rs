@@ -39,6 +39,7 @@ struct Last {
     text: String,
     refusal: Option<Refusal>,
     unreachable: bool,
+    relayed_only: bool,
 }
 
 impl Entry {
@@ -86,7 +87,7 @@ impl SourceBook {
     pub(super) fn ban(&mut self, peer: PeerId) {
         if self.entries.len() < Scheduler::MAX_SOURCES {
             let text = "it sent something else than the content in an earlier run".to_owned();
-            let last = Some(Last { text, refusal: None, unreachable: false });
+            let last = Some(Last { text, refusal: None, unreachable: false, relayed_only: false });
             self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
         }
     }
@@ -168,7 +169,8 @@ impl SourceBook {
             entry.last = Some(Last {
                 text: reason.to_string(),
                 refusal: reason.refusal().cloned(),
-                unreachable: matches!(reason, EndReason::Unreachable(_)),
+                unreachable: matches!(reason, EndReason::Unreachable(_) | EndReason::RelayedOnly(_)),
+                relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
             });
         }
         loss
@@ -226,7 +228,9 @@ impl SourceBook {
             return StallCause::Connecting;
         }
         if ends.iter().all(|last| last.unreachable) {
-            return StallCause::NetworkUnreachable;
+            // Where some could be reached, that is what something can be done about.
+            let relayed = ends.iter().any(|last| last.relayed_only);
+            return if relayed { StallCause::RelayedOnly } else { StallCause::NetworkUnreachable };
         }
         let codes: Vec<RefusalCode> = self.refusals().map(|refusal| refusal.code).collect();
         if codes.len() < ends.len() {
@@ -302,6 +306,8 @@ mod tests {
             book.ended(&peer(n), &EndReason::Unreachable("no route".to_owned()));
         }
         assert_eq!(book.cause(), StallCause::NetworkUnreachable);
+        book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
+        assert_eq!(book.cause(), StallCause::RelayedOnly);
         for n in 1..=3 {
             book.ended(&peer(n), &refused(RefusalCode::Overloaded));
         }

@@ -6,12 +6,16 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure};
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, PeerAddresses, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, PeerAddresses, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 
@@ -19,12 +23,25 @@ use super::accept::AcceptTable;
 use super::connection::Handler;
 use super::dialling::{Dialling, Next};
 use super::open::{ToConnection, Want};
+use super::parked::Parked;
 use super::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Transport};
-use crate::address::{address_from_libp2p, is_quic, is_relayed, peer_from_libp2p};
+use crate::address::{address_from_libp2p, is_quic, is_relayed, peer_from_libp2p, relay_of};
 use crate::metrics::NodeMetrics;
+use crate::reach::{CircuitLimit, Circuits};
 
 /// Peers whose addresses are remembered after they told them, ten addresses each: 1,024 peers are about 1 MiB.
 const KNOWN_PEERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// A relayed connection is closed so long after a direct one took over: what runs on it is small and ends by then.
+const OUTLIVES: Duration = Duration::from_secs(5);
+
+/// What the network task has to see to.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Only these addresses are left to try, and relays are on the way: they are to be dialled by
+    /// [`Behaviour::dial_relayed`] when the relays are ready.
+    ViaRelays { peer: PeerId, addresses: Vec<Multiaddr> },
+}
 
 /// The peer's identity is not an Ed25519 key.
 #[derive(Debug, thiserror::Error)]
@@ -37,13 +54,18 @@ pub(crate) struct Behaviour {
     // Bounded by the connection limits.
     connections: HashMap<PeerId, Vec<Connection>>,
     dialling: Dialling,
+    parked: Parked,
+    circuits: Circuits,
+    // Relayed connections that a direct one took over from.
+    outlived: FuturesUnordered<BoxFuture<'static, (PeerId, ConnectionId)>>,
     known: PeerAddresses,
-    events: VecDeque<ToSwarm<Infallible, ToConnection>>,
+    events: VecDeque<ToSwarm<Event, ToConnection>>,
 }
 
 struct Connection {
     id: ConnectionId,
     info: ConnInfo,
+    relay: Option<PeerId>,
     // The address that we dialled; an inbound connection shows a port that nobody listens on.
     dialled: Option<Multiaddr>,
 }
@@ -55,6 +77,9 @@ impl Behaviour {
             metrics,
             connections: HashMap::new(),
             dialling: Dialling::default(),
+            parked: Parked::default(),
+            circuits: Circuits::default(),
+            outlived: FuturesUnordered::new(),
             known: PeerAddresses::new(KNOWN_PEERS),
             events: VecDeque::new(),
         }
@@ -84,16 +109,48 @@ impl Behaviour {
         if want.is_cancelled() {
             return;
         }
-        if let Some(best) = self.best(&peer) {
-            self.serve(peer, best, want);
-            return;
-        }
+        let Some(want) = self.serve_connected(peer, want) else { return };
         addresses.extend(self.known.get(&peer).map(|mut address| {
             address.pop(); // the trailing /p2p/ that the cache adds
             address
         }));
-        if let Some(opts) = self.dialling.add(peer, addresses, want) {
+        let next = self.dialling.add(peer, addresses, want);
+        self.go_on(peer, next);
+    }
+
+    /// Dials over relays that are ready now, unless the peer was reached meanwhile.
+    pub(crate) fn dial_relayed(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if let Some(opts) = self.dialling.dial_relayed(peer, addresses) {
             self.events.push_back(ToSwarm::Dial { opts });
+        }
+    }
+
+    /// A circuit to or by way of `peer` lets this much through.
+    pub(crate) fn note_circuit(&mut self, peer: PeerId, limit: CircuitLimit) {
+        self.circuits.note(peer, limit);
+    }
+
+    /// Keeps a connection open without streams, or no longer.
+    pub(crate) fn keep(&mut self, peer_id: PeerId, id: ConnectionId, keep: bool) {
+        if self.connections.get(&peer_id).is_some_and(|all| all.iter().any(|connection| connection.id == id)) {
+            let handler = NotifyHandler::One(id);
+            self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler, event: ToConnection::Keep(keep) });
+        }
+    }
+
+    fn go_on(&mut self, peer: PeerId, next: Next) {
+        match next {
+            Next::Wait => {}
+            Next::Dial(opts) => self.events.push_back(ToSwarm::Dial { opts }),
+            Next::ViaRelays(addresses) => {
+                self.events.push_back(ToSwarm::GenerateEvent(Event::ViaRelays { peer, addresses }));
+            }
+            Next::GiveUp(wants, reason) => {
+                let Some(peer) = peer_from_libp2p(&peer) else { return };
+                for want in wants {
+                    want.fail(OpenError::Dial { peer, reason: reason.clone() });
+                }
+            }
         }
     }
 
@@ -107,9 +164,46 @@ impl Behaviour {
         addresses
     }
 
-    fn best(&self, peer: &PeerId) -> Option<ConnectionId> {
+    fn best(&self, peer: &PeerId) -> Option<&Connection> {
         let connections = self.connections.get(peer)?;
-        connections.iter().min_by_key(|connection| connection.info.preference()).map(|connection| connection.id)
+        connections.iter().min_by_key(|connection| connection.info.preference())
+    }
+
+    /// Serves a want over the best connection; gives it back if there is none.
+    fn serve_connected(&mut self, peer: PeerId, want: Want) -> Option<Want> {
+        let Some(best) = self.best(&peer) else { return Some(want) };
+        let (id, relayed) = (best.id, best.info.relayed);
+        if relayed && want.is_bulk() {
+            self.parked.add(peer, want);
+        } else {
+            self.serve(peer, id, want);
+        }
+        None
+    }
+
+    /// It was waited long enough for a direct connection with the peer.
+    fn without_direct(&mut self, peer: PeerId) {
+        let wants = self.parked.take(&peer);
+        let Some(best) = self.best(&peer) else { return };
+        let id = best.id;
+        let limit = self.circuits.limit(&peer, best.relay.as_ref());
+        if limit.is_some_and(|limit| limit.carries_goods()) {
+            for want in wants {
+                self.serve(peer, id, want);
+            }
+            return;
+        }
+        let Some(ours) = peer_from_libp2p(&peer) else { return };
+        tracing::info!(peer = %ours, "only a relay leads there, and it carries no goods");
+        for want in wants {
+            want.fail(OpenError::RelayedOnly { peer: ours, limit });
+        }
+        // With the next attempt the two nodes dial each other anew.
+        self.close(peer, id);
+    }
+
+    fn close(&mut self, peer_id: PeerId, id: ConnectionId) {
+        self.events.push_back(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) });
     }
 
     fn serve(&mut self, peer_id: PeerId, connection: ConnectionId, want: Want) {
@@ -123,59 +217,73 @@ impl Behaviour {
         }
     }
 
-    fn handler(&self, id: ConnectionId, peer: &PeerId, address: &Multiaddr) -> Result<Handler, ConnectionDenied> {
+    fn handler(&self, peer: &PeerId, info: ConnInfo) -> Result<Handler, ConnectionDenied> {
         let Some(peer) = peer_from_libp2p(peer) else {
             return Err(ConnectionDenied::new(NotEd25519));
         };
         Ok(Handler {
             peer,
-            info: conn_info(id, address),
+            info,
             table: Arc::clone(&self.table),
             metrics: self.metrics.clone(),
             requests: VecDeque::new(),
+            keep: false,
         })
     }
 
     fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
-        let info = conn_info(id, endpoint.get_remote_address());
+        let info = conn_info(id, endpoint.is_relayed(), endpoint.get_remote_address());
         let dialled = match endpoint {
             ConnectedPoint::Dialer { address, .. } => Some(address.clone()),
             ConnectedPoint::Listener { .. } => None,
         };
-        self.connections.entry(peer).or_default().push(Connection { id, info, dialled });
-        for want in self.dialling.connected(&peer) {
-            if let Some(best) = self.best(&peer) {
-                self.serve(peer, best, want);
+        let relay = match endpoint {
+            ConnectedPoint::Dialer { address, .. } => relay_of(address),
+            ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
+        };
+        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled };
+        self.metrics.connections.change(info, 1);
+        let before = self.connections.entry(peer).or_default();
+        if !info.relayed {
+            let relayed = before.iter().filter(|connection| connection.info.relayed).map(|connection| connection.id);
+            for id in relayed {
+                self.outlived.push(tokio::time::sleep(OUTLIVES).map(move |()| (peer, id)).boxed());
             }
+        }
+        before.push(connection);
+        let mut wants = self.dialling.connected(&peer);
+        if !info.relayed {
+            wants.extend(self.parked.take(&peer));
+        }
+        for want in wants {
+            // It is connected: nothing comes back.
+            let _ = self.serve_connected(peer, want);
         }
     }
 
     fn on_closed(&mut self, peer: PeerId, id: ConnectionId) {
-        if let Some(connections) = self.connections.get_mut(&peer) {
-            connections.retain(|connection| connection.id != id);
-            if connections.is_empty() {
-                self.connections.remove(&peer);
+        let Some(connections) = self.connections.get_mut(&peer) else { return };
+        for gone in connections.extract_if(.., |connection| connection.id == id) {
+            self.metrics.connections.change(gone.info, -1);
+        }
+        if connections.is_empty() {
+            self.connections.remove(&peer);
+            let Some(ours) = peer_from_libp2p(&peer) else { return };
+            for want in self.parked.take(&peer) {
+                want.fail(OpenError::Closed { peer: ours });
             }
         }
     }
 
     fn on_dial_failure(&mut self, peer: PeerId, failure: &DialFailure<'_>) {
-        match self.dialling.failed(&peer, failure.connection_id, failure.error) {
-            Next::Wait => {}
-            Next::Dial(opts) => self.events.push_back(ToSwarm::Dial { opts }),
-            Next::GiveUp(wants, reason) => {
-                let Some(peer) = peer_from_libp2p(&peer) else { return };
-                for want in wants {
-                    want.fail(OpenError::Dial { peer, reason: reason.clone() });
-                }
-            }
-        }
+        let next = self.dialling.failed(&peer, failure.connection_id, failure.error);
+        self.go_on(peer, next);
     }
 }
 
-/// The library numbers its connections in this process but shows the number only as text.
-fn conn_info(id: ConnectionId, address: &Multiaddr) -> ConnInfo {
-    let relayed = is_relayed(address);
+/// The library numbers its connections in this process but shows the number only as text. Of an inbound connection through
+/// a relay only the local address tells.
+fn conn_info(id: ConnectionId, relayed: bool, address: &Multiaddr) -> ConnInfo {
     let transport = if is_quic(address) {
         Transport::Quic
     } else if crate::address::is_tcp(address) {
@@ -188,16 +296,16 @@ fn conn_info(id: ConnectionId, address: &Multiaddr) -> ConnInfo {
 
 impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = Handler;
-    type ToSwarm = Infallible;
+    type ToSwarm = Event;
 
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        self.handler(id, &peer, remote)
+        self.handler(&peer, conn_info(id, is_relayed(local), remote))
     }
 
     fn handle_established_outbound_connection(
@@ -208,7 +316,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
-        self.handler(id, &peer, address)
+        self.handler(&peer, conn_info(id, is_relayed(address), address))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -233,10 +341,20 @@ impl NetworkBehaviour for Behaviour {
         match event {}
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Infallible, ToConnection>> {
-        if let Some(event) = self.events.pop_front() {
-            return Poll::Ready(event);
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, ToConnection>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            if let Poll::Ready((peer, next)) = self.dialling.poll(cx) {
+                self.go_on(peer, next);
+            } else if let Poll::Ready(peer) = self.parked.poll(cx) {
+                self.without_direct(peer);
+            } else if let Poll::Ready(Some((peer, id))) = self.outlived.poll_next_unpin(cx) {
+                self.close(peer, id);
+            } else {
+                return Poll::Pending;
+            }
         }
-        self.dialling.poll(cx).map(|opts| ToSwarm::Dial { opts })
     }
 }

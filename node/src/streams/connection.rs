@@ -26,6 +26,7 @@ pub(crate) struct Handler {
     pub(super) metrics: NodeMetrics,
     // Bounded by the permits that requests hold until they are answered.
     pub(super) requests: VecDeque<StreamRequest>,
+    pub(super) keep: bool,
 }
 
 /// Accepts any of the protocols of the table at the time of asking.
@@ -84,7 +85,12 @@ impl ConnectionHandler for Handler {
             ToConnection::Open(request) => self.requests.push_back(request),
             // The connection asks `listen_protocol` again whenever it is woken, and this event woke it.
             ToConnection::ProtocolsChanged => {}
+            ToConnection::Keep(keep) => self.keep = keep,
         }
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        self.keep
     }
 
     fn on_connection_event(

@@ -1,6 +1,6 @@
 //! Peers that someone wants to talk to and that are not connected yet. The wants of all callers for one peer share
 //! its dials, TCP gets a head start over QUIC because it carries twice the bytes for the same work, and each want
-//! learns in the end what happened at each address. Dials leave from a port of their own: from the listening port, as
+//! learns in the end what happened at each address. Addresses by way of a relay come last. Dials leave from a port of their own: from the listening port, as
 //! the library would, a reconnect can meet the remains of the connection before.
 
 use std::collections::{HashMap, HashSet};
@@ -16,10 +16,14 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::error::dial_reason;
 use super::open::Want;
-use crate::address::is_direct_tcp;
+use crate::address::{is_direct_tcp, is_relayed};
 
 /// How long TCP is tried alone. Twice a long round trip; a peer that only QUIC reaches costs this much more.
 const HEAD_START: Duration = Duration::from_millis(300);
+
+/// How long direct addresses are tried before relays are used: a peer on the same local network answers in this time, and a
+/// private address of another network never does.
+const DIRECT_HEAD_START: Duration = Duration::from_secs(1);
 
 /// Addresses tried for one peer until its wants fail: callers give 16 each at most, and there may be several callers.
 const MAX_ADDRESSES: usize = 64;
@@ -28,7 +32,16 @@ const MAX_ADDRESSES: usize = 64;
 pub(super) struct Dialling {
     // Each entry holds at least one want, so the permits of the wants bound the table.
     peers: HashMap<PeerId, Pending>,
-    head_starts: FuturesUnordered<BoxFuture<'static, PeerId>>,
+    head_starts: FuturesUnordered<BoxFuture<'static, (PeerId, Over)>>,
+}
+
+/// Which head start is over.
+#[derive(Clone, Copy)]
+enum Over {
+    /// Of TCP before all other direct addresses.
+    Tcp,
+    /// Of direct addresses before those by way of relays.
+    Direct,
 }
 
 #[derive(Default)]
@@ -37,6 +50,10 @@ struct Pending {
     running: HashSet<ConnectionId>,
     seen: HashSet<Multiaddr>,
     queue: Vec<Multiaddr>,
+    // Addresses by way of relays that were not tried yet.
+    relayed: Vec<Multiaddr>,
+    // Relays are being made ready; a dial will follow.
+    relays_asked: bool,
     // Whether what the other parts of the node know about the peer's addresses has been asked for.
     asked_others: bool,
     reasons: Vec<String>,
@@ -48,32 +65,53 @@ pub(super) enum Next {
     Wait,
     /// Dial on.
     Dial(DialOpts),
+    /// Have the relays of these made ready; [`Dialling::dial_relayed`] follows.
+    ViaRelays(Vec<Multiaddr>),
     /// All failed: tell these, with this reason.
     GiveUp(Vec<Want>, String),
 }
 
 impl Dialling {
-    /// Adds a want for a peer that is not connected; gives the dial to start, if one is due now.
-    pub(super) fn add(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, want: Want) -> Option<DialOpts> {
+    /// Adds a want for a peer that is not connected; says what is due now.
+    pub(super) fn add(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, want: Want) -> Next {
         let pending = self.peers.entry(peer).or_default();
         pending.wants.retain(|want| !want.is_cancelled());
         pending.wants.push(want);
         for address in addresses {
             if pending.seen.len() < MAX_ADDRESSES && pending.seen.insert(address.clone()) {
-                pending.queue.push(address);
+                let queue = if is_relayed(&address) { &mut pending.relayed } else { &mut pending.queue };
+                queue.push(address);
             }
         }
-        if !pending.running.is_empty() {
-            return None;
+        if !pending.running.is_empty() || pending.relays_asked {
+            return Next::Wait;
+        }
+        if pending.queue.is_empty()
+            && let Some(addresses) = pending.via_relays()
+        {
+            return Next::ViaRelays(addresses);
+        }
+        if !pending.relayed.is_empty() {
+            let over = tokio::time::sleep(DIRECT_HEAD_START).map(move |()| (peer, Over::Direct));
+            self.head_starts.push(over.boxed());
         }
         let (fast, rest): (Vec<_>, Vec<_>) = pending.queue.drain(..).partition(is_direct_tcp);
         pending.queue = rest;
         if fast.is_empty() {
-            return Some(pending.dial_all(peer));
+            return Next::Dial(pending.dial_all(peer));
         }
-        self.head_starts.push(tokio::time::sleep(HEAD_START).map(move |()| peer).boxed());
+        self.head_starts.push(tokio::time::sleep(HEAD_START).map(move |()| (peer, Over::Tcp)).boxed());
         let dial =
             DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(fast).allocate_new_port().build();
+        pending.running.insert(dial.connection_id());
+        Next::Dial(dial)
+    }
+
+    /// The dial over relays that are ready, if somebody still waits for the peer.
+    pub(super) fn dial_relayed(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) -> Option<DialOpts> {
+        let pending = self.peers.get_mut(&peer)?;
+        pending.relays_asked = false;
+        let dial = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses).build();
         pending.running.insert(dial.connection_id());
         Some(dial)
     }
@@ -99,26 +137,48 @@ impl Dialling {
         if !pending.wants.is_empty() && (!pending.asked_others || !pending.queue.is_empty()) {
             return Next::Dial(pending.dial_all(*peer));
         }
+        if pending.relays_asked {
+            return Next::Wait;
+        }
+        if !pending.wants.is_empty()
+            && let Some(addresses) = pending.via_relays()
+        {
+            return Next::ViaRelays(addresses);
+        }
         match self.peers.remove(peer) {
             Some(pending) => Next::GiveUp(pending.wants, pending.reasons.join("; ")),
             None => Next::Wait,
         }
     }
 
-    /// Dials that became due because a head start is over.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DialOpts> {
-        while let Poll::Ready(Some(peer)) = self.head_starts.poll_next_unpin(cx) {
-            if let Some(pending) = self.peers.get_mut(&peer)
-                && !pending.asked_others
-            {
-                return Poll::Ready(pending.dial_all(peer));
-            }
+    /// What became due because a head start is over.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PeerId, Next)> {
+        while let Poll::Ready(Some((peer, over))) = self.head_starts.poll_next_unpin(cx) {
+            let Some(pending) = self.peers.get_mut(&peer) else { continue };
+            let next = match over {
+                Over::Tcp if !pending.asked_others => Next::Dial(pending.dial_all(peer)),
+                Over::Direct if !pending.relays_asked => match pending.via_relays() {
+                    Some(addresses) => Next::ViaRelays(addresses),
+                    None => continue,
+                },
+                Over::Tcp | Over::Direct => continue,
+            };
+            return Poll::Ready((peer, next));
         }
         Poll::Pending
     }
 }
 
 impl Pending {
+    /// The addresses by way of relays, once.
+    fn via_relays(&mut self) -> Option<Vec<Multiaddr>> {
+        if self.relayed.is_empty() {
+            return None;
+        }
+        self.relays_asked = true;
+        Some(std::mem::take(&mut self.relayed))
+    }
+
     /// Dials all that is left, and whatever else the node knows about the peer.
     fn dial_all(&mut self, peer: PeerId) -> DialOpts {
         self.asked_others = true;

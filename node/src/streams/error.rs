@@ -8,6 +8,7 @@ use protocol::PeerId;
 
 use super::Protocol;
 use crate::address::address_from_libp2p;
+use crate::reach::CircuitLimit;
 
 /// Why no stream to a peer was opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,6 +20,18 @@ pub enum OpenError {
         peer: PeerId,
         /// What happened at each address that was tried.
         reason: String,
+    },
+    /// Only a relay leads to the peer, and it does not carry goods.
+    #[error(
+        "{peer} is behind a translation that lets nobody in, and its relay carries {}, no goods; allow UDP here or there, or \
+         forward a port",
+        limit.map_or_else(|| "an unknown amount".to_owned(), |limit| limit.to_string())
+    )]
+    RelayedOnly {
+        /// The peer.
+        peer: PeerId,
+        /// What the relay lets through, if it said so.
+        limit: Option<CircuitLimit>,
     },
     /// The peer is connected but does not speak the protocol. As protocols are negotiated along with the first bytes,
     /// this mostly shows at the first read instead, as [`std::io::ErrorKind::Unsupported`].
@@ -55,6 +68,22 @@ pub enum OpenError {
     /// This node is stopping.
     #[error("this node is stopping")]
     Stopped,
+}
+
+impl OpenError {
+    /// One word for metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Dial { .. } => "dial",
+            Self::RelayedOnly { .. } => "relayed-only",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Timeout { .. } => "timeout",
+            Self::Closed { .. } => "closed",
+            Self::Busy { .. } => "busy",
+            Self::Myself => "myself",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// The reason of a failed dial in one line, and whether it says more than "there was nothing to dial".

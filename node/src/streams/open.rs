@@ -40,6 +40,11 @@ impl Want {
         }
     }
 
+    /// Whether it is a stream for goods.
+    pub(super) fn is_bulk(&self) -> bool {
+        matches!(self, Self::Stream(request) if request.protocol.is_bulk())
+    }
+
     /// A caller who went away does not mind that the answer is lost.
     pub(super) fn fail(self, error: OpenError) {
         match self {
@@ -56,4 +61,6 @@ pub(crate) enum ToConnection {
     Open(StreamRequest),
     /// The accepted protocols changed: being woken is enough.
     ProtocolsChanged,
+    /// Stay open without streams, or no longer.
+    Keep(bool),
 }

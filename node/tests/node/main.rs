@@ -21,6 +21,7 @@ mod gossip_growth;
 mod hostile;
 mod keys;
 mod metrics;
+mod reach;
 mod start;
 mod streams;
 
@@ -70,6 +71,11 @@ impl TestNode {
     async fn stop(self) {
         self.supervisor.shutdown(Duration::from_secs(20)).await.unwrap();
         assert_eq!(self.supervisor.failure(), None);
+    }
+
+    /// As a role does for a peer whose enrolment it has checked.
+    async fn vouch_for(&self, peer: &TestNode) {
+        self.add_member(peer.at.peer).await;
     }
 
     fn only(&self, part: &str) -> PeerAddrs {

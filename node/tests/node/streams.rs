@@ -175,17 +175,17 @@ async fn requests_at_once_are_bounded_and_cancelled_by_dropping() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_opens_from_twenty_peers_are_each_served_or_named() {
-    let limits = AcceptLimits { queue: 8, per_peer: 10 };
+async fn five_hundred_opens_from_fifty_peers_are_each_served_or_named() {
+    let limits = AcceptLimits { queue: 8, per_peer: 6 };
     let server = TestNode::start(20, |_| {}).await;
     serve_echo(&server, limits).await;
     let mut clients = Vec::new();
-    for n in 0..20 {
-        clients.push(TestNode::start(21 + n, |config| config.listen.clear()).await);
+    for n in 0..50 {
+        clients.push(TestNode::start(120 + n, |config| config.listen.clear()).await);
     }
     let mut attempts = tokio::task::JoinSet::new();
     for client in &clients {
-        for _ in 0..25 {
+        for _ in 0..10 {
             let (handle, target) = (client.handle.clone(), server.at.clone());
             attempts.spawn(async move {
                 let mut stream = match handle.open(&target, ECHO, LIMIT).await {

@@ -25,15 +25,17 @@ use crate::tables::account_key;
 
 pub(crate) use places::Deliveries;
 
-const DELIVER: Protocol = Protocol::new(PROTOCOL);
+const DELIVER: Protocol = Protocol::bulk(PROTOCOL);
 /// Refusals and final words are sent within this time or not at all.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// How long a client may take to read a refusal and to end the stream, so that the refusal is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(2);
 /// The same while the node stops: long enough for a client that listens.
 const LINGER_STOPPING: Duration = Duration::from_millis(250);
-/// Clients without a place that are being told so at once; further ones are dropped without a word.
-const TURNED_AWAY: usize = 64;
+/// Clients without a place that are being told so at once, some kilobytes each; further ones are dropped without a word.
+const TURNED_AWAY: usize = 1024;
+/// Streams that wait to be looked at, over all peers; further ones are reset. Looking takes microseconds.
+const QUEUE: usize = 512;
 /// When to come back if all places are taken, milliseconds before jitter.
 const COME_BACK_MS: u64 = 2_000;
 
@@ -44,7 +46,7 @@ const COME_BACK_MS: u64 = 2_000;
 pub(crate) async fn start(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
     let config = &seeder.config;
     let limits = AcceptLimits {
-        queue: 64,
+        queue: QUEUE,
         // Above the bound with a named refusal, so that this one, which is a reset, is for floods only.
         per_peer: config.max_deliveries_per_peer as usize * 4,
     };

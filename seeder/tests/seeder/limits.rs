@@ -1,9 +1,10 @@
 //! What one client may take from the others: nothing. Limits on what is sent, shared fairly; and clients that hold a place
 //! and do nothing with it, cut off by name while others go on.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use protocol::deliver::ClientMessage;
+use protocol::deliver::{ClientMessage, SeederMessage};
 use protocol::{ChunkSet, NetworkId, PeerId, RefusalCode};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -172,5 +173,60 @@ async fn those_who_do_nothing_trickle_or_never_acknowledge_are_cut_off_by_name_w
     drop(good);
     // Their places are free again.
     eventually("all places back", || async { (seeder.status().unwrap()["deliveries"] == 0).then_some(()) }).await;
+    stop(seeder).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_streams_from_fifty_peers_are_each_served_or_refused_by_name() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let seeder = world
+        .seeder("a", &[&goods], |config| {
+            config.max_deliveries = 100;
+            config.max_deliveries_per_peer = 6;
+        })
+        .await;
+    let at = seeder.peer_addrs();
+    let mut streams = tokio::task::JoinSet::new();
+    for peer in 0..50 {
+        let client = std::sync::Arc::new(Client::new(100 + peer).await);
+        for _ in 0..10 {
+            let (client, at) = (std::sync::Arc::clone(&client), at.clone());
+            let ticket = world.ticket(&goods, client.peer(), at.peer);
+            streams.spawn(async move {
+                // Panics where the stream ends without a greeting.
+                let mut talk = client.show(&at, &ticket).await;
+                let said = match talk.hear().await.expect("neither welcome nor refusal") {
+                    SeederMessage::Welcome { .. } => "served",
+                    SeederMessage::Refusal(refusal) => refusal.code.as_str(),
+                    other => panic!("{other:?}"),
+                };
+                (said, talk, client)
+            });
+        }
+    }
+    let mut outcomes = BTreeMap::new();
+    // Those that are served keep their places until all have their answer.
+    let mut open = Vec::new();
+    let all = async {
+        while let Some(ended) = streams.join_next().await {
+            let (said, talk, client) = ended.unwrap();
+            *outcomes.entry(said).or_insert(0) += 1;
+            open.push((talk, client));
+        }
+    };
+    tokio::time::timeout(LIMIT, all).await.expect("took too long");
+    assert_eq!(outcomes.values().sum::<u32>(), 500, "{outcomes:?}");
+    assert_eq!(outcomes["served"], 100, "{outcomes:?}");
+    let named = outcomes.get("overloaded").unwrap_or(&0) + outcomes.get("limit-reached").unwrap_or(&0);
+    assert_eq!(named, 400, "{outcomes:?}");
+    let metrics = seeder.handle().metrics().encode();
+    assert!(!metrics.contains("willcall_node_streams_dropped_total{protocol=\"/willcall/deliver/1\""), "{metrics}");
+    // And nothing is left of them.
+    drop(open);
+    eventually("the end of all deliveries", || async {
+        (seeder.status().unwrap()["deliveries"] == 0 && seeder.supervisor().running("delivery") == 0).then_some(())
+    })
+    .await;
     stop(seeder).await;
 }

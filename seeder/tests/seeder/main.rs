@@ -14,6 +14,7 @@
 extern crate willcall_seeder as seeder;
 
 mod admission;
+mod announcing;
 mod client;
 mod contact;
 mod copies;

@@ -249,6 +249,7 @@ impl Manager {
         let mut config = NodeConfig::new(office.node_key.clone());
         config.listen = vec![listen.unwrap_or_else(|| Address::new("/ip4/127.0.0.1/tcp/0").unwrap())];
         config.gossip = gossip;
+        config.dht = node::DhtMode::Server;
         config.gossip_heartbeat = Duration::from_millis(100);
         let supervisor = Supervisor::new();
         let handle = Node::start(config, &supervisor).await.unwrap();

@@ -1,0 +1,180 @@
+//! Dials peers that ask whether others get through to them. The library's server dials whatever address it is asked for,
+//! which would make every such node a port scanner of its own local network, at anybody's service. This one dials only
+//! where the asking peer is connected from, and not too often.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::multiaddr::Protocol as Part;
+use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId};
+use libp2p_autonat::v2::server;
+
+use crate::address::is_relayed;
+
+/// Dials at once; further ones are refused, and the peer asks another.
+const AT_ONCE: usize = 16;
+/// Dials for one peer in [`PERIOD`]: a node has a handful of addresses, and asks once about each.
+const PER_PEER: u32 = 16;
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// A dial that is not made.
+#[derive(Debug, thiserror::Error)]
+#[error("not dialled: {0}")]
+struct NotDialled(&'static str);
+
+pub(crate) struct DialBacks {
+    inner: server::Behaviour,
+    // Bounded by the connection limits.
+    connected: HashMap<PeerId, Asker>,
+    probes: HashSet<ConnectionId>,
+}
+
+struct Asker {
+    from: Vec<(ConnectionId, IpAddr)>,
+    dials: u32,
+    since: Instant,
+}
+
+impl DialBacks {
+    pub(crate) fn new() -> Self {
+        Self { inner: server::Behaviour::default(), connected: HashMap::new(), probes: HashSet::new() }
+    }
+
+    fn may_dial(&mut self, peer: Option<&PeerId>, addresses: &[Multiaddr]) -> Result<(), NotDialled> {
+        let asker = peer.and_then(|peer| self.connected.get_mut(peer)).ok_or(NotDialled("the peer has gone"))?;
+        let from_there = |address: &Multiaddr| {
+            !is_relayed(address) && ip_of(address).is_some_and(|ip| asker.from.iter().any(|(_, from)| *from == ip))
+        };
+        if !addresses.iter().all(from_there) {
+            return Err(NotDialled("the peer is not connected from there"));
+        }
+        if self.probes.len() > AT_ONCE {
+            return Err(NotDialled("too many are being dialled"));
+        }
+        if asker.since.elapsed() >= PERIOD {
+            (asker.since, asker.dials) = (Instant::now(), 0);
+        }
+        asker.dials += 1;
+        if asker.dials > PER_PEER {
+            return Err(NotDialled("the peer asks too often"));
+        }
+        Ok(())
+    }
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Part::Ip4(ip) => Some(ip.into()),
+        Part::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+impl NetworkBehaviour for DialBacks {
+    type ConnectionHandler = <server::Behaviour as NetworkBehaviour>::ConnectionHandler;
+    type ToSwarm = server::Event;
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        addresses: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        if self.probes.contains(&id) {
+            self.may_dial(peer.as_ref(), addresses).map_err(ConnectionDenied::new)?;
+        }
+        self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_inbound_connection(id, peer, local, remote)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role: Endpoint,
+        port: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_outbound_connection(id, peer, address, role, port)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match &event {
+            FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
+                self.probes.remove(connection_id);
+                // Where a peer dialled from is what it is told, and what it asks about; through a relay it is the relay's.
+                let remote = endpoint.get_remote_address();
+                if let (false, Some(ip)) = (endpoint.is_relayed(), ip_of(remote)) {
+                    let new = || Asker { from: Vec::new(), dials: 0, since: Instant::now() };
+                    self.connected.entry(*peer_id).or_insert_with(new).from.push((*connection_id, ip));
+                }
+            }
+            FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, .. }) => {
+                if let Some(asker) = self.connected.get_mut(peer_id) {
+                    asker.from.retain(|(id, _)| id != connection_id);
+                    if asker.from.is_empty() {
+                        self.connected.remove(peer_id);
+                    }
+                }
+            }
+            FromSwarm::DialFailure(failure) => drop(self.probes.remove(&failure.connection_id)),
+            _ => {}
+        }
+        self.inner.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
+        self.inner.on_connection_handler_event(peer, id, event);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        let polled = self.inner.poll(cx);
+        if let Poll::Ready(ToSwarm::Dial { opts }) = &polled {
+            self.probes.insert(opts.connection_id());
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_where_the_peer_comes_from_and_not_too_often() {
+        let mut server = DialBacks::new();
+        let (peer, at) = (PeerId::random(), |text: &str| vec![text.parse::<Multiaddr>().unwrap()]);
+        let from: IpAddr = "198.51.100.7".parse().unwrap();
+        assert!(server.may_dial(Some(&peer), &at("/ip4/198.51.100.7/tcp/1")).is_err());
+        let id = ConnectionId::new_unchecked(1);
+        server.connected.insert(peer, Asker { from: vec![(id, from)], dials: 0, since: Instant::now() });
+        assert!(server.may_dial(Some(&peer), &at("/ip4/198.51.100.7/tcp/1")).is_ok());
+        assert!(server.may_dial(Some(&peer), &at("/ip4/192.168.1.1/tcp/80")).is_err());
+        assert!(server.may_dial(Some(&peer), &at("/dns4/localhost/tcp/80")).is_err());
+        let circuit = format!("/ip4/198.51.100.7/tcp/1/p2p/{}/p2p-circuit", PeerId::random());
+        assert!(server.may_dial(Some(&peer), &at(&circuit)).is_err());
+        for _ in 1..PER_PEER {
+            assert!(server.may_dial(Some(&peer), &at("/ip4/198.51.100.7/tcp/1")).is_ok());
+        }
+        assert!(server.may_dial(Some(&peer), &at("/ip4/198.51.100.7/tcp/1")).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! Whether others get through to this node, and what it does about it: it lets peers try (AutoNAT), asks the router for
+//! ports (UPnP), and behind a translation that lets nobody in it takes a slot at a relay, over which two nodes agree to
+//! dial each other at the same moment (DCUtR). What a relay carries is for that agreement; goods go directly.
+
+mod circuits;
+mod dial_backs;
+mod relaying;
+mod roads;
+mod state;
+
+pub use circuits::CircuitLimit;
+pub(crate) use circuits::Circuits;
+pub(crate) use dial_backs::DialBacks;
+pub use relaying::RelayConfig;
+pub(crate) use relaying::{Members, relay_config};
+pub(crate) use state::ReachState;
+
+use protocol::{Address, PeerId};
+
+/// What a node does to be reached, and for others to be.
+#[derive(Clone, Debug, Default)]
+pub struct ReachConfig {
+    /// Takes slots at relays for as long as nobody is known to get through directly: for nodes that serve.
+    pub reserve: bool,
+    /// Reaches peers behind a translation through their relays, and makes such a connection a direct one. A node that
+    /// listens nowhere begins to listen, on ports chosen by the system, when it first needs to.
+    pub punch: bool,
+    /// Carries connections of others.
+    pub relay: RelayConfig,
+    /// Dials peers that ask whether they can be reached, at the address that they come from.
+    pub dial_back: bool,
+    /// Asks the router to forward the listening ports.
+    pub upnp: bool,
+    /// Finds peers on the local network by multicast, and is found.
+    pub lan: bool,
+}
+
+/// What is known about who gets through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reachability {
+    /// Nobody has tried yet.
+    #[default]
+    Unknown,
+    /// Somebody tried, and nobody got through.
+    Private,
+    /// Somebody got through.
+    Public,
+}
+
+impl Reachability {
+    /// For people and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reachability::Unknown => "unknown",
+            Reachability::Private => "private",
+            Reachability::Public => "public",
+        }
+    }
+}
+
+/// What became of asking the router for ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PortMapping {
+    /// Not asked: switched off, or the node listens on this machine only.
+    #[default]
+    Off,
+    /// No answer yet.
+    Searching,
+    /// No router answers.
+    NoGateway,
+    /// The router has no public address itself.
+    NotPublic,
+    /// Ports are open at these addresses.
+    Mapped(Vec<Address>),
+}
+
+/// A slot at a relay, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelaySlot {
+    /// The relay.
+    pub relay: PeerId,
+    /// Where peers reach this node through it; empty without a slot.
+    pub addresses: Vec<Address>,
+    /// Why there is no slot.
+    pub trouble: Option<String>,
+}
+
+/// An address that a peer tried, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// The address.
+    pub address: Address,
+    /// Why nobody got through there.
+    pub why_not: Option<String>,
+}
+
+/// How a node can be reached, as it knows itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The verdict of those who tried.
+    pub reachability: Reachability,
+    /// Addresses that are configured, or that somebody got through to.
+    pub external: Vec<Address>,
+    /// Addresses listened on.
+    pub listening: Vec<Address>,
+    /// What was tried, the newest result of each address.
+    pub tried: Vec<Tried>,
+    /// Ports at the router.
+    pub port_mapping: PortMapping,
+    /// Slots at relays.
+    pub slots: Vec<RelaySlot>,
+    /// Whether this node relays for others.
+    pub relays: bool,
+}
+
+impl Reach {
+    /// Addresses to tell others, the most useful first: where somebody got through, through relays, and what is listened
+    /// on, which leads here from the same local network. Those of this machine alone are told only if there is nothing
+    /// else: elsewhere they lead to others.
+    pub fn announced(&self) -> Vec<Address> {
+        let relayed = self.slots.iter().flat_map(|slot| &slot.addresses);
+        let mut announced: Vec<Address> = Vec::new();
+        for address in self.external.iter().chain(relayed).chain(&self.listening) {
+            if !announced.contains(address) {
+                announced.push(address.clone());
+            }
+        }
+        if announced.iter().any(|address| !crate::address::is_loopback(address)) {
+            announced.retain(|address| !crate::address::is_loopback(address));
+        }
+        announced
+    }
+}
