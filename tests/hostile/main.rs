@@ -1,5 +1,6 @@
 //! The program as operators and buyers have it, under bad luck and bad will: every test runs the real binary, every
-//! node a process of its own on loopback with ports that the system chooses. One test program, so that it links once.
+//! node a process of its own, on loopback with ports that the system chooses or on a network of its own (`reach`). One
+//! test program, so that it links once.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,5 +18,6 @@ mod garbage;
 mod gift;
 mod mistakes;
 mod products;
+mod reach;
 mod support;
 mod trust;

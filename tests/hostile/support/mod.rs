@@ -2,6 +2,7 @@
 //! that made it, however that ends.
 
 mod files;
+mod netns;
 mod process;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) use files::{bytes, same};
+pub(crate) use netns::{Lab, Machine, Nat};
 pub(crate) use process::{Daemon, Finished, Job, processes_naming};
 
 /// For everything that happens by itself: far more than it takes, on a machine with other work.
@@ -45,6 +47,12 @@ pub(crate) struct Bought {
 }
 
 impl Network {
+    /// A folder for nodes that a test sets up itself.
+    pub(crate) fn empty() -> Network {
+        let dir = tempfile::Builder::new().prefix("willcall-test-").tempdir().unwrap();
+        Network { daemons: BTreeMap::new(), seeders: 0, voucher: String::new(), dir }
+    }
+
     /// Sets up and starts everything.
     pub(crate) fn start(seeders: usize) -> Network {
         Network::start_with(seeders, seeders)
@@ -52,8 +60,7 @@ impl Network {
 
     /// The same, where more or fewer copies are wanted than there are seeders yet.
     pub(crate) fn start_with(seeders: usize, copies: usize) -> Network {
-        let dir = tempfile::Builder::new().prefix("willcall-test-").tempdir().unwrap();
-        let mut network = Network { daemons: BTreeMap::new(), seeders, voucher: String::new(), dir };
+        let mut network = Network { seeders, ..Network::empty() };
         let mut init = args!["init", "--set", format!("copies={copies}")];
         init.extend(LISTEN.map(OsString::from));
         network.of("manager", init).ok();
@@ -65,9 +72,14 @@ impl Network {
         for number in 1..=seeders {
             network.add_seeder(&format!("seeder-{number}"), &[]);
         }
-        let issued = network.of("merchant", args!["vouchers", "issue", "1000.00", "--currency", "USD"]).ok();
-        network.voucher = issued["codes"][0].as_str().unwrap().to_owned();
+        network.issue_voucher();
         network
+    }
+
+    /// Has the merchant issue the voucher that all purchases are paid with.
+    pub(crate) fn issue_voucher(&mut self) {
+        let issued = self.of("merchant", args!["vouchers", "issue", "1000.00", "--currency", "USD"]).ok();
+        self.voucher = issued["codes"][0].as_str().unwrap().to_owned();
     }
 
     /// Makes and starts one more seeder.

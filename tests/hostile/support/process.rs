@@ -1,6 +1,7 @@
 //! One process each: a node that runs until it is dropped, a command that runs to its end. None is left behind: each is
 //! killed with the value that stands for it, and nodes also stop when this program's end of their input closes.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -17,10 +18,29 @@ use super::{LIMIT, args, until, until_within};
 /// The binary under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_willcall");
 
+thread_local! {
+    /// The command that starts the program, where it is not to be started here.
+    static STARTER: RefCell<Vec<OsString>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has everything that `work` starts on this thread started by `starter`, such as `ip netns exec NAME`.
+pub(crate) fn inside<T>(starter: Vec<OsString>, work: impl FnOnce() -> T) -> T {
+    struct Back(Vec<OsString>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            STARTER.set(std::mem::take(&mut self.0));
+        }
+    }
+    let _back = Back(STARTER.replace(starter));
+    work()
+}
+
 /// The program with these arguments and none of the user's settings.
 pub(crate) fn program(args: &[OsString]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(args).env_remove("WILLCALL_LOG").env_remove("WILLCALL_HOME").env_remove("WILLCALL_DIR");
+    let mut words = STARTER.with_borrow(Clone::clone);
+    words.push(PROGRAM.into());
+    let mut command = Command::new(words.remove(0));
+    command.args(words).args(args).env_remove("WILLCALL_LOG").env_remove("WILLCALL_HOME").env_remove("WILLCALL_DIR");
     command
 }
 

@@ -1,0 +1,220 @@
+//! Homes and their routers: who gets through to whom, tried with network namespaces, in which the kernel translates
+//! addresses as a router does. They need root, `ip` and `nft`; what is left out for want of them is said on standard error.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::support::{Bought, Lab, Machine, Nat, Network, args, bytes, run, same, text, until};
+
+/// The internet's one public address of the manager, the merchant and public seeders.
+const PUBLIC: &str = "11.0.0.1";
+const PUBLIC_V6: &str = "2001:db8::1";
+/// Ports of the manager; its origin is ten further up.
+const PORT: u16 = 4601;
+const ORIGIN: u16 = 4611;
+/// A few megabytes, so that no relay with its usual limits could have carried it.
+const SIZE: usize = 3 << 20;
+
+/// A lab with a network of nodes in it. Fields are dropped in this order: nodes end before their machines go.
+struct Net {
+    network: Network,
+    /// A router that joins everybody; the manager, the merchant and public seeders run on it.
+    internet: Machine,
+    lab: Lab,
+    links: u8,
+}
+
+impl Net {
+    fn start(test: &str, v6: bool) -> Option<Net> {
+        let mut lab = Lab::new(test)?;
+        let internet = lab.machine("net");
+        internet.forwards();
+        internet.address("lo", &format!("{PUBLIC}/32"));
+        internet.address("lo", &format!("{PUBLIC_V6}/128"));
+        let mut network = Network::empty();
+        internet.run(|| {
+            let mut init = args!["init", "--set", "copies=1", "--set", "relay={enabled=true}"];
+            init.extend(addresses(v6, PORT));
+            network.of("manager", init).ok();
+            network.run_role("manager");
+            let join = network.invite("merchant");
+            let mut init = args!["init", "--name", "Shop", "--http", "127.0.0.1:0", "--join", join];
+            init.extend(args!["--listen", "/ip4/127.0.0.1/tcp/0"]);
+            network.of("merchant", init).ok();
+            network.run_role("merchant");
+            network.issue_voucher();
+        });
+        Some(Net { network, internet, lab, links: 1 })
+    }
+
+    /// A machine that is on the internet itself.
+    fn public(&mut self, name: &str) -> Machine {
+        let machine = self.lab.machine(name);
+        self.link(&machine);
+        machine
+    }
+
+    /// A machine behind a router of its own.
+    fn home(&mut self, name: &str, nat: Nat) -> Machine {
+        let router = self.lab.machine(&format!("{name}r"));
+        self.link(&router);
+        router.translates(nat);
+        let machine = self.lab.machine(name);
+        let lan = format!("10.{}.0", self.links);
+        self.lab.cable((&router, "lan", &format!("{lan}.1/24")), (&machine, "eth", &format!("{lan}.2/24")));
+        machine.ip(&format!("route add default via {lan}.1"));
+        machine
+    }
+
+    /// Joins a machine to the internet by its end `wan`.
+    fn link(&mut self, machine: &Machine) {
+        self.links += 1;
+        let n = self.links;
+        let here = format!("link{n}");
+        self.lab.cable((&self.internet, &here, &format!("11.0.{n}.1/24")), (machine, "wan", &format!("11.0.{n}.2/24")));
+        machine.ip(&format!("route add default via 11.0.{n}.1"));
+        self.internet.address(&here, &format!("2001:db8:{n}::1/64"));
+        machine.address("wan", &format!("2001:db8:{n}::2/64"));
+        machine.ip(&format!("-6 route add default via 2001:db8:{n}::1"));
+    }
+
+    /// A seeder on the internet's machine, which says where it is.
+    fn public_seeder(&mut self, v6: bool) {
+        let mut init = self.seeder_init();
+        init.extend(addresses(v6, 5001));
+        let (internet, network) = (self.internet.clone(), &mut self.network);
+        internet.run(|| {
+            network.of("seeder-1", init).ok();
+            network.run_role("seeder-1");
+        });
+        self.network.seeders = 1;
+    }
+
+    /// A seeder that knows nothing of where it is.
+    fn seeder_at(&mut self, machine: &Machine) {
+        let mut init = self.seeder_init();
+        init.extend(args!["--listen", "/ip4/0.0.0.0/tcp/5001", "--listen", "/ip4/0.0.0.0/udp/5001/quic-v1"]);
+        let network = &mut self.network;
+        machine.run(|| {
+            network.of("seeder-1", init).ok();
+            network.run_role("seeder-1");
+        });
+        self.network.seeders = 1;
+    }
+
+    fn seeder_init(&self) -> Vec<std::ffi::OsString> {
+        let join = self.network.invite("seeder");
+        args!["init", "--name", "seeder-1", "--capacity", "1GiB", "--join", join, "--set", "report-ms=1000"]
+    }
+
+    /// Waits until the manager tells others that the seeder is reached through a relay.
+    fn relayed(&self) {
+        until("an address at a relay", || {
+            let seeders = self.network.of("manager", args!["seeders"]).ok();
+            let seeders = seeders["seeders"].as_array().unwrap();
+            let seeder = seeders.iter().find(|seeder| seeder["name"] == "seeder-1")?;
+            seeder["addresses"].to_string().contains("/p2p-circuit").then_some(())
+        });
+    }
+
+    /// Publishes goods, has the seeder fetch them, then turns everybody away from the origin; and buys.
+    fn sell(&self) -> Bought {
+        let album = self.network.path("album");
+        std::fs::create_dir_all(&album).unwrap();
+        std::fs::write(album.join("one"), bytes(1, SIZE)).unwrap();
+        let product = self.network.publish(&album, &[]);
+        self.internet.rules(&format!(
+            "table inet origin {{
+               chain into {{
+                 type filter hook input priority 0;
+                 iifname \"lo\" accept
+                 tcp dport {ORIGIN} reject with tcp reset
+                 udp dport {ORIGIN} reject
+               }}
+             }}"
+        ));
+        self.internet.run(|| self.network.buy(&product, "client"))
+    }
+
+    /// The goods are there, and the seeder sent them.
+    fn assert_fetched(&self, answer: &Value) {
+        same(&self.network.path("album"), Path::new(&text(answer, "path")));
+        let seeder = &self.network.daemons["seeder-1"].ready["peer"];
+        for source in answer["sources"].as_array().unwrap() {
+            assert_eq!(source["chunks"].as_u64().unwrap() > 0, source["peer"] == *seeder, "{answer}");
+        }
+    }
+
+    fn fetching(&self, bought: &Bought) -> Vec<std::ffi::OsString> {
+        bought.fetching(&self.network.path("goods"))
+    }
+}
+
+/// Where a node on the internet's machine listens, and what it tells others.
+fn addresses(v6: bool, port: u16) -> Vec<std::ffi::OsString> {
+    let (any, public) =
+        if v6 { ("/ip6/::", format!("/ip6/{PUBLIC_V6}")) } else { ("/ip4/0.0.0.0", format!("/ip4/{PUBLIC}")) };
+    let mut args = Vec::new();
+    for over in [format!("tcp/{port}"), format!("udp/{port}/quic-v1")] {
+        args.extend(args!["--listen", format!("{any}/{over}"), "--external", format!("{public}/{over}")]);
+    }
+    args
+}
+
+#[test]
+fn a_client_behind_a_router_fetches_from_a_public_seeder() {
+    let Some(mut net) = Net::start("a_client_behind_a_router_fetches_from_a_public_seeder", false) else { return };
+    let home = net.home("c", Nat::RandomPorts);
+    net.public_seeder(false);
+    let bought = net.sell();
+    let answer = home.run(|| run(net.fetching(&bought)).ok());
+    net.assert_fetched(&answer);
+}
+
+#[test]
+fn where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause() {
+    let test = "where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause";
+    let Some(mut net) = Net::start(test, false) else { return };
+    let (home, other) = (net.home("s", Nat::RandomPorts), net.home("c", Nat::RandomPorts));
+    net.seeder_at(&home);
+    net.relayed();
+    let bought = net.sell();
+    let mut fetch = net.fetching(&bought);
+    fetch.extend(args!["--patience", "15s"]);
+    let failed = other.run(|| run(fetch));
+    let said = failed.refused(&["by way of a relay only", "carries 128 KiB in 120 s, no goods"]);
+    assert_eq!(failed.json()["error"]["cause"], "relayed-only", "{said}");
+
+    // What the seeder's operator is told: nobody dials it, and it is reached all the same.
+    let check = net.network.of("seeder-1", args!["check"]).ok();
+    assert_eq!((&check["reachable"], &check["direct"]), (&true.into(), &false.into()), "{check}");
+    assert!(text(&check, "advice").contains("hole punching"), "{check}");
+    let findings = check["findings"].as_array().unwrap();
+    let relay = findings.iter().find(|finding| finding["check"] == "relay").unwrap();
+    assert_eq!(relay["good"], true, "{check}");
+}
+
+#[test]
+fn everything_works_over_ipv6() {
+    let Some(mut net) = Net::start("everything_works_over_ipv6", true) else { return };
+    let client = net.public("c");
+    // Nothing else is left to it.
+    client.ip("-4 addr flush dev wan");
+    net.public_seeder(true);
+    let bought = net.sell();
+    let answer = client.run(|| run(net.fetching(&bought)).ok());
+    net.assert_fetched(&answer);
+}
+
+#[test]
+fn a_slow_and_lossy_line_delivers_all_the_same() {
+    let test = "a_slow_and_lossy_line_delivers_all_the_same";
+    let Some(mut net) = Net::start(test, false) else { return };
+    let client = net.public("c");
+    net.public_seeder(false);
+    let bought = net.sell();
+    client.slows("wan", test);
+    let answer = client.run(|| run(net.fetching(&bought)).ok());
+    net.assert_fetched(&answer);
+}

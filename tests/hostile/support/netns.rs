@@ -1,0 +1,200 @@
+//! Machines and routers on one machine: network namespaces joined by virtual cables, each gone with the lab that made it.
+//! Names are of this run, so that labs do not meet.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::process::inside;
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine(String);
+
+/// All namespaces of a test.
+pub(crate) struct Lab {
+    prefix: String,
+    made: Vec<String>,
+    cables: u32,
+}
+
+/// How a router's translation chooses ports.
+#[derive(Clone, Copy)]
+pub(crate) enum Nat {
+    /// The port that the machine behind it used, where it is free: as most routers do.
+    KeepsPorts,
+    /// Another one for each destination: nobody can know it beforehand.
+    RandomPorts,
+}
+
+/// Says on standard error, past the capture of the test runner, what is left out and why.
+pub(crate) fn left_out(what: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {what}: {why}");
+}
+
+impl Lab {
+    /// Nothing where namespaces cannot be made; that is said.
+    pub(crate) fn new(test: &str) -> Option<Lab> {
+        if !rustix::process::geteuid().is_root() {
+            left_out(test, "making network namespaces needs root");
+            return None;
+        }
+        for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+            if Command::new(program).arg("-V").output().is_err() {
+                left_out(test, &format!("there is no `{program}` (Debian package {package})"));
+                return None;
+            }
+        }
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let mut lab = Lab { prefix: format!("wc{}n{number}", std::process::id()), made: Vec::new(), cables: 0 };
+        // What every test needs of the kernel, tried before anything is built on it.
+        let tried = lab.try_machine("probe").and_then(|probe| probe.try_rules(&router_rules(Nat::KeepsPorts)));
+        if let Err(why) = tried {
+            left_out(test, &why);
+            return None;
+        }
+        Some(lab)
+    }
+
+    fn try_machine(&mut self, name: &str) -> Result<Machine, String> {
+        let name = format!("{}{name}", self.prefix);
+        attempt("ip", &["netns", "add", &name], "")?;
+        self.made.push(name.clone());
+        let machine = Machine(name);
+        machine.ip("link set lo up");
+        Ok(machine)
+    }
+
+    /// A machine without any cable.
+    pub(crate) fn machine(&mut self, name: &str) -> Machine {
+        self.try_machine(name).unwrap()
+    }
+
+    /// Joins two machines; each end has a name and an address such as `10.0.0.1/24`.
+    pub(crate) fn cable(
+        &mut self,
+        (a, at_a, address_a): (&Machine, &str, &str),
+        (b, at_b, address_b): (&Machine, &str, &str),
+    ) {
+        self.cables += 1;
+        // Interface names have at most 15 characters.
+        let (end_a, end_b) = (format!("wca{}x{}", std::process::id() % 100_000, self.cables), at_b);
+        must("ip", &["-n", &a.0, "link", "add", &end_a, "type", "veth", "peer", "name", end_b, "netns", &b.0]);
+        a.ip(&format!("link set {end_a} name {at_a}"));
+        for (machine, end, address) in [(a, at_a, address_a), (b, at_b, address_b)] {
+            machine.address(end, address);
+            machine.ip(&format!("link set {end} up"));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in &self.made {
+            // Also while a test fails; what cannot be removed shows in `ip netns`.
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
+        }
+    }
+}
+
+impl Machine {
+    /// `ip` with these words.
+    pub(crate) fn ip(&self, words: &str) {
+        let mut args = vec!["-n", &self.0];
+        args.extend(words.split_whitespace());
+        must("ip", &args);
+    }
+
+    /// Gives an end of a cable an address.
+    pub(crate) fn address(&self, end: &str, address: &str) {
+        // Without the second in which the system looks whether somebody else has it.
+        let words = if address.contains(':') { "nodad" } else { "" };
+        self.ip(&format!("addr add {address} dev {end} {words}"));
+    }
+
+    /// Passes packets on.
+    pub(crate) fn forwards(&self) {
+        let both = "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+        must("ip", &["netns", "exec", &self.0, "sh", "-c", both]);
+    }
+
+    /// A home router: machines behind it share the address of its end `wan`, and nobody gets in unasked.
+    pub(crate) fn translates(&self, nat: Nat) {
+        self.forwards();
+        self.rules(&router_rules(nat));
+    }
+
+    /// More rules for packets, in the language of `nft`.
+    pub(crate) fn rules(&self, rules: &str) {
+        self.try_rules(rules).unwrap();
+    }
+
+    fn try_rules(&self, rules: &str) -> Result<(), String> {
+        attempt("ip", &["netns", "exec", &self.0, "nft", "-f", "-"], rules)
+    }
+
+    /// Delays what leaves by `end` and loses one packet in a hundred; says what the kernel cannot do.
+    pub(crate) fn slows(&self, end: &str, test: &str) {
+        let netem = ["-n", &self.0, "qdisc", "add", "dev", end, "root", "netem", "delay", "100ms", "loss", "1%"];
+        if let Err(why) = attempt("tc", &netem, "") {
+            left_out(test, &format!("the delay of 100 ms (tc netem: {}); packets are lost all the same", why.trim()));
+            self.rules(
+                "table inet lossy {
+                   chain out { type filter hook postrouting priority 0; numgen random mod 100 0 counter name lost drop; }
+                   counter lost { }
+                 }",
+            );
+        }
+    }
+
+    /// Runs what `work` starts on this machine.
+    pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        inside(["ip", "netns", "exec", &self.0].map(OsString::from).into(), work)
+    }
+}
+
+fn router_rules(nat: Nat) -> String {
+    let ports = match nat {
+        Nat::KeepsPorts => "masquerade",
+        Nat::RandomPorts => "masquerade fully-random",
+    };
+    format!(
+        "table ip translation {{
+           chain out {{ type nat hook postrouting priority 100; oifname \"wan\" {ports}; }}
+           chain into {{
+             type filter hook input priority 0;
+             iifname \"wan\" ct state established,related accept
+             iifname \"wan\" drop
+           }}
+           chain through {{
+             type filter hook forward priority 0;
+             iifname \"wan\" ct state established,related accept
+             iifname \"wan\" drop
+           }}
+         }}"
+    )
+}
+
+fn must(program: &str, args: &[&str]) {
+    attempt(program, args, "").unwrap();
+}
+
+fn attempt(program: &str, args: &[&str], input: &str) -> Result<(), String> {
+    let shown = format!("{program} {}", args.join(" "));
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("`{shown}`: {error}"))?;
+    child.stdin.take().unwrap().write_all(input.as_bytes()).map_err(|error| format!("`{shown}`: {error}"))?;
+    let out = child.wait_with_output().unwrap();
+    if out.status.success() {
+        return Ok(());
+    }
+    Err(format!("`{shown}`: {}", String::from_utf8_lossy(&out.stderr).trim()))
+}
