@@ -11,6 +11,7 @@ mod manager;
 mod merchant;
 pub(crate) mod output;
 mod progress;
+mod scenario;
 mod seeder;
 mod testnet;
 

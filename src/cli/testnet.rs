@@ -13,6 +13,7 @@ use testnet::adversary::{self, Outcome, Tampering};
 
 use super::client::HomeArgs;
 use super::output::{self, Answer, field};
+use super::scenario::{self, ScenarioArgs};
 use super::{Global, parse_peer, text_argument};
 use crate::local::{Narrator, Network, album};
 
@@ -21,6 +22,9 @@ use crate::local::{Narrator, Network, album};
 pub(crate) enum Command {
     /// Start a manager, a merchant and seeders on this machine, with something to buy; Ctrl-C stops all of it
     Up(UpArgs),
+    /// Play a disturbance or an attack over a network in this process and report how it went; fails where something did
+    /// not hold
+    Scenario(ScenarioArgs),
     /// Present a ticket to one seeder and say what comes back; with --tamper, a ticket that was tampered with
     Present(PresentArgs),
 }
@@ -68,6 +72,7 @@ pub(crate) struct PresentArgs {
 pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     match command {
         Command::Up(args) => up(args, global).await,
+        Command::Scenario(args) => Box::pin(scenario::run(args, global)).await,
         Command::Present(args) => present(&args, global).await,
     }
 }

@@ -1,12 +1,18 @@
 //! Peers that do what they must not, over real connections: each hostile presentation of a ticket goes to a real
 //! seeder, and what comes back is told exactly, so that a demo or a test can show the named refusal.
 
+mod crook;
+mod taker;
+
+pub use crook::{Crook, CrookError, false_receipt};
+pub use taker::take_and_never_acknowledge;
+
 use std::time::Duration;
 
 use node::{Node, NodeConfig, NodeHandle, Supervisor, read_message, write_message};
 use protocol::deliver::{ClientMessage, Credential, SeederMessage};
-use protocol::ticket::{Ticket, TicketEnvelope};
-use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, codec};
+use protocol::ticket::{Lease, Ticket, TicketEnvelope};
+use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, Signed, codec};
 
 /// How long one presentation may take from dialling to the answer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -64,25 +70,47 @@ pub async fn present(
     tampering: Tampering,
     seeder: &PeerAddrs,
 ) -> Result<Outcome, PresentError> {
+    let ticket = tamper(&envelope.ticket, tampering)?;
+    as_peer(presenter, async |node| exchange(&node, ticket, seeder).await).await
+}
+
+/// Runs `deed` with a node of its own under this key, for as long as one may take.
+async fn as_peer<T>(
+    key: &Keypair,
+    deed: impl AsyncFnOnce(NodeHandle) -> Result<T, PresentError>,
+) -> Result<T, PresentError> {
     let supervisor = Supervisor::new();
-    let config = NodeConfig { gossip: false, ..NodeConfig::new(presenter.clone()) };
+    let config = NodeConfig { gossip: false, ..NodeConfig::new(key.clone()) };
     let node = Node::start(config, &supervisor).await?;
-    let outcome = tokio::time::timeout(LIMIT, exchange(&node, tamper(&envelope.ticket, tampering)?, seeder)).await;
+    let outcome = tokio::time::timeout(LIMIT, deed(node)).await;
     // Nothing of value runs here; what does not end in time is aborted.
     let _ = supervisor.shutdown(Duration::from_secs(5)).await;
     outcome.unwrap_or(Err(PresentError::NoAnswer("did not answer in time")))
 }
 
-async fn exchange(node: &NodeHandle, ticket: Ticket, seeder: &PeerAddrs) -> Result<Outcome, PresentError> {
+/// Opens a delivery stream and shows the ticket; the refusal where one comes instead of the greeting.
+async fn show(
+    node: &NodeHandle,
+    ticket: Ticket,
+    seeder: &PeerAddrs,
+) -> Result<Result<node::Stream, Refusal>, PresentError> {
     let mut stream = node.open(seeder, node::Protocol::new(protocol::deliver::PROTOCOL), LIMIT).await?;
     let closed = PresentError::NoAnswer("closed the stream without an answer");
     match read_message::<SeederMessage, _>(&mut stream).await?.ok_or(closed)? {
         SeederMessage::Greeting { .. } => {}
-        SeederMessage::Refusal(refusal) => return Ok(Outcome::Refused(refusal)),
+        SeederMessage::Refusal(refusal) => return Ok(Err(refusal)),
         _ => return Err(PresentError::NoAnswer("said something before its greeting")),
     }
     let credential = Credential::Ticket(Box::new(ticket));
     write_message(&mut stream, &ClientMessage::Hello { credential, last_ack: None }).await?;
+    Ok(Ok(stream))
+}
+
+async fn exchange(node: &NodeHandle, ticket: Ticket, seeder: &PeerAddrs) -> Result<Outcome, PresentError> {
+    let mut stream = match show(node, ticket, seeder).await? {
+        Ok(stream) => stream,
+        Err(refusal) => return Ok(Outcome::Refused(refusal)),
+    };
     // Asking at once shows that no byte comes before the checks are through.
     let want = ClientMessage::Want { chunks: ChunkSet::from_range(0..1) };
     let asked = write_message(&mut stream, &want).await;
@@ -116,4 +144,21 @@ pub fn tamper(ticket: &Ticket, tampering: Tampering) -> Result<Ticket, codec::Co
         }
     }
     Ok(ticket)
+}
+
+/// The same ticket with its lease changed and signed again by `signer`: with the network's own ticket key it is what a
+/// manager would sign whose clock, say, is off.
+///
+/// # Errors
+/// The ticket's lease cannot be read.
+pub fn signed_anew(
+    envelope: &TicketEnvelope,
+    signer: &Keypair,
+    change: impl FnOnce(&mut Lease),
+) -> Result<TicketEnvelope, codec::CodecError> {
+    let mut envelope = envelope.clone();
+    let mut lease = envelope.ticket.lease.peek()?;
+    change(&mut lease);
+    envelope.ticket.lease = Signed::sign(&lease, signer);
+    Ok(envelope)
 }

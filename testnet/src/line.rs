@@ -30,6 +30,8 @@ struct Inner {
     bytes_per_second: Option<u64>,
     /// When the line is free again for bytes to the caller.
     free_at: Mutex<Instant>,
+    /// Nothing passes in either direction while connections stay open.
+    frozen: watch::Sender<bool>,
     /// Ends the connections of now when the line is cut.
     connections: Mutex<CancellationToken>,
     open: watch::Sender<bool>,
@@ -47,6 +49,7 @@ impl Line {
             target: watch::Sender::new(None),
             bytes_per_second,
             free_at: Mutex::new(Instant::now()),
+            frozen: watch::Sender::new(false),
             connections: Mutex::default(),
             open: watch::Sender::new(true),
         });
@@ -95,9 +98,16 @@ impl Line {
         std::mem::take(&mut *connections).cancel();
     }
 
-    /// Lets connections through again.
+    /// Holds every byte back, in both directions, while all connections stay open: to both ends the other one has just
+    /// become silent.
+    pub fn freeze(&self) {
+        self.inner.frozen.send_replace(true);
+    }
+
+    /// Lets connections through again, and bytes that were held back.
     pub fn mend(&self) {
         self.inner.open.send_replace(true);
+        self.inner.frozen.send_replace(false);
     }
 }
 
@@ -118,7 +128,7 @@ impl Inner {
         // Without this small frames wait for the acknowledgement of earlier ones.
         let _ = (caller.set_nodelay(true), callee.set_nodelay(true));
         let ((from_caller, to_caller), (from_callee, to_callee)) = (caller.into_split(), callee.into_split());
-        tokio::join!(copy(from_caller, to_callee, None), copy(from_callee, to_caller, Some(self)));
+        tokio::join!(self.copy(from_caller, to_callee, false), self.copy(from_callee, to_caller, true));
     }
 
     /// Takes the line for `bytes` and waits until they are through.
@@ -132,19 +142,23 @@ impl Inner {
         };
         tokio::time::sleep_until(until).await;
     }
-}
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Option<&Inner>) {
-    let mut piece = vec![0; PIECE];
-    while let Ok(read @ 1..) = from.read(&mut piece).await {
-        if let Some(line) = line {
-            line.take(read).await;
+    /// Passes one direction on; only towards the caller the line has a speed.
+    async fn copy(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, paced: bool) {
+        let mut piece = vec![0; PIECE];
+        let mut frozen = self.frozen.subscribe();
+        while let Ok(read @ 1..) = from.read(&mut piece).await {
+            if paced {
+                self.take(read).await;
+            }
+            // The sender lives as long as the line.
+            let _ = frozen.wait_for(|frozen| !frozen).await;
+            let Some(bytes) = piece.get(..read) else { break };
+            if to.write_all(bytes).await.is_err() {
+                break;
+            }
         }
-        let Some(bytes) = piece.get(..read) else { break };
-        if to.write_all(bytes).await.is_err() {
-            break;
-        }
+        // The other direction may still have something to say; an end that is gone already does not mind.
+        let _ = to.shutdown().await;
     }
-    // The other direction may still have something to say; an end that is gone already does not mind.
-    let _ = to.shutdown().await;
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::{PeerAddrs, PeerId};
+use protocol::{Keypair, PeerAddrs, PeerId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -35,6 +35,10 @@ async fn again<R, E: std::fmt::Display, F: Future<Output = Result<R, E>>>(
     }
 }
 
+fn key_of(name: &str, path: &Path) -> Result<Keypair, NetworkError> {
+    node::load_key(path, None).map_err(|e| NetworkError::Init { node: name.to_owned(), reason: e.to_string() })
+}
+
 fn stopped(name: &str, result: Result<(), impl std::fmt::Display>) -> Result<(), NetworkError> {
     result.map_err(|error| NetworkError::Stop { node: name.to_owned(), reason: error.to_string() })
 }
@@ -60,6 +64,30 @@ impl Manager {
     /// [`NetworkError::Down`].
     pub fn origin(&self) -> Result<PeerId, NetworkError> {
         Ok(self.running()?.origin().peer_id())
+    }
+
+    /// Where it is, as the network's members know it.
+    ///
+    /// # Errors
+    /// [`NetworkError::Down`].
+    pub fn at(&self) -> Result<PeerAddrs, NetworkError> {
+        let manager = self.running()?.manager();
+        Ok(PeerAddrs::new(manager.peer_id(), manager.addresses()))
+    }
+
+    /// The network's own key with this public half, as it lies in the manager's folder: what an adversary who broke into
+    /// the manager would have.
+    ///
+    /// # Errors
+    /// [`NetworkError::Init`] when there is none.
+    pub fn network_key(&self, public: &PeerId) -> Result<Keypair, NetworkError> {
+        for entry in std::fs::read_dir(self.dir.join("keys"))? {
+            let key = key_of("manager", &entry?.path())?;
+            if key.peer_id() == *public {
+                return Ok(key);
+            }
+        }
+        Err(NetworkError::Init { node: "manager".to_owned(), reason: format!("it has no key {public}") })
     }
 
     /// Answers a control command.
@@ -191,6 +219,14 @@ impl Seeder {
     /// Its peer ID, also while it is down.
     pub fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    /// Its key, as it lies in its folder.
+    ///
+    /// # Errors
+    /// [`NetworkError::Init`] when it cannot be read.
+    pub fn keypair(&self) -> Result<Keypair, NetworkError> {
+        key_of(&self.name, &self.dir.join("key"))
     }
 
     /// Its link, if it has one of its own.

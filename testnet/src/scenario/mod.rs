@@ -1,15 +1,28 @@
 //! Disturbances that a mesh has to live with, each run over real nodes and told as a report that programs can read: how
 //! much was moved, how much of it twice, how long it took, and why it stood still when it did.
 
+mod attacks;
 mod plots;
 mod report;
+mod set;
 
-pub use report::{Event, Report};
+pub use report::{Event, Invariant, Report};
 
 use crate::network::NetworkError;
 
-/// The scenarios.
-pub const NAMES: [&str; 5] = ["churn", "partial-holders", "mixed-links", "corrupt-seeder", "manager-away"];
+/// The scenarios, each with what happens in it.
+pub const SCENARIOS: [(&str, &str); 10] = [
+    ("churn", "a seeder leaves and another joins every second; the origin is gone"),
+    ("partial-holders", "no seeder holds everything: each chunk is at two of four; origin and manager are gone"),
+    ("mixed-links", "seeders behind links of 1, 4 and 16 units of speed; the origin is gone"),
+    ("corrupt-seeder", "one of eight seeders sends something else than the goods"),
+    ("manager-away", "the manager and its origin are away while six clients fetch"),
+    ("collusion", "a client and three seeders report deliveries that never happened"),
+    ("withhold", "a client takes and never acknowledges; two of four seeders fall silent in mid-delivery"),
+    ("replay", "a stolen ticket, tampered tickets, and receipts that were paid already"),
+    ("clock-skew", "leases and acknowledgements of clocks that are off by minutes and by an hour"),
+    ("partition", "half of the seeders and the manager are away, then the other half"),
+];
 
 /// How big, and with which chances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +43,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// No such scenario.
-    #[error("there is no scenario '{name}'; there are {}", NAMES.join(", "))]
+    #[error("there is no scenario '{name}'; there are {}", SCENARIOS.map(|(name, _)| name).join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
@@ -50,6 +63,15 @@ pub enum ScenarioError {
     /// A seeder's disk.
     #[error(transparent)]
     Content(#[from] delivery::FileError),
+    /// An attacker could not do its part.
+    #[error(transparent)]
+    Present(#[from] crate::adversary::PresentError),
+    /// A false report did not get through.
+    #[error(transparent)]
+    Crook(#[from] crate::adversary::CrookError),
+    /// A document that cannot be read.
+    #[error(transparent)]
+    Codec(#[from] protocol::codec::CodecError),
 }
 
 /// Runs a scenario in a network of its own, which is gone afterwards. A delivery that failed is told in the report.
@@ -63,6 +85,11 @@ pub async fn run(name: &str, options: Options) -> Result<Report, ScenarioError> 
         "mixed-links" => Box::pin(plots::mixed_links(options)).await,
         "corrupt-seeder" => Box::pin(plots::corrupt_seeder(options)).await,
         "manager-away" => Box::pin(plots::manager_away(options)).await,
+        "collusion" => Box::pin(attacks::collusion(options)).await,
+        "withhold" => Box::pin(attacks::withhold(options)).await,
+        "replay" => Box::pin(attacks::replay(options)).await,
+        "clock-skew" => Box::pin(attacks::clock_skew(options)).await,
+        "partition" => Box::pin(attacks::partition(options)).await,
         _ => Err(ScenarioError::Unknown { name: name.to_owned() }),
     }
 }

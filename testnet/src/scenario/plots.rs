@@ -2,104 +2,22 @@
 
 use std::time::Duration;
 
-use client_node::{FetchOptions, Target};
-use protocol::ticket::TicketEnvelope;
-use protocol::{ChunkSet, PeerId, TransactionId};
+use client_node::Target;
+use protocol::{ChunkSet, PeerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::report::{Event, Report, causes, since};
+use super::report::{Report, causes, since};
+use super::set::{Set, calm, event};
 use super::{Options, ScenarioError};
 use crate::client::Client;
 use crate::faults::corrupt;
-use crate::goods::Goods;
-use crate::network::{Network, Terms};
+use crate::network::Network;
 use crate::plan::Plan;
 
 const MIB: u64 = 1024 * 1024;
 /// Seeders that come and go at most: a delivery that takes longer has failed anyway.
 const ROUNDS: usize = 120;
-/// A healthy network fetches no larger part twice …
-const MOST_TWICE: f64 = 0.02;
-/// … of goods with at least so many chunks: the end game of a small delivery is most of it.
-const MANY_CHUNKS: u32 = 500;
-
-/// A network with goods on sale.
-struct Set {
-    network: Network,
-    goods: Goods,
-    product: manager_node::Published,
-    report: Report,
-}
-
-impl Set {
-    async fn build(name: &str, options: Options, plan: Plan) -> Result<Set, ScenarioError> {
-        let network = Network::start(plan).await?;
-        let goods = Goods::write(network.dir(), name, options.bytes, options.seed)?;
-        let product = network.publish(&goods, &Terms::default()).await?;
-        Ok(Set { network, goods, product, report: Report::new(name, options.seed) })
-    }
-
-    /// A client that has met the network, and its ticket.
-    async fn sell(&self, name: &str) -> Result<(Client, TransactionId, TicketEnvelope), ScenarioError> {
-        let client = self.network.client(name).await?;
-        let (id, ticket) = self.network.ticket(&client, self.product.product).await?;
-        client_node::inbox(client.home(), Some(&ticket.join), &client_node::LinkOptions::default()).await?;
-        Ok((client, id, ticket))
-    }
-
-    /// One delivery, during which `disturb` has the network.
-    async fn deliver<F>(
-        &mut self,
-        client: &Client,
-        ticket: &TicketEnvelope,
-        options: FetchOptions,
-        disturb: F,
-    ) -> Result<(), ScenarioError>
-    where
-        F: AsyncFnOnce(&mut Network, &CancellationToken, Instant) -> Result<Vec<Event>, ScenarioError>,
-    {
-        let (start, over) = (Instant::now(), CancellationToken::new());
-        let fetch = client.fetch(Target::Envelope(Box::new(ticket.clone())), options);
-        let watching = causes(fetch.watch(), start);
-        let fetching = async {
-            let result = fetch.done().await;
-            over.cancel();
-            (result, since(start))
-        };
-        let ((result, time_ms), causes, events) =
-            tokio::join!(fetching, watching, Box::pin(disturb(&mut self.network, &over, start)));
-        self.report.time_ms += time_ms;
-        self.report.causes.extend(causes);
-        self.report.events.extend(events?);
-        self.report.take(result, &self.goods)?;
-        Ok(())
-    }
-
-    async fn end(mut self, settle: &[TransactionId]) -> Result<Report, ScenarioError> {
-        for id in settle {
-            self.network.until_state(*id, "settled").await?;
-        }
-        match self.network.books().await {
-            Ok(books) => self.report.books = Some(books),
-            Err(crate::NetworkError::Down(_)) => {}
-            Err(error) => self.report.problems.push(error.to_string()),
-        }
-        self.network.stop().await?;
-        Ok(self.report.finish())
-    }
-
-    fn expect_few_duplicates(&mut self) {
-        let (twice, all) = (self.report.duplicate_bytes as f64, self.report.bytes as f64);
-        if self.product.chunks >= MANY_CHUNKS && twice > all * MOST_TWICE {
-            self.report.problems.push(format!("{:.1} % of the bytes came twice", 100.0 * twice / all));
-        }
-    }
-}
-
-fn event(start: Instant, what: impl Into<String>) -> Event {
-    Event { at_ms: since(start), what: what.into() }
-}
 
 /// A seeder leaves and another joins every second.
 pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
@@ -165,7 +83,6 @@ pub(super) async fn partial_holders(options: Options) -> Result<Report, Scenario
         }
         tokio::task::spawn_blocking(move || content.forget(&gone)).await.map_err(std::io::Error::other)??;
     }
-    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
     Box::pin(set.deliver(&client, &ticket, Client::options(), calm)).await?;
     set.expect_few_duplicates();
     set.network.manager.start().await?;
@@ -180,7 +97,6 @@ pub(super) async fn mixed_links(options: Options) -> Result<Report, ScenarioErro
     let mut set = Set::build("mixed-links", options, Plan::new(3).speed(move |n| speeds.get(n).copied())).await?;
     let (client, id, ticket) = set.sell("client").await?;
     set.network.manager.crash_origin().await?;
-    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
     Box::pin(set.deliver(&client, &ticket, Client::options(), calm)).await?;
     set.expect_few_duplicates();
     let ideal = set.product.content_bytes as f64 / (21 * unit) as f64 * 1000.0;
@@ -193,7 +109,6 @@ pub(super) async fn mixed_links(options: Options) -> Result<Report, ScenarioErro
 pub(super) async fn corrupt_seeder(options: Options) -> Result<Report, ScenarioError> {
     let plan = Plan::new(8).manager(|config| config.close_grace_ms = 3000);
     let mut set = Set::build("corrupt-seeder", options, plan).await?;
-    let calm = async |_: &mut Network, _: &CancellationToken, _: Instant| Ok(Vec::new());
     // The first delivery comes from one seeder alone, which does not look again at what it sent; then its disk turns
     // bits over.
     let number = usize::try_from(options.seed % 8).unwrap_or(0);
@@ -221,13 +136,10 @@ pub(super) async fn corrupt_seeder(options: Options) -> Result<Report, ScenarioE
     let dropped = set.report.sources.iter().filter(|source| source.banned);
     let (banned, innocent): (Vec<_>, Vec<_>) = dropped.partition(|source| Some(source.peer) == bad);
     let (banned, innocent) = (banned.len(), innocent.len());
-    if innocent > 0 {
-        set.report.problems.push(format!("{innocent} honest seeders were dropped"));
-    }
+    set.report.invariant("honest-seeders-kept", innocent == 0, format!("{innocent} honest seeders were dropped"));
     let found = set.network.seeders.get(number).map_or(0, |seeder| seeder.count("damaged_chunks"));
-    if banned == 0 && found == 0 {
-        set.report.problems.push("nobody noticed the damage".to_owned());
-    }
+    let by = format!("dropped by {banned} clients, {found} damaged chunks found by the seeder itself");
+    set.report.invariant("damage-noticed", banned > 0 || found > 0, by);
     set.report.figures.insert("banned", banned as f64);
     set.report.figures.insert("found_by_the_seeder_itself", found as f64);
     set.end(&[id]).await
@@ -250,7 +162,7 @@ pub(super) async fn manager_away(options: Options) -> Result<Report, ScenarioErr
         fetches.push((*id, fetch));
     }
     set.network.manager.crash().await;
-    set.report.events.push(event(start, "the manager and the origin go away"));
+    set.happened(start, "the manager and the origin go away");
     for (_, fetch) in fetches {
         let watch = fetch.watch();
         let (result, seen) = tokio::join!(fetch.done(), causes(watch, start));
@@ -260,7 +172,7 @@ pub(super) async fn manager_away(options: Options) -> Result<Report, ScenarioErr
     set.report.time_ms = since(start);
     set.network.manager.start().await?;
     let back = Instant::now();
-    set.report.events.push(event(start, "the manager is back"));
+    set.happened(start, "the manager is back");
     let mut counted = 0;
     for (_, id, _) in &sold {
         let settled = set.network.until_state(*id, "settled").await?;
@@ -270,9 +182,8 @@ pub(super) async fn manager_away(options: Options) -> Result<Report, ScenarioErr
     }
     let sent = u64::from(set.product.chunks) * set.report.deliveries;
     let twice = set.report.duplicate_bytes.div_ceil(64 * 1024);
-    if counted > sent + twice {
-        set.report.problems.push(format!("{counted} chunks are counted, of {sent} and {twice} twice"));
-    }
+    let detail = format!("{counted} chunks are counted, of {sent} and {twice} twice");
+    set.report.invariant("counted-once", counted <= sent + twice, detail);
     set.report.figures.insert("chunks_delivered", sent as f64);
     set.report.figures.insert("chunks_counted", counted as f64);
     set.report.figures.insert("settled_after_ms", since(back) as f64);

@@ -20,6 +20,18 @@ pub struct Event {
     pub what: String,
 }
 
+/// Something that must hold, and whether it did.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Invariant {
+    /// Its name.
+    pub name: &'static str,
+    /// Did it hold?
+    pub held: bool,
+    /// What was found, for people.
+    pub detail: String,
+}
+
 /// A scenario's report, in JSON by `serde`.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -32,8 +44,10 @@ pub struct Report {
     pub ok: bool,
     /// From the beginning of the first delivery to the end of the last, milliseconds.
     pub time_ms: u64,
-    /// Deliveries.
+    /// Deliveries to honest buyers.
     pub deliveries: u64,
+    /// Those that arrived as they were sold.
+    pub completed: u64,
     /// Ciphertext bytes fetched, over all deliveries.
     pub bytes: u64,
     /// Bytes of chunks that came twice.
@@ -50,7 +64,9 @@ pub struct Report {
     pub figures: BTreeMap<&'static str, f64>,
     /// The manager's books at the end, where it was there.
     pub books: Option<Books>,
-    /// What should not have been.
+    /// What was checked.
+    pub invariants: Vec<Invariant>,
+    /// What should not have been, the invariants that did not hold among it.
     pub problems: Vec<String>,
 }
 
@@ -62,6 +78,7 @@ impl Report {
             ok: false,
             time_ms: 0,
             deliveries: 0,
+            completed: 0,
             bytes: 0,
             duplicate_bytes: 0,
             duplicate_share: 0.0,
@@ -70,6 +87,7 @@ impl Report {
             events: Vec::new(),
             figures: BTreeMap::new(),
             books: None,
+            invariants: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -81,14 +99,24 @@ impl Report {
             Ok(outcome) => {
                 self.bytes += outcome.bytes;
                 self.duplicate_bytes += outcome.duplicate_bytes;
-                if !identical(&goods.path, &outcome.path)? {
-                    self.problems.push(format!("{} is not what was sold", outcome.path.display()));
+                match identical(&goods.path, &outcome.path)? {
+                    true => self.completed += 1,
+                    false => self.problems.push(format!("{} is not what was sold", outcome.path.display())),
                 }
                 self.sources.extend(outcome.sources);
             }
             Err(error) => self.problems.push(format!("a delivery failed ({}): {error}", error.cause())),
         }
         Ok(())
+    }
+
+    /// Notes whether something held that must hold.
+    pub(super) fn invariant(&mut self, name: &'static str, held: bool, detail: impl Into<String>) {
+        let detail = detail.into();
+        if !held {
+            self.problems.push(format!("{name} does not hold: {detail}"));
+        }
+        self.invariants.push(Invariant { name, held, detail });
     }
 
     pub(super) fn finish(mut self) -> Report {

@@ -1,0 +1,151 @@
+//! What every scenario is played with: a network with goods on sale, its buyers, and at the end the invariants that hold
+//! whatever was done to it.
+
+use client_node::{FetchOptions, Target};
+use protocol::ticket::TicketEnvelope;
+use protocol::{Amount, TransactionId};
+use serde_json::Value;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::report::{Event, Report, causes, since};
+use super::{Options, ScenarioError};
+use crate::client::Client;
+use crate::goods::Goods;
+use crate::network::{Network, Terms, rows};
+use crate::plan::Plan;
+
+/// A healthy network fetches no larger part twice …
+const MOST_TWICE: f64 = 0.02;
+/// … of goods with at least so many chunks: the end game of a small delivery is most of it.
+const MANY_CHUNKS: u32 = 500;
+/// Millionths in a minor unit.
+const MICROS: u64 = 1_000_000;
+
+/// A network with goods on sale.
+pub(super) struct Set {
+    pub(super) network: Network,
+    pub(super) goods: Goods,
+    pub(super) product: manager_node::Published,
+    pub(super) report: Report,
+    /// Every purchase, for the invariants at the end.
+    sold: Vec<TransactionId>,
+}
+
+impl Set {
+    pub(super) async fn build(name: &str, options: Options, plan: Plan) -> Result<Set, ScenarioError> {
+        let network = Network::start(plan).await?;
+        let goods = Goods::write(network.dir(), name, options.bytes, options.seed)?;
+        let product = network.publish(&goods, &Terms::default()).await?;
+        Ok(Set { network, goods, product, report: Report::new(name, options.seed), sold: Vec::new() })
+    }
+
+    /// A client that has met the network, and its ticket.
+    pub(super) async fn sell(&mut self, name: &str) -> Result<(Client, TransactionId, TicketEnvelope), ScenarioError> {
+        let client = self.network.client(name).await?;
+        let (id, ticket) = self.network.ticket(&client, self.product.product).await?;
+        client_node::inbox(client.home(), Some(&ticket.join), &client_node::LinkOptions::default()).await?;
+        self.sold.push(id);
+        Ok((client, id, ticket))
+    }
+
+    /// One delivery, during which `disturb` has the network.
+    pub(super) async fn deliver<F>(
+        &mut self,
+        client: &Client,
+        ticket: &TicketEnvelope,
+        options: FetchOptions,
+        disturb: F,
+    ) -> Result<(), ScenarioError>
+    where
+        F: AsyncFnOnce(&mut Network, &CancellationToken, Instant) -> Result<Vec<Event>, ScenarioError>,
+    {
+        let (start, over) = (Instant::now(), CancellationToken::new());
+        let fetch = client.fetch(Target::Envelope(Box::new(ticket.clone())), options);
+        let watching = causes(fetch.watch(), start);
+        let fetching = async {
+            let result = fetch.done().await;
+            over.cancel();
+            (result, since(start))
+        };
+        let ((result, time_ms), causes, events) =
+            tokio::join!(fetching, watching, Box::pin(disturb(&mut self.network, &over, start)));
+        self.report.time_ms += time_ms;
+        self.report.causes.extend(causes);
+        self.report.events.extend(events?);
+        self.report.take(result, &self.goods)?;
+        Ok(())
+    }
+
+    /// Notes something that was done to the network, `start` being the moment from which time is told.
+    pub(super) fn happened(&mut self, start: Instant, what: impl Into<String>) {
+        self.report.events.push(event(start, what));
+    }
+
+    /// Waits for the settlement of `settle`, checks what always holds, and ends the network.
+    pub(super) async fn end(mut self, settle: &[TransactionId]) -> Result<Report, ScenarioError> {
+        for id in settle {
+            self.network.until_state(*id, "settled").await?;
+        }
+        let (done, all) = (self.report.completed, self.report.deliveries);
+        self.report.invariant("every-honest-buyer-complete", done == all, format!("{done} of {all} deliveries"));
+        if self.network.manager.running().is_ok() {
+            self.money().await?;
+        }
+        self.network.stop().await?;
+        Ok(self.report.finish())
+    }
+
+    /// Of every sale no chunk is paid twice and nobody is paid beyond the ceiling; and the books are even.
+    async fn money(&mut self) -> Result<(), ScenarioError> {
+        let (mut paid_bytes, mut twice, mut micros, mut over) = (0, 0, 0, 0);
+        for id in &self.sold {
+            let sale = self.network.transaction(*id).await?;
+            for delivery in rows(&sale, "deliveries") {
+                let number = |name: &str| delivery.get(name).and_then(Value::as_u64).unwrap_or(0);
+                let seeders = rows(&delivery, "seeders");
+                let sum = |name: &str| seeders.iter().filter_map(|s| s.get(name)?.as_u64()).sum::<u64>();
+                let (bytes, pay, ceiling) = (sum("paid_bytes"), sum("micros"), number("ceiling_micros"));
+                paid_bytes += bytes;
+                micros += pay;
+                twice += u64::from(bytes > number("bytes"));
+                // What is charged is rounded up to the minor unit at most.
+                over += u64::from(pay > ceiling || number("cost") > ceiling.div_ceil(MICROS));
+            }
+        }
+        let sold = self.sold.len();
+        self.report.invariant("no-double-pay", twice == 0, format!("{paid_bytes} bytes are paid for in {sold} sales"));
+        let paid = Amount { minor: micros / MICROS, currency: protocol::Currency::USD };
+        self.report.invariant(
+            "cap-held",
+            over == 0,
+            format!("{over} of {sold} sales above their ceiling, {paid} paid in all"),
+        );
+        match self.network.books().await {
+            Ok(books) => {
+                let (debits, credits) = (books.debits, books.credits);
+                self.report.invariant("books-even", true, format!("debits {debits} = credits {credits}, in cents"));
+                self.report.books = Some(books);
+            }
+            Err(error) => self.report.invariant("books-even", false, error.to_string()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn expect_few_duplicates(&mut self) {
+        let (twice, all) = (self.report.duplicate_bytes as f64, self.report.bytes as f64);
+        if self.product.chunks >= MANY_CHUNKS {
+            let detail = format!("{:.1} % of the bytes came twice", 100.0 * twice / all);
+            self.report.invariant("few-duplicates", twice <= all * MOST_TWICE, detail);
+        }
+    }
+}
+
+/// Nothing is done to the network.
+pub(super) async fn calm(_: &mut Network, _: &CancellationToken, _: Instant) -> Result<Vec<Event>, ScenarioError> {
+    Ok(Vec::new())
+}
+
+pub(super) fn event(start: Instant, what: impl Into<String>) -> Event {
+    Event { at_ms: since(start), what: what.into() }
+}
