@@ -10,7 +10,7 @@ use protocol::{ChunkSet, Digest};
 use crate::counts::Counts;
 
 /// Bytes of buffers that are kept for the next reader although nobody uses them.
-const SPARE_BYTES: usize = 64 * 1024 * 1024;
+const SPARE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Why there is no chunk to send.
 #[derive(Debug, thiserror::Error)]

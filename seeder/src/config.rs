@@ -55,9 +55,13 @@ pub struct Config {
     pub max_deliveries: u32,
     /// Deliveries at once to one peer; further ones are told to come back. Default: 8.
     pub max_deliveries_per_peer: u32,
-    /// Memory for chunks on their way from disk to clients; clients that would need more are told to come back. Default:
-    /// 1073741824 (1 GiB), enough for 256 deliveries of 1 MiB chunks.
+    /// Memory for chunks that are being sent, one of each delivery; clients for whom there is none are told to come back.
+    /// Default: 268435456 (256 MiB), enough for 256 deliveries of 1 MiB chunks.
     pub serve_memory: u64,
+    /// Memory that deliveries share for chunks read ahead of their time. Default: 50331648 (48 MiB).
+    pub read_ahead_memory: u64,
+    /// Chunks read from disk at once; clients take turns by bytes, whatever each of them asks for. Default: 16.
+    pub reads_at_once: u32,
     /// Bytes per second that all deliveries together send at most; 0 for no limit. `willcall seeder limit` changes it
     /// while the seeder runs. Default: 0.
     pub upload_limit: u64,
@@ -142,7 +146,9 @@ impl Default for Config {
             allow_key_log: false,
             max_deliveries: 256,
             max_deliveries_per_peer: 8,
-            serve_memory: 1024 * MIB,
+            serve_memory: 256 * MIB,
+            read_ahead_memory: 48 * MIB,
+            reads_at_once: 16,
             upload_limit: 0,
             upload_limit_per_delivery: 0,
             min_rate: 0,
@@ -262,6 +268,7 @@ impl Config {
         let positive = [
             ("max-deliveries", u64::from(self.max_deliveries)),
             ("max-deliveries-per-peer", u64::from(self.max_deliveries_per_peer)),
+            ("reads-at-once", u64::from(self.reads_at_once)),
             ("hello-ms", self.hello_ms),
             ("idle-ms", self.idle_ms),
             ("window-wait-ms", self.window_wait_ms),

@@ -17,7 +17,7 @@ use crate::drain::Drain;
 use crate::garbage::Usage;
 use crate::manager::ManagerLink;
 use crate::network::Network;
-use crate::serving::Deliveries;
+use crate::serving::{Deliveries, Shares};
 
 /// The shared state of a running seeder.
 pub(crate) struct Seeder {
@@ -36,6 +36,8 @@ pub(crate) struct Seeder {
     pub(crate) wake: Wake,
     pub(crate) notes: Notes,
     pub(crate) upload: Upload,
+    /// Chunks being read from disk at once, shared by clients.
+    pub(crate) reads: Arc<Shares>,
     pub(crate) served: Served,
     pub(crate) drain: Drain,
     pub(crate) denied: Denied,
@@ -44,8 +46,10 @@ pub(crate) struct Seeder {
 
 /// How fast chunks are sent; changed by command while the seeder runs.
 pub(crate) struct Upload {
-    /// All deliveries together; they take turns.
+    /// All deliveries together …
     pub(crate) process: Arc<Pace>,
+    /// … which clients share by turns.
+    pub(crate) shares: Arc<Shares>,
     /// Each delivery.
     pub(crate) per_delivery: Rate,
 }
@@ -53,7 +57,12 @@ pub(crate) struct Upload {
 impl Upload {
     /// Bytes per second; 0 for no limit.
     pub(crate) fn new(process: u64, per_delivery: u64) -> Self {
-        Upload { process: Arc::new(Pace::new(Rate::new(process))), per_delivery: Rate::new(per_delivery) }
+        Upload {
+            process: Arc::new(Pace::new(Rate::new(process))),
+            // One line, which is busy with one piece at a time.
+            shares: Shares::new(1),
+            per_delivery: Rate::new(per_delivery),
+        }
     }
 }
 
@@ -142,6 +151,7 @@ impl Seeder {
         let counts = Counts::register(parts.node.metrics());
         let chunks = Arc::new(ChunkReader::new(counts.clone()));
         let deliveries = Deliveries::new(&parts.config);
+        let reads = Shares::new(parts.config.reads_at_once);
         let upload = Upload::new(parts.config.upload_limit, parts.config.upload_limit_per_delivery);
         Seeder {
             peer: parts.keypair.peer_id(),
@@ -159,6 +169,7 @@ impl Seeder {
             wake: Wake::default(),
             notes: Notes::default(),
             upload,
+            reads,
             served: Served::default(),
             drain: Drain::default(),
             denied: parts.denied,

@@ -16,6 +16,7 @@ mod demo;
 mod disks;
 mod garbage;
 mod gift;
+mod load;
 mod mistakes;
 mod products;
 mod reach;

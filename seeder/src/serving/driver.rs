@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use delivery::{Content, Pace, Pacing};
+use delivery::Content;
 use futures::FutureExt;
 use futures::future::{BoxFuture, FusedFuture};
 use node::{FrameError, Stream, read_message};
@@ -22,7 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::places::{Place, Turn, read_ahead, superseded_by_newer};
-use super::sending::{Outgoing, Progress, SendEnd, send};
+use super::reading::Reading;
+use super::sending::{Line, Outgoing, Progress, SendEnd, Way, send};
 use super::{LAST_WORD, bad_frame, internal, linger, note_refusal, shutting_down};
 use crate::accounts;
 use crate::chunks::ChunkError;
@@ -49,6 +50,7 @@ pub(super) struct Parts {
 /// One delivery stream.
 pub(super) struct Driver {
     parts: Parts,
+    reading: Arc<Reading>,
     /// Chunks that the machine counts as sent.
     drawn: u32,
     began: bool,
@@ -71,7 +73,8 @@ type Sending<'a> = Pin<&'a mut (dyn FusedFuture<Output = Result<WriteHalf<Stream
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Self {
-        Driver { parts, drawn: 0, began: false, finishing: false }
+        let reading = Arc::new(Reading::new(&parts.seeder, parts.peer, Arc::clone(&parts.content)));
+        Driver { parts, reading, drawn: 0, began: false, finishing: false }
     }
 
     /// Serves until the end.
@@ -82,10 +85,9 @@ impl Driver {
         let progress = Progress::default();
         let counts = self.parts.seeder.counts.clone();
         let limit = Duration::from_millis(self.parts.seeder.config.write_ms);
-        let limits = &self.parts.seeder.upload;
-        let own = Pace::new(limits.per_delivery.clone());
-        let pacing = Pacing::new([Arc::clone(&limits.process), Arc::new(own)]);
-        let mut sending = Box::pin(send(writer, queue, &progress, &counts, limit, &pacing).fuse());
+        let upload = Line::new(&self.parts.seeder.upload, self.parts.peer);
+        let way = Way { reading: Arc::clone(&self.reading), upload, limit };
+        let mut sending = Box::pin(send(writer, queue, &progress, &counts, &way).fuse());
         let end = self.converse(&mut reader, &outgoing, sending.as_mut(), &progress).await;
 
         progress.cut.store(true, Ordering::Release);
@@ -268,9 +270,7 @@ impl Driver {
                     let id = self.parts.grant.delivery.transaction;
                     tracing::info!(step = 11, transaction = %id, peer = %self.parts.peer, "first chunk to client");
                 }
-                let (chunks, content) = (Arc::clone(&self.parts.seeder.chunks), Arc::clone(content));
-                let read = tokio::task::spawn_blocking(move || chunks.read(&content, index));
-                Outgoing::Chunk { index, read }
+                Outgoing::Chunk { index, ahead: self.reading.ahead(index, &self.parts.seeder) }
             }
             // Handled by the caller.
             ServeAction::Persist(_) | ServeAction::Refuse(_) | ServeAction::End => return Err(internal()),

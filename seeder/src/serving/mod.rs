@@ -4,7 +4,9 @@
 
 mod driver;
 mod places;
+mod reading;
 mod sending;
+mod shares;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::context::Seeder;
 use crate::tables::account_key;
 
 pub(crate) use places::Deliveries;
+pub(crate) use shares::Shares;
 
 const DELIVER: Protocol = Protocol::bulk(PROTOCOL);
 /// Refusals and final words are sent within this time or not at all.

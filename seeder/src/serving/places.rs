@@ -2,6 +2,7 @@
 //! each delivery, whose newest stream takes over from the one before.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,11 @@ const TAKE_OVER: Duration = Duration::from_secs(10);
 pub(crate) struct Deliveries {
     max: u32,
     per_peer: u32,
+    /// Clients turned away since the last report.
+    turned_away: AtomicU32,
     places: Arc<Semaphore>,
     memory: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
     peers: Arc<Mutex<HashMap<PeerId, u32>>>,
     turns: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
 }
@@ -54,12 +58,17 @@ pub(crate) struct Turn {
 
 impl Deliveries {
     pub(crate) fn new(config: &Config) -> Self {
-        let units = usize::try_from(config.serve_memory / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+        let pool = |bytes: u64| {
+            let units = usize::try_from(bytes / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+            Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
+        };
         Deliveries {
             max: config.max_deliveries,
             per_peer: config.max_deliveries_per_peer,
+            turned_away: AtomicU32::new(0),
             places: Arc::new(Semaphore::new(config.max_deliveries as usize)),
-            memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            memory: pool(config.serve_memory),
+            ahead: pool(config.read_ahead_memory),
             peers: Arc::default(),
             turns: Arc::default(),
         }
@@ -71,13 +80,24 @@ impl Deliveries {
         (self.max.saturating_sub(free), self.max)
     }
 
+    /// Clients turned away for want of a place or of memory since this was asked last: one for each try.
+    pub(crate) fn turned_away(&self) -> u32 {
+        self.turned_away.swap(0, Ordering::Relaxed)
+    }
+
+    /// This seeder has no more to give. What one peer may have at most is no sign of that.
+    fn full(&self, what: &str) -> Refusal {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
+        overloaded(what)
+    }
+
     /// A place for a stream of `peer`.
     ///
     /// # Errors
     /// `overloaded` when all are taken, or all of this peer.
     pub(crate) fn place(&self, peer: PeerId) -> Result<Place, Refusal> {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| overloaded("all places of this seeder are taken"))?;
+        let place = place.map_err(|_| self.full("all places of this seeder are taken"))?;
         let mut peers = lock(&self.peers);
         let count = peers.entry(peer).or_default();
         if *count >= self.per_peer {
@@ -87,16 +107,18 @@ impl Deliveries {
         Ok(Place { peer, peers: Arc::clone(&self.peers), _place: place })
     }
 
-    /// Memory for the chunks under way of one stream.
+    /// Memory for the chunk that one stream is sending.
     ///
     /// # Errors
     /// `overloaded` when too much is in use.
     pub(crate) fn memory(&self, chunk_size: u32) -> Result<OwnedSemaphorePermit, Refusal> {
-        // One chunk is being sent while those ahead are read.
-        let bytes = u64::from(chunk_size).saturating_mul(read_ahead(chunk_size) as u64 + 1);
-        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.memory).try_acquire_many_owned(units);
-        permit.map_err(|_| overloaded("the memory for deliveries is in use"))
+        let permit = Arc::clone(&self.memory).try_acquire_many_owned(units(chunk_size));
+        permit.map_err(|_| self.full("the memory for deliveries is in use"))
+    }
+
+    /// Memory for a chunk that is read ahead of its time, where there is some left.
+    pub(crate) fn ahead(&self, chunk_size: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_many_owned(units(chunk_size)).ok()
     }
 
     /// Takes over a delivery from its older stream, if there is one, once that has stored its account.
@@ -131,6 +153,10 @@ impl Deliveries {
             },
         }
     }
+}
+
+fn units(chunk_size: u32) -> u32 {
+    u32::try_from(u64::from(chunk_size).div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX)
 }
 
 /// Chunks that are read while one is being sent: 2 MiB, and never less than two chunks, so that disk and network work
@@ -192,6 +218,7 @@ mod tests {
         let third = deliveries.place(b).unwrap();
         assert_eq!(deliveries.load(), (3, 3));
         assert!(deliveries.place(b).err().unwrap().retry_after_ms > 0);
+        assert_eq!((deliveries.turned_away(), deliveries.turned_away()), (1, 0), "a peer's own bound is no load");
         drop((held, third));
         assert_eq!(deliveries.load(), (0, 3));
         assert!(lock(&deliveries.peers).is_empty());
@@ -214,6 +241,21 @@ mod tests {
         assert!(!third.superseded.is_cancelled());
         drop(third);
         assert!(lock(&deliveries.turns).is_empty());
+    }
+
+    #[test]
+    fn memory_is_one_chunk_for_each_stream_and_what_is_shared_beyond_that() {
+        let mib = 1024 * 1024;
+        let deliveries = deliveries(|config| (config.serve_memory, config.read_ahead_memory) = (2 * mib, 3 * mib));
+        let chunk = u32::try_from(mib).unwrap();
+        let ahead = [deliveries.ahead(chunk), deliveries.ahead(chunk), deliveries.ahead(chunk)];
+        assert!(ahead.iter().all(Option::is_some) && deliveries.ahead(chunk).is_none());
+        // What others read ahead never keeps one from being admitted.
+        let held = [deliveries.memory(chunk).unwrap(), deliveries.memory(chunk).unwrap()];
+        let refusal = deliveries.memory(chunk).err().unwrap();
+        assert_eq!((refusal.code, refusal.retry_after_ms > 0), (RefusalCode::Overloaded, true));
+        drop((ahead, held));
+        assert!(deliveries.ahead(chunk).is_some() && deliveries.memory(chunk).is_ok());
     }
 
     #[test]

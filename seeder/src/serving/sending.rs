@@ -2,30 +2,33 @@
 //! as they lie on disk, straight after their frame.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use delivery::Pacing;
+use delivery::{Pace, Pacing};
 use node::FrameError;
+use protocol::PeerId;
 use protocol::codec::{self, Wire};
 use protocol::deliver::SeederMessage;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
 
+use super::Shares;
+use super::reading::{Ahead, Reading};
 use crate::chunks::{ChunkBytes, ChunkError};
+use crate::context::Upload;
 use crate::counts::Counts;
 
 /// What is to be sent next.
 pub(super) enum Outgoing {
     /// A message.
     Message(SeederMessage),
-    /// A chunk that is being read.
+    /// A chunk.
     Chunk {
         /// Which one.
         index: u32,
-        /// Its bytes, when they are there.
-        read: JoinHandle<Result<ChunkBytes, ChunkError>>,
+        /// Where it is read ahead of its time.
+        ahead: Option<Ahead>,
     },
 }
 
@@ -61,23 +64,71 @@ pub(super) enum SendEnd {
     Broken,
 }
 
+/// How a delivery's chunks go out.
+pub(super) struct Way {
+    pub(super) reading: Arc<Reading>,
+    pub(super) upload: Line,
+    /// A client has this long to take a chunk or a message.
+    pub(super) limit: Duration,
+}
+
+/// The limits on what one delivery sends: its own, and the process's, which clients share by turns.
+pub(super) struct Line {
+    peer: PeerId,
+    own: Pacing,
+    process: Pacing,
+    shared: Arc<Shares>,
+}
+
+impl Line {
+    pub(super) fn new(upload: &Upload, peer: PeerId) -> Line {
+        Line {
+            peer,
+            own: Pacing::new([Arc::new(Pace::new(upload.per_delivery.clone()))]),
+            process: Pacing::new([Arc::clone(&upload.process)]),
+            shared: Arc::clone(&upload.shares),
+        }
+    }
+
+    /// Most bytes to send before the limits are asked again.
+    fn piece(&self) -> usize {
+        self.own.piece().min(self.process.piece())
+    }
+
+    /// Waits until so many bytes may be sent.
+    async fn pass(&self, bytes: usize) {
+        self.own.pause(self.own.spend(bytes)).await;
+        if self.process.piece() == usize::MAX {
+            return;
+        }
+        // Held while the process's line is busy with these bytes, and with nothing else that this delivery waits for.
+        let turn = self.shared.turn(self.peer).await;
+        self.process.pause(self.process.spend(bytes)).await;
+        drop(turn);
+    }
+}
+
 /// Sends until the queue ends.
 pub(super) async fn send<W: AsyncWrite + Unpin>(
     mut writer: W,
     mut queue: mpsc::Receiver<Outgoing>,
     progress: &Progress,
     counts: &Counts,
-    limit: Duration,
-    pacing: &Pacing,
+    way: &Way,
 ) -> Result<W, SendEnd> {
     while let Some(next) = queue.recv().await {
         match next {
             Outgoing::Message(message) => {
                 let write = node::write_message(&mut writer, &message);
-                in_time(limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
+                in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
             }
-            Outgoing::Chunk { index, read } => {
-                let bytes = match read.await {
+            Outgoing::Chunk { index, mut ahead } => {
+                let read = match &mut ahead {
+                    Some(ahead) => (&mut ahead.read).await,
+                    None if progress.cut.load(Ordering::Acquire) => continue,
+                    None => way.reading.begin(index).await,
+                };
+                let bytes = match read {
                     Ok(Ok(bytes)) => bytes,
                     // Cut while it was being read: what became of it does not matter any more.
                     _ if progress.cut.load(Ordering::Acquire) => continue,
@@ -94,10 +145,13 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
                     continue;
                 }
                 progress.begun.fetch_add(1, Ordering::AcqRel);
-                send_chunk(&mut writer, index, &bytes, limit, pacing).await?;
+                send_chunk(&mut writer, index, &bytes, way.limit, &way.upload).await?;
+                // Its memory is somebody else's from here on.
+                let bytes_sent = bytes.len() as u64;
+                drop((bytes, ahead));
                 progress.sent.fetch_add(1, Ordering::AcqRel);
                 counts.chunks_sent.inc();
-                counts.bytes_sent.inc_by(bytes.len() as u64);
+                counts.bytes_sent.inc_by(bytes_sent);
             }
         }
     }
@@ -111,7 +165,7 @@ async fn send_chunk<W: AsyncWrite + Unpin>(
     index: u32,
     bytes: &ChunkBytes,
     limit: Duration,
-    pacing: &Pacing,
+    line: &Line,
 ) -> Result<(), SendEnd> {
     let length = u32::try_from(bytes.len()).map_err(|_| SendEnd::Broken)?;
     let payload = codec::encode(&SeederMessage::Chunk { index, length });
@@ -122,8 +176,8 @@ async fn send_chunk<W: AsyncWrite + Unpin>(
     let mut left = limit;
     let (mut head, mut rest): (&[u8], &[u8]) = (&frame, bytes);
     while !rest.is_empty() {
-        let (piece, later) = rest.split_at_checked(pacing.piece()).unwrap_or((rest, &[]));
-        pacing.pause(pacing.spend(piece.len())).await;
+        let (piece, later) = rest.split_at_checked(line.piece()).unwrap_or((rest, &[]));
+        line.pass(piece.len()).await;
         let began = tokio::time::Instant::now();
         let write = async {
             writer.write_all(std::mem::take(&mut head)).await?;

@@ -70,6 +70,57 @@ async fn the_upload_limit_is_kept_shared_by_turns_and_changed_while_running() {
 }
 
 #[tokio::test]
+async fn a_client_with_many_deliveries_gets_one_share_of_what_all_have_to_share() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 64);
+    let seeder = world
+        .seeder("a", &[&goods], |config| {
+            config.upload_limit = 32 * CHUNK as u64;
+            config.reads_at_once = 1;
+        })
+        .await;
+    let (at, network) = (seeder.peer_addrs(), world.office.network);
+    // Eight deliveries at once that take whatever they get, before the others ask for anything.
+    let greedy = Client::new(10).await;
+    let got = std::sync::atomic::AtomicU32::new(0);
+    let take_all = async |ticket: protocol::ticket::Ticket| {
+        let (mut talk, _) = greedy.begin(&at, &ticket).await;
+        talk.want(0..64).await;
+        let mut chunks = ChunkSet::new();
+        loop {
+            chunks.insert(talk.chunk().await.unwrap().0);
+            got.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            talk.say(ClientMessage::Ack(greedy.ack(network, &ticket, at.peer, chunks.clone()))).await;
+        }
+    };
+    let taking = (0..8).map(|_| take_all(world.ticket(&goods, greedy.peer(), at.peer)));
+    let modest = futures::future::join_all((0..8).map(|n| Client::new(11 + n))).await;
+    let modest_ones = async {
+        eventually("the greedy one being served", || async {
+            (got.load(std::sync::atomic::Ordering::Relaxed) >= 8).then_some(())
+        })
+        .await;
+        let begin = async |client| {
+            let client: &Client = client;
+            let ticket = world.ticket(&goods, client.peer(), at.peer);
+            (client, client.begin(&at, &ticket).await.0, ticket)
+        };
+        let mut begun = futures::future::join_all(modest.iter().map(begin)).await;
+        let before = got.load(std::sync::atomic::Ordering::Relaxed);
+        let each = begun.iter_mut().map(|(client, talk, ticket)| take(client, talk, (network, ticket, at.peer), 4));
+        futures::future::join_all(each).await;
+        got.load(std::sync::atomic::Ordering::Relaxed) - before
+    };
+    let meanwhile = tokio::select! {
+        _ = futures::future::join_all(taking) => unreachable!(),
+        meanwhile = modest_ones => meanwhile,
+    };
+    // By deliveries it would have had as many as the eight together, 32.
+    assert!(meanwhile < 16, "the greedy one got {meanwhile} chunks while eight others got 4 each");
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_limit_of_our_own_is_not_held_against_the_client() {
     let world = World::new(false).await;
     let goods = world.publish(1, 2);
