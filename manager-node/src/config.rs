@@ -37,6 +37,18 @@ pub struct Config {
     pub placement_ms: u64,
     /// Copies of each content besides the origin's. Default: 3.
     pub copies: u32,
+    /// A content for which so many leases were signed within `demand-ms` has one more copy, for twice as many two more; 0
+    /// for no more. Where most of its seeders turn clients away it has one more, too. Default: 50.
+    pub demand_per_copy: u32,
+    /// The time that counts as demand. Default: 3600000 (1 hour).
+    pub demand_ms: u64,
+    /// Copies of each content at most, however much it is asked for. Default: 24.
+    pub max_copies: u32,
+    /// About so often a seeder, drawn by lot, is looked at: the manager fetches from it like a client and checks what comes.
+    /// 0 for only after complaints. Default: 600000 (10 minutes).
+    pub audit_ms: u64,
+    /// Between two looks at one seeder, however many complain of it. Default: 60000.
+    pub audit_pause_ms: u64,
     /// A seeder that has not reported for so long is not named as a source. Default: 180000 (3 minutes; seeders report every 30 s).
     pub seeder_away_ms: u64,
     /// A seeder that has not reported for so long is counted as lost, and its copies are made elsewhere. Default:
@@ -99,6 +111,11 @@ impl Default for Config {
             heartbeat_ms: 5 * MINUTE,
             placement_ms: MINUTE / 2,
             copies: 3,
+            demand_per_copy: 50,
+            demand_ms: HOUR,
+            max_copies: 24,
+            audit_ms: 10 * MINUTE,
+            audit_pause_ms: MINUTE,
             seeder_away_ms: 3 * MINUTE,
             seeder_lost_ms: HOUR,
             order_ms: DAY,
@@ -196,6 +213,7 @@ impl Config {
             ("seeder-away-ms", self.seeder_away_ms),
             ("seeder-lost-ms", self.seeder_lost_ms),
             ("order-ms", self.order_ms),
+            ("demand-ms", self.demand_ms),
             ("reservation-ms", self.reservation_ms),
             ("sales-ms", self.sales_ms),
             ("statement-ms", self.statement_ms),
@@ -213,8 +231,8 @@ impl Config {
         if self.listen.is_empty() {
             return Err(("listen", "names no address; give one such as \"/ip4/0.0.0.0/tcp/4601\""));
         }
-        if self.copies > 1000 {
-            return Err(("copies", "is at most 1000"));
+        if self.copies > 1000 || self.max_copies > 1000 {
+            return Err(("copies", "and max-copies are at most 1000"));
         }
         Ok(())
     }

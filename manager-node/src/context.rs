@@ -12,9 +12,11 @@ use protocol::{Address, NetworkId, PeerAddrs, PeerId};
 use store::Db;
 
 use crate::archive::Archive;
+use crate::audit_fetch::Audits;
 use crate::catalogue::Catalogue;
 use crate::clocks::Clocks;
 use crate::config::Config;
+use crate::demand::Demand;
 use crate::keys::ManagerKeys;
 use crate::placement::Placements;
 use crate::registry::Registry;
@@ -51,6 +53,10 @@ pub(crate) struct Context {
     pub(crate) clocks: Clocks,
     /// Copies of content at seeders.
     pub(crate) placements: Placements,
+    /// How much each content is asked for.
+    pub(crate) demand: Demand,
+    /// Seeders to be looked at.
+    pub(crate) audits: Audits,
     /// Counts up each time that the manager came back from a backup.
     pub(crate) restore: u64,
     /// This manager.

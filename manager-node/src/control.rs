@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::context::{Context, now_ms};
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest};
 use crate::registry::{forget_holdings, is_here};
-use crate::{catalogue, enrol, key_change, news, placement, transactions};
+use crate::{audit_fetch, catalogue, enrol, key_change, news, placement, transactions};
 
 /// Lines in one answer where nothing else is asked for.
 const PAGE: usize = 100;
@@ -246,6 +246,7 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
     let page = ctx.registry.seeders(args.after, args.limit()).map_err(failed)?;
     let mut lines = Vec::with_capacity(page.len());
     for (peer, record) in page {
+        let failure = ctx.db.read(|txn| audit_fetch::failure(txn, &peer)).map_err(failed)?;
         lines.push(json!({
             "peer": peer,
             "name": record.name,
@@ -256,6 +257,8 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
             "capacity": record.capacity,
             "free": record.free,
             "deliveries": record.deliveries,
+            "crowded": ctx.demand.is_crowded(&peer, now),
+            "failed_audit": failure.map(|f| json!({ "at": f.at, "manifest": f.manifest, "chunk": f.chunk })),
             "last_report": record.last_report,
             "enrolled_at": record.enrolled_at,
             "until": record.cert.peek().ok().map(|cert| cert.until),

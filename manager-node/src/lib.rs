@@ -3,11 +3,13 @@
 
 mod archive;
 mod audit;
+mod audit_fetch;
 mod catalogue;
 mod clocks;
 mod config;
 mod context;
 mod control;
+mod demand;
 mod enrol;
 mod evidence;
 mod handover;
@@ -29,6 +31,7 @@ mod restore;
 mod revocations;
 mod rotate;
 mod sales;
+mod sources;
 mod start;
 mod statements;
 mod tables;

@@ -10,7 +10,8 @@ use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 use crate::context::{Context, now_ms};
 use crate::enrol::{self, Refused};
 use crate::sales::blocking;
-use crate::{handover, news, placement, reach, receipts, statements};
+use crate::transactions::SaleError;
+use crate::{audit_fetch, handover, news, placement, reach, receipts, statements};
 
 const PROTOCOL: Protocol = Protocol::new(MESH_PROTOCOL);
 /// Calls at once: each waits for one group commit at most, so that 256 of them are some thousand reports a second.
@@ -100,8 +101,10 @@ async fn take_report(
 ) -> Result<MeshResponse, Refusal> {
     let not_known = || Refusal::new(RefusalCode::NotEnrolled, "this peer is no enrolled seeder");
     let before = ctx.enrolled_seeder(&peer, now)?;
-    if report.held.len() > SeederReport::MAX_HELD || report.addrs.len() > PeerAddrs::MAX_ADDRS {
-        return Err(Refusal::new(RefusalCode::TooLarge, "a report names at most 1024 contents and 16 addresses"));
+    let long = report.held.len() > SeederReport::MAX_HELD || report.damaged.len() > SeederReport::MAX_DAMAGED;
+    if long || report.addrs.len() > PeerAddrs::MAX_ADDRS {
+        let detail = "a report names at most 1024 contents, 64 damaged ones and 16 addresses";
+        return Err(Refusal::new(RefusalCode::TooLarge, detail));
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
@@ -109,6 +112,10 @@ async fn take_report(
         note_clock(ctx, peer, report.now, now);
     }
     let moved = report.addrs != before.addrs;
+    let (held, damaged) = (report.held.clone(), std::mem::take(&mut report.damaged));
+    if report.first {
+        ctx.demand.turned_away(peer, report.turned_away, now);
+    }
     let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
     if outcome.lost_content {
         ctx.placements.wake();
@@ -117,6 +124,10 @@ async fn take_report(
     }
     if ctx.registry.introduce(peer) || moved {
         add_to_dht(ctx, peer).await;
+    }
+    placement::repair(ctx, peer, damaged, now).await.map_err(Refused::from)?;
+    if outcome.gained_content {
+        blocking(ctx, move |ctx| Ok::<_, SaleError>(audit_fetch::mended(ctx, peer, &held)?)).await?;
     }
     let placements = placement::for_seeder(ctx, peer, now).await.map_err(Refused::from)?;
     Ok(MeshResponse::Placements(placements))

@@ -2,24 +2,17 @@
 //! are what nodes show each other; this is what the manager itself goes by.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use protocol::api::SeederReport;
-use protocol::{Address, Digest, PeerAddrs, PeerId};
-use rand::RngExt;
-use store::{Db, Mark, StoreError, Txn, WriteTransaction};
+use protocol::{Digest, PeerAddrs, PeerId};
+use store::{Db, Mark, StoreError, WriteTransaction};
 use tokio::sync::watch;
 
-use crate::handover;
+use crate::sources;
 use crate::tables::{
     HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, SeederRecord,
 };
-
-/// Holders of one content that are looked at when sources are chosen: several times what a lease can list, so that
-/// there is a choice, and few enough to read at every release.
-const HOLDERS_LOOKED_AT: usize = 256;
-/// Addresses of one source that are passed on: one of each transport and IP version.
-const SOURCE_ADDRS: usize = 4;
 
 /// What a report changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +34,8 @@ pub(crate) struct Registry {
     arrivals: watch::Sender<u64>,
     /// Enrolled seeders that were put into the DHT's routing table since the start: 32 bytes each.
     introduced: Mutex<HashSet<PeerId>>,
+    /// How busy each seeder was at its last report since the start.
+    loads: Mutex<HashMap<PeerId, Load>>,
 }
 
 impl Registry {
@@ -53,6 +48,7 @@ impl Registry {
             origin: RwLock::new(origin),
             arrivals: watch::Sender::new(0),
             introduced: Mutex::default(),
+            loads: Mutex::default(),
         })
     }
 
@@ -141,45 +137,51 @@ impl Registry {
         now: u64,
     ) -> Result<Option<ReportOutcome>, StoreError> {
         let away_ms = self.away_ms;
+        let SeederReport { deliveries, max_deliveries, turned_away, first, .. } = report;
         let outcome = self.db.write(move |txn| store_report(txn, peer, &report, now, away_ms)).await?;
         if outcome.is_some_and(|outcome| outcome.gained_content) {
             self.arrivals.send_modify(|n| *n += 1);
         }
+        // The parts that follow the first say nothing of those who were turned away.
+        if outcome.is_some() && first {
+            self.lock_loads().insert(peer, Load { deliveries, max_deliveries, turned_away });
+        }
         Ok(outcome)
     }
 
-    /// At most `limit` seeders that hold the content and have reported lately: freshest first, different networks
-    /// before several of one; the origin last, but always among them.
+    /// At most `limit` seeders to name as sources of a content, in the order in which they are to be tried; the origin last,
+    /// but always among them. How they are chosen is in `sources`.
     pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
         let origin = self.origin();
-        // Begins anywhere, so that content with very many holders does not burden the same few.
-        let start = PeerId::from_bytes(rand::rng().random());
-        let found = self.db.read(|txn| {
-            let mut found = Vec::new();
-            for peer in holders_from(txn, manifest, start)? {
-                if Some(peer) == origin {
-                    continue;
-                }
-                match SEEDERS.get(txn, &peer)? {
-                    Some(record)
-                        if is_here(record.last_report, now, self.away_ms)
-                            && !record.addrs.is_empty()
-                            && !handover::is_leaving(txn, peer, manifest, now)? =>
-                    {
-                        found.push((peer, record));
-                    }
-                    _ => {}
-                }
-            }
-            Ok::<_, StoreError>(found)
-        })?;
-        let mut sources = spread(found, limit.saturating_sub(usize::from(origin.is_some())));
+        let found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
+        let full = |peer: &PeerId| self.lock_loads().get(peer).is_some_and(|load| load.is_full());
+        let found = found.into_iter().map(|(peer, record)| (full(&peer), peer, record)).collect();
+        let mut sources = sources::spread(found, limit.saturating_sub(usize::from(origin.is_some())));
         if let Some(origin) = origin.filter(|_| limit > 0) {
             let mut addrs = self.addresses(&origin)?;
-            addrs.addrs.truncate(SOURCE_ADDRS);
+            addrs.addrs.truncate(sources::SOURCE_ADDRS);
             sources.push(addrs);
         }
         Ok(sources)
+    }
+
+    fn lock_loads(&self) -> MutexGuard<'_, HashMap<PeerId, Load>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How busy a seeder said that it was.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    deliveries: u32,
+    max_deliveries: u32,
+    turned_away: u32,
+}
+
+impl Load {
+    /// A client that is sent there would most likely be turned away.
+    fn is_full(self) -> bool {
+        self.turned_away > 0 || self.max_deliveries > 0 && self.deliveries >= self.max_deliveries
     }
 }
 
@@ -204,43 +206,6 @@ pub(crate) fn forget_holdings(txn: &WriteTransaction, peer: &PeerId) -> Result<(
 fn after_bound(after: Option<PeerId>) -> (std::ops::Bound<PeerId>, std::ops::Bound<PeerId>) {
     use std::ops::Bound::{Excluded, Unbounded};
     (after.map_or(Unbounded, Excluded), Unbounded)
-}
-
-fn holders_from(txn: &impl Txn, manifest: &Digest, start: PeerId) -> Result<Vec<PeerId>, StoreError> {
-    let (low, high) = (PeerId::from_bytes([0; 32]), PeerId::from_bytes([0xff; 32]));
-    let mut page = HOLDERS.range(txn, (*manifest, start)..=(*manifest, high), HOLDERS_LOOKED_AT)?;
-    let left = HOLDERS_LOOKED_AT - page.len();
-    page.extend(HOLDERS.range(txn, (*manifest, low)..(*manifest, start), left)?);
-    Ok(page.into_iter().map(|((_, peer), _)| peer).collect())
-}
-
-/// Freshest first, then one of each network before the second of any.
-fn spread(mut found: Vec<(PeerId, SeederRecord)>, limit: usize) -> Vec<PeerAddrs> {
-    found.sort_by_key(|(_, record)| std::cmp::Reverse(record.last_report));
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    let mut ranked: Vec<(usize, PeerAddrs)> = found
-        .into_iter()
-        .map(|(peer, mut record)| {
-            let turn = seen.entry(record.addrs.first().map(network_of).unwrap_or_default()).or_default();
-            *turn += 1;
-            record.addrs.truncate(SOURCE_ADDRS);
-            (*turn, PeerAddrs::new(peer, record.addrs))
-        })
-        .collect();
-    ranked.sort_by_key(|(turn, _)| *turn);
-    ranked.into_iter().take(limit).map(|(_, addrs)| addrs).collect()
-}
-
-/// What is probably one operator's network: an IPv4 /24, an IPv6 /48, or a host name.
-fn network_of(address: &Address) -> String {
-    let mut parts = address.as_str().split('/').skip(1);
-    let (kind, host) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let prefix: Vec<&str> = match kind {
-        "ip4" => host.split('.').take(3).collect(),
-        "ip6" => host.split(':').take(3).collect(),
-        _ => vec![host],
-    };
-    format!("{kind}/{}", prefix.join("."))
 }
 
 fn store_report(
@@ -332,8 +297,8 @@ mod tests {
     }
 
     fn report(n: u8, held: &[Digest], first: bool) -> SeederReport {
-        let addrs = vec![Address::new(&format!("/ip4/10.0.{}.{n}/tcp/1", n % 2)).unwrap()];
-        SeederReport { addrs, held: held.to_vec(), first, free: 10, deliveries: 0, now: 0 }
+        let addrs = vec![protocol::Address::new(&format!("/ip4/10.0.{}.{n}/tcp/1", n % 2)).unwrap()];
+        SeederReport { addrs, held: held.to_vec(), first, free: 10, ..SeederReport::default() }
     }
 
     #[tokio::test]
@@ -372,6 +337,13 @@ mod tests {
             registry.sources_for(&known, 1050, 32).unwrap().into_iter().map(|source| source.peer).collect();
         // 4 and 3 are the freshest of two networks; 5 has not been heard of for too long; the origin comes last.
         assert_eq!(sources, [peer(4), peer(3), peer(2), peer(1), peer(6)]);
+        // One that has no room for another client comes after those who have, however fresh it is.
+        let busy = SeederReport { deliveries: 8, max_deliveries: 8, ..report(4, &[known], true) };
+        registry.report(peer(4), busy, 1035).await.unwrap();
+        let with_room: Vec<PeerId> =
+            registry.sources_for(&known, 1050, 32).unwrap().into_iter().map(|source| source.peer).collect();
+        assert_eq!(with_room, [peer(3), peer(2), peer(1), peer(4), peer(6)]);
+        registry.report(peer(4), report(4, &[known], true), 1036).await.unwrap();
         let two = registry.sources_for(&known, 1050, 2).unwrap();
         assert_eq!(two.iter().map(|s| s.peer).collect::<Vec<_>>(), [peer(4), peer(6)]);
 

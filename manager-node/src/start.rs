@@ -17,10 +17,12 @@ use store::{Db, OpenError, Options, StoreError};
 use tokio::sync::watch;
 
 use crate::archive::Archive;
+use crate::audit_fetch::Audits;
 use crate::catalogue::Catalogue;
 use crate::clocks::Clocks;
 use crate::config::Config;
 use crate::context::{Context, now_ms};
+use crate::demand::Demand;
 use crate::enrol::{self, InviteError};
 use crate::keys::{KeysError, ManagerKeys};
 use crate::placement::Placements;
@@ -29,7 +31,9 @@ use crate::registry::Registry;
 use crate::restore::RestoreError;
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
-use crate::{archive, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements};
+use crate::{
+    archive, audit_fetch, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements,
+};
 
 /// Time for tasks to end when the start fails half way.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -159,13 +163,15 @@ async fn start_under(
         db,
         keys,
         peer: node.peer_id(),
-        node,
+        node: node.clone(),
         dir: dir.to_owned(),
         content,
         registry,
         revocations,
         placements,
         clocks: Clocks::default(),
+        demand: Demand::new(config.demand_ms),
+        audits: Audits::new(&node),
         restore,
         started_at: now_ms(),
         refusals,
@@ -184,6 +190,7 @@ async fn start_under(
     statements::start(Arc::clone(&ctx), supervisor);
     recovery::start(&ctx, supervisor);
     archive::start(Arc::clone(&ctx), supervisor);
+    audit_fetch::start(Arc::clone(&ctx), supervisor);
     let answering = Arc::clone(&ctx);
     ControlServer::start(supervisor, dir, move |request, progress| {
         let ctx = Arc::clone(&answering);

@@ -87,7 +87,7 @@ impl Peer {
 
     async fn report(&self, held: &[Digest], free: u64) -> Vec<protocol::replication::Placement> {
         let addrs = self.handle.listen_addresses().await.unwrap();
-        let report = SeederReport { addrs, held: held.to_vec(), first: true, free, deliveries: 0, now: 0 };
+        let report = SeederReport { addrs, held: held.to_vec(), first: true, free, ..SeederReport::default() };
         match self.ask(MeshRequest::Report(report)).await {
             MeshResponse::Placements(placements) => placements,
             other => panic!("expected placements, got {other:?}"),
@@ -162,7 +162,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
     }
 
     // Not enrolled: nothing but what is public.
-    let stranger = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0, now: 0 };
+    let stranger = SeederReport { first: true, ..SeederReport::default() };
     assert_eq!(seeder.refused(MeshRequest::Report(stranger)).await.code, RefusalCode::NotEnrolled);
     let wanted = MeshRequest::Manifest { digest: published.manifest };
     assert_eq!(seeder.refused(wanted.clone()).await.code, RefusalCode::NotEnrolled);
@@ -240,7 +240,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
         state.apply(signed.digest(), &epoch).unwrap();
     }
     assert!(state.has_peer(&me));
-    let report = SeederReport { addrs: vec![], held: vec![], first: true, free: 0, deliveries: 0, now: 0 };
+    let report = SeederReport { first: true, ..SeederReport::default() };
     assert_eq!(seeder.refused(MeshRequest::Report(report)).await.code, RefusalCode::Revoked);
     let again = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1 };
     assert_eq!(seeder.refused(again).await.code, RefusalCode::Revoked);
@@ -438,8 +438,7 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     let dead: protocol::Address = "/ip4/127.0.0.1/tcp/9".parse().unwrap();
     let mut addrs = one.handle.listen_addresses().await.unwrap();
     addrs.push(dead.clone());
-    let report =
-        SeederReport { addrs: addrs.clone(), held: vec![content], first: true, free: 0, deliveries: 0, now: 0 };
+    let report = SeederReport { addrs: addrs.clone(), held: vec![content], first: true, ..SeederReport::default() };
     one.ask(MeshRequest::Report(report)).await;
     let MeshResponse::Reach(tried) = one.ask(MeshRequest::DialBack).await else { panic!("no answer") };
     assert_eq!(tried.iter().map(|(address, _)| address.clone()).collect::<Vec<_>>(), addrs);

@@ -295,19 +295,26 @@ impl MailboxResponse {
 }
 
 /// A seeder's report on itself.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct SeederReport {
     /// Where it can be reached, at most 16.
     pub addrs: Vec<Address>,
     /// Contents held in whole, by the digest of their signed manifest; at most [`SeederReport::MAX_HELD`], further ones
     /// in a report that follows.
     pub held: Vec<Digest>,
+    /// Contents of which a part is missing or was found damaged, to be made whole again; at most
+    /// [`SeederReport::MAX_DAMAGED`].
+    pub damaged: Vec<Digest>,
     /// True in the first part of a report: what was reported before is forgotten.
     pub first: bool,
     /// Bytes that may still be placed.
     pub free: u64,
-    /// Deliveries under way.
+    /// Deliveries under way …
     pub deliveries: u32,
+    /// … and how many there may be.
+    pub max_deliveries: u32,
+    /// Clients turned away as overloaded since the report before.
+    pub turned_away: u32,
     /// The seeder's clock, unix milliseconds: many of them tell a manager whose own clock is off.
     pub now: u64,
 }
@@ -315,6 +322,8 @@ pub struct SeederReport {
 impl SeederReport {
     /// Contents in one message.
     pub const MAX_HELD: usize = 1024;
+    /// Damaged contents in one message; the rest follows when these are whole.
+    pub const MAX_DAMAGED: usize = 64;
 }
 
 /// Asked by seeders; the first three by anybody.

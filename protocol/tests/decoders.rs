@@ -248,9 +248,12 @@ fn the_largest_of_everything_fits_its_limit() {
     let report = SeederReport {
         addrs: vec![Address::new(&format!("/dns4/{}", "x".repeat(250))).unwrap(); 16],
         held: vec![manifest_digest(); SeederReport::MAX_HELD],
+        damaged: vec![manifest_digest(); SeederReport::MAX_DAMAGED],
         first: true,
         free: u64::MAX,
         deliveries: u32::MAX,
+        max_deliveries: u32::MAX,
+        turned_away: u32::MAX,
         now: u64::MAX,
     };
     fits("report", &MeshRequest::Report(report));

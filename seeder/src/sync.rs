@@ -253,23 +253,33 @@ impl Contact {
         let made = tokio::task::spawn_blocking(move || {
             let mut held = upkeep::complete(&reporting);
             held.retain(|digest| !reporting.drain.is_released(digest));
-            (held, reporting.free())
+            (held, upkeep::damaged(&reporting), reporting.free())
         })
         .await;
         // Only a panic in there; the next round says it again.
-        let Ok((held, free)) = made else { return Err(AskError::Unexpected("nobody: the report was not made").into()) };
+        let Ok((held, damaged, free)) = made else {
+            return Err(AskError::Unexpected("nobody: the report was not made").into());
+        };
         let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
         if parts.is_empty() {
             parts.push(&[]);
         }
+        let damaged = damaged?;
+        let (deliveries, max_deliveries) = seeder.deliveries.load();
+        let turned_away = seeder.deliveries.turned_away();
         let mut placements = Vec::new();
         for (index, part) in parts.into_iter().enumerate() {
+            let first = index == 0;
             let report = SeederReport {
                 addrs: seeder.addresses(),
                 held: part.to_vec(),
-                first: index == 0,
+                // Once is enough.
+                damaged: if first { damaged.clone() } else { Vec::new() },
+                first,
                 free,
-                deliveries: seeder.deliveries.load().0,
+                deliveries,
+                max_deliveries,
+                turned_away: if first { turned_away } else { 0 },
                 now: now_ms(),
             };
             match seeder.manager.ask(&MeshRequest::Report(report)).await? {

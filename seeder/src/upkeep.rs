@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::Digest;
-use protocol::api::provider_key;
+use protocol::api::{SeederReport, provider_key};
 use store::StoreError;
 
 use crate::accounts;
 use crate::clock::now_ms;
 use crate::context::Seeder;
 use crate::outbox;
+use crate::tables::PLACEMENTS;
 
 /// The contents that are here in whole and may be served.
 pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
@@ -20,6 +21,28 @@ pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
         content.is_complete() && !revoked.has_content(id) && !seeder.denied.contains(id)
     });
     contents.map(|content| content.digest()).collect()
+}
+
+/// Contents that are not whole and that no order is in hand for: chunks of them were found damaged. Blocks.
+pub(crate) fn damaged(seeder: &Seeder) -> Result<Vec<Digest>, StoreError> {
+    if seeder.drain.is_leaving() {
+        return Ok(Vec::new());
+    }
+    let revoked = seeder.network.revoked();
+    let contents = seeder.contents.list().into_iter().filter(|content| {
+        let id = &content.manifest().content;
+        !content.is_complete() && !revoked.has_content(id) && !seeder.denied.contains(id)
+    });
+    let hurt: Vec<Digest> = contents.map(|content| content.digest()).collect();
+    seeder.db.read(|txn| {
+        let mut found = Vec::new();
+        for digest in hurt {
+            if found.len() < SeederReport::MAX_DAMAGED && !PLACEMENTS.contains(txn, &digest)? {
+                found.push(digest);
+            }
+        }
+        Ok(found)
+    })
 }
 
 /// Removes contents as soon as they are taken down, or denied by this seeder's operator.

@@ -2,9 +2,11 @@
 //! seeder, and what comes back is told exactly, so that a demo or a test can show the named refusal.
 
 mod crook;
+mod slander;
 mod taker;
 
 pub use crook::{Crook, CrookError, false_receipt};
+pub use slander::complain;
 pub use taker::take_and_never_acknowledge;
 
 use std::time::Duration;
@@ -49,6 +51,9 @@ pub enum PresentError {
     /// The node of the presenting peer did not start.
     #[error(transparent)]
     Start(#[from] node::StartError),
+    /// A call failed.
+    #[error(transparent)]
+    Call(#[from] node::CallError),
     /// The stream broke without an answer.
     #[error(transparent)]
     Frame(#[from] node::FrameError),

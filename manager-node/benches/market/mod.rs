@@ -124,7 +124,7 @@ impl Market {
     pub async fn report(&self, n: usize) {
         let addrs = vec![Address::new(&format!("/ip4/10.{}.{}.1/tcp/4001", n / 256, n % 256)).unwrap()];
         let report =
-            SeederReport { addrs, held: vec![self.manifest], first: true, free: 1 << 40, deliveries: 0, now: 0 };
+            SeederReport { addrs, held: vec![self.manifest], first: true, free: 1 << 40, ..SeederReport::default() };
         self.running.mesh(self.seeders[n].peer_id(), MeshRequest::Report(report)).await.unwrap();
     }
 

@@ -44,7 +44,7 @@ pub(super) fn product_of(ctx: &Context, sale: &Sale) -> Result<Product, SaleErro
 
 /// Bytes that one seeder, and for all practical ends all of them together, may send for content of this length: a
 /// quarter more than the content, and 16 MiB that small contents need for chunks asked for twice.
-pub(super) fn allowance(length: u64) -> u64 {
+pub(crate) fn allowance(length: u64) -> u64 {
     length.saturating_add(length / 4).saturating_add(16 * 1024 * 1024)
 }
 

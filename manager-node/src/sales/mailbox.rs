@@ -188,6 +188,7 @@ fn renew(
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
     let paid = open && release.delivery == PAID_DELIVERY;
     let sources: Vec<PeerId> = if paid {
+        ctx.demand.asked(sale.manifest, now);
         let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
         sources.into_iter().map(|source| source.peer).collect()
     } else {
@@ -284,7 +285,7 @@ fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64)
     Ok(MailboxResponse::Completed { grant: release.grant })
 }
 
-/// Kept as a hint: anybody can accuse a seeder, and a seeder is judged by audits.
+/// Kept as a hint: anybody can accuse a seeder, and a seeder is judged by what an audit fetch finds.
 fn complain(
     ctx: &Context,
     client: PeerId,
@@ -303,6 +304,10 @@ fn complain(
         }
         Ok(COMPLAINTS.put(txn, &(id, u32::try_from(kept).unwrap_or(u32::MAX)), &complaint)?)
     })?;
+    // Whoever does not hold it cannot have sent it; and the origin is this manager's own.
+    if ctx.registry.holds(&complaint.seeder, &sale.manifest)? && ctx.registry.origin() != Some(complaint.seeder) {
+        ctx.audits.suspect(complaint.seeder, sale.manifest, Some(complaint.chunk));
+    }
     warn!(transaction = %id, seeder = %complaint.seeder, chunk = complaint.chunk, "client complains of a bad chunk");
     Ok(MailboxResponse::Noted)
 }

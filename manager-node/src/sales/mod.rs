@@ -29,6 +29,8 @@ use crate::context::{Context, now_ms};
 use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back};
 use crate::{archive, evidence};
 
+pub(crate) use lease::allowance;
+
 const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
 
 /// A merchant's storefront makes a call for each of its buyers: many at once from one peer are the normal case. Each

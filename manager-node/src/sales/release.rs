@@ -160,6 +160,7 @@ fn form(
         sources: sources.iter().map(|source| source.peer).collect(),
         end: None,
     };
+    ctx.demand.asked(sale.manifest, now);
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let grant = match sale.policy {
         KeyPolicy::AtRelease => Some(lease::grant(&product, sale, &leased)?),

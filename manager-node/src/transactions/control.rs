@@ -7,6 +7,7 @@ use std::sync::Arc;
 use node::ControlError;
 use protocol::amount::{Amount, Currency};
 use protocol::api::TransactionState;
+use protocol::replication::ReplicationOrder;
 use protocol::statement::PaymentLine;
 use protocol::{Refusal, RefusalCode, TransactionId};
 use serde::Deserialize;
@@ -239,11 +240,14 @@ fn one(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Value, SaleEr
         if deliveries.is_empty() {
             return Err(unknown(id).into());
         }
-        // Receipts of replications are counted under the order's id, without a sale.
+        // Replications and audit fetches are counted under their own id, without a sale.
+        let replication = deliveries.iter().any(|((_, number), _)| *number == ReplicationOrder::DELIVERY);
         let lines: Vec<Value> =
             deliveries.iter().map(|((_, number), delivery)| delivery_json(*number, delivery, false)).collect();
         let postings = shown(ledger::numbered_postings_of(txn, &id)?);
-        return Ok(json!({"id": id, "replication": true, "deliveries": lines, "postings": postings}));
+        return Ok(json!({
+            "id": id, "replication": replication, "audit": !replication, "deliveries": lines, "postings": postings,
+        }));
     };
     let completed = |number: u32| whole.completions.iter().any(|(n, _)| *n == number);
     let deliveries = whole.deliveries.iter().take(LINES);

@@ -531,9 +531,12 @@ fn mesh() -> Vec<Sample> {
     let report = SeederReport {
         addrs: vec![Address::new("/ip4/192.0.2.1/udp/4001/quic-v1").unwrap()],
         held: vec![manifest_digest()],
+        damaged: vec![Digest::from_bytes([9; 32])],
         first: true,
         free: 1 << 39,
         deliveries: 3,
+        max_deliveries: 256,
+        turned_away: 2,
         now: NOW,
     };
     let revocation = network_key(KeyPurpose::Revocation);

@@ -12,9 +12,11 @@
 extern crate willcall_testnet as testnet;
 
 mod absence;
+mod audits;
 mod devices;
 mod fair_exchange;
 mod invariants;
+mod placement;
 mod restores;
 mod sources;
 mod steps;

@@ -1,7 +1,10 @@
-//! Which seeder holds a copy of what. Content goes where rendezvous hashing weighted by capacity puts it, so that no
-//! seeder is favoured and a new one takes its part; a copy once made stays where it is.
+//! Copies of content at seeders: what `plan` finds missing is ordered, and whoever is to make a copy is nudged and told at
+//! its next report.
 
-use std::collections::{HashMap, HashSet};
+mod hash;
+mod plan;
+
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -18,14 +21,11 @@ use store::{Db, StoreError};
 use tokio::sync::{Notify, mpsc};
 
 use crate::context::{Context, now_ms};
-use crate::handover;
 use crate::pricing;
-use crate::registry::is_here;
-use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCTS, SEEDERS};
+use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS};
+use plan::{Plan, Wanted, plan};
 
 const PROTOCOL: Protocol = Protocol::new(SEEDER_PROTOCOL);
-/// Copies ordered in one go; the rest follow in the next. It bounds the transaction that stores them.
-const MAX_PER_RUN: usize = 512;
 /// Sources in one placement: a replicating seeder uses a handful at once.
 const PLACEMENT_SOURCES: usize = 16;
 /// Seeders waiting to be nudged; further ones find their orders at their next regular report.
@@ -132,24 +132,6 @@ async fn nudge_one(ctx: &Context, peer: PeerId) {
     }
 }
 
-/// A copy to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wanted {
-    peer: PeerId,
-    manifest: Digest,
-    length: u64,
-}
-
-/// What is to change.
-#[derive(Debug, Default)]
-struct Plan {
-    wanted: Vec<Wanted>,
-    /// Orders that were not fulfilled in all their time: given up, so that others get them.
-    stale: Vec<(PeerId, Digest)>,
-    /// There was no room for a copy.
-    short: bool,
-}
-
 /// Orders the copies that are missing, and nudges those who are to make them.
 async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     let planning = Arc::clone(ctx);
@@ -163,7 +145,16 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     if wanted.is_empty() && stale.is_empty() {
         return Ok(());
     }
-    let orders: Vec<_> = wanted.iter().map(|copy| (copy.peer, copy.manifest, new_order(ctx, copy, now))).collect();
+    order(ctx, &wanted, stale, now).await?;
+    let peers: HashSet<PeerId> = wanted.iter().map(|copy| copy.peer).collect();
+    tracing::info!(copies = wanted.len(), seeders = peers.len(), "copies ordered");
+    peers.into_iter().for_each(|peer| ctx.placements.nudge(peer));
+    Ok(())
+}
+
+/// Stores orders for these copies, and forgets those given up.
+async fn order(ctx: &Context, copies: &[Wanted], stale: Vec<(PeerId, Digest)>, now: u64) -> Result<(), StoreError> {
+    let orders: Vec<_> = copies.iter().map(|copy| (copy.peer, copy.manifest, new_order(ctx, copy, now))).collect();
     ctx.db
         .write(move |txn| {
             for key in &stale {
@@ -178,11 +169,35 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
             }
             Ok::<_, StoreError>(())
         })
-        .await?;
-    let peers: HashSet<PeerId> = wanted.iter().map(|copy| copy.peer).collect();
-    tracing::info!(copies = wanted.len(), seeders = peers.len(), "copies ordered");
-    peers.into_iter().for_each(|peer| ctx.placements.nudge(peer));
-    Ok(())
+        .await
+}
+
+/// Orders for a seeder to make its own damaged copies whole again: it has most of each already, and what is counted and
+/// paid for is only what it fetches. What is not on sale any more stays as it is.
+pub(crate) async fn repair(ctx: &Arc<Context>, peer: PeerId, damaged: Vec<Digest>, now: u64) -> Result<(), StoreError> {
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let reading = Arc::clone(ctx);
+    let wanted = tokio::task::spawn_blocking(move || {
+        reading.db.read(|txn| {
+            let mut wanted = Vec::new();
+            for manifest in damaged {
+                let Some(product) = PRODUCT_OF_MANIFEST.get(txn, &manifest)? else { continue };
+                let Some(record) = PRODUCTS.get(txn, &product.id)?.filter(|record| !record.withdrawn) else { continue };
+                if !PENDING.contains(txn, &(peer, manifest))? {
+                    wanted.push(Wanted { peer, manifest, length: record.content_bytes });
+                }
+            }
+            Ok::<_, StoreError>(wanted)
+        })
+    });
+    let wanted = wanted.await.map_err(|e| StoreError::Panicked(e.to_string()))??;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(%peer, copies = wanted.len(), "damaged copies are to be made whole");
+    order(ctx, &wanted, Vec::new(), now).await
 }
 
 fn new_order(ctx: &Context, copy: &Wanted, now: u64) -> (TransactionId, Signed<ReplicationOrder>) {
@@ -203,120 +218,9 @@ fn new_order(ctx: &Context, copy: &Wanted, now: u64) -> (TransactionId, Signed<R
     (id, ctx.keys.sign(KeyPurpose::Ticket, &order))
 }
 
-struct Candidate {
-    peer: PeerId,
-    capacity: u64,
-    room: u64,
-}
-
-/// Which copies are missing, and where they are to go. Blocks.
-fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
-    let (config, origin) = (&ctx.config, ctx.registry.origin());
-    ctx.db.read(|txn| {
-        let mut candidates = Vec::new();
-        let mut present = HashSet::new();
-        SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
-            let revoked = ctx.revocations.with(|revoked| revoked.has_peer(&peer));
-            if !revoked && is_here(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
-                present.insert(peer);
-                if is_here(record.last_report, now, config.seeder_away_ms) {
-                    candidates.push(Candidate { peer, capacity: record.capacity, room: record.free });
-                }
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let leaving = handover::leaving(txn, now)?;
-        // Who wants to let go of content is given no other.
-        let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
-        candidates.retain(|candidate: &Candidate| !full.contains(&candidate.peer));
-        let mut products = Vec::new();
-        let mut lengths = HashMap::new();
-        PRODUCTS.scan::<StoreError>(txn, .., |_, record| {
-            if !record.withdrawn {
-                lengths.insert(record.manifest, record.content_bytes);
-                products.push((record.manifest, record.content_bytes));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let mut pending: HashMap<Digest, Vec<PeerId>> = HashMap::new();
-        let mut reserved: HashMap<PeerId, u64> = HashMap::new();
-        let mut stale = HashSet::new();
-        PENDING.scan::<StoreError>(txn, .., |(peer, manifest), OrderRef { order }| {
-            if Some(peer) != origin && now.saturating_sub(made_at(&order)) > config.order_ms {
-                stale.insert((peer, manifest));
-            }
-            pending.entry(manifest).or_default().push(peer);
-            *reserved.entry(peer).or_default() += lengths.get(&manifest).copied().unwrap_or(0);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for candidate in &mut candidates {
-            let taken = reserved.get(&candidate.peer).copied().unwrap_or(0);
-            candidate.room = candidate.room.saturating_sub(taken);
-        }
-        let copies = usize::try_from(config.copies).unwrap_or(usize::MAX);
-        let (mut wanted, mut short) = (Vec::new(), false);
-        for (manifest, length) in products {
-            let mut there: HashSet<PeerId> =
-                HOLDERS.prefix(txn, &manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
-            there.extend(pending.remove(&manifest).unwrap_or_default());
-            if let Some(origin) = origin.filter(|origin| !there.contains(origin)) {
-                wanted.push(Wanted { peer: origin, manifest, length });
-            }
-            // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
-            let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
-            let counts = |peer: &&PeerId| present.contains(*peer) && !gone(peer);
-            let missing = copies.saturating_sub(there.iter().filter(counts).count());
-            let chosen = choose(&candidates, &there, &manifest, length, missing);
-            short |= chosen.len() < missing;
-            for index in chosen {
-                if let Some(candidate) = candidates.get_mut(index) {
-                    candidate.room = candidate.room.saturating_sub(length);
-                    wanted.push(Wanted { peer: candidate.peer, manifest, length });
-                }
-            }
-            if wanted.len() >= MAX_PER_RUN {
-                // The loop comes back at once for the rest.
-                ctx.placements.wake();
-                break;
-            }
-        }
-        Ok(Plan { wanted, stale: stale.into_iter().collect(), short })
-    })
-}
-
 /// When an order was first made: UUID version 7 begins with it.
 fn made_at(order: &TransactionId) -> u64 {
     order.as_bytes().iter().take(6).fold(0, |ms, byte| ms << 8 | u64::from(*byte))
-}
-
-/// The `count` best of those with room that do not have it yet, as indices.
-fn choose(
-    candidates: &[Candidate],
-    there: &HashSet<PeerId>,
-    manifest: &Digest,
-    length: u64,
-    count: usize,
-) -> Vec<usize> {
-    if count == 0 {
-        return Vec::new();
-    }
-    let mut scored: Vec<(f64, usize)> = candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, candidate)| candidate.room >= length && !there.contains(&candidate.peer))
-        .map(|(index, candidate)| (score(manifest, &candidate.peer, candidate.capacity), index))
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.truncate(count);
-    scored.into_iter().map(|(_, index)| index).collect()
-}
-
-/// Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): -weight / ln(hash), hash uniform in (0, 1).
-fn score(manifest: &Digest, peer: &PeerId, capacity: u64) -> f64 {
-    let digest = Digest::of("willcall 2026-11 placement", &[manifest.as_bytes(), peer.as_bytes()]);
-    let hash = digest.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let uniform = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -(capacity.max(1) as f64) / uniform.ln()
 }
 
 /// What a seeder is to fetch now: its pending orders, the ones that end soon signed anew under the same id.
@@ -407,31 +311,6 @@ pub(crate) fn copies(db: &Db, manifest: &Digest, limit: usize) -> Result<(Vec<Pe
 mod tests {
     use super::*;
 
-    fn candidates(capacities: &[u64]) -> Vec<Candidate> {
-        let peer = |n: usize| PeerId::from_bytes([u8::try_from(n).unwrap(); 32]);
-        capacities.iter().enumerate().map(|(n, c)| Candidate { peer: peer(n), capacity: *c, room: *c }).collect()
-    }
-
-    #[test]
-    fn copies_follow_capacity_and_room() {
-        let all = candidates(&[100, 100, 200, 10]);
-        let mut counts = [0u32; 4];
-        for n in 0..2000u32 {
-            let manifest = Digest::of("test", &[&n.to_le_bytes()]);
-            for index in choose(&all, &HashSet::new(), &manifest, 5, 1) {
-                counts[index] += 1;
-            }
-        }
-        assert!(counts[2] > counts[0] * 3 / 2 && counts[2] > counts[1] * 3 / 2, "{counts:?}");
-        assert!(counts[3] < counts[0] / 3, "{counts:?}");
-
-        let manifest = Digest::from_bytes([1; 32]);
-        let no_room = choose(&all, &HashSet::new(), &manifest, 50, 9);
-        assert_eq!(no_room.len(), 3, "the one of 10 bytes has no room");
-        let there = HashSet::from([all[0].peer]);
-        assert!(!choose(&all, &there, &manifest, 5, 9).contains(&0));
-    }
-
     #[tokio::test]
     async fn reports_make_no_look_at_everything_unless_a_copy_lacks_room() {
         use crate::sales::tests::shop::{Shop, Terms, random_key};
@@ -448,7 +327,7 @@ mod tests {
         let report = async |n: usize, free: u64, held: bool| {
             let held = Vec::from_iter(held.then_some(shop.manifest));
             let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
-            let report = SeederReport { addrs, held, first: true, free, deliveries: 0, now: 0 };
+            let report = SeederReport { addrs, held, first: true, free, ..SeederReport::default() };
             shop.running.mesh(shop.seeders[n].peer_id(), MeshRequest::Report(report)).await.unwrap()
         };
         let look = async || {
@@ -477,16 +356,5 @@ mod tests {
     #[test]
     fn an_order_knows_when_it_was_made() {
         assert_eq!(made_at(&TransactionId::new(1_790_000_000_123, [0xff; 10])), 1_790_000_000_123);
-    }
-
-    #[test]
-    fn a_newcomer_only_takes_its_own_part() {
-        let (few, more) = (candidates(&[100, 100, 100]), candidates(&[100, 100, 100, 100]));
-        for n in 0..200u32 {
-            let manifest = Digest::of("test", &[&n.to_le_bytes()]);
-            let before = choose(&few, &HashSet::new(), &manifest, 1, 1)[0];
-            let after = choose(&more, &HashSet::new(), &manifest, 1, 1)[0];
-            assert!(after == before || after == 3);
-        }
     }
 }

@@ -1,0 +1,159 @@
+//! Which copies are missing, and where they are to go: as many of each content as are configured, more of one that is asked
+//! for much or whose seeders turn clients away, and the share of a newcomer.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+
+use protocol::{Digest, PeerId};
+use store::{StoreError, Txn};
+
+use super::hash::{Candidate, choose, rightful};
+use super::made_at;
+use crate::audit_fetch;
+use crate::context::Context;
+use crate::handover;
+use crate::registry::is_here;
+use crate::tables::{HOLDERS, OrderRef, PENDING, PRODUCTS, SEEDERS};
+
+/// Copies ordered in one go; the rest follow in the next. It bounds the transaction that stores them.
+const MAX_PER_RUN: usize = 512;
+/// Of these, copies that a newcomer takes over although there are enough: it is to come into its share over time, and
+/// not at once with everything.
+const MAX_MOVED: usize = 32;
+
+/// A copy to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) peer: PeerId,
+    pub(super) manifest: Digest,
+    pub(super) length: u64,
+}
+
+/// What is to change.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) wanted: Vec<Wanted>,
+    /// Orders that were not fulfilled in all their time: given up, so that others get them.
+    pub(super) stale: Vec<(PeerId, Digest)>,
+    /// There was no room for a copy.
+    pub(super) short: bool,
+}
+
+/// Who is there.
+struct Seeders {
+    /// Those whose copies count.
+    present: HashSet<PeerId>,
+    /// Those who may be given more.
+    candidates: Vec<Candidate>,
+}
+
+/// Which copies are missing, and where they are to go. Blocks.
+pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
+    let (config, origin) = (&ctx.config, ctx.registry.origin());
+    ctx.db.read(|txn| {
+        let leaving = handover::leaving(txn, now)?;
+        let Seeders { present, mut candidates } = seeders(ctx, txn, &leaving, now)?;
+        let mut products = Vec::new();
+        let mut lengths = HashMap::new();
+        PRODUCTS.scan::<StoreError>(txn, .., |_, record| {
+            if !record.withdrawn {
+                lengths.insert(record.manifest, record.content_bytes);
+                products.push((record.manifest, record.content_bytes));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let mut pending: HashMap<Digest, Vec<PeerId>> = HashMap::new();
+        let mut reserved: HashMap<PeerId, u64> = HashMap::new();
+        let mut stale = HashSet::new();
+        PENDING.scan::<StoreError>(txn, .., |(peer, manifest), OrderRef { order }| {
+            if Some(peer) != origin && now.saturating_sub(made_at(&order)) > config.order_ms {
+                stale.insert((peer, manifest));
+            }
+            pending.entry(manifest).or_default().push(peer);
+            *reserved.entry(peer).or_default() += lengths.get(&manifest).copied().unwrap_or(0);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for candidate in &mut candidates {
+            let taken = reserved.get(&candidate.peer).copied().unwrap_or(0);
+            candidate.room = candidate.room.saturating_sub(taken);
+        }
+        let (mut wanted, mut moved, mut short) = (Vec::new(), 0, false);
+        for (manifest, length) in products {
+            let holders: HashSet<PeerId> =
+                HOLDERS.prefix(txn, &manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
+            let ordered = pending.remove(&manifest).unwrap_or_default();
+            let there: HashSet<PeerId> = holders.iter().copied().chain(ordered.iter().copied()).collect();
+            if let Some(origin) = origin.filter(|origin| !there.contains(origin)) {
+                wanted.push(Wanted { peer: origin, manifest, length });
+            }
+            // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
+            let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
+            let counts = |peer: &&PeerId| present.contains(*peer) && !gone(peer);
+            let serving: Vec<PeerId> = holders.iter().filter(counts).copied().collect();
+            let copies = copies_of(ctx, &manifest, &serving, now);
+            let missing = copies.saturating_sub(there.iter().filter(counts).count());
+            let mut to = choose(&candidates, &there, &manifest, length, missing);
+            short |= to.len() < missing;
+            // What it takes over stays with those who have it until they want the room; no more than twice the copies.
+            let settled = missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2);
+            if settled && moved < MAX_MOVED {
+                let newcomer = rightful(&candidates, &there, &manifest, length, copies);
+                moved += usize::from(newcomer.is_some());
+                to.extend(newcomer);
+            }
+            for index in to {
+                if let Some(candidate) = candidates.get_mut(index) {
+                    candidate.room = candidate.room.saturating_sub(length);
+                    wanted.push(Wanted { peer: candidate.peer, manifest, length });
+                }
+            }
+            if wanted.len() >= MAX_PER_RUN {
+                // The loop comes back at once for the rest.
+                ctx.placements.wake();
+                break;
+            }
+        }
+        Ok(Plan { wanted, stale: stale.into_iter().collect(), short })
+    })
+}
+
+fn seeders(
+    ctx: &Context,
+    txn: &impl Txn,
+    leaving: &HashSet<(PeerId, Digest)>,
+    now: u64,
+) -> Result<Seeders, StoreError> {
+    let (config, origin) = (&ctx.config, ctx.registry.origin());
+    // Who sent something else than the content is no place for content until it passes again.
+    let failed = audit_fetch::failed(txn)?;
+    let (mut present, mut candidates) = (HashSet::new(), Vec::new());
+    SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
+        let out = ctx.revocations.with(|revoked| revoked.has_peer(&peer)) || failed.contains(&peer);
+        if !out && is_here(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
+            present.insert(peer);
+            if is_here(record.last_report, now, config.seeder_away_ms) {
+                candidates.push(Candidate { peer, capacity: record.capacity, room: record.free });
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // Who wants to let go of content is given no other.
+    let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
+    candidates.retain(|candidate: &Candidate| !full.contains(&candidate.peer));
+    Ok(Seeders { present, candidates })
+}
+
+/// How many copies there are to be of a content that these seeders serve.
+fn copies_of(ctx: &Context, manifest: &Digest, serving: &[PeerId], now: u64) -> usize {
+    let config = &ctx.config;
+    let recent = ctx.demand.recent(manifest, now);
+    let more = recent.checked_div(config.demand_per_copy).unwrap_or(0);
+    let mut copies = usize::try_from(config.copies.saturating_add(more)).unwrap_or(usize::MAX);
+    let crowded = serving.iter().filter(|seeder| ctx.demand.is_crowded(seeder, now)).count();
+    // Asked for at all, and most of those who have it turn clients away: one more than there are now.
+    if recent > 0 && crowded > 0 && crowded * 2 >= serving.len() {
+        copies = copies.max(serving.len() + 1);
+    }
+    let most = config.max_copies.max(config.copies);
+    copies.min(usize::try_from(most).unwrap_or(usize::MAX))
+}

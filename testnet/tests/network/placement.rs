@@ -1,0 +1,60 @@
+//! Where copies are: more of what is asked for, elsewhere when a seeder is lost, and a newcomer's share with the newcomer.
+
+use testnet::{Network, Plan, Terms, until};
+
+use crate::{KIB, show_logs};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_much_gets_more_copies_up_to_a_bound() {
+    show_logs();
+    let plan = Plan::new(4).copies(1).manager(|config| {
+        config.demand_per_copy = 2;
+        config.max_copies = 3;
+    });
+    let network = Network::start(plan).await.unwrap();
+    let (_, wanted) = network.publish_noise("wanted", 200 * KIB, &Terms::default()).await.unwrap();
+    let (_, other) = network.publish_noise("other", 201 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    for _ in 0..8 {
+        network.ticket(&client, wanted.product).await.unwrap();
+    }
+    // The origin's, and three: four sales more would be a fourth and fifth, but three is the bound.
+    network.until_copies(wanted.product, 4).await.unwrap();
+    let holders = async |content| {
+        let running = network.seeders.iter().filter_map(|seeder| seeder.running().ok());
+        running.filter(|seeder| seeder.contents().get(&content).is_some()).count()
+    };
+    assert_eq!((holders(wanted.manifest).await, holders(other.manifest).await), (3, 1));
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_comes_into_its_share_and_a_lost_seeders_copies_are_made_elsewhere() {
+    show_logs();
+    let plan = Plan::new(1)
+        .copies(1)
+        .manager(|config| (config.seeder_away_ms, config.seeder_lost_ms) = (2000, 3000))
+        // A thousand times the room is the whole share, but for a thousandth.
+        .seeder(|number, config| config.capacity = if number == 1 { 1 << 40 } else { 1 << 30 });
+    let mut network = Network::start(plan).await.unwrap();
+    let mut contents = Vec::new();
+    for (name, size) in [("one", 70), ("two", 80)] {
+        contents.push(network.publish_noise(name, size * KIB, &Terms::default()).await.unwrap().1.manifest);
+    }
+    network.add_seeder().await.unwrap();
+    let held_by = |network: &Network, number: usize| {
+        let seeder = network.seeders[number].running().unwrap();
+        contents.iter().filter(|content| seeder.contents().get(content).is_some_and(|c| c.is_complete())).count()
+    };
+    until("the newcomer's share", || async { (held_by(&network, 1) == 2).then_some(()) }).await.unwrap();
+    // What it took over stays where it was, too, until somebody wants the room.
+    assert_eq!(held_by(&network, 0), 2);
+
+    // Both are lost, and somebody else has to have everything.
+    network.add_seeder().await.unwrap();
+    for lost in [0, 1] {
+        network.seeders[lost].crash().await;
+    }
+    until("the copies of the lost", || async { (held_by(&network, 2) == 2).then_some(()) }).await.unwrap();
+    network.stop().await.unwrap();
+}
