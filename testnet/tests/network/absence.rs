@@ -91,6 +91,30 @@ async fn three_of_four_seeders_and_the_origin_may_die_one_after_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seven_of_eight_seeders_and_the_origin_may_die_one_after_another() {
+    show_logs();
+    let mut network = Network::start(plan(8)).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 4 * MIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (_, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let mut fetch = client.fetch(by_ticket(&ticket), Client::slow_options(MIB));
+    fetch.chunks(1).await.unwrap();
+    network.manager.crash().await;
+    let survivor = usize::from(ticket.join.network().as_bytes()[0]) % 8;
+    let dying = (0..8).map(|n| (n * 3 + survivor) % 8).filter(|number| *number != survivor);
+    for (number, chunks) in dying.zip((1..).map(|n| n * 7)) {
+        fetch.chunks(chunks).await.unwrap();
+        network.seeders[number].crash().await;
+    }
+    assert!(!fetch.is_over(), "it was to be under way");
+    let outcome = fetch.done().await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let last = outcome.sources.iter().find(|source| source.peer == network.seeders[survivor].peer());
+    assert!(last.unwrap().chunks > 0 && outcome.first_chunk_ms.is_some(), "{outcome:?}");
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seeder_that_is_killed_and_restarted_goes_on_where_it_was() {
     show_logs();
     let mut network = Network::start(plan(1)).await.unwrap();
@@ -112,18 +136,19 @@ async fn a_seeder_that_is_killed_and_restarted_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_knows_the_network_needs_only_its_ticket() {
+async fn a_client_that_met_nobody_yet_needs_only_its_ticket_and_a_seeder() {
     show_logs();
     let mut network = Network::start(Plan::new(2)).await.unwrap();
     let (goods, product) = network.publish_noise("goods", 300 * KIB, &Terms::default()).await.unwrap();
     let (buyer, client) = (network.client("buyer").await.unwrap(), network.client("client").await.unwrap());
     let voucher = network.voucher(10_000).await.unwrap();
     let bought = buyer.buy(&network.merchants[0], product.product, &voucher, Some(client.peer())).await.unwrap();
-    // Its ticket and the network's keys, which it asked for once, are all that this client has.
-    let link = client_node::LinkOptions::default();
-    client_node::inbox(client.home(), Some(&bought.ticket.as_ref().unwrap().join), &link).await.unwrap();
+    // Its ticket is all that this client has: not even the network's keys, which it gets from a seeder.
     network.manager.crash().await;
-    let outcome = client.fetch_all(by_ticket(&bought.ticket.unwrap())).await.unwrap();
+    let mut fetch = client.fetch(by_ticket(&bought.ticket.unwrap()), Client::options());
+    let heard = fetch.until("word of the manager", |progress| progress.manager_seen_at.is_some()).await.unwrap();
+    assert!(heard.manager_seen_at.unwrap() > 0);
+    let outcome = fetch.done().await.unwrap();
     assert_same(&goods, &outcome.path);
     network.manager.start().await.unwrap();
     assert_counted(&network, bought.transaction.unwrap(), &outcome, product.chunks, &[]).await;

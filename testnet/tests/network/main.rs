@@ -16,6 +16,7 @@ mod audits;
 mod devices;
 mod fair_exchange;
 mod invariants;
+mod leases;
 mod placement;
 mod restores;
 mod sources;
