@@ -21,6 +21,7 @@ use protocol::cipher::{ContentSecret, FrameCipher, TAG_LEN};
 use protocol::codec::Wire;
 use protocol::manifest::Manifest;
 use protocol::pack::{FileList, HEADER_LEN};
+use store::Step;
 
 use crate::home::{At, FileError, make_private_dir, read_file, replace_file, sync_dir};
 use crate::layout::{IncompleteError, Layout, Unpacked};
@@ -212,7 +213,9 @@ impl InPlace {
             self.write_open(&layout, *early, &mut sealed)?;
         }
         layout.sync()?;
+        Step::ClientLaidOut.before();
         replace_file(&self.folder.join(HEAD), layout.head(), true)?;
+        Step::ClientLaidOut.after();
         state.layout = Some(Arc::new(layout));
         self.drop_early(state)
     }

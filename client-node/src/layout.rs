@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bincode::{Decode, Encode};
 use protocol::ChunkSet;
 use protocol::pack::{self, Entry, EntryKind};
+use store::Step;
 
 use crate::home::{At, FileError, sync_dir};
 use crate::place::clear;
@@ -272,7 +273,9 @@ impl Layout {
                 self.link(&self.root.join(&entry.path), target)?;
             }
         }
+        Step::ClientUnpacked.before();
         self.sync()?;
+        Step::ClientUnpacked.after();
         Ok(Unpacked { top: self.dir.join(&self.listed.list.name), inventory, files, bytes: self.bytes() })
     }
 

@@ -12,7 +12,7 @@ use protocol::manifest::Manifest;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::{KeyGrant, Ticket, TicketEnvelope};
 use protocol::{Digest, PeerAddrs, Signed, TransactionId};
-use store::{Db, OpenError, Options, StoreError, Table};
+use store::{Db, OpenError, Options, Step, StoreError, Table, WriteTransaction};
 
 use crate::home::{FileError, make_private_dir};
 
@@ -254,15 +254,17 @@ impl Library {
         transaction: TransactionId,
         change: impl Fn(&mut Delivery) + Send + 'static,
     ) -> Result<(), LibraryError> {
-        self.with(move |db| {
-            db.write_blocking(move |txn| {
-                if let Some(mut delivery) = DELIVERIES.get(txn, &transaction)? {
-                    change(&mut delivery);
-                    DELIVERIES.put(txn, &transaction, &delivery)?;
-                }
-                Ok(())
-            })
-        })
+        self.with(move |db| db.write_blocking(move |txn| changed(txn, transaction, &change)))
+    }
+
+    /// [`update`](Self::update) for a durable step of a sale.
+    pub(crate) fn update_step(
+        &self,
+        step: Step,
+        transaction: TransactionId,
+        change: impl Fn(&mut Delivery) + Send + 'static,
+    ) -> Result<(), LibraryError> {
+        self.with(move |db| db.write_step_blocking(step, move |txn| changed(txn, transaction, &change)))
     }
 
     /// Puts a ticket in: true when its transaction was not there before. One that was `checked` against the network's
@@ -277,7 +279,7 @@ impl Library {
     ) -> Result<bool, LibraryError> {
         let envelope = envelope.clone();
         self.with(move |db| {
-            db.write_blocking(move |txn| {
+            db.write_step_blocking(Step::ClientTicket, move |txn| {
                 if let Some(attempt) = &attempt {
                     ATTEMPTS.delete(txn, attempt)?;
                 }
@@ -332,7 +334,7 @@ impl Library {
         /// A merchant that has not answered by then never will.
         const OLD_MS: u64 = 90 * 24 * 3600 * 1000;
         self.with(move |db| {
-            db.write_blocking(move |txn| {
+            db.write_step_blocking(Step::ClientAttempt, move |txn| {
                 if let Some(attempt) = ATTEMPTS.get(txn, &purchase)? {
                     return Ok(attempt.key);
                 }
@@ -360,6 +362,18 @@ impl Library {
 /// The generation of a ticket's lease; 0 for what is no ticket.
 pub(crate) fn generation(envelope: &TicketEnvelope) -> u32 {
     envelope.ticket.lease.peek().map_or(0, |lease| lease.generation)
+}
+
+fn changed(
+    txn: &WriteTransaction,
+    transaction: TransactionId,
+    change: &impl Fn(&mut Delivery),
+) -> Result<(), StoreError> {
+    if let Some(mut delivery) = DELIVERIES.get(txn, &transaction)? {
+        change(&mut delivery);
+        DELIVERIES.put(txn, &transaction, &delivery)?;
+    }
+    Ok(())
 }
 
 /// When a ticket's lease was signed; 0 for what is no ticket.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
+use store::Step;
 
 use crate::home::{At, FileError, sync_dir};
 
@@ -30,6 +31,7 @@ pub enum PlaceError {
 /// Moves `from` to `to`. With `replace`, what an earlier run of the same delivery put there is set aside into `aside`
 /// first, and removed.
 pub(crate) fn place(from: &Path, to: &Path, replace: bool, aside: &Path) -> Result<(), PlaceError> {
+    Step::ClientPlaced.before();
     let moved = match move_new(from, to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && replace => {
             clear(aside)?;
@@ -47,7 +49,9 @@ pub(crate) fn place(from: &Path, to: &Path, replace: bool, aside: &Path) -> Resu
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(PlaceError::Exists { path: to.to_owned() }),
         other => {
             other.at("move the product to", to)?;
-            Ok(sync_dir(to.parent().unwrap_or(to))?)
+            sync_dir(to.parent().unwrap_or(to))?;
+            Step::ClientPlaced.after();
+            Ok(())
         }
     }
 }

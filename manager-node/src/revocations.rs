@@ -9,7 +9,7 @@ use protocol::api::News;
 use protocol::signed::Signed;
 use protocol::trust::{RevocationEpoch, RevocationState, Revocations as Added};
 use protocol::{Digest, Keypair, NetworkId};
-use store::{Db, StoreError, WriteTransaction};
+use store::{Db, Step, StoreError, WriteTransaction};
 
 use crate::audit;
 use crate::context::now_ms;
@@ -164,7 +164,9 @@ impl Revocations {
             return Ok(Vec::new());
         }
         let stored = epochs.clone();
-        self.db.write(move |txn| stored.iter().try_for_each(|(epoch, signed)| put_epoch(txn, epoch, signed))).await?;
+        let put =
+            move |txn: &WriteTransaction| stored.iter().try_for_each(|(epoch, signed)| put_epoch(txn, epoch, signed));
+        self.db.write_step(Step::ManagerRevocation, put).await?;
         for (epoch, signed) in &epochs {
             self.apply(epoch, signed);
         }

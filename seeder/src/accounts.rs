@@ -3,7 +3,7 @@
 
 use protocol::Digest;
 use protocol::serving::ServeAccount;
-use store::{Db, Mark, StoreError};
+use store::{Db, Mark, Step, StoreError};
 
 use crate::tables::{ACCOUNTS, AccountKey, AccountRecord, DUE, Due, EXPIRY};
 
@@ -19,13 +19,14 @@ pub(crate) fn load(db: &Db, key: &AccountKey) -> Result<ServeAccount, StoreError
 /// its receipt, the receipt is due at `due_at` (unix milliseconds) at the latest.
 pub(crate) async fn save(
     db: Db,
+    step: Step,
     key: AccountKey,
     account: ServeAccount,
     manifest: Digest,
     keep_until: u64,
     due_at: u64,
 ) -> Result<(), StoreError> {
-    db.write(move |txn| {
+    db.write_step(step, move |txn| {
         let old = ACCOUNTS.get(txn, &key)?;
         let keep_until = old.as_ref().map_or(keep_until, |old| old.keep_until.max(keep_until));
         let known = old.as_ref().map(|old| (&old.account.ack, &old.account.completion));
@@ -96,7 +97,7 @@ mod tests {
         let key = account_key(delivery(), &PeerId::from_bytes([9; 32]));
         let manifest = Digest::from_bytes([1; 32]);
         let due = || db.read(|txn| DUE.get(txn, &key)).unwrap().map(|due| due.at);
-        let save = |account, due_at| save(db.clone(), key, account, manifest, 1000, due_at);
+        let save = |account, due_at| save(db.clone(), Step::SeederAcknowledged, key, account, manifest, 1000, due_at);
 
         save(account(2, 0), 50).await.unwrap();
         assert_eq!(due(), None, "nothing acknowledged");

@@ -10,7 +10,7 @@ use protocol::codec;
 use protocol::receipt::{Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
 use protocol::trust::KeyPurpose;
 use protocol::{Digest, Nonce, Refusal, RefusalCode, Signed};
-use store::{Db, StoreError};
+use store::{Db, Step, StoreError};
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
@@ -78,7 +78,7 @@ pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>,
     let count = lines.len() as u64;
     seeder
         .db
-        .write(move |txn| {
+        .write_step(Step::SeederBatch, move |txn| {
             BATCHES.put(txn, &number, &record)?;
             for (index, line) in (0u16..).zip(&lines) {
                 LINES.put(txn, &(number, index), line)?;
@@ -214,7 +214,7 @@ pub(crate) async fn take_mark(seeder: &Seeder, signed: &Signed<Mark>) -> Result<
     let taken = mark.clone();
     let result = seeder
         .db
-        .write(move |txn| {
+        .write_step(Step::SeederMark, move |txn| {
             let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(None) };
             if taken.incarnation != state.incarnation {
                 return Ok(None);
@@ -266,7 +266,7 @@ fn log_marked(seeder: &Seeder, number: u64) {
 pub(crate) async fn restored(seeder: &Seeder, restore: u64) -> Result<bool, StoreError> {
     seeder
         .db
-        .write(move |txn| {
+        .write_step(Step::SeederRestored, move |txn| {
             let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(false) };
             if restore <= state.restore {
                 return Ok(false);

@@ -9,7 +9,7 @@ use protocol::statement::{Explanation, Statement};
 use protocol::trust::KeyPurpose;
 use protocol::{Digest, Refusal, RefusalCode, Signed};
 use serde_json::{Value, json};
-use store::{Db, StoreError};
+use store::{Db, Step, StoreError};
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
@@ -133,7 +133,7 @@ async fn take(seeder: &Seeder, signed: Signed<Statement>) -> Result<(), TakeErro
     let at = now_ms();
     seeder
         .db
-        .write(move |txn| {
+        .write_step(Step::SeederStatement, move |txn| {
             STATEMENTS.put(txn, &statement.number, &signed)?;
             OLD_KEY_SETS.put(txn, &version, &key_set)?;
             let incarnation = OUTBOX.get(txn, &())?.map(|state| state.incarnation);

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::disk::Watched;
 use crate::writer::{self, Job, Shared, Write, panic_text};
-use crate::{OpenError, StoreError};
+use crate::{OpenError, Step, StoreError};
 
 /// The store's own table: what the file is.
 pub(crate) const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("willcall.store");
@@ -161,6 +161,39 @@ impl Db {
         E: From<StoreError> + Send + 'static,
     {
         block_on(self.write(closure))
+    }
+
+    /// [`write`](Self::write) for a change that is a durable step of a sale.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_step<R, E, F>(&self, step: Step, mut closure: F) -> Result<R, E>
+    where
+        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        R: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let made = move |txn: &WriteTransaction| -> Result<R, E> {
+            let result = closure(txn)?;
+            step.before();
+            Ok(result)
+        };
+        let result: R = self.write(made).await?;
+        step.after();
+        Ok(result)
+    }
+
+    /// [`write_step`](Self::write_step) for threads that may block.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_step_blocking<R, E, F>(&self, step: Step, closure: F) -> Result<R, E>
+    where
+        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        R: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        block_on(self.write_step(step, closure))
     }
 
     /// Runs `closure` on a snapshot of everything durable now. For short look-ups: pages that a snapshot needs are not

@@ -21,6 +21,7 @@ mod db;
 mod disk;
 mod error;
 mod key;
+mod step;
 mod table;
 mod writer;
 
@@ -29,4 +30,5 @@ pub use db::{Db, Options, Stats};
 pub use error::{OpenError, StoreError};
 pub use key::{FixedKey, KeyBytes, KeyLike, PrefixOf};
 pub use redb::{ReadTransaction, WriteTransaction};
+pub use step::{CRASH_FILE, Step};
 pub use table::{Mark, Record, Table, Txn};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use delivery::Content;
 use protocol::TransactionId;
 use protocol::cipher::ContentSecret;
+use store::Step;
 
 use super::run::{Run, millis};
 use super::transfer::Tally;
@@ -91,10 +92,10 @@ impl Run<'_> {
             // Noted before the rename: a crash right after it must not make a stranger of what was just put there.
             let new = inode_of(&unpacked.top);
             let both: Vec<_> = there.into_iter().chain(new).collect();
-            library.update(transaction, move |delivery| delivery.inodes.clone_from(&both))?;
+            library.update_step(Step::ClientPlacing, transaction, move |delivery| delivery.inodes.clone_from(&both))?;
             place(&unpacked.top, &to, ours, &work.join("replaced"))?;
             let (path, files, bytes) = (to.clone(), unpacked.files, unpacked.bytes);
-            library.update(transaction, move |delivery| {
+            library.update_step(Step::ClientDone, transaction, move |delivery| {
                 delivery.state = DeliveryState::Done;
                 delivery.set_place(&path);
                 delivery.inodes = new.into_iter().collect();

@@ -11,6 +11,7 @@ use protocol::cipher::ContentSecret;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::Completion;
 use protocol::{ChunkSet, Digest, Signed, TransactionId};
+use store::Step;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -452,7 +453,7 @@ impl Run<'_> {
         let (manifest, length, noted) =
             (content.signed_manifest().clone(), content.manifest().length, completion.clone());
         blocking(move || {
-            library.update(transaction, move |delivery| {
+            library.update_step(Step::ClientFetched, transaction, move |delivery| {
                 delivery.state = DeliveryState::Fetched;
                 delivery.manifest = Some(manifest.clone());
                 delivery.completion = Some(noted.clone());
@@ -481,7 +482,7 @@ impl Run<'_> {
         let grant = grant.ok_or(FetchError::BadKey)?;
         let (library, transaction) = (self.home.library(), self.transaction);
         blocking(move || {
-            library.update(transaction, move |d| {
+            library.update_step(Step::ClientKey, transaction, move |d| {
                 d.grant = Some(grant.clone());
                 d.reported = true;
             })

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::{ChunkSet, Digest, Signed};
+use store::Step;
 
 use super::body::{Bodies, Body};
 use super::disk::{self, At, FileError};
@@ -241,7 +242,9 @@ impl Content {
         };
         self.body.sync()?;
         self.segments.sync()?;
+        Step::ContentNoted.before();
         have::save(&self.folder.join(HAVE), self.manifest.chunks(), &chunks)?;
+        Step::ContentNoted.after();
         self.held().noted = chunks;
         Ok(())
     }
@@ -264,8 +267,10 @@ impl Content {
         }
         self.sync()?;
         let marker = self.folder.join(COMPLETE);
+        Step::ContentWhole.before();
         File::create(&marker).and_then(|file| file.sync_all()).at(&marker, "write")?;
         disk::sync_folder(&self.folder)?;
+        Step::ContentWhole.after();
         self.held().complete = true;
         Ok(())
     }

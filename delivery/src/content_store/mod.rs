@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use protocol::manifest::Manifest;
 use protocol::{Digest, Signed};
+use store::Step;
 
 pub use body::{Bodies, Body, Ciphertext};
 pub use content::Content;
@@ -276,9 +277,11 @@ impl ContentStore {
         if let Some(first) = entries.good.get(&digest) {
             return Ok(Arc::clone(first));
         }
+        Step::ContentMade.before();
         fs::rename(&unfinished.path, &path).at(&path, "move the new content into its place")?;
         unfinished.kept = true;
         disk::sync_folder(&self.inner.root)?;
+        Step::ContentMade.after();
         let content = Arc::new(Content::open(&path, digest, &*self.inner.bodies)?);
         entries.good.insert(digest, Arc::clone(&content));
         Ok(content)

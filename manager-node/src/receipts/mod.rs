@@ -22,7 +22,7 @@ use protocol::receipt::{Mark, ReceiptBatch, SealedBatch};
 use protocol::statement::Covered;
 use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed};
-use store::{StoreError, Txn};
+use store::{Step, StoreError, Txn, WriteTransaction};
 use tracing::{debug, info, warn};
 
 use crate::StartError;
@@ -85,7 +85,8 @@ fn accept(
     let (number, receipts) = (batch.number, checked.len());
     let grace_ms = ctx.config.close_grace_ms;
     let stored = batch.clone();
-    let counted = ctx.db.write_blocking(move |txn| count::all(txn, &stored, &checked, now, grace_ms))?;
+    let counting = move |txn: &WriteTransaction| count::all(txn, &stored, &checked, now, grace_ms);
+    let counted = ctx.db.write_step_blocking(Step::ManagerCount, counting)?;
     info!(step = 12, seeder = %peer, number, receipts, counted = counted.counted, "receipts from seeder");
     Ok((mark(ctx, &batch, &counted.outbox, now), counted.revoke))
 }

@@ -12,7 +12,7 @@ use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::Lease;
 use protocol::trust::KeyState;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
-use store::Table;
+use store::{Step, Table};
 use tracing::{info, warn};
 
 use super::lease::{self, Terms};
@@ -206,7 +206,7 @@ fn renew(
     let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);
     let seen = release.lease.digest();
     let next = DeliveryId { transaction: id, delivery: leased.delivery };
-    ctx.db.write_blocking(move |txn| {
+    ctx.db.write_step_blocking(Step::ManagerRenew, move |txn| {
         // Looked at again: a refund may have come in between.
         let (mut sale, _) = entitled(SALES.get(txn, &id)?, &client)?;
         let Some(release) = sale.release.as_mut().filter(|release| release.lease.digest() == seen) else {
@@ -245,7 +245,7 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
     let product = lease::product_of(ctx, &sale)?;
     let grant = lease::grant(&product, &sale, &release.lease.peek().map_err(Refusal::from)?)?;
     let client = sale.client;
-    let sale = ctx.db.write_blocking(move |txn| {
+    let sale = ctx.db.write_step_blocking(Step::ManagerGrant, move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
         if release.grant.is_none() {
             release.grant = Some(grant.clone());
@@ -264,7 +264,7 @@ fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64)
     let delivery_id = DeliveryId { transaction: id, delivery: number };
     Completion::check(&signed, &client, &ctx.network(), delivery_id, &sale.manifest)?;
     let grace_ms = ctx.config.close_grace_ms;
-    let sale = ctx.db.write_blocking(move |txn| {
+    let sale = ctx.db.write_step_blocking(Step::ManagerComplete, move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
         let mut delivery = get_delivery(txn, delivery_id)?
             .ok_or_else(|| Refusal::new(RefusalCode::BadReceipt, "there is no such delivery of this purchase"))?;

@@ -22,6 +22,7 @@ use std::time::Duration;
 use node::{CallLimits, Protocol, Supervisor, serve_calls};
 use protocol::api::{self, SalesRequest, SalesResponse, TransactionState};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
+use store::Step;
 use tracing::{info, warn};
 
 use crate::StartError;
@@ -157,7 +158,7 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
 fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
     own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
     archive::bring_back(ctx, id)?;
-    ctx.db.write_blocking(move |txn| {
+    ctx.db.write_step_blocking(Step::ManagerRefund, move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         take_back(txn, id, &mut sale, Event::Refund, now)?;
         Ok(sale.state)

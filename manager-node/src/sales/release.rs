@@ -6,7 +6,7 @@ use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::{Endorsement, Lease};
 use protocol::{Amount, PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
-use store::Mark;
+use store::{Mark, Step};
 use tracing::info;
 
 use super::lease::{self, Terms};
@@ -42,7 +42,7 @@ pub(super) fn release(
     let delivery = delivery_of(&leased, sale.manifest, sale.layout, due_at);
     let limit = record.credit_limit.unwrap_or(ctx.config.credit_limit);
     let digest = release.endorsement.digest();
-    let stored = ctx.db.write_blocking(move |txn| {
+    let stored = ctx.db.write_step_blocking(Step::ManagerRelease, move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         if sale.release.as_ref().is_some_and(|earlier| earlier.endorsement.digest() == digest) {
             return Ok(sale);

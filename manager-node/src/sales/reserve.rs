@@ -7,7 +7,7 @@ use protocol::ticket::{TransactionData, remuneration_commitment};
 use protocol::trust::KeyPurpose;
 use protocol::{Amount, PeerId, Refusal, RefusalCode, TransactionId, keys};
 use rand::RngExt;
-use store::Mark;
+use store::{Mark, Step};
 use tracing::info;
 
 use crate::archive;
@@ -35,7 +35,7 @@ pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u6
     let sale = form(ctx, merchant, request.clone(), now)?;
     let id = sale.id()?;
     let limit = ctx.config.max_reservations;
-    let stored = ctx.db.write_blocking(move |txn| {
+    let stored = ctx.db.write_step_blocking(Step::ManagerReserve, move |txn| {
         let order = (merchant, sale.request.order.as_str());
         // The same order may have come twice at once.
         if let Some(SaleRef { id }) = ORDER_IDS.get(txn, &order)?

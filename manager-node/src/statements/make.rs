@@ -9,7 +9,7 @@ use node::Supervisor;
 use protocol::statement::{BalanceLine, Statement};
 use protocol::trust::KeyPurpose;
 use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed, codec};
-use store::{StoreError, Txn, WriteTransaction};
+use store::{Step, StoreError, Txn, WriteTransaction};
 use tracing::{error, info};
 
 use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS};
@@ -93,7 +93,8 @@ pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleE
         statement.check().map_err(|error| internal(&error))?;
         let signed = ctx.keys.sign(KeyPurpose::Settlement, &statement);
         let (number, totals) = (statement.number, statement.totals());
-        let made = ctx.db.write_blocking(move |txn| put(txn, seeder, number, &books, &signed))?;
+        let putting = move |txn: &WriteTransaction| put(txn, seeder, number, &books, &signed);
+        let made = ctx.db.write_step_blocking(Step::ManagerStatement, putting)?;
         if made {
             info!(%seeder, number, accepted = totals.accepted, rejected = totals.rejected, "statement made");
         }

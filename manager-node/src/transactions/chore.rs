@@ -9,7 +9,7 @@ use node::Supervisor;
 use protocol::TransactionId;
 use protocol::receipt::DeliveryId;
 use protocol::trust::{Moved, Revocations as Added};
-use store::{StoreError, WriteTransaction};
+use store::{Step, StoreError, WriteTransaction};
 use tracing::{error, info};
 
 use super::closing::close_due;
@@ -54,7 +54,7 @@ pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError>
 
 fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
     loop {
-        let expired = ctx.db.write_blocking(move |txn| expire_some(txn, now))?;
+        let expired = ctx.db.write_step_blocking(Step::ManagerExpire, move |txn| expire_some(txn, now))?;
         for id in &expired {
             info!(transaction = %id, code = "reservation-expired", "reservation expired");
         }
@@ -89,7 +89,7 @@ fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
         let page = ctx.db.read(|txn| DUE.range(txn, (start, Bound::Included(end)), STEP))?;
         for &((_, transaction, delivery), _) in &page {
             let id = DeliveryId { transaction, delivery };
-            match ctx.db.write_blocking(move |txn| close_due(txn, id, now)) {
+            match ctx.db.write_step_blocking(Step::ManagerClose, move |txn| close_due(txn, id, now)) {
                 Ok(()) => {}
                 Err(SaleError::Store(error @ (StoreError::DiskFull { .. } | StoreError::Failed { .. }))) => {
                     return Err(error);
@@ -120,7 +120,7 @@ pub(crate) async fn announce(ctx: &Context) -> Result<(), StoreError> {
         let added = Added { transactions: transactions.clone(), moved: moved.clone(), ..Added::default() };
         ctx.revocations.revoke(added).await?;
         ctx.db
-            .write(move |txn| {
+            .write_step(Step::ManagerAnnounced, move |txn| {
                 for id in &transactions {
                     REVOKING.delete(txn, id)?;
                 }

@@ -12,7 +12,7 @@ use protocol::statement::PaymentLine;
 use protocol::{Refusal, RefusalCode, TransactionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{StoreError, Txn, WriteTransaction};
+use store::{Step, StoreError, Txn, WriteTransaction};
 
 use super::{
     DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, chore, exposure, internal, paid_in,
@@ -147,7 +147,7 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
         "refund" => {
             let One { id } = parse(request)?;
             archive::bring_back(ctx, id)?;
-            let state = ctx.db.write_blocking(move |txn| {
+            let state = ctx.db.write_step_blocking(Step::ManagerRefund, move |txn| {
                 take_back_by_id(txn, id, Event::Refund)?.ok_or_else(|| SaleError::from(unknown(id)))
             })?;
             Ok(json!({"id": id, "state": state}))
@@ -374,7 +374,7 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
         Party::RightsHolder => (Account::RightsHolder(payment.party.clone()), false),
     };
     let amount = Amount { minor: payment.minor, currency };
-    ctx.db.write_blocking(move |txn| {
+    ctx.db.write_step_blocking(Step::ManagerPayment, move |txn| {
         let memo = format!("{amount} {}", if pays_in { "paid in" } else { "paid out" });
         let mut posting = Posting::new(format!("payment:{}", payment.reference), now_ms(), None, memo);
         let (from, to) = if pays_in { (&account, &Account::Bank) } else { (&Account::Bank, &account) };

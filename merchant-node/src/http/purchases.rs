@@ -238,7 +238,7 @@ async fn first_answer(shop: &Arc<Shop>, key: &str, id: OrderId) -> Result<Answer
     let key = key.to_owned();
     let stored = shop
         .db
-        .write(move |txn| {
+        .write_step(store::Step::MerchantAnswer, move |txn| {
             let Some(mut record) = KEYS.get(txn, &key)? else { return Ok(answer.clone()) };
             if let Some(first) = record.answer {
                 return Ok(first);

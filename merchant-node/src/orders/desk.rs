@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::ticket::TicketEnvelope;
-use store::StoreError;
+use store::{Step, StoreError};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -146,7 +146,7 @@ impl Shop {
     pub(crate) async fn place(&self, order: Order, record: KeyRecord) -> Result<OrderId, OrderError> {
         let (max_open, max) = (self.config.max_open_orders, self.config.max_orders);
         self.db
-            .write(move |txn| {
+            .write_step(Step::MerchantOrder, move |txn| {
                 if let Some(there) = KEYS.get(txn, &order.key)? {
                     let same = there.request == record.request;
                     return if same { Ok(there.order) } else { Err(OrderError::KeyConflict) };
@@ -232,7 +232,7 @@ impl Shop {
     ) -> Result<bool, StoreError> {
         order.updated_at = now_ms();
         self.db
-            .write(move |txn| {
+            .write_step(order.stage.step(), move |txn| {
                 if ORDERS.get(txn, &order.id)?.is_none_or(|there| there.stage != before) {
                     return Ok(false);
                 }

@@ -10,7 +10,7 @@ use bincode::{Decode, Encode};
 use protocol::manifest::KeyPolicy;
 use protocol::ticket::{Endorsement, TransactionData};
 use protocol::{Amount, Digest, Nonce, PeerId, ProductId, Refusal, RefusalCode, Signed, TransactionId, wire};
-use store::{Mark, StoreError, WriteTransaction};
+use store::{Mark, Step, StoreError, WriteTransaction};
 
 pub(crate) use chore::run as run_chore;
 pub(crate) use desk::{Desk, OrderError, RefundError};
@@ -80,6 +80,22 @@ impl Stage {
     /// It came to nothing: no goods, no money.
     pub const fn is_failed(self) -> bool {
         matches!(self, Stage::Declined | Stage::Cancelled | Stage::Expired)
+    }
+
+    /// The durable step by which an order gets here.
+    const fn step(self) -> Step {
+        match self {
+            Stage::Received => Step::MerchantOrder,
+            Stage::Authorised => Step::MerchantAuthorised,
+            Stage::Reserved => Step::MerchantReserved,
+            Stage::Released => Step::MerchantReleased,
+            Stage::AwaitingCompletion => Step::MerchantAwaiting,
+            Stage::Completed => Step::MerchantCompleted,
+            Stage::Done => Step::MerchantDone,
+            Stage::Refunding => Step::MerchantRefunding,
+            Stage::Voiding => Step::MerchantVoiding,
+            Stage::Declined | Stage::Cancelled | Stage::Expired | Stage::Refunded => Step::MerchantEnded,
+        }
     }
 
     /// The next step needs the manager.

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use bincode::{Decode, Encode};
 use futures::FutureExt;
 use protocol::{Amount, Currency, Digest, Keypair, wire};
-use store::{Db, StoreError, Table, Txn, WriteTransaction};
+use store::{Db, Step, StoreError, Table, Txn, WriteTransaction};
 
 use super::{AuthorisationId, PaymentError, PaymentFuture, PaymentProvider, VoucherCode};
 
@@ -195,11 +195,11 @@ impl Prepaid {
     }
 
     /// Runs a change of one authorisation.
-    async fn change<F>(&self, change: F) -> Result<(), PaymentError>
+    async fn change<F>(&self, step: Step, change: F) -> Result<(), PaymentError>
     where
         F: Fn(&WriteTransaction) -> Result<(), Trouble> + Send + 'static,
     {
-        self.db.write(change).await.map_err(Trouble::into_payment)
+        self.db.write_step(step, change).await.map_err(Trouble::into_payment)
     }
 }
 
@@ -307,7 +307,7 @@ impl PaymentProvider for Prepaid {
     ) -> PaymentFuture<'a, ()> {
         async move {
             let digest = parse(reference)?;
-            self.change(move |txn| {
+            self.change(Step::MerchantHold, move |txn| {
                 if let Some(hold) = HOLDS.get(txn, &id)? {
                     let same = hold.voucher == Some(digest) && hold.minor == amount.minor;
                     return match hold.state {
@@ -333,7 +333,7 @@ impl PaymentProvider for Prepaid {
     }
 
     fn capture(&self, id: AuthorisationId, now: u64) -> PaymentFuture<'_, ()> {
-        self.change(move |txn| {
+        self.change(Step::MerchantCapture, move |txn| {
             let nothing = || PaymentError::WrongState("there is nothing held for this payment".to_owned());
             let mut hold = HOLDS.get(txn, &id)?.ok_or_else(nothing)?;
             match hold.state {
@@ -352,7 +352,7 @@ impl PaymentProvider for Prepaid {
     }
 
     fn void(&self, id: AuthorisationId, now: u64) -> PaymentFuture<'_, ()> {
-        self.change(move |txn| {
+        self.change(Step::MerchantVoid, move |txn| {
             let Some(mut hold) = HOLDS.get(txn, &id)? else {
                 let never = Hold { voucher: None, minor: 0, state: HoldState::Voided };
                 return Ok(HOLDS.put(txn, &id, &never)?);
@@ -373,7 +373,7 @@ impl PaymentProvider for Prepaid {
     }
 
     fn refund(&self, id: AuthorisationId, now: u64) -> PaymentFuture<'_, ()> {
-        self.change(move |txn| {
+        self.change(Step::MerchantRefund, move |txn| {
             let nothing = || PaymentError::WrongState("nothing was taken for this payment".to_owned());
             let mut hold = HOLDS.get(txn, &id)?.ok_or_else(nothing)?;
             match hold.state {

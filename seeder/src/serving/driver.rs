@@ -16,7 +16,7 @@ use node::{FrameError, Stream, read_message};
 use protocol::deliver::{ClientMessage, Grant, SeederMessage};
 use protocol::serving::{ServeAccount, ServeAction, ServeMachine};
 use protocol::{PeerId, Refusal, RefusalCode};
-use store::StoreError;
+use store::{Step, StoreError};
 use tokio::io::{AsyncRead, AsyncWriteExt, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -248,13 +248,19 @@ impl Driver {
 
     fn persist(&self, account: ServeAccount) -> BoxFuture<'static, Result<(), StoreError>> {
         let due = now_ms().saturating_add(self.parts.seeder.config.receipt_interval_ms);
-        self.save(account, due).boxed()
+        let step = if account.ack.is_some() { Step::SeederAcknowledged } else { Step::SeederNoted };
+        self.save(step, account, due).boxed()
     }
 
-    fn save(&self, account: ServeAccount, due: u64) -> impl Future<Output = Result<(), StoreError>> + use<> {
+    fn save(
+        &self,
+        step: Step,
+        account: ServeAccount,
+        due: u64,
+    ) -> impl Future<Output = Result<(), StoreError>> + use<> {
         let Parts { seeder, grant, key, .. } = &self.parts;
         let keep_until = grant.until.saturating_add(seeder.config.account_keep_ms);
-        accounts::save(seeder.db.clone(), *key, account, grant.manifest, keep_until, due)
+        accounts::save(seeder.db.clone(), step, *key, account, grant.manifest, keep_until, due)
     }
 
     fn outgoing(&mut self, action: ServeAction) -> Result<Outgoing, Refusal> {
@@ -318,7 +324,7 @@ impl Driver {
             return;
         }
         let acked = account.ack.is_some();
-        if let Err(error) = self.save(account, now_ms()).await {
+        if let Err(error) = self.save(Step::SeederClosed, account, now_ms()).await {
             self.parts.seeder.supervisor.fail(format!("cannot store a delivery's account: {error}"));
             return;
         }

@@ -8,6 +8,7 @@ mod process;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 pub(crate) use files::{bytes, same};
 pub(crate) use netns::{Lab, Machine, Nat};
-pub(crate) use process::{Daemon, Finished, Job, processes_naming};
+pub(crate) use process::{Daemon, Finished, Job, crash_file, processes_naming, program};
 
 /// For everything that happens by itself: far more than it takes, on a machine with other work.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);
@@ -39,6 +40,14 @@ pub(crate) struct Network {
     dir: TempDir,
 }
 
+/// Settings of each role beyond the defaults, `key=value`.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Settings<'a> {
+    pub(crate) manager: &'a [&'a str],
+    pub(crate) merchant: &'a [&'a str],
+    pub(crate) seeder: &'a [&'a str],
+}
+
 /// A purchase with its ticket.
 pub(crate) struct Bought {
     pub(crate) transaction: String,
@@ -60,17 +69,27 @@ impl Network {
 
     /// The same, where more or fewer copies are wanted than there are seeders yet.
     pub(crate) fn start_with(seeders: usize, copies: usize) -> Network {
+        Network::start_set(seeders, copies, Settings::default())
+    }
+
+    /// The same, with settings.
+    pub(crate) fn start_set(seeders: usize, copies: usize, settings: Settings<'_>) -> Network {
+        let set = |settings: &[&str]| -> Vec<OsString> {
+            settings.iter().flat_map(|setting| args!["--set", *setting]).collect()
+        };
         let mut network = Network { seeders, ..Network::empty() };
         let mut init = args!["init", "--set", format!("copies={copies}")];
+        init.extend(set(settings.manager));
         init.extend(LISTEN.map(OsString::from));
         network.of("manager", init).ok();
         network.run_role("manager");
         let mut init = args!["init", "--name", "Shop", "--http", "127.0.0.1:0", "--join", network.invite("merchant")];
+        init.extend(set(settings.merchant));
         init.extend(LISTEN.map(OsString::from));
         network.of("merchant", init).ok();
         network.run_role("merchant");
         for number in 1..=seeders {
-            network.add_seeder(&format!("seeder-{number}"), &[]);
+            network.add_seeder(&format!("seeder-{number}"), settings.seeder);
         }
         network.issue_voucher();
         network
@@ -116,6 +135,28 @@ impl Network {
         let role = if node.starts_with("seeder") { "seeder" } else { node };
         let daemon = Daemon::start(role, &self.path(node), &self.path(&format!("{node}.log")));
         self.daemons.insert(node.to_owned(), daemon);
+    }
+
+    /// Starts a node again without waiting until it is ready, because it may be meant to die before; says so through the
+    /// channel. Where it answers stays as it was.
+    pub(crate) fn relaunch(&mut self, node: &str) -> Receiver<String> {
+        let role = if node.starts_with("seeder") { "seeder" } else { node };
+        let (mut daemon, said) = Daemon::launch(role, &self.path(node), &self.path(&format!("{node}.log")));
+        if let Some(before) = self.daemons.remove(node) {
+            daemon.ready.clone_from(&before.ready);
+        }
+        self.daemons.insert(node.to_owned(), daemon);
+        said
+    }
+
+    /// Changes a setting; it counts from the node's next start on.
+    pub(crate) fn set(&self, node: &str, key: &str, value: u64) {
+        let path = self.path(node).join("config.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with(&format!("{key} =")));
+        let text: String =
+            std::iter::once(format!("{key} = {value}\n")).chain(lines.map(|l| format!("{l}\n"))).collect();
+        std::fs::write(path, text).unwrap();
     }
 
     /// As if its power was cut; then it is started again.

@@ -44,6 +44,11 @@ pub(crate) fn program(args: &[OsString]) -> Command {
     command
 }
 
+/// The file that tells a process over `dir` at which step to kill itself.
+pub(crate) fn crash_file(dir: &Path) -> PathBuf {
+    dir.with_extension("crash")
+}
+
 /// A node that runs.
 pub(crate) struct Daemon {
     child: Child,
@@ -52,10 +57,20 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a role over `dir`, its log at the end of the file `log`.
+    /// Starts a role over `dir`, its log at the end of the file `log`, and waits until it is ready.
     pub(crate) fn start(role: &str, dir: &Path, log: &Path) -> Daemon {
+        let (mut daemon, first) = Daemon::launch(role, dir, log);
+        let line = first.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{role} is not ready: {}", tail(log)));
+        daemon.ready = serde_json::from_str(&line).unwrap();
+        assert_eq!(daemon.ready["ready"], true, "{line}");
+        daemon
+    }
+
+    /// Starts a role; what it prints comes through the channel.
+    pub(crate) fn launch(role: &str, dir: &Path, log: &Path) -> (Daemon, Receiver<String>) {
         let args = args![role, "run", "--dir", dir, "--until-stdin-closes", "--json", "--log-file", log];
         let mut child = program(&args)
+            .env(store::CRASH_FILE, crash_file(dir))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(log).unwrap())
@@ -69,11 +84,7 @@ impl Daemon {
                 let _ = sender.send(line);
             }
         });
-        let mut daemon = Daemon { child, ready: Value::Null };
-        let line = first.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{role} is not ready: {}", tail(log)));
-        daemon.ready = serde_json::from_str(&line).unwrap();
-        assert_eq!(daemon.ready["ready"], true, "{line}");
-        daemon
+        (Daemon { child, ready: Value::Null }, first)
     }
 
     /// `kill -9`.
