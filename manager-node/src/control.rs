@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::context::{Context, now_ms};
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest};
 use crate::registry::{forget_holdings, is_here};
-use crate::{audit_fetch, catalogue, enrol, key_change, news, placement, transactions};
+use crate::{audit_fetch, backup, catalogue, enrol, key_change, news, placement, transactions};
 
 /// Lines in one answer where nothing else is asked for.
 const PAGE: usize = 100;
@@ -45,6 +45,7 @@ pub(crate) async fn answer(
             news::beat(ctx).await.map_err(failed)?;
             Ok(json!({}))
         }
+        "backup" => backup::control(ctx, request).await,
         "publish" => {
             take_cmd(&mut request);
             publish(ctx, parse(request)?, progress).await

@@ -4,6 +4,7 @@
 mod archive;
 mod audit;
 mod audit_fetch;
+mod backup;
 mod catalogue;
 mod clocks;
 mod config;
@@ -39,6 +40,7 @@ mod transactions;
 
 pub use archive::{OpenError as ArchiveError, SegmentError};
 pub use audit::{AuditError, AuditReport, HeadsReport, SeenHead, verify_audit};
+pub use backup::{RestoreBackupError, restore_backup};
 pub use config::{Config, ConfigError};
 pub use enrol::InviteError;
 pub use init::{InitError, InitOptions, InitReport, init};

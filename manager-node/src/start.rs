@@ -35,6 +35,9 @@ use crate::{
     archive, audit_fetch, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements,
 };
 
+/// The database in the manager's folder.
+pub(crate) const STORE: &str = "manager.redb";
+
 /// Time for tasks to end when the start fails half way.
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -218,7 +221,7 @@ fn open(dir: &Path, config: &Config) -> Result<Opened, StartError> {
     if !trust.key_set().managers.contains(&node_key.peer_id()) {
         return Err(StartError::NotThisManager { peer: node_key.peer_id(), path: key_path });
     }
-    let db = Db::open(dir.join("manager.redb"), Options::new(SCHEMA))?;
+    let db = Db::open(dir.join(STORE), Options::new(SCHEMA))?;
     let archive = Archive::open(dir, &db)?;
     let restore = restore::count_start(dir, &db)?;
     keys::remember(&db, &trust)?;

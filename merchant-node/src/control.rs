@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use store::StoreError;
 
 use crate::clock::now_ms;
-use crate::evidence;
 use crate::orders::{Order, OrderId, RefundError};
 use crate::payments::{IssueError, VoucherInfo};
 use crate::recovery::RecoverError;
 use crate::running::Addresses;
 use crate::shop::Shop;
+use crate::{backup, evidence};
 
 /// Lines in one answer, unless fewer are asked for; an answer is one line of at most 1 MiB.
 const MAX_LINES: usize = 1_000;
@@ -59,6 +59,11 @@ enum Command {
     Evidence {
         #[serde(deserialize_with = "order_id")]
         order: OrderId,
+        /// Absolute.
+        path: PathBuf,
+    },
+    /// Database, key and configuration, in one file.
+    Backup {
         /// Absolute.
         path: PathBuf,
     },
@@ -111,6 +116,7 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
             }
             Ok(shown)
         }
+        Command::Backup { path } => backup::write(&shop, path).await,
         Command::Evidence { order, path } => {
             let found = shop.order(&order).map_err(|e| failed(&e))?;
             let found = found.ok_or_else(|| refund_error(&RefundError::Unknown(order)))?;

@@ -4,6 +4,7 @@
 //! Reading order: `running` (what is started, in which order), `http` (steps 1 to 3), `orders` (the state machine of
 //! a sale, steps 4 to 8), `payments` (how money is held, taken and given back), `link` (talking to the manager).
 
+mod backup;
 mod clock;
 mod config;
 mod control;
@@ -18,6 +19,7 @@ mod running;
 mod shop;
 mod tables;
 
+pub use backup::restore_backup;
 pub use config::{Config, ConfigError};
 pub use init::{InitError, InitOptions, InitReport, init};
 pub use orders::{OrderId, Stage};

@@ -24,6 +24,9 @@ use crate::payments::{IssueError, PaymentProvider, Prepaid, VoucherCode};
 use crate::shop::{Counts, Shop};
 use crate::{clock, control, tables};
 
+/// The database in the merchant's folder.
+pub(crate) const STORE: &str = "merchant.redb";
+
 /// Where a merchant answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
@@ -137,7 +140,7 @@ async fn compose(
     config.check()?;
     let join = config.join_line()?;
     let lock = DirLock::acquire(dir)?;
-    let db = Db::open(dir.join("merchant.redb"), Options::new(tables::SCHEMA))?;
+    let db = Db::open(dir.join(STORE), Options::new(tables::SCHEMA))?;
     let keypair = node::load_key(&dir.join(KEY), None)?;
 
     let file = |name: &str| {

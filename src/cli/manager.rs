@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::daemon::{self, RunArgs, ask, lines};
 use super::output::{self, Answer, field, rows};
-use super::{Global, config_edit, progress};
+use super::{Global, backup, config_edit, progress};
 
 /// Commands of the manager.
 #[derive(Debug, Subcommand)]
@@ -69,7 +69,11 @@ pub(crate) enum Command {
     Credit(CreditArgs),
     /// Show how much of what is over has moved out of the database into segments
     Archive(ArchiveArgs),
-    /// After the folder was restored from a backup, before the next run: seeders then send again what it may lack
+    /// Write database, keys and configuration of the running manager into one file
+    Backup(backup::BackupArgs),
+    /// Make the manager anew from such a file; seeders then send again what it may lack
+    Restore(backup::RestoreArgs),
+    /// After the folder was restored by other means, before the next run: seeders then send again what it may lack
     Restored(DirArgs),
 }
 
@@ -449,6 +453,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Archive(args) => {
             ask(&args.dir.path(), json!({"cmd": "archive", "verify": args.verify}), global, lines).await
         }
+        Command::Backup(args) => backup::backup("manager", args, global).await,
+        Command::Restore(args) => backup::manager(&args, global),
         Command::Restored(dir) => {
             let number = manager_node::mark_restored(&dir.path())?;
             let text = format!("restore number {number}; start the manager now");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::daemon::{self, RunArgs, ask, lines};
 use super::output::{self, Answer, field, rows};
-use super::{Global, config_edit, manager};
+use super::{Global, backup, config_edit, manager};
 
 /// Commands of the merchant.
 #[derive(Debug, Subcommand)]
@@ -36,6 +36,10 @@ pub(crate) enum Command {
     Recover(RecoverArgs),
     /// Put what is signed of an order, and what this shop says of it, into a file
     Evidence(EvidenceArgs),
+    /// Write database, key and configuration of the running shop into one file
+    Backup(backup::BackupArgs),
+    /// Make the shop anew from such a file
+    Restore(backup::RestoreArgs),
 }
 
 /// Commands about vouchers.
@@ -165,6 +169,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             };
             ask(&args.dir.path(), request, global, text).await
         }
+        Command::Backup(args) => backup::backup("merchant", args, global).await,
+        Command::Restore(args) => backup::merchant(&args, global),
         Command::Refund(args) => {
             let request = json!({"cmd": "refund", "order": args.order});
             ask(&args.dir.path(), request, global, |a| format!("stage: {}", field(a, "stage"))).await

@@ -1,5 +1,5 @@
 //! A consistent copy of a running store: a copied file that is being written to is no backup, and stopping a manager
-//! every night is no plan.
+//! every night is no plan. What lies beside a store and belongs to it, keys above all, can go into the same file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,12 @@ use redb::{
     Database, MultimapTableHandle, ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, TableHandle,
 };
 
+use crate::beside::{self, BESIDE, Files};
 use crate::db::{META, open_database, sync_folder_of};
 use crate::{Db, OpenError, StoreError};
 
 /// Cache of the copy while it is written, bytes. The copy is written once in key order, so more would not help.
-const COPY_CACHE: usize = 8 * 1024 * 1024;
+pub(crate) const COPY_CACHE: usize = 8 * 1024 * 1024;
 
 /// Why there is no backup; a file already at the target is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,14 @@ pub enum BackupError {
     /// A table that is not one of this crate's is in the store; leaving it out would be a backup only in name.
     #[error("table {0} is not a byte table and cannot be copied")]
     ForeignTable(String),
+    /// A file beside the store cannot go with it.
+    #[error("cannot back up {path}: {reason}")]
+    Beside {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The copy does not read back as it was written.
     #[error("the copy for {path} does not read back: {reason}")]
     Unsound {
@@ -59,7 +68,21 @@ impl Db {
     /// # Errors
     /// [`BackupError`].
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
-        let path = path.as_ref();
+        self.copy_to(path.as_ref(), Vec::new())
+    }
+
+    /// As [`backup_to`](Self::backup_to), and with the small files of the store's folder (keys, configuration) in the
+    /// same file, for [`restore`](crate::restore). Other stores, lock files and the folders `content` and
+    /// `segments` stay out.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub fn backup_folder_to(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
+        let files = beside::collect(self.path())?;
+        self.copy_to(path.as_ref(), files)
+    }
+
+    fn copy_to(&self, path: &Path, files: Files) -> Result<u64, BackupError> {
         let failed = |source| BackupError::Io { path: path.to_owned(), source };
         let name = path.file_name().ok_or_else(|| failed(io::Error::other("not a file name")))?;
         if let (Ok(target), Ok(own)) = (path.canonicalize(), self.path().canonicalize())
@@ -75,7 +98,7 @@ impl Db {
         let backend =
             FileBackend::new(partial.reopen().map_err(failed)?).map_err(|error| failed(io::Error::other(error)))?;
         let mut copy = open_database(partial.path(), COPY_CACHE, backend)?;
-        let records = self.read(|txn| copy_tables(txn, &copy, path))?;
+        let records = self.read(|txn| copy_tables(txn, &copy, path, &files))?;
         let unsound = |reason| BackupError::Unsound { path: path.to_owned(), reason };
         match copy.check_integrity() {
             Ok(true) => {}
@@ -91,7 +114,12 @@ impl Db {
 }
 
 /// Copies all tables in one transaction and counts their records.
-fn copy_tables(from: &ReadTransaction, to: &Database, path: &Path) -> Result<u64, BackupError> {
+fn copy_tables(
+    from: &ReadTransaction,
+    to: &Database,
+    path: &Path,
+    files: &[(String, Vec<u8>)],
+) -> Result<u64, BackupError> {
     fn written<T, E>(path: &Path, result: Result<T, E>) -> Result<T, BackupError>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -117,6 +145,12 @@ fn copy_tables(from: &ReadTransaction, to: &Database, path: &Path) -> Result<u64
         }
         if definition.name() != META.name() {
             records += source.len().map_err(StoreError::from)?;
+        }
+    }
+    if !files.is_empty() {
+        let mut table = written(path, txn.open_table(BESIDE))?;
+        for (name, bytes) in files {
+            written(path, table.insert(name.as_bytes(), bytes.as_slice()))?;
         }
     }
     written(path, txn.commit())?;

@@ -17,6 +17,7 @@
 //! ```
 
 mod backup;
+mod beside;
 mod db;
 mod disk;
 mod error;
@@ -26,6 +27,7 @@ mod table;
 mod writer;
 
 pub use backup::BackupError;
+pub use beside::{RestoreError, Restored, restore};
 pub use db::{Db, Options, Stats};
 pub use error::{OpenError, StoreError};
 pub use key::{FixedKey, KeyBytes, KeyLike, PrefixOf};

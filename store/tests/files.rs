@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use willcall_store::{BackupError, Db, OpenError, Options, StoreError, Table};
+use willcall_store::{BackupError, Db, OpenError, Options, RestoreError, StoreError, Table, restore};
 
 #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
 struct Count(u64);
@@ -170,4 +170,40 @@ fn a_backup_that_cannot_be_whole_is_refused_and_spoils_nothing() {
     assert_eq!(fs::read_to_string(&target).unwrap(), "older backup");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no partial copy is left");
     assert_eq!(db.failed(), None);
+}
+
+#[test]
+fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (home, backup) = (folder.path().join("node"), folder.path().join("node.backup"));
+    fs::create_dir_all(home.join("keys")).unwrap();
+    fs::create_dir_all(home.join("content")).unwrap();
+    fs::write(home.join("key"), "secret").unwrap();
+    fs::write(home.join("keys/a.key"), "a").unwrap();
+    fs::write(home.join("content/chunks"), vec![0; 2 << 20]).unwrap();
+    fs::write(home.join("lock"), "1").unwrap();
+    let db = Db::open(home.join("node.redb"), Options::new(3)).unwrap();
+    put_pair(&db, 1);
+    assert_eq!(db.backup_folder_to(&backup).unwrap(), 2);
+    put_pair(&db, 2);
+    drop(db);
+
+    assert!(matches!(restore(&backup, &home, "node.redb"), Err(RestoreError::Exists(_))));
+    let new = folder.path().join("new");
+    let wrong = restore(&backup, &new, "other.redb").unwrap_err().to_string();
+    assert!(wrong.contains("it is one of node.redb"), "{wrong}");
+    fs::write(new.join("key"), "newer").unwrap();
+    let restored = restore(&backup, &new, "node.redb").unwrap();
+    assert_eq!((restored.records, &restored.files[..]), (2, &[new.join("keys/a.key"), new.join("node.redb")][..]));
+    assert_eq!(restored.kept, [new.join("key")]);
+    assert_eq!(fs::read_to_string(new.join("key")).unwrap(), "newer");
+    assert_eq!(fs::metadata(new.join("keys/a.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!new.join("content").exists() && !new.join("lock").exists());
+    let db = Db::open(new.join("node.redb"), Options::new(3)).unwrap();
+    assert_eq!(db.read(|txn| LEFT.range(txn, .., 10)).unwrap(), [(1, Count(1))]);
+    // It is an ordinary store again, and can be backed up in its turn.
+    assert_eq!(db.backup_folder_to(folder.path().join("second.backup")).unwrap(), 2);
+
+    fs::write(&backup, "no backup").unwrap();
+    assert!(restore(&backup, &folder.path().join("third"), "node.redb").is_err());
 }

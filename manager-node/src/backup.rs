@@ -1,0 +1,56 @@
+//! A manager's backup, taken while it runs, and the way back from it. Sold content is not in it: it is large, it never
+//! changes, and the seeders have it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use node::{ControlError, DirLock, DirLockError};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::Restored;
+
+use crate::context::Context;
+use crate::restore::{self, RestoreError};
+use crate::start::STORE;
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreBackupError {
+    /// The folder cannot be made or is in use.
+    #[error(transparent)]
+    Lock(#[from] DirLockError),
+    /// The backup.
+    #[error(transparent)]
+    Backup(#[from] store::RestoreError),
+    /// The restore number.
+    #[error(transparent)]
+    Number(#[from] RestoreError),
+}
+
+#[derive(Deserialize)]
+struct Request {
+    /// Absolute.
+    path: PathBuf,
+}
+
+/// Answers `backup`.
+pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
+    let Request { path } = crate::control::parse(request)?;
+    let (db, to) = (ctx.db.clone(), path.clone());
+    let failed = |text: String| ControlError::new("internal", text);
+    let copied = tokio::task::spawn_blocking(move || db.backup_folder_to(to)).await;
+    let records = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+    tracing::info!(path = %path.display(), records, "backup written");
+    Ok(json!({ "path": path, "records": records }))
+}
+
+/// Makes the manager of `backup` anew in `dir`, or gives the folder that has its keys its database again. Seeders will
+/// send every receipt that the backup may lack: the second value is the new restore number. Blocks.
+///
+/// # Errors
+/// [`RestoreBackupError`].
+pub fn restore_backup(backup: &Path, dir: &Path) -> Result<(Restored, u64), RestoreBackupError> {
+    let restored = store::restore(backup, dir, STORE)?;
+    let _lock = DirLock::acquire(dir)?;
+    Ok((restored, restore::mark_restored(dir)?))
+}

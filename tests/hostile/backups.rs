@@ -1,0 +1,99 @@
+//! Backups that are taken while everything runs, and the day on which they are needed: the folder is gone, and what was
+//! sold before the backup has to end as if nothing had happened.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::support::{Network, Settings, args, bytes, run, same, text, until};
+
+fn network() -> Network {
+    let settings = Settings {
+        // What the origin had sent died with its outbox; it is waited for no longer than this.
+        manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=4000"],
+        merchant: &["orders-ms=100", "status-ms=200", "retry-min-ms=50", "retry-max-ms=500"],
+        seeder: &["retry-ms=100", "receipt-batch-ms=50", "receipt-direct-ms=200"],
+    };
+    Network::start_set(1, 1, settings)
+}
+
+/// Chunks that the manager counted for a seeder in the first delivery of a transaction.
+fn counted(shown: &Value, seeder: &str) -> u64 {
+    let seeders = shown["deliveries"][0]["seeders"].as_array().unwrap();
+    seeders.iter().find(|s| s["seeder"] == seeder).map_or(0, |s| s["chunks"].as_u64().unwrap())
+}
+
+#[test]
+fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts_it_once() {
+    let mut network = network();
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let seeder = network.seeders_in("seeder-1").remove(0);
+
+    // Settled before the backup; sold before it and delivered after it; delivered only after the restore.
+    let [before, between, after] = ["before", "between", "after"].map(|client| network.buy(&product, client));
+    before.fetch(&network.path("out-before"));
+    let settled = network.settled(&before.transaction);
+    let file = network.path("yesterday");
+    let backup = network.of("manager", args!["backup", "-o", &file]).ok();
+    assert!(backup["records"].as_u64().unwrap() > 10, "{backup}");
+    between.fetch(&network.path("out-between"));
+    let counted_once = network.settled(&between.transaction);
+
+    // The disk dies.
+    network.daemons.remove("manager").unwrap().kill();
+    network.of("manager", args!["restore", &file]).refused(&["manager.redb is there already", "move it away"]);
+    fs::remove_dir_all(network.path("manager")).unwrap();
+    let restored = network.of("manager", args!["restore", &file]).ok();
+    assert!(restored["restore"].as_u64().unwrap() > 1_700_000_000, "{restored}");
+    network.run_role("manager");
+
+    let again = network.settled(&between.transaction);
+    // The origin's outbox died with the disk; everybody else's receipts are there again, and once.
+    assert_eq!(counted(&again, &seeder), counted(&counted_once, &seeder), "{again}");
+    let closings = again["postings"].as_array().unwrap().iter();
+    let closings = closings.filter(|p| p["key"].as_str().unwrap().starts_with("close:")).count();
+    assert_eq!(closings, 1, "{again}");
+    assert_eq!(network.transaction(&before.transaction)["postings"], settled["postings"], "once is enough");
+
+    let (_, arrived) = after.fetch(&network.path("out-after"));
+    same(&goods, &arrived);
+    network.settled(&after.transaction);
+    // And it goes on selling.
+    let later = network.buy(&product, "later");
+    let (_, arrived) = later.fetch(&network.path("out-later"));
+    same(&goods, &arrived);
+    network.settled(&later.transaction);
+    network.assert_books();
+}
+
+#[test]
+fn a_shop_restored_from_a_backup_goes_on_with_its_orders() {
+    let mut network = network();
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &["--policy", "on-completion"]);
+    let bought = network.buy(&product, "client");
+    let order = text(&network.transaction(&bought.transaction), "order");
+    let file = network.path("shop-backup");
+    network.of("merchant", args!["backup", "-o", &file]).ok();
+
+    // The delivery completes while the shop is gone for good.
+    network.daemons.remove("merchant").unwrap().kill();
+    fs::remove_dir_all(network.path("merchant")).unwrap();
+    let (_, arrived) = bought.fetch(&network.path("out"));
+    same(&goods, &arrived);
+    let wrong = args!["manager", "restore", &file, "--dir", network.path("wrong"), "--json"];
+    super::support::Job::start_plain(wrong).finish().refused(&["no backup of a manager.redb", "merchant.redb"]);
+    network.of("merchant", args!["restore", &file]).ok();
+    network.run_role("merchant");
+    until("the payment", || (network.of("merchant", args!["order", &order]).ok()["stage"] == "done").then_some(()));
+    let vouchers = network.of("merchant", args!["vouchers", "list"]).ok();
+    assert_eq!((&vouchers["vouchers"][0]["spent"], &vouchers["vouchers"][0]["held"]), (&999.into(), &0.into()));
+    // The address is the same, so buyers find it.
+    let listed = run(args!["products", "--merchant", network.shop()]).ok();
+    assert_eq!(listed["products"].as_array().unwrap().len(), 1);
+    network.settled(&bought.transaction);
+    network.assert_books();
+}
