@@ -7,7 +7,7 @@ use protocol::RefusalCode;
 use protocol::deliver::{ClientMessage, SeederMessage};
 
 use crate::client::Client;
-use crate::world::{World, kill, stop};
+use crate::world::{World, eventually, kill, stop};
 
 /// Long enough for a chunk that is on its way to arrive on a busy machine.
 const QUIET: Duration = Duration::from_millis(300);
@@ -45,6 +45,64 @@ async fn a_client_that_never_acknowledges_gets_one_window_over_reconnects_and_re
     let (_, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
     assert_eq!((welcome.window, welcome.outstanding), (2, 2));
     stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_client_that_reconnects_a_thousand_times_and_draws_from_fifty_seeders_at_once_gets_two_chunks_of_each() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 16);
+    let client = Client::new(10).await;
+    let mut mesh = Vec::new();
+    for number in 0..50 {
+        world.set_up(&format!("s{number}"), &[&goods], |_| {});
+        mesh.push(world.start(&format!("s{number}")).await);
+    }
+    let first = mesh[0].peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), first.peer);
+    eventually("the network's keys at all of them", || async {
+        for seeder in &mesh {
+            let mut talk = client.show(&seeder.peer_addrs(), &ticket).await;
+            if !matches!(talk.hear().await, Some(SeederMessage::Welcome { .. })) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+
+    // The same ticket at all of them at once: one is listed, the others are not.
+    let mut talks = Vec::new();
+    for seeder in &mesh {
+        let (mut talk, _) = client.begin(&seeder.peer_addrs(), &ticket).await;
+        talk.want(0..16).await;
+        talks.push(talk);
+    }
+    let drawn = futures::future::join_all(talks.iter_mut().map(|talk| talk.drain(QUIET))).await;
+    assert!(drawn.iter().all(|got| got.len() == 2), "{drawn:?}");
+    drop(talks);
+
+    // Again and again at one of them, which is killed now and then.
+    let mut seeder = mesh.remove(0);
+    for round in 0..1000 {
+        let (mut talk, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
+        assert_eq!((welcome.window, welcome.outstanding), (2, 2), "round {round}");
+        talk.want(0..16).await;
+        if round % 250 == 249 {
+            kill(seeder).await;
+            seeder = world.start("s0").await;
+        }
+    }
+    let (mut talk, _) = client.begin(&seeder.peer_addrs(), &ticket).await;
+    talk.want(0..16).await;
+    assert_eq!(talk.drain(QUIET).await, Vec::<u32>::new());
+    println!(
+        "50 seeders: {} chunks at once; 1000 reconnects and 4 kills: no more",
+        drawn.iter().map(Vec::len).sum::<usize>()
+    );
+    stop(seeder).await;
+    for seeder in mesh {
+        stop(seeder).await;
+    }
 }
 
 #[tokio::test]
