@@ -22,6 +22,7 @@ mod gift;
 mod load;
 mod mistakes;
 mod products;
+mod proofs;
 mod reach;
 mod support;
 mod trust;

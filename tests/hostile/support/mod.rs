@@ -123,11 +123,20 @@ impl Network {
     }
 
     /// A node's command: `manager …`, `merchant …`, or `seeder …` for the seeder of that name.
-    pub(crate) fn of(&self, node: &str, mut args: Vec<OsString>) -> Finished {
+    pub(crate) fn of(&self, node: &str, args: Vec<OsString>) -> Finished {
+        run(self.command_of(node, args))
+    }
+
+    /// The same as a person gives it.
+    pub(crate) fn of_plain(&self, node: &str, args: Vec<OsString>) -> Finished {
+        run_plain(self.command_of(node, args))
+    }
+
+    fn command_of(&self, node: &str, mut args: Vec<OsString>) -> Vec<OsString> {
         let role = if node.starts_with("seeder") { "seeder" } else { node };
         args.insert(0, role.into());
         args.extend(args!["--dir", self.path(node)]);
-        run(args)
+        args
     }
 
     /// Starts a node that was set up, and waits until it is ready.
