@@ -99,39 +99,3 @@ pub(crate) async fn ask(
 pub(crate) async fn call(dir: &Path, request: Value) -> Result<Value> {
     Ok(node::control_call(dir, &request, |_| {}).await?)
 }
-
-/// A JSON object as lines of `name: value`, nested names with dots: for status commands.
-pub(crate) fn lines(value: &Value) -> String {
-    let mut out = Vec::new();
-    flatten("", value, &mut out);
-    out.join("\n")
-}
-
-fn flatten(prefix: &str, value: &Value, out: &mut Vec<String>) {
-    match value {
-        Value::Object(map) => {
-            for (key, value) in map {
-                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&name, value, out);
-            }
-        }
-        Value::Array(list) if list.iter().any(Value::is_object) => {
-            for (index, value) in list.iter().enumerate() {
-                flatten(&format!("{prefix}.{index}"), value, out);
-            }
-        }
-        Value::Array(list) => {
-            let joined = list.iter().map(plain).collect::<Vec<_>>().join(" ");
-            out.push(format!("{prefix}: {joined}"));
-        }
-        other => out.push(format!("{prefix}: {}", plain(other))),
-    }
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
-}

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::Global;
 use super::client::write_whole;
 use super::daemon::{ask, call};
-use super::manager::{DirArgs, listed, parse_time};
+use super::facts::listed;
+use super::manager::{DirArgs, parse_time};
 use super::output::{Answer, field};
 
 /// Commands about keys.

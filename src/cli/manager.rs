@@ -9,7 +9,8 @@ use protocol::manifest::KeyPolicy;
 use protocol::{Address, Amount, Currency};
 use serde_json::{Value, json};
 
-use super::daemon::{self, RunArgs, ask, lines};
+use super::daemon::{self, RunArgs, ask};
+use super::facts::{listed, money, page};
 use super::output::{self, Answer, field, rows};
 use super::{Global, backup, config_edit, progress};
 
@@ -390,10 +391,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Publish(args) => publish(args, global).await,
         Command::Invite(args) => invite(&args, global).await,
         Command::Join(dir) => ask(&dir.path(), json!({"cmd": "join"}), global, |a| field(a, "join")).await,
-        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, lines).await,
+        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, page).await,
         Command::Products(dir) => ask(&dir.path(), json!({"cmd": "products"}), global, products).await,
         Command::Product(args) => {
-            ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, lines).await
+            ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, page).await
         }
         Command::Merchants(dir) => {
             let columns = &["peer", "name", "enrolled_at", "until", "revoked"];
@@ -409,7 +410,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Transaction(args) => {
             let request = json!({"cmd": "transaction", "id": args.transaction});
-            ask(&args.dir.path(), request, global, lines).await
+            ask(&args.dir.path(), request, global, page).await
         }
         Command::Ledger(dir) => ask(&dir.path(), json!({"cmd": "ledger"}), global, ledger).await,
         Command::Receipts(dir) => {
@@ -448,10 +449,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request = json!({
                 "cmd": "credit", "merchant": args.merchant, "currency": args.currency, "limit_minor": limit,
             });
-            ask(&args.dir.path(), request, global, lines).await
+            ask(&args.dir.path(), request, global, page).await
         }
         Command::Archive(args) => {
-            ask(&args.dir.path(), json!({"cmd": "archive", "verify": args.verify}), global, lines).await
+            ask(&args.dir.path(), json!({"cmd": "archive", "verify": args.verify}), global, page).await
         }
         Command::Backup(args) => backup::backup("manager", args, global).await,
         Command::Restore(args) => backup::manager(&args, global),
@@ -667,7 +668,7 @@ async fn payment(args: PaymentArgs, global: &Global) -> Result<ExitCode> {
         "cmd": "record-payment", "account": account, "party": args.party, "minor": amount.minor,
         "currency": amount.currency, "reference": args.reference,
     });
-    ask(&args.dir.path(), request, global, lines).await
+    ask(&args.dir.path(), request, global, page).await
 }
 
 async fn invite(args: &InviteArgs, global: &Global) -> Result<ExitCode> {
@@ -695,13 +696,6 @@ fn products(answer: &Value) -> String {
         })
         .collect();
     output::table(&["product", "title", "price", "policy", "files", "size"], table)
-}
-
-/// `{"minor": 999, "currency": "USD"}` as `9.99 USD`.
-pub(crate) fn money(amount: Option<&Value>) -> String {
-    amount
-        .and_then(|value| serde_json::from_value::<Amount>(value.clone()).ok())
-        .map_or_else(|| "-".to_owned(), |amount| amount.to_string())
 }
 
 fn ledger(answer: &Value) -> String {
@@ -742,24 +736,6 @@ fn ledger(answer: &Value) -> String {
         output::table(&["account", "balance", "currency"], balances),
         trial.join("\n")
     )
-}
-
-/// A table of the named fields of an array.
-pub(crate) fn listed(answer: &Value, name: &str, columns: &[&str]) -> String {
-    let table = rows(answer, name).iter().map(|row| columns.iter().map(|c| cell(row, c)).collect()).collect();
-    output::table(columns, table)
-}
-
-/// A field for people: times as dates, lists as their length.
-fn cell(row: &Value, column: &str) -> String {
-    match row.get(column) {
-        Some(Value::Number(ms)) if column == "at" || column == "until" || column.ends_with("_at") => {
-            output::time(ms.as_u64().unwrap_or_default())
-        }
-        Some(Value::Array(list)) => list.len().to_string(),
-        Some(amount @ Value::Object(_)) if amount.get("minor").is_some() => money(Some(amount)),
-        _ => field(row, column),
-    }
 }
 
 /// `64KiB`, `1MiB`, `20GB`, or plain bytes.

@@ -10,7 +10,8 @@ use protocol::trust::JoinLine;
 use protocol::{Address, Currency};
 use serde_json::{Value, json};
 
-use super::daemon::{self, RunArgs, ask, lines};
+use super::daemon::{self, RunArgs, ask};
+use super::facts::{self, listed, page};
 use super::output::{self, Answer, field, rows};
 use super::{Global, backup, config_edit, manager};
 
@@ -140,7 +141,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     match command {
         Command::Init(args) => init(args, global),
         Command::Run(args) => serve(args, global).await,
-        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, lines).await,
+        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, page).await,
         Command::Vouchers(Vouchers::Issue(args)) => {
             let (currency, count) = (args.currency, args.count);
             let request = json!({"cmd": "vouchers-issue", "amount": args.amount, "currency": currency, "count": count});
@@ -151,15 +152,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Orders(dir) => {
             let columns = &["order", "stage", "transaction", "amount", "client", "created_at"];
-            ask(&dir.path(), json!({"cmd": "orders"}), global, |a| manager::listed(a, "orders", columns)).await
+            ask(&dir.path(), json!({"cmd": "orders"}), global, |a| listed(a, "orders", columns)).await
         }
-        Command::Order(args) => {
-            ask(&args.dir.path(), json!({"cmd": "order", "order": args.order}), global, lines).await
-        }
+        Command::Order(args) => ask(&args.dir.path(), json!({"cmd": "order", "order": args.order}), global, page).await,
         Command::Evidence(args) => {
             let path = manager::absolute(&args.output)?;
             let request = json!({"cmd": "evidence", "order": args.order, "path": path});
-            ask(&args.dir.path(), request, global, lines).await
+            ask(&args.dir.path(), request, global, page).await
         }
         Command::Recover(args) => {
             let request = json!({"cmd": "recover", "order": args.order, "to": args.to});
@@ -216,10 +215,10 @@ fn vouchers(answer: &Value) -> String {
             let money = |name: &str| {
                 let currency = v.pointer("/issued/currency").cloned().unwrap_or_default();
                 let minor = v.get(name).cloned().unwrap_or_default();
-                manager::money(Some(&json!({"minor": minor, "currency": currency})))
+                facts::money(Some(&json!({"minor": minor, "currency": currency})))
             };
             let id = field(v, "id").chars().take(16).collect();
-            vec![id, manager::money(v.get("issued")), money("available"), money("held"), money("spent")]
+            vec![id, facts::money(v.get("issued")), money("available"), money("held"), money("spent")]
         })
         .collect();
     output::table(&["voucher", "issued", "available", "held", "spent"], table)

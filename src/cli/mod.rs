@@ -6,6 +6,7 @@ mod config_edit;
 mod daemon;
 mod device;
 mod evidence;
+mod facts;
 mod keys;
 mod logs;
 mod manager;

@@ -9,7 +9,8 @@ use protocol::Address;
 use protocol::trust::JoinLine;
 use serde_json::json;
 
-use super::daemon::{self, RunArgs, ask, lines};
+use super::daemon::{self, RunArgs, ask};
+use super::facts::{listed, page};
 use super::manager::{parse_rate, parse_size};
 use super::output::{self, Answer};
 use super::{Global, config_edit, manager};
@@ -171,14 +172,14 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     match command {
         Command::Init(args) => init(args, global),
         Command::Run(args) => serve(args, global).await,
-        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, lines).await,
+        Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, page).await,
         Command::Receipts(ReceiptsArgs { command: Some(ReceiptsCommand::Explain(args)), .. }) => {
             let request = json!({"cmd": "explain", "id": args.id});
             ask(&args.dir.path(), request, global, |a| output::field(a, "summary")).await
         }
         Command::Receipts(ReceiptsArgs { dir, command: None }) => {
             let columns = &["id", "transaction", "chunks", "state", "at"];
-            ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| manager::listed(a, "receipts", columns)).await
+            ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| listed(a, "receipts", columns)).await
         }
         Command::Statements(args) => statements(args, global).await,
         Command::Limit(args) => {
@@ -191,18 +192,18 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let silent = global.json;
             let answer = node::control_call(&args.dir.path(), &request, |facts| {
                 if !silent {
-                    let told = lines(&facts).replace('\n', ", ");
+                    let told = page(&facts).replace('\n', ", ");
                     output::note(&format!("left to do: {told}"));
                 }
             })
             .await?;
-            let text = lines(&answer);
+            let text = page(&answer);
             Answer::new(answer, text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Deny(args) => {
             let request = json!({"cmd": "deny", "add": args.add, "remove": args.remove});
-            ask(&args.dir.path(), request, global, lines).await
+            ask(&args.dir.path(), request, global, page).await
         }
         Command::Heads(args) => heads(args, global).await,
         Command::Check(dir) => {
@@ -212,12 +213,12 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             Answer::new(answer, text).print(global.json)?;
             Ok(if reachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Scrub(dir) => ask(&dir.path(), json!({"cmd": "scrub"}), global, lines).await,
+        Command::Scrub(dir) => ask(&dir.path(), json!({"cmd": "scrub"}), global, page).await,
     }
 }
 
 async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
-    let listed = daemon::call(&args.dir.path(), json!({"cmd": "statements"})).await?;
+    let answer = daemon::call(&args.dir.path(), json!({"cmd": "statements"})).await?;
     if let Some(path) = &args.output {
         let request = json!({"cmd": "statement-file", "path": manager::absolute(path)?});
         let text = |a: &serde_json::Value| {
@@ -226,18 +227,18 @@ async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
         return ask(&args.dir.path(), request, global, text).await;
     }
     let columns = &["number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
-    let mut text = manager::listed(&listed, "statements", columns);
-    if let Some(why) = listed.get("not_fetched_because").and_then(serde_json::Value::as_str) {
+    let mut text = listed(&answer, "statements", columns);
+    if let Some(why) = answer.get("not_fetched_because").and_then(serde_json::Value::as_str) {
         text.push_str(&format!("\nno new ones were fetched: {why}"));
     }
-    Answer::new(listed, text).print(global.json)?;
+    Answer::new(answer, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
     let answer = daemon::call(&args.dir.path(), json!({"cmd": "heads"})).await?;
     let Some(path) = &args.output else {
-        let text = manager::listed(&answer, "heads", &["at", "number", "digest", "restore"]);
+        let text = listed(&answer, "heads", &["at", "number", "digest", "restore"]);
         Answer::new(answer, text).print(global.json)?;
         return Ok(ExitCode::SUCCESS);
     };
