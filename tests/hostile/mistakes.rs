@@ -15,7 +15,8 @@ fn set(dir: &Path, line: &str) {
     let key = line.split('=').next().unwrap().to_owned() + "=";
     let mut lines: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
     lines.retain(|old| !old.starts_with(&key));
-    lines.push(line.to_owned());
+    // Above the tables that may end the file.
+    lines.insert(0, line.to_owned());
     fs::write(path, lines.join("\n")).unwrap();
 }
 
