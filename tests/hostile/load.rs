@@ -25,6 +25,9 @@ const HALF: u32 = 6;
 /// The most that the seeder may have resident, KiB.
 const MOST_KIB: u64 = 400 * 1024;
 
+/// Clients being let in at once.
+static DOOR: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(16);
+
 /// Moves 2.4 GB over loopback: only when asked for.
 #[test]
 fn two_hundred_clients_at_once_cost_a_seeder_less_than_400_mib() {
@@ -100,6 +103,8 @@ async fn take(key: Keypair, ticket: Ticket, seeder: PeerAddrs, half: Arc<Barrier
     let supervisor = Supervisor::new();
     let config = NodeConfig { gossip: false, ..NodeConfig::new(key.clone()) };
     let node = Box::pin(Node::start(config, &supervisor)).await.unwrap();
+    // Clients come one after the other as fast as they are let in, and stay together.
+    let door = DOOR.acquire().await.unwrap();
     let mut stream = node.open(&seeder, Protocol::new(protocol::deliver::PROTOCOL), LIMIT).await.unwrap();
     let (data, lease) = (ticket.data.peek().unwrap(), ticket.lease.peek().unwrap());
     let network: NetworkId = data.network;
@@ -107,7 +112,7 @@ async fn take(key: Keypair, ticket: Ticket, seeder: PeerAddrs, half: Arc<Barrier
     let credential = Credential::Ticket(Box::new(ticket));
     write_message(&mut stream, &ClientMessage::Hello { credential, last_ack: None }).await.unwrap();
     write_message(&mut stream, &ClientMessage::Want { chunks: ChunkSet::from_range(0..CHUNKS) }).await.unwrap();
-    let (mut got, mut bytes) = (ChunkSet::new(), Vec::new());
+    let (mut got, mut bytes, mut door) = (ChunkSet::new(), Vec::new(), Some(door));
     while got.len() < CHUNKS {
         match read_message::<SeederMessage, _>(&mut stream).await.unwrap() {
             Some(SeederMessage::Chunk { index, length }) => {
@@ -123,6 +128,7 @@ async fn take(key: Keypair, ticket: Ticket, seeder: PeerAddrs, half: Arc<Barrier
                 }
             }
             Some(SeederMessage::Refusal(refusal)) => panic!("{refusal}"),
+            Some(SeederMessage::Welcome { .. }) => drop(door.take()),
             Some(_) => {}
             None => panic!("the stream ended after {} chunks", got.len()),
         }
