@@ -16,11 +16,13 @@ use protocol::api::{GossipedBatch, MeshRequest};
 use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::cipher::ContentSecret;
 use protocol::codec;
+use protocol::entitlement::{Move, Recovery};
 use protocol::evidence::{DeliveryRecord, NonDelivery};
 use protocol::keys::SealError;
 use protocol::manifest::Manifest;
 use protocol::receipt::{Ack, Completion, DeliveryId, Mark, SealedBatch};
 use protocol::replication::ReplicationOrder;
+use protocol::root::RootHandover;
 use protocol::signed::{Document, SignatureError};
 use protocol::statement::Statement;
 use protocol::ticket::{Endorsement, KeyGrant, Lease, TransactionData};
@@ -41,7 +43,7 @@ where
 }
 
 /// In the order of the purposes, which is their wire form.
-const KINDS: [Verify; 17] = [
+const KINDS: [Verify; 20] = [
     verify::<KeySet>,
     verify::<Heartbeat>,
     verify::<RevocationEpoch>,
@@ -59,6 +61,9 @@ const KINDS: [Verify; 17] = [
     verify::<Statement>,
     verify::<DeliveryRecord>,
     verify::<NonDelivery>,
+    verify::<Move>,
+    verify::<Recovery>,
+    verify::<RootHandover>,
 ];
 
 /// The signed form of every document: version, purpose, signer, body, signature.

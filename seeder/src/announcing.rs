@@ -145,15 +145,12 @@ impl Told {
     }
 
     fn take(&mut self, content: Digest, outcome: Result<(), DhtError>, every: Duration) {
-        match outcome {
-            Ok(()) => {
-                // The first time, those who are told may not have heard yet that this seeder is enrolled, and nothing says
-                // that they passed it over: it is soon repeated.
-                let pause = if self.announced.insert(content) { AGAIN.min(every) } else { every };
-                self.due.insert(content, Instant::now() + pause);
-            }
-            // At most our own table has it now.
-            Err(_) => {}
+        // At most our own table has it now.
+        if let Ok(()) = outcome {
+            // The first time, those who are told may not have heard yet that this seeder is enrolled, and nothing says
+            // that they passed it over: it is soon repeated.
+            let pause = if self.announced.insert(content) { AGAIN.min(every) } else { every };
+            self.due.insert(content, Instant::now() + pause);
         }
     }
 

@@ -273,7 +273,7 @@ mod tests {
             verdicts,
             [("manager", bad), ("peers", bad), ("translation", bad), ("router", None), ("relay", Some(true))]
         );
-        assert!(found[0].todo.is_some_and(|todo| todo.contains("forward")));
+        assert!(found.first().and_then(|finding| finding.todo).is_some_and(|todo| todo.contains("forward")));
         let found = findings(&Err("away".to_owned()), &Reach::default());
         assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
     }

@@ -53,8 +53,7 @@ fn settings_folders_ports_and_keys() {
         let good = fs::read(dir.join("config.toml")).unwrap();
         let at_line = |line: &str| {
             set(&dir, line);
-            let number = fs::read_to_string(dir.join("config.toml")).unwrap().lines().count();
-            format!("config.toml: line {number}")
+            "config.toml: line 1".to_owned()
         };
         let place = at_line("hartbeat = 3");
         let said = run(args![role, "run", "--dir", &dir]).refused(&[&place, "unknown", "hartbeat"]);

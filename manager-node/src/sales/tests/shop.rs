@@ -63,6 +63,10 @@ pub(crate) fn random_key() -> Keypair {
 
 impl Shop {
     pub(crate) async fn open(terms: Terms) -> Shop {
+        Box::pin(Shop::set_up(terms)).await
+    }
+
+    async fn set_up(terms: Terms) -> Shop {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("manager");
         let listen = vec![Address::new("/ip4/127.0.0.1/tcp/0").unwrap()];
