@@ -88,7 +88,9 @@ fn a_signature_for_one_purpose_is_refused_for_every_other() {
             assert!(plain.contains("another purpose") || plain.contains("are allowed"), "{name} as {other}: {plain}");
             let relabelled = verify(&relabelled).unwrap_err();
             let signature = relabelled.contains("the signature does not verify");
-            assert!(signature || relabelled.contains("are allowed"), "{name} relabelled as {other}: {relabelled}");
+            // A large document under the purpose of a small one ends at that one's limit, before its signature.
+            let too_large = relabelled.contains("are allowed") || relabelled.contains("LimitExceeded");
+            assert!(signature || too_large, "{name} relabelled as {other}: {relabelled}");
         }
     }
 }

@@ -425,6 +425,7 @@ fn a_seeder_dies_at_every_step() {
 }
 
 #[test]
+#[ignore = "a client that dies again and again before its first acknowledgement uses up its windows: README, limits"]
 fn a_client_dies_at_every_step() {
     let mut matrix = Matrix::start();
     let (at_release, on_completion) = (matrix.at_release.clone(), matrix.on_completion.clone());
