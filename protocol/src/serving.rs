@@ -11,7 +11,9 @@
 //! ```
 //!
 //! A client that is shut out (its window is full of chunks that never arrived, and nothing new can be acknowledged)
-//! finds [`FIRST_WINDOW`] chunks forgiven every ten minutes, sixteen times at most in one delivery.
+//! finds [`FIRST_WINDOW`] chunks forgiven when it comes again after a second, the next time after two, and so on, doubling
+//! up to ten minutes; sixteen times at most in one delivery. What bounds the loss is the number of times, not the waiting:
+//! the first waits are short because whoever is killed or cut off at a bad moment is usually honest and back at once.
 //!
 //! The eighth is for honest clients whose connection broke with chunks under way: those chunks stay outstanding for
 //! ever, and what the client acknowledges in the meantime buys room for them.
@@ -34,8 +36,10 @@ pub const LARGEST_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 pub const FIRST_WINDOW: u32 = 2;
 /// One chunk of window is added for so many acknowledged ones.
 pub const FORGIVENESS: u32 = 8;
-/// A client that is shut out gets a first window again after this long, milliseconds …
-pub const FORGIVE_EVERY_MS: u64 = 10 * 60 * 1000;
+/// A client that is shut out gets a first window again after this long, milliseconds, and twice as long each further time …
+pub const FORGIVE_FIRST_MS: u64 = 1_000;
+/// … up to this …
+pub const FORGIVE_LONGEST_MS: u64 = 10 * 60 * 1000;
 /// … so many times in one delivery: 32 chunks, beside the window, are the most that a seeder loses to it.
 pub const FORGIVE_TIMES: u32 = 16;
 /// Ranges wanted at a time at most: a client that asks for more, scattered, gets `bad-want`.
@@ -241,7 +245,9 @@ impl ServeMachine {
         let (window, outstanding) = self.window_state();
         let account = &mut self.wanted;
         let last = account.forgiven_at.max(account.last_at).max(account.first_at);
-        let due = now >= last.saturating_add(FORGIVE_EVERY_MS);
+        let times = account.forgiven / FIRST_WINDOW;
+        let doubled = FORGIVE_FIRST_MS.saturating_mul(1u64.checked_shl(times).unwrap_or(u64::MAX));
+        let due = now >= last.saturating_add(doubled.min(FORGIVE_LONGEST_MS));
         if outstanding >= window && due && account.forgiven < FORGIVE_TIMES * FIRST_WINDOW {
             account.forgiven += FIRST_WINDOW;
             account.forgiven_at = now;

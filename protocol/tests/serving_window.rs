@@ -314,10 +314,13 @@ fn a_client_that_never_acknowledges_gets_the_first_window_once_and_for_all() {
 
 #[test]
 fn what_is_forgiven_to_a_client_that_is_shut_out_has_an_end() {
-    use protocol::serving::{FORGIVE_EVERY_MS, FORGIVE_TIMES};
+    use protocol::serving::{FORGIVE_FIRST_MS, FORGIVE_LONGEST_MS, FORGIVE_TIMES};
     let mut seeder = Seeder::new(false);
     let mut most = 0;
-    for _ in 0..10 * FORGIVE_TIMES {
+    // When it is let in again, in seconds after it was the time before.
+    let (mut waits, mut waited) = (Vec::new(), 0);
+    while waited <= 2 * FORGIVE_LONGEST_MS {
+        let before = most;
         want(&mut seeder, 0, CHUNKS);
         // Not through the model's own count, which knows no forgiveness.
         loop {
@@ -332,9 +335,15 @@ fn what_is_forgiven_to_a_client_that_is_shut_out_has_an_end() {
             }
         }
         seeder.disk = seeder.machine.closing_account();
-        seeder.now += FORGIVE_EVERY_MS;
+        if most > before {
+            waits.push(waited / FORGIVE_FIRST_MS);
+            waited = 0;
+        }
+        seeder.now += FORGIVE_FIRST_MS;
+        waited += FORGIVE_FIRST_MS;
         seeder.reconnect(None);
     }
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600, 600, 600, 600, 600]);
     assert_eq!(most, FIRST_WINDOW * (1 + FORGIVE_TIMES));
 }
 

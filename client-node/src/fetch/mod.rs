@@ -371,6 +371,7 @@ fn transfer_cause(error: &delivery::FetchError) -> &'static str {
             StallCause::Silent => "silent",
             StallCause::NetworkUnreachable => "network-unreachable",
             StallCause::RelayedOnly => "relayed-only",
+            StallCause::WindowUsedUp => "window-used-up",
             StallCause::NoSeederLeft => "no-seeder-left",
             StallCause::DiskFull { .. } => "disk-full",
             StallCause::ManagerAway => "manager-away",

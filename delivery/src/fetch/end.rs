@@ -4,6 +4,7 @@
 use std::fmt;
 
 use protocol::fetching::{Loss, SessionError};
+use protocol::serving::FORGIVE_FIRST_MS;
 use protocol::{Refusal, RefusalCode};
 
 use crate::content_store::{FileError, WriteError};
@@ -26,8 +27,10 @@ pub(super) enum EndReason {
     Refused(Refusal),
     Certificate(Refusal),
     Violation(String),
-    /// Its window is used up, or its chunks are too scattered for one acknowledgement.
-    Spent(&'static str),
+    /// Its window is used up by chunks that never arrived. It lets a client in again after a while.
+    WindowUsedUp,
+    /// What it could still send is too scattered for one acknowledgement.
+    Scattered,
     BadChunk(u32),
     BadMeta(Refusal),
     /// The manifest is the one named, and does not hold: no seeder can do better.
@@ -40,7 +43,8 @@ impl EndReason {
         match self {
             EndReason::Refused(refusal) => loss_of(refusal),
             EndReason::GreetAgain => Loss::ComeBack(1),
-            EndReason::Certificate(_) | EndReason::Violation(_) | EndReason::Spent(_) => Loss::Useless,
+            EndReason::WindowUsedUp => Loss::ComeBack(FORGIVE_FIRST_MS),
+            EndReason::Certificate(_) | EndReason::Violation(_) | EndReason::Scattered => Loss::Useless,
             EndReason::BadChunk(_) | EndReason::BadMeta(_) => Loss::Banned,
             _ => Loss::Failed,
         }
@@ -76,7 +80,8 @@ impl fmt::Display for EndReason {
             EndReason::Silent => f.write_str("it sent nothing for too long"),
             EndReason::Refused(refusal) => write!(f, "refused: {refusal}"),
             EndReason::Certificate(refusal) => write!(f, "its certificate does not hold: {refusal}"),
-            EndReason::Spent(why) => f.write_str(why),
+            EndReason::WindowUsedUp => f.write_str("its window is used up by chunks that never arrived"),
+            EndReason::Scattered => f.write_str("what it could still send is too scattered to be acknowledged"),
             EndReason::BadChunk(chunk) => write!(f, "it sent something else as chunk {chunk}"),
             EndReason::BadMeta(refusal) => write!(f, "it sent wrong metadata: {refusal}"),
             EndReason::Manifest(refusal) => write!(f, "the manifest does not hold: {refusal}"),

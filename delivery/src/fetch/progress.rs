@@ -150,6 +150,9 @@ pub enum StallCause {
     NetworkUnreachable,
     /// Seeders are reached by way of a relay only, and it carries no goods.
     RelayedOnly,
+    /// Every seeder sent this client chunks that never arrived, up to what it lets out unacknowledged. Each lets the
+    /// client in again after a while.
+    WindowUsedUp,
     /// Every seeder failed or was given up, for different reasons.
     NoSeederLeft,
     /// The disk is full.
@@ -183,6 +186,9 @@ impl fmt::Display for StallCause {
             StallCause::RelayedOnly => {
                 f.write_str("seeders are reached by way of a relay only, which carries no goods")
             }
+            StallCause::WindowUsedUp => f.write_str(
+                "every seeder waits for acknowledgements of chunks that never arrived, and sends more in a while",
+            ),
             StallCause::NoSeederLeft => f.write_str("no seeder is left that would serve it"),
             StallCause::DiskFull { path, needed } => {
                 write!(f, "no space left at {}: {needed} bytes are still to come", path.display())

@@ -41,7 +41,7 @@ const WRITING: usize = 3;
 const READ_AHEAD: usize = 1;
 
 /// A window that is used up may open again by an acknowledgement that is on its way.
-const SPENT_GRACE: Duration = Duration::from_secs(3);
+const SPENT_GRACE: Duration = Duration::from_secs(1);
 
 /// What all sessions of a fetch share.
 pub(super) struct Shared {
@@ -352,7 +352,7 @@ impl Conversation {
                 },
                 () = tokio::time::sleep_until(meta_due), if !self.asked.is_empty() => return Err(EndReason::Silent),
                 () = tokio::time::sleep_until(spent_due), if spent_since.is_some() => {
-                    return Err(EndReason::Spent("its window is used up by chunks that never arrived"));
+                    return Err(EndReason::WindowUsedUp);
                 }
             }
             if self.machine.ack_due() {
@@ -386,7 +386,7 @@ impl Conversation {
         if let Some(message) = message {
             self.say(&message).await?;
         } else if !scattered.is_empty() && self.machine.in_flight().is_empty() && self.writing.is_empty() {
-            return Err(EndReason::Spent("what it could still send is too scattered to be acknowledged"));
+            return Err(EndReason::Scattered);
         }
         let left = chunks.difference(&asked).union(&scattered);
         if left.is_empty() {

@@ -40,6 +40,7 @@ struct Last {
     refusal: Option<Refusal>,
     unreachable: bool,
     relayed_only: bool,
+    used_up: bool,
 }
 
 impl Entry {
@@ -87,7 +88,7 @@ impl SourceBook {
     pub(super) fn ban(&mut self, peer: PeerId) {
         if self.entries.len() < Scheduler::MAX_SOURCES {
             let text = "it sent something else than the content in an earlier run".to_owned();
-            let last = Some(Last { text, refusal: None, unreachable: false, relayed_only: false });
+            let last = Some(Last { text, refusal: None, unreachable: false, relayed_only: false, used_up: false });
             self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
         }
     }
@@ -171,6 +172,7 @@ impl SourceBook {
                 refusal: reason.refusal().cloned(),
                 unreachable: matches!(reason, EndReason::Unreachable(_) | EndReason::RelayedOnly(_)),
                 relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
+                used_up: matches!(reason, EndReason::WindowUsedUp),
             });
         }
         loss
@@ -231,6 +233,9 @@ impl SourceBook {
             // Where some could be reached, that is what something can be done about.
             let relayed = ends.iter().any(|last| last.relayed_only);
             return if relayed { StallCause::RelayedOnly } else { StallCause::NetworkUnreachable };
+        }
+        if ends.iter().all(|last| last.used_up) {
+            return StallCause::WindowUsedUp;
         }
         let codes: Vec<RefusalCode> = self.refusals().map(|refusal| refusal.code).collect();
         if codes.len() < ends.len() {
@@ -308,6 +313,11 @@ mod tests {
         assert_eq!(book.cause(), StallCause::NetworkUnreachable);
         book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
         assert_eq!(book.cause(), StallCause::RelayedOnly);
+        for n in 1..=3 {
+            book.ended(&peer(n), &EndReason::WindowUsedUp);
+        }
+        assert_eq!(book.cause(), StallCause::WindowUsedUp);
+        assert!(!book.all_closed());
         for n in 1..=3 {
             book.ended(&peer(n), &refused(RefusalCode::Overloaded));
         }

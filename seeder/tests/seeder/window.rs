@@ -1,16 +1,26 @@
-//! What a seeder can lose to one client: a window, once, whatever the client does and however often it comes back.
+//! What a seeder can lose to one client: a window, and the few that are forgiven as time goes by, whatever the client does
+//! and however often it comes back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::ChunkSet;
 use protocol::RefusalCode;
 use protocol::deliver::{ClientMessage, SeederMessage};
+use protocol::serving::{FIRST_WINDOW, FORGIVE_TIMES};
+use seeder::Running;
 
 use crate::client::Client;
 use crate::world::{World, eventually, kill, stop};
 
 /// Long enough for a chunk that is on its way to arrive on a busy machine.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// Chunks that may be lost since `began` to a client that acknowledges nothing: a first window, another after a second, a
+/// third after two more, then after four, …
+fn let_out(began: Instant) -> u64 {
+    let times = (began.elapsed().as_secs() + 1).ilog2();
+    u64::from(FIRST_WINDOW * (1 + times.min(FORGIVE_TIMES)))
+}
 
 #[tokio::test]
 async fn a_client_that_never_acknowledges_gets_one_window_over_reconnects_and_restarts() {
@@ -19,7 +29,7 @@ async fn a_client_that_never_acknowledges_gets_one_window_over_reconnects_and_re
     let client = Client::new(10).await;
     let mut seeder = world.seeder("a", &[&goods], |_| {}).await;
     let ticket = world.ticket(&goods, client.peer(), seeder.peer_id());
-    let mut got = Vec::new();
+    let (mut got, began) = (Vec::new(), Instant::now());
     for round in 0..20 {
         let at = seeder.peer_addrs();
         let (mut talk, welcome) = client.begin(&at, &ticket).await;
@@ -41,9 +51,9 @@ async fn a_client_that_never_acknowledges_gets_one_window_over_reconnects_and_re
             seeder = world.start("a").await;
         }
     }
-    assert!(got.len() <= 2, "the window is two chunks: {got:?}");
+    assert!(!got.is_empty() && got.len() as u64 <= let_out(began), "{got:?}");
     let (_, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
-    assert_eq!((welcome.window, welcome.outstanding), (2, 2));
+    assert!(welcome.window == 2 && welcome.outstanding <= 2, "{welcome:?}");
     stop(seeder).await;
 }
 
@@ -81,24 +91,31 @@ async fn a_client_that_reconnects_a_thousand_times_and_draws_from_fifty_seeders_
     assert!(drawn.iter().all(|got| got.len() == 2), "{drawn:?}");
     drop(talks);
 
-    // Again and again at one of them, which is killed now and then.
+    // Again and again at one of them, which is killed now and then. It lets this client in again after a second, then
+    // after two more, then after four; what bounds that is how often it does so.
     let mut seeder = mesh.remove(0);
+    let sent = |seeder: &Running| seeder.status().unwrap()["chunks_sent"].as_u64().unwrap();
+    let (mut lost, began) = (0, Instant::now());
     for round in 0..1000 {
         let (mut talk, welcome) = client.begin(&seeder.peer_addrs(), &ticket).await;
-        assert_eq!((welcome.window, welcome.outstanding), (2, 2), "round {round}");
+        assert!(welcome.window == 2 && welcome.outstanding <= 2, "round {round}: {welcome:?}");
         talk.want(0..16).await;
         if round % 250 == 249 {
+            lost += sent(&seeder);
             kill(seeder).await;
             seeder = world.start("s0").await;
         }
     }
     let (mut talk, _) = client.begin(&seeder.peer_addrs(), &ticket).await;
     talk.want(0..16).await;
-    assert_eq!(talk.drain(QUIET).await, Vec::<u32>::new());
+    talk.drain(QUIET).await;
+    lost += sent(&seeder);
     println!(
-        "50 seeders: {} chunks at once; 1000 reconnects and 4 kills: no more",
-        drawn.iter().map(Vec::len).sum::<usize>()
+        "50 seeders: {} chunks at once; 1000 reconnects and 4 kills in {:.1} s: {lost} chunks of one seeder",
+        drawn.iter().map(Vec::len).sum::<usize>(),
+        began.elapsed().as_secs_f64()
     );
+    assert!(lost >= 2 && lost <= let_out(began), "{lost}");
     stop(seeder).await;
     for seeder in mesh {
         stop(seeder).await;
