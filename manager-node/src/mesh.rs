@@ -83,6 +83,10 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
             ctx.enrolled_seeder(&peer, now)?;
             Ok(MeshResponse::Reach(Box::pin(reach::dial_back(ctx, peer)).await?))
         }
+        MeshRequest::Introduce { .. } => Err(Refusal::new(
+            RefusalCode::NotEntitled,
+            "seeders introduce themselves to seeders; a manager takes reports",
+        )),
         MeshRequest::Manifest { digest } => {
             ctx.enrolled_seeder(&peer, now)?;
             let found = ctx.catalogue.manifest(&digest).map_err(Refused::from)?;

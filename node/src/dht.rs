@@ -1,7 +1,7 @@
 //! Who provides a content, when nobody in the ticket's list answers. The table is a hint that strangers could fill
 //! with lies, so only peers that a role vouches for take part in it, and every list in it has an end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use libp2p::core::Endpoint;
@@ -10,7 +10,7 @@ use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult, Re
 use libp2p::swarm::{ConnectionId, NetworkBehaviour};
 use libp2p::{Multiaddr, PeerId as NetPeerId};
 use protocol::PeerAddrs;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::address::{address_from_libp2p, address_to_libp2p, peer_from_libp2p, peer_to_libp2p};
 use crate::config::Limits;
@@ -129,6 +129,13 @@ impl NodeHandle {
         self.ask_dht(|reply| DhtCommand::Bootstrap { reply }).await
     }
 
+    /// Connected peers that take part in the DHT and are not in this node's table: nobody vouched for them yet, or no
+    /// address of theirs is known. A role that has looked at one calls [`NodeHandle::add_dht_peer`]. Closes when the node
+    /// stops.
+    pub fn dht_newcomers(&self) -> watch::Receiver<BTreeSet<protocol::PeerId>> {
+        self.newcomers().clone()
+    }
+
     async fn ask_dht(&self, command: impl FnOnce(Done) -> DhtCommand) -> Result<(), DhtError> {
         self.ask(|reply| Command::Dht(command(reply))).await.map_err(|_| DhtError::Stopped)?
     }
@@ -138,8 +145,10 @@ impl NodeHandle {
 pub(crate) struct DhtState {
     // Peers that a role vouches for.
     members: Members,
+    newcomers: watch::Sender<BTreeSet<protocol::PeerId>>,
     finds: HashMap<QueryId, Find>,
     waits: HashMap<QueryId, Done>,
+    max_newcomers: usize,
     max_members: usize,
     max_queries: usize,
     max_addresses: usize,
@@ -154,12 +163,31 @@ impl DhtState {
     pub(crate) fn new(limits: &Limits, members: Members) -> Self {
         Self {
             members,
+            newcomers: watch::Sender::default(),
             finds: HashMap::new(),
             waits: HashMap::new(),
+            max_newcomers: limits.dht_newcomers,
             max_members: limits.dht_peers,
             max_queries: limits.dht_queries,
             max_addresses: PeerAddrs::MAX_ADDRS,
         }
+    }
+
+    pub(crate) fn newcomers(&self) -> watch::Receiver<BTreeSet<protocol::PeerId>> {
+        self.newcomers.subscribe()
+    }
+
+    /// The last connection with a peer is closed: when it comes back, it is met anew.
+    pub(crate) fn on_gone(&mut self, peer: &NetPeerId) {
+        if let Some(peer) = peer_from_libp2p(peer) {
+            self.newcomers.send_if_modified(|newcomers| newcomers.remove(&peer));
+        }
+    }
+
+    fn met(&mut self, peer: &NetPeerId) {
+        let Some(peer) = peer_from_libp2p(peer) else { return };
+        let most = self.max_newcomers;
+        self.newcomers.send_if_modified(|newcomers| newcomers.len() < most && newcomers.insert(peer));
     }
 
     pub(crate) fn on_command(&mut self, kad: Option<&mut Kad>, command: DhtCommand) {
@@ -213,8 +241,13 @@ impl DhtState {
 
     pub(crate) fn add(&mut self, kad: &mut Kad, peer: &PeerAddrs) -> Result<(), DhtError> {
         let Some(id) = self.vouch(&peer.peer)? else { return Ok(()) };
+        let mut placed = false;
         for address in peer.addrs.iter().filter_map(|address| address_to_libp2p(address, &id)) {
             kad.add_address(&id, address);
+            placed = true;
+        }
+        if placed {
+            self.on_gone(&id);
         }
         Ok(())
     }
@@ -262,6 +295,9 @@ impl DhtState {
             {
                 kad.add_address(&peer, address);
             }
+            kad::Event::RoutablePeer { peer, .. }
+            | kad::Event::PendingRoutablePeer { peer, .. }
+            | kad::Event::UnroutablePeer { peer } => self.met(&peer),
             _ => {}
         }
     }

@@ -1,6 +1,7 @@
 //! The front of a node: starting it, and a clonable handle whose every method is a command to the network task with
 //! an answer, so that a stopped node is an error value and nothing else.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ struct Inner {
     metrics: Metrics,
     counts: NodeMetrics,
     reach: watch::Receiver<Reach>,
+    newcomers: watch::Receiver<BTreeSet<PeerId>>,
 }
 
 impl Node {
@@ -80,6 +82,7 @@ impl Node {
         let (gossip, verdicts) = GossipState::new(&config, counts.gossip.clone());
         let (mut reach, telling) = ReachState::new(&config, members, counts.clone());
         reach.start(&mut swarm);
+        let newcomers = dht.newcomers();
         let (commands, receiver) = mpsc::channel(config.limits.commands.max(1));
         let host = Host { swarm, commands: receiver, gossip, verdicts, dht, reach, metrics: counts.clone() };
         supervisor.spawn_critical(TASK, host.run(supervisor.clone()));
@@ -93,6 +96,7 @@ impl Node {
                 metrics: config.metrics,
                 counts,
                 reach: telling,
+                newcomers,
             }),
         })
     }
@@ -320,6 +324,10 @@ impl NodeHandle {
 
     pub(crate) fn commands(&self) -> &mpsc::Sender<Command> {
         &self.inner.commands
+    }
+
+    pub(crate) fn newcomers(&self) -> &watch::Receiver<BTreeSet<PeerId>> {
+        &self.inner.newcomers
     }
 
     pub(crate) fn counts(&self) -> &NodeMetrics {

@@ -131,6 +131,7 @@ impl Host {
                     self.dht.on_event(kad, event);
                 }
             }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => self.dht.on_gone(&peer_id),
             // A peer whose cable was pulled says nothing; without this its streams would look alive for a quarter hour.
             SwarmEvent::Behaviour(NodeBehaviourEvent::Ping(ping::Event {
                 peer,

@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use crate::amount::Amount;
 use crate::certificate::{MerchantCert, SeederCert};
 use crate::entitlement::{Move, Recovery};
-use crate::ids::{Address, Digest, Nonce, PeerId, ProductId, TransactionId};
+use crate::ids::{Address, Digest, Nonce, PeerAddrs, PeerId, ProductId, TransactionId};
 use crate::manifest::{KeyPolicy, Manifest};
 use crate::ranges::ChunkSet;
 use crate::receipt::{Completion, Mark, SealedBatch};
@@ -375,6 +375,14 @@ pub enum MeshRequest {
     },
     /// Can others reach it? The manager tries, as a stranger, at the addresses of its last report.
     DialBack,
+    /// One seeder to another: this is my enrolment, and there I am. So seeders of the DHT know each other without a
+    /// manager.
+    Introduce {
+        /// The asking seeder's.
+        certificate: Signed<SeederCert>,
+        /// Where it is reached, at most [`PeerAddrs::MAX_ADDRS`].
+        addrs: Vec<Address>,
+    },
 }
 
 /// Answers to seeders.
@@ -405,6 +413,13 @@ pub enum MeshResponse {
     /// To [`MeshRequest::DialBack`]: each address, and why nobody answered there or `None`. The reason has at most
     /// [`Refusal::MAX_DETAIL`] bytes.
     Reach(Vec<(Address, Option<String>)>),
+    /// To [`MeshRequest::Introduce`]: the same of the one that answers.
+    Introduced {
+        /// The answering seeder's.
+        certificate: Signed<SeederCert>,
+        /// Where it is reached, at most [`PeerAddrs::MAX_ADDRS`].
+        addrs: Vec<Address>,
+    },
 }
 
 impl MeshResponse {
@@ -549,7 +564,7 @@ const _: () = assert!(ChunkSet::MAX_RANGES * 10 < 12 * 1024);
 
 impl JoinLine {
     /// The manager addresses to call, first the first.
-    pub fn first_manager(&self) -> Option<&crate::ids::PeerAddrs> {
+    pub fn first_manager(&self) -> Option<&PeerAddrs> {
         self.managers.first()
     }
 }

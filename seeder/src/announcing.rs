@@ -21,14 +21,23 @@ const AT_ONCE: usize = 16;
 const ENOUGH: usize = 2;
 /// Finding that out takes this long at most.
 const ASK: Duration = Duration::from_secs(2);
-/// Announcements that found nobody are tried again after this time, at the latest.
+/// Announcements that found nobody are tried again after this time, at the latest; those that may have come too early to
+/// be kept are repeated after it.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// What is announced, and since when it should have been: an entry for each content held.
 #[derive(Default)]
 struct Told {
-    due: BTreeMap<Digest, Instant>,
+    due: BTreeMap<Digest, Due>,
     announced: BTreeSet<Digest>,
+}
+
+#[derive(Clone, Copy)]
+struct Due {
+    at: Instant,
+    /// Those who are told next may not have heard yet that this seeder is enrolled, and nothing says that they passed it
+    /// over: it is soon told again.
+    again: bool,
 }
 
 /// Announces complete contents until the seeder stops, those of earlier runs included.
@@ -45,7 +54,9 @@ pub(crate) async fn announce(seeder: Arc<Seeder>) -> Result<(), std::convert::In
             seeder.node.stop_providing(key(&seeder, &gone)).await;
         }
         // Others remember the addresses of the moment of announcing.
-        if std::mem::replace(&mut addresses, seeder.addresses()) != addresses {
+        let moved = std::mem::replace(&mut addresses, seeder.addresses()) != addresses;
+        // Whoever was met since has heard of nothing yet.
+        if seeder.acquaintances.take_new() || moved {
             told.all_due();
         }
         let round = round(&seeder, &mut told, every);
@@ -54,7 +65,7 @@ pub(crate) async fn announce(seeder: Arc<Seeder>) -> Result<(), std::convert::In
             () = round => {}
         }
         report(&seeder, &told, every);
-        let next = told.due.values().min().copied().unwrap_or_else(|| Instant::now() + AGAIN);
+        let next = told.due.values().map(|due| due.at).min().unwrap_or_else(|| Instant::now() + AGAIN);
         let pause = next.saturating_duration_since(Instant::now()).clamp(AGAIN.min(every) / 4, AGAIN);
         tokio::select! {
             () = token.cancelled() => return Ok(()),
@@ -71,7 +82,7 @@ fn key(seeder: &Seeder, content: &Digest) -> [u8; 32] {
 /// Announces what is due: at once what few others hold, the rest after that.
 async fn round(seeder: &Seeder, told: &mut Told, every: Duration) {
     let now = Instant::now();
-    let due: Vec<Digest> = told.due.iter().filter(|(_, at)| **at <= now).map(|(content, _)| *content).collect();
+    let due: Vec<Digest> = told.due.iter().filter(|(_, due)| due.at <= now).map(|(content, _)| *content).collect();
     let mut sorted = stream::iter(due).map(|content| first(seeder, content)).buffer_unordered(AT_ONCE);
     let mut later = Vec::new();
     while let Some((content, outcome)) = sorted.next().await {
@@ -130,7 +141,7 @@ impl Told {
         self.due.retain(|content, _| held.contains(content));
         let now = Instant::now();
         for content in held {
-            self.due.entry(*content).or_insert(now);
+            self.due.entry(*content).or_insert(Due { at: now, again: true });
         }
         let gone: Vec<Digest> = self.announced.difference(held).copied().collect();
         self.announced.retain(|content| held.contains(content));
@@ -139,24 +150,24 @@ impl Told {
 
     fn all_due(&mut self) {
         let now = Instant::now();
-        for at in self.due.values_mut() {
-            *at = now.min(*at);
+        for due in self.due.values_mut() {
+            *due = Due { at: now.min(due.at), again: true };
         }
     }
 
     fn take(&mut self, content: Digest, outcome: Result<(), DhtError>, every: Duration) {
         // At most our own table has it now.
         if let Ok(()) = outcome {
-            // The first time, those who are told may not have heard yet that this seeder is enrolled, and nothing says
-            // that they passed it over: it is soon repeated.
-            let pause = if self.announced.insert(content) { AGAIN.min(every) } else { every };
-            self.due.insert(content, Instant::now() + pause);
+            self.announced.insert(content);
+            let again = self.due.get(&content).is_none_or(|due| due.again);
+            let pause = if again { AGAIN.min(every) } else { every };
+            self.due.insert(content, Due { at: Instant::now() + pause, again: false });
         }
     }
 
     fn late(&self, by: Duration) -> usize {
         let now = Instant::now();
-        self.due.values().filter(|at| now.saturating_duration_since(**at) > by).count()
+        self.due.values().filter(|due| now.saturating_duration_since(due.at) > by).count()
     }
 }
 
@@ -172,7 +183,7 @@ mod tests {
         assert!(told.keep_only(&[a, b].into()).is_empty());
         told.take(a, Ok(()), every);
         told.take(b, Err(DhtError::NoPeers), every);
-        let due = |told: &Told| told.due.values().filter(|at| **at <= Instant::now()).count();
+        let due = |told: &Told| told.due.values().filter(|due| due.at <= Instant::now()).count();
         assert_eq!((due(&told), told.late(Duration::ZERO), told.late(every)), (1, 1, 0));
         told.all_due();
         assert_eq!(due(&told), 2);

@@ -9,6 +9,7 @@ use protocol::{Address, Digest, Keypair, PeerId};
 use store::Db;
 use tokio::sync::Notify;
 
+use crate::acquaintance::Acquaintances;
 use crate::chunks::ChunkReader;
 use crate::config::Config;
 use crate::counts::Counts;
@@ -41,6 +42,7 @@ pub(crate) struct Seeder {
     pub(crate) served: Served,
     pub(crate) drain: Drain,
     pub(crate) denied: Denied,
+    pub(crate) acquaintances: Acquaintances,
     addresses: RwLock<Vec<Address>>,
 }
 
@@ -173,6 +175,7 @@ impl Seeder {
             served: Served::default(),
             drain: Drain::default(),
             denied: parts.denied,
+            acquaintances: Acquaintances::default(),
             addresses: RwLock::default(),
         }
     }

@@ -231,6 +231,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "key_set_version": seeder.network.trust().map(|trust| trust.key_set().version),
         "revocation_epoch": seeder.network.revoked().number(),
         "fork": seeder.network.fork(),
+        "acquaintances": seeder.acquaintances.count(),
         "clock": clock_json(seeder.network.clock(now)),
         "contents": contents,
         "damaged_contents": damaged,

@@ -5,7 +5,11 @@
 //! Four concerns, four parts: admission (who is served), serving (what is sent, under which account), the outbox (what
 //! was delivered), and replication (what is kept).
 
+// What `status` says is one JSON literal with many fields.
+#![recursion_limit = "256"]
+
 mod accounts;
+mod acquaintance;
 mod admission;
 mod announcing;
 mod chunks;

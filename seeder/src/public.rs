@@ -1,15 +1,16 @@
 //! What is public of a network, anybody may ask of any seeder: its keys, its revocations, and the manager's newest sign
 //! of life, each as it was signed. So a client that has never met the network needs one node of it that is up, and it
-//! need not be the manager.
+//! need not be the manager. Other seeders introduce themselves here.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use node::{AcceptError, CallLimits, Protocol, serve_calls};
 use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse};
-use protocol::{Refusal, RefusalCode};
+use protocol::{PeerId, Refusal, RefusalCode};
 use store::{Db, StoreError};
 
+use crate::acquaintance;
 use crate::context::Seeder;
 use crate::tables::{EPOCHS, HEARTBEAT};
 
@@ -20,10 +21,10 @@ const LIMITS: CallLimits = CallLimits { concurrent: 32, per_peer: 4, io_timeout:
 /// Starts the service.
 pub(crate) async fn serve(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
     let shared = Arc::clone(seeder);
-    let respond = move |_, request: MeshRequest| {
+    let respond = move |peer, request: MeshRequest| {
         let seeder = Arc::clone(&shared);
         async move {
-            let answered = answer(&seeder, request).await;
+            let answered = answer(&seeder, peer, request).await;
             answered.unwrap_or_else(|refusal| {
                 seeder.counts.refusals.inc([refusal.code.as_str()]);
                 MeshResponse::Refused(refusal)
@@ -33,7 +34,7 @@ pub(crate) async fn serve(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
     serve_calls(&seeder.supervisor, &seeder.node, MESH, LIMITS, respond).await
 }
 
-async fn answer(seeder: &Seeder, request: MeshRequest) -> Result<MeshResponse, Refusal> {
+async fn answer(seeder: &Seeder, peer: PeerId, request: MeshRequest) -> Result<MeshResponse, Refusal> {
     let not_yet = || Refusal::new(RefusalCode::NotEnrolled, "not known to this seeder yet").retry_after(30_000);
     match request {
         MeshRequest::KeySet => {
@@ -48,6 +49,9 @@ async fn answer(seeder: &Seeder, request: MeshRequest) -> Result<MeshResponse, R
             let from = after.saturating_add(1);
             let epochs = read(seeder, move |db| db.read(|txn| EPOCHS.range(txn, from.., MeshResponse::EPOCHS_PAGE)));
             Ok(MeshResponse::Epochs(epochs.await?.into_iter().map(|(_, epoch)| epoch).collect()))
+        }
+        MeshRequest::Introduce { certificate, addrs } => {
+            Box::pin(acquaintance::meet(seeder, peer, certificate, addrs)).await
         }
         _ => Err(Refusal::new(RefusalCode::NotEntitled, "a seeder answers for what is public; ask the manager")),
     }

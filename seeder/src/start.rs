@@ -21,7 +21,9 @@ use crate::init::key_path;
 use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
 use crate::tables::SCHEMA;
-use crate::{announcing, control, garbage, gossip, outbox, post, public, reach, replication, serving, sync, upkeep};
+use crate::{
+    acquaintance, announcing, control, garbage, gossip, outbox, post, public, reach, replication, serving, sync, upkeep,
+};
 
 /// Why a seeder did not start. Each is one line with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +176,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         supervisor.spawn_critical("receipt post", post::send_batches(each()));
         supervisor.spawn_critical("replication queue", replication::work(each()));
         supervisor.spawn_critical("takedowns", upkeep::purge(each()));
+        supervisor.spawn_critical("acquaintance with other seeders", acquaintance::get_acquainted(each()));
         supervisor.spawn_critical("announcements", announcing::announce(each()));
         supervisor.spawn_critical("pruning", upkeep::prune(each()));
         supervisor.spawn_critical("garbage collection", garbage::collect(each()));

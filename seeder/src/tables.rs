@@ -8,7 +8,7 @@ use protocol::replication::Placement;
 use protocol::serving::ServeAccount;
 use protocol::statement::Statement;
 use protocol::trust::{Heartbeat, KeySet, RevocationEpoch};
-use protocol::{ContentId, Digest, Nonce, PeerId, Signed, TransactionId, wire};
+use protocol::{Address, ContentId, Digest, Nonce, PeerId, Signed, TransactionId, wire};
 use store::{Mark, Table};
 
 /// Number of this set of tables.
@@ -55,6 +55,9 @@ pub(crate) const OLD_KEY_SETS: Table<u64, Signed<KeySet>> = Table::new("old key 
 /// Copies ordered and not yet made, by the digest of the signed manifest.
 pub(crate) const PLACEMENTS: Table<Digest, Placement> = Table::new("placements");
 
+/// Seeders that were met, and where: the way into the DHT while no manager answers.
+pub(crate) const ACQUAINTANCES: Table<PeerId, Acquaintance> = Table::new("acquaintances");
+
 /// One delivery to one client: 16 bytes transaction, 4 bytes delivery (big endian), 32 bytes client.
 pub(crate) type AccountKey = [u8; 52];
 
@@ -75,6 +78,15 @@ pub(crate) struct AccountRecord {
     pub(crate) manifest: Digest,
     /// Unix milliseconds.
     pub(crate) keep_until: u64,
+}
+
+/// A seeder that showed its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Acquaintance {
+    pub(crate) certificate: Signed<SeederCert>,
+    pub(crate) addrs: Vec<Address>,
+    /// Unix milliseconds.
+    pub(crate) met_at: u64,
 }
 
 /// What the operator is to look at.
@@ -133,6 +145,7 @@ pub(crate) struct ReceiptLine {
 
 wire! {
     AccountRecord => 7 * 1024,
+    Acquaintance => 4 * 1024,
     ForkNote => 512,
     Due => 16,
     CoveredAt => 16,

@@ -527,7 +527,7 @@ fn mesh() -> Vec<Sample> {
         due_at: None,
     };
     let address = Address::new("/ip4/192.0.2.1/tcp/4001").unwrap();
-    let reach = vec![(address.clone(), None), (address, Some("connection refused".into()))];
+    let reach = vec![(address.clone(), None), (address.clone(), Some("connection refused".into()))];
     let report = SeederReport {
         addrs: vec![Address::new("/ip4/192.0.2.1/udp/4001/quic-v1").unwrap()],
         held: vec![manifest_digest()],
@@ -541,6 +541,8 @@ fn mesh() -> Vec<Sample> {
     };
     let revocation = network_key(KeyPurpose::Revocation);
     let cert = Signed::sign(&seeder_cert(), &network_key(KeyPurpose::Enrolment));
+    let introduce = MeshRequest::Introduce { certificate: cert.clone(), addrs: vec![address.clone()] };
+    let introduced = MeshResponse::Introduced { certificate: cert.clone(), addrs: vec![address] };
     let manifest = Signed::sign(&manifest(), &network_key(KeyPurpose::Catalogue));
     vec![
         sample("key-set", &MeshRequest::KeySet),
@@ -566,6 +568,8 @@ fn mesh() -> Vec<Sample> {
         sample("explained", &MeshResponse::Explained(Box::new(explanation))),
         sample("released", &MeshResponse::Released(vec![manifest_digest()])),
         sample("reach", &MeshResponse::Reach(reach)),
+        sample("introduce", &introduce),
+        sample("introduced", &introduced),
     ]
 }
 

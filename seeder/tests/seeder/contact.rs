@@ -1,7 +1,8 @@
 //! Between seeder and manager: joining, reporting, and what goes through the mesh.
 
 use protocol::api::{
-    GossipedBatch, News, SEEDER_PROTOCOL, SeederRequest, SeederResponse, news_topic, receipts_topic_of_shard,
+    GossipedBatch, MESH_PROTOCOL, MeshRequest, MeshResponse, News, SEEDER_PROTOCOL, SeederRequest, SeederResponse,
+    news_topic, receipts_topic_of_shard,
 };
 use protocol::deliver::ClientMessage;
 use protocol::trust::{KeyPurpose, Revocations};
@@ -61,6 +62,30 @@ async fn only_a_manager_may_nudge() {
         stranger.node.call(&seeder.peer_addrs(), protocol, &SeederRequest::Nudge, LIMIT).await.unwrap();
     assert!(matches!(answer, SeederResponse::Refused(refusal) if refusal.code == RefusalCode::NotEntitled));
     stop(seeder).await;
+}
+
+#[tokio::test]
+async fn seeders_that_meet_know_each_other_and_those_who_show_no_certificate_of_their_own_stay_strangers() {
+    let world = World::new(false).await;
+    let (a, b) = (world.seeder("a", &[], |_| {}).await, world.seeder("b", &[], |_| {}).await);
+    let known = |seeder: &seeder::Running| seeder.status().unwrap()["acquaintances"].as_u64().unwrap();
+    assert_eq!((known(&a), known(&b)), (0, 0), "nothing leads them to each other yet");
+    let stranger = Client::new(10).await;
+    let introduce = |certificate| MeshRequest::Introduce { certificate, addrs: Vec::new() };
+    let stolen = introduce(world.office.certificate(b.peer_id()));
+    let protocol = node::Protocol::new(MESH_PROTOCOL);
+    let answer: MeshResponse = stranger.node.call(&a.peer_addrs(), protocol, &stolen, LIMIT).await.unwrap();
+    assert!(matches!(&answer, MeshResponse::Refused(no) if no.code == RefusalCode::NotEnrolled), "{answer:?}");
+
+    a.handle().connect(&b.peer_addrs(), LIMIT).await.unwrap();
+    for seeder in [&a, &b] {
+        eventually("an acquaintance", || async { (known(seeder) == 1).then_some(()) }).await;
+    }
+    world.office.revoke(Revocations { peers: vec![b.peer_id()], ..Revocations::default() });
+    world.manager.nudge(&a.peer_addrs()).await;
+    eventually("the revoked one being forgotten", || async { (known(&a) == 0).then_some(()) }).await;
+    stop(a).await;
+    stop(b).await;
 }
 
 #[tokio::test]

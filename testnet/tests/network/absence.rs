@@ -1,6 +1,8 @@
 //! Nodes that go away at bad moments: deliveries go on as long as anybody has the goods, and every receipt is counted
 //! once in the end.
 
+use client_node::FetchOptions;
+use protocol::api::provider_key;
 use protocol::trust::JoinLine;
 use protocol::{Address, PeerAddrs};
 use testnet::adversary::{Outcome, Tampering, present};
@@ -177,6 +179,62 @@ async fn with_all_listed_sources_dead_others_are_found() {
     let from = |number: usize| outcome.sources.iter().find(|s| s.peer == network.seeders[number].peer());
     assert_eq!(from(1).unwrap().chunks, product.chunks, "{:?}", outcome.sources);
     assert_counted(&network, id, &outcome, product.chunks, &[]).await;
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_one_address_of_any_seeder_a_new_client_finds_one_that_came_back_after_the_manager_was_gone() {
+    show_logs();
+    // The first has no room for goods and only leads to others; the second will be listed, and the third be found.
+    let (bootstrap, listed, found) = (0, 1, 2);
+    let plan = Plan::new(3).copies(2).manager(|config| config.seeder_away_ms = 2500).seeder(move |number, config| {
+        config.announce_ms = 5000;
+        if number == bootstrap {
+            config.capacity = 64 * KIB;
+        }
+    });
+    let mut network = Network::start(plan).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 600 * KIB, &Terms::default()).await.unwrap();
+    for number in [listed, found] {
+        assert!(network.seeders[number].holds(1).await);
+    }
+    // Nobody bought anything yet. They know each other because they met.
+    for seeder in &network.seeders {
+        let met = || async { (seeder.count("acquaintances") >= 3).then_some(()) };
+        until("all seeders knowing each other", met).await.unwrap();
+    }
+
+    // One holder is away while the lease is made; the other one, the manager and the origin are gone when it is used.
+    network.seeders[found].stop().await.unwrap();
+    let gone = || async { (!network.is_here(network.seeders[found].peer()).await.ok()?).then_some(()) };
+    until("the seeder being away", gone).await.unwrap();
+    let (buyer, client) = (network.client("buyer").await.unwrap(), network.client("client").await.unwrap());
+    let voucher = network.voucher(10_000).await.unwrap();
+    let bought = buyer.buy(&network.merchants[0], product.product, &voucher, Some(client.peer())).await.unwrap();
+    let ticket = bought.ticket.unwrap();
+    let sources = ticket.ticket.lease.peek().unwrap().sources;
+    assert!(!sources.contains(&network.seeders[found].peer()), "{sources:?}");
+    network.manager.crash().await;
+    network.seeders[listed].crash().await;
+    network.seeders[bootstrap].crash().await;
+    for number in [bootstrap, found] {
+        network.seeders[number].start().await.unwrap();
+    }
+    let key = *provider_key(&ticket.join.network(), &product.manifest).as_bytes();
+    let table = network.seeders[bootstrap].running().unwrap().handle().clone();
+    let back = network.seeders[found].peer();
+    let announced = || async {
+        let providers = table.find_providers(key, 8, std::time::Duration::from_secs(1)).await.ok()?;
+        providers.iter().any(|provider| provider.peer == back).then_some(())
+    };
+    until("the content being announced without the manager", announced).await.unwrap();
+
+    let options = FetchOptions { sources: vec![network.seeders[bootstrap].at().unwrap()], ..Client::options() };
+    let fetch = client.fetch(by_ticket(&ticket), options);
+    let outcome = fetch.done().await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let from = outcome.sources.iter().find(|source| source.peer == back).unwrap();
+    assert_eq!(from.chunks, product.chunks, "{:?}", outcome.sources);
     network.stop().await.unwrap();
 }
 

@@ -1,0 +1,250 @@
+//! Seeders make themselves known to each other: whoever takes part in the DHT and is met by chance shows its certificate,
+//! and from then on each asks the other, keeps its records and leads to it. Only the manager could vouch otherwise, and
+//! the DHT is for the days when it is away; so acquaintances are remembered over a restart, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use node::Protocol;
+use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse};
+use protocol::certificate::SeederCert;
+use protocol::{Address, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
+use store::StoreError;
+use tokio::time::Instant;
+
+use crate::clock::{BackOff, now_ms};
+use crate::context::Seeder;
+use crate::network::TakeError;
+use crate::tables::{ACQUAINTANCES, Acquaintance};
+
+const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
+/// Acquaintances kept on disk, about 1 KiB each; past it the one met longest ago makes room. A few that are up lead to all.
+const REMEMBERED: usize = 256;
+/// As many peers as a content is announced to: up to here a new acquaintance is one of them, whatever its key.
+const NEAR: usize = 20;
+/// Introductions under way at once.
+const AT_ONCE: usize = 8;
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// That somebody was met again is written down no more often than this, milliseconds.
+const NOTE_EVERY_MS: u64 = 60 * 60 * 1000;
+
+/// Who was met since the start, or is remembered: as many as the DHT's table takes, 32 bytes each.
+#[derive(Debug, Default)]
+pub(crate) struct Acquaintances {
+    known: Mutex<BTreeSet<PeerId>>,
+    wants_announcing: AtomicBool,
+}
+
+impl Acquaintances {
+    pub(crate) fn count(&self) -> usize {
+        self.known().len()
+    }
+
+    /// Was somebody met since this was last asked who is to hear what is here? In a small network everybody is.
+    pub(crate) fn take_new(&self) -> bool {
+        self.wants_announcing.swap(false, Ordering::Relaxed)
+    }
+
+    // Between plain insertions and removals nothing can be half done.
+    fn known(&self) -> MutexGuard<'_, BTreeSet<PeerId>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Introduces this seeder to those it meets until it stops.
+pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let mut newcomers = seeder.node.dht_newcomers();
+    let mut changes = seeder.network.changes();
+    let mut waiting: BTreeMap<PeerId, (BackOff, Instant)> = BTreeMap::new();
+    let mut revoked = None;
+    recall(&seeder).await?;
+    loop {
+        changes.mark_unchanged();
+        let epoch = seeder.network.revoked().number();
+        if revoked.replace(epoch) != Some(epoch) {
+            forget_revoked(&seeder).await?;
+        }
+        let here = newcomers.borrow_and_update().clone();
+        // Those who left are met anew; so there are never more entries than newcomers.
+        waiting.retain(|peer, _| here.contains(peer));
+        // Without a certificate of its own it has nothing to show.
+        if let Ok(certificate) = seeder.network.certificate(now_ms()) {
+            let now = Instant::now();
+            let due = here.into_iter().filter(|peer| waiting.get(peer).is_none_or(|(_, at)| *at <= now));
+            let mut answers = stream::iter(due.collect::<Vec<_>>())
+                .map(|peer| introduce(&seeder, peer, certificate.clone()))
+                .buffer_unordered(AT_ONCE);
+            while let Some((peer, outcome)) = answers.next().await {
+                match outcome {
+                    Ok(()) => drop(waiting.remove(&peer)),
+                    Err(TakeError::Store(error)) => return Err(error),
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "not acquainted yet");
+                        let fresh = || (BackOff::new(seeder.config.retry_ms), Instant::now());
+                        let (back_off, at) = waiting.entry(peer).or_insert_with(fresh);
+                        *at = Instant::now() + back_off.pause();
+                    }
+                }
+            }
+        }
+        let next = waiting.values().map(|(_, at)| *at).min();
+        let retry = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            changed = newcomers.changed() => if changed.is_err() { return Ok(()) },
+            // The sender of changes lives as long as the seeder.
+            _ = changes.changed() => {}
+            () = retry => {}
+        }
+    }
+}
+
+async fn introduce(seeder: &Seeder, peer: PeerId, certificate: Signed<SeederCert>) -> (PeerId, Result<(), TakeError>) {
+    if seeder.manager.is_manager(&peer) {
+        // The join line vouches for it.
+        let at = seeder.node.known_addresses(peer).await.unwrap_or_else(|_| PeerAddrs::from(peer));
+        let _ = seeder.node.add_dht_peer(at).await;
+        return (peer, Ok(()));
+    }
+    let request = MeshRequest::Introduce { certificate, addrs: seeder.addresses() };
+    let answer = seeder.node.call(&PeerAddrs::from(peer), MESH, &request, CALL_TIMEOUT).await;
+    let outcome = match answer {
+        Ok(MeshResponse::Introduced { certificate, addrs }) => take(seeder, peer, certificate, addrs).await,
+        Ok(MeshResponse::Refused(refusal)) => Err(refusal.into()),
+        Ok(_) => Err(Refusal::new(RefusalCode::Malformed, "another answer than to an introduction").into()),
+        Err(error) => Err(Refusal::new(RefusalCode::Overloaded, error.to_string()).into()),
+    };
+    (peer, outcome)
+}
+
+/// Answers somebody who introduces itself.
+pub(crate) async fn meet(
+    seeder: &Seeder,
+    peer: PeerId,
+    certificate: Signed<SeederCert>,
+    addrs: Vec<Address>,
+) -> Result<MeshResponse, Refusal> {
+    let own = seeder.network.certificate(now_ms())?;
+    take(seeder, peer, certificate, addrs).await.map_err(|error| match error {
+        TakeError::Refused(refusal) => refusal,
+        TakeError::Fork(text) => Refusal::new(RefusalCode::KeyRetired, text),
+        TakeError::Store(error) => {
+            tracing::error!(%error, "cannot note an acquaintance");
+            Refusal::new(RefusalCode::Internal, "this seeder's database failed")
+        }
+    })?;
+    Ok(MeshResponse::Introduced { certificate: own, addrs: seeder.addresses() })
+}
+
+/// Takes a peer into the DHT that shows a good certificate.
+async fn take(
+    seeder: &Seeder,
+    peer: PeerId,
+    certificate: Signed<SeederCert>,
+    mut addrs: Vec<Address>,
+) -> Result<(), TakeError> {
+    let now = now_ms();
+    judge(seeder, peer, &certificate, now)?;
+    if addrs.len() > PeerAddrs::MAX_ADDRS {
+        return Err(Refusal::new(RefusalCode::TooLarge, "an introduction names at most 16 addresses").into());
+    }
+    // What a node listens on without knowing its own address leads nowhere from elsewhere.
+    addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
+    let at = PeerAddrs::new(peer, addrs);
+    if let Err(error) = seeder.node.add_dht_peer(at.clone()).await {
+        tracing::debug!(%peer, %error, "acquaintance not taken into the DHT");
+    }
+    let (is_new, count) = {
+        let mut known = seeder.acquaintances.known();
+        (known.insert(peer), known.len())
+    };
+    if is_new && count <= NEAR {
+        seeder.acquaintances.wants_announcing.store(true, Ordering::Relaxed);
+        seeder.wake.announce.notify_one();
+    }
+    let met = Acquaintance { certificate, addrs: at.addrs, met_at: now };
+    let before = seeder.db.read(|txn| ACQUAINTANCES.get(txn, &peer))?;
+    let same = |before: &Acquaintance| {
+        let fresh = now.saturating_sub(before.met_at) < NOTE_EVERY_MS;
+        fresh && before.certificate == met.certificate && before.addrs == met.addrs
+    };
+    if before.as_ref().is_some_and(same) {
+        return Ok(());
+    }
+    seeder
+        .db
+        .write(move |txn| {
+            if before.is_none() {
+                let all = ACQUAINTANCES.range(txn, .., REMEMBERED.saturating_add(1))?;
+                let oldest = all.iter().min_by_key(|(_, known)| known.met_at);
+                if let Some((oldest, _)) = oldest.filter(|_| all.len() >= REMEMBERED) {
+                    ACQUAINTANCES.delete(txn, oldest)?;
+                }
+            }
+            ACQUAINTANCES.put(txn, &peer, &met)
+        })
+        .await?;
+    Ok(())
+}
+
+fn judge(seeder: &Seeder, peer: PeerId, certificate: &Signed<SeederCert>, now: u64) -> Result<(), Refusal> {
+    let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
+    let trust = seeder.network.trust().ok_or_else(unknown)?;
+    SeederCert::check(certificate, &peer, &trust, &seeder.network.revoked(), now).map(drop)
+}
+
+/// Takes those of earlier runs into the DHT and looks round there: the manager may be away.
+async fn recall(seeder: &Seeder) -> Result<(), StoreError> {
+    let remembered = seeder.db.read(|txn| ACQUAINTANCES.range(txn, .., REMEMBERED))?;
+    let mut any = false;
+    for (peer, known) in remembered {
+        // One whose certificate is over or revoked shows a new one when it is met.
+        if judge(seeder, peer, &known.certificate, now_ms()).is_err() {
+            continue;
+        }
+        any |= seeder.node.add_dht_peer(PeerAddrs::new(peer, known.addrs)).await.is_ok();
+        seeder.acquaintances.known().insert(peer);
+    }
+    if any && let Err(error) = seeder.node.bootstrap().await {
+        tracing::debug!(%error, "no acquaintance answers yet");
+    }
+    Ok(())
+}
+
+async fn forget_revoked(seeder: &Seeder) -> Result<(), StoreError> {
+    let revoked = seeder.network.revoked().all().peers;
+    for peer in &revoked {
+        seeder.acquaintances.known().remove(peer);
+        seeder.node.remove_dht_peer(*peer).await;
+    }
+    let known = seeder.db.read(|txn| {
+        let mut known = Vec::new();
+        for peer in revoked {
+            if ACQUAINTANCES.contains(txn, &peer)? {
+                known.push(peer);
+            }
+        }
+        Ok::<_, StoreError>(known)
+    })?;
+    if known.is_empty() {
+        return Ok(());
+    }
+    seeder
+        .db
+        .write(move |txn| {
+            for peer in &known {
+                ACQUAINTANCES.delete(txn, peer)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await
+}
