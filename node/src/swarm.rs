@@ -23,7 +23,7 @@ use crate::counted::Traffic;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
-use crate::reach::{DialBacks, Members, relay_config};
+use crate::reach::{DialBacks, Members, Seen, relay_config};
 use crate::streams;
 use crate::tls::Tls;
 
@@ -57,6 +57,7 @@ pub(crate) struct NodeBehaviour {
     // What makes the node reachable, and others by it.
     relay_client: relay::client::Behaviour,
     relay: Toggle<relay::Behaviour>,
+    pub(crate) seen: Seen,
     dcutr: Toggle<dcutr::Behaviour>,
     autonat: Toggle<autonat::client::Behaviour>,
     dial_backs: Toggle<DialBacks>,
@@ -212,6 +213,7 @@ fn behaviour(
         kad: Toggle::from((config.dht != DhtMode::Off).then(|| kad_behaviour(config, peer))),
         relay_client,
         relay: reach.relay.enabled.then(|| relay::Behaviour::new(peer, relay_config(&reach.relay, members))).into(),
+        seen: Seen::default(),
         dcutr: reach.punch.then(|| dcutr::Behaviour::new(peer)).into(),
         autonat: reach.reserve.then(autonat::client::Behaviour::default).into(),
         dial_backs: reach.dial_back.then(DialBacks::new).into(),

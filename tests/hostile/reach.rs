@@ -32,6 +32,12 @@ impl Net {
         internet.forwards();
         internet.address("lo", &format!("{PUBLIC}/32"));
         internet.address("lo", &format!("{PUBLIC_V6}/128"));
+        internet.rules(
+            "table inet traffic {
+               counter between { }
+               chain through { type filter hook forward priority 0; counter name between; }
+             }",
+        );
         let mut network = Network::empty();
         internet.run(|| {
             let mut init = args!["init", "--set", "copies=1", "--set", "relay={enabled=true}"];
@@ -149,6 +155,21 @@ impl Net {
     fn fetching(&self, bought: &Bought) -> Vec<std::ffi::OsString> {
         bought.fetching(&self.network.path("goods"))
     }
+
+    /// Bytes that went between machines over the internet, past the programs that run on it.
+    fn between(&self) -> u64 {
+        self.internet.counted("between")
+    }
+
+    /// Buys and fetches at this machine what a seeder has that only the relay leads to: directly, in the end.
+    fn fetched_past_the_relay(&self, client: &Machine) {
+        self.relayed();
+        let bought = self.sell();
+        let before = self.between();
+        let answer = client.run(|| run(self.fetching(&bought)).ok());
+        self.assert_fetched(&answer);
+        assert!(self.between() - before > SIZE as u64, "the goods went another way than directly");
+    }
 }
 
 /// Where a node on the internet's machine listens, and what it tells others.
@@ -170,6 +191,33 @@ fn a_client_behind_a_router_fetches_from_a_public_seeder() {
     let bought = net.sell();
     let answer = home.run(|| run(net.fetching(&bought)).ok());
     net.assert_fetched(&answer);
+}
+
+#[test]
+fn a_seeder_behind_a_router_serves_a_public_client() {
+    let Some(mut net) = Net::start("a_seeder_behind_a_router_serves_a_public_client", false) else { return };
+    // Whichever port its router chooses: it is the seeder that dials.
+    let home = net.home("s", Nat::RandomPorts);
+    let client = net.public("c");
+    net.seeder_at(&home);
+    net.fetched_past_the_relay(&client);
+}
+
+#[test]
+fn client_and_seeder_behind_routers_meet_by_hole_punching() {
+    let Some(mut net) = Net::start("client_and_seeder_behind_routers_meet_by_hole_punching", false) else { return };
+    let (home, other) = (net.home("s", Nat::KeepsPorts), net.home("c", Nat::KeepsPorts));
+    net.seeder_at(&home);
+    net.fetched_past_the_relay(&other);
+}
+
+#[test]
+fn a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it() {
+    let test = "a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it";
+    let Some(mut net) = Net::start(test, false) else { return };
+    let (home, other) = (net.home("s", Nat::MovesPorts), net.home("c", Nat::KeepsPorts));
+    net.seeder_at(&home);
+    net.fetched_past_the_relay(&other);
 }
 
 #[test]

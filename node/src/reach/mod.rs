@@ -6,6 +6,7 @@ mod circuits;
 mod dial_backs;
 mod relaying;
 mod roads;
+mod seen;
 mod state;
 
 pub use circuits::CircuitLimit;
@@ -13,6 +14,7 @@ pub(crate) use circuits::Circuits;
 pub(crate) use dial_backs::DialBacks;
 pub use relaying::RelayConfig;
 pub(crate) use relaying::{Members, relay_config};
+pub(crate) use seen::Seen;
 pub(crate) use state::ReachState;
 
 use protocol::{Address, PeerId};

@@ -4,16 +4,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, Swarm, dcutr, identify, mdns, relay, upnp};
 use libp2p_autonat::v2::client as autonat;
 use protocol::{Address, PeerAddrs};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::roads::{Road, Roads};
+use super::roads::{Over, Roads, State};
 use super::{CircuitLimit, Members, PortMapping, Reach, ReachConfig, Reachability, RelaySlot, Tried};
 use crate::address::{
     address_from_libp2p, address_to_libp2p, is_loopback, is_relayed, peer_from_libp2p, peer_to_libp2p, relay_of,
@@ -32,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// After a relay refused or failed; doubled with each time that follows, up to the maximum.
 const RETRY: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
+/// A connection to a relay that is missing beside the one for the slot is made again after this time.
+const MEND: Duration = Duration::from_secs(60);
 /// How long the way to a peer is prepared at most; after that it is dialled as it is.
 const PREPARE: Duration = Duration::from_secs(2);
 /// Ways prepared at once; further peers are dialled unprepared.
@@ -50,6 +54,8 @@ struct Offer {
     slot: Slot,
     not_before: Instant,
     failures: u32,
+    /// When missing connections to the relay are made again.
+    mend: Instant,
     trouble: Option<String>,
 }
 
@@ -68,6 +74,8 @@ struct Way {
     addresses: Vec<Multiaddr>,
     relays: Vec<(PeerId, Vec<Multiaddr>)>,
     until: Instant,
+    /// It is connected, over a relay that was not ready: the two could not agree to dial each other.
+    again: bool,
 }
 
 pub(crate) struct ReachState {
@@ -150,7 +158,11 @@ impl ReachState {
     pub(crate) fn due(&self) -> Instant {
         let ways = self.ways.iter().map(|way| way.until);
         let listens = self.listening_since.map(|since| since + LISTENS).filter(|_| !self.ways.is_empty());
-        let slots = self.offers.values().filter(|offer| matches!(offer.slot, Slot::None)).map(|offer| offer.not_before);
+        let slots = self.offers.values().filter_map(|offer| match offer.slot {
+            Slot::None => Some(offer.not_before),
+            Slot::Held(..) => Some(offer.mend),
+            Slot::Road | Slot::Asked(_) => None,
+        });
         let now = Instant::now();
         let later = now + Duration::from_secs(3600);
         // What is due and cannot be done for want of something else waits for that.
@@ -164,6 +176,24 @@ impl ReachState {
 
     /// A peer that only relays lead to is to be dialled.
     pub(crate) fn prepare(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if !self.config.punch || self.ways.len() >= PREPARED {
+            swarm.behaviour_mut().streams.dial_relayed(peer, addresses);
+            return;
+        }
+        self.make_way(swarm, peer, addresses, false);
+    }
+
+    /// A part of the library dialled a peer over a relay by itself. What this node offers such a peer to dial is settled with
+    /// the connection; so it takes another one, over the relay when that is ready.
+    fn relayed_unprepared(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, address: &Multiaddr) {
+        let Some((relay, _)) = relay_of(address) else { return };
+        let known = self.ways.iter().any(|way| way.peer == peer) || self.ways.len() >= PREPARED;
+        if self.config.punch && !known && !matches!(self.roads.state(&relay), State::Ready(_)) {
+            self.make_way(swarm, peer, vec![address.clone()], true);
+        }
+    }
+
+    fn make_way(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, addresses: Vec<Multiaddr>, again: bool) {
         let me = *swarm.local_peer_id();
         let mut relays: Vec<(PeerId, Vec<Multiaddr>)> = Vec::new();
         for (relay, at) in addresses.iter().filter_map(relay_of).filter(|(relay, _)| *relay != me) {
@@ -172,12 +202,17 @@ impl ReachState {
                 None => relays.push((relay, vec![at])),
             }
         }
-        if !self.config.punch || self.ways.len() >= PREPARED {
-            swarm.behaviour_mut().streams.dial_relayed(peer, addresses);
-            return;
+        // The peer may have named one of a relay's addresses only, and each transport counts.
+        for (relay, at) in &mut relays {
+            let told = swarm.behaviour_mut().streams.known_addresses(relay);
+            let told = told.iter().filter_map(|address| address_to_libp2p(address, relay));
+            at.extend(told.chain(self.known.get(relay).cloned().unwrap_or_default()).filter(|at| !is_relayed(at)));
+            at.sort();
+            at.dedup();
+            at.truncate(PeerAddrs::MAX_ADDRS);
         }
         self.listen(swarm);
-        self.ways.push(Way { peer, addresses, relays, until: Instant::now() + PREPARE });
+        self.ways.push(Way { peer, addresses, relays, until: Instant::now() + PREPARE, again });
         self.changed = true;
     }
 
@@ -198,7 +233,7 @@ impl ReachState {
     pub(crate) fn on_event(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &SwarmEvent<NodeBehaviourEvent>) {
         self.changed = true;
         match event {
-            SwarmEvent::Behaviour(NodeBehaviourEvent::Identify(event)) => self.on_identify(event),
+            SwarmEvent::Behaviour(NodeBehaviourEvent::Identify(event)) => self.on_identify(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::RelayClient(event)) => on_circuit(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::Relay(event)) => self.on_relayed(event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::Dcutr(dcutr::Event { remote_peer_id, result })) => {
@@ -215,11 +250,20 @@ impl ReachState {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 if endpoint.is_relayed() {
                     self.metrics.hole_punches.inc(["tried"]);
+                    if let ConnectedPoint::Dialer { address, .. } = endpoint {
+                        self.relayed_unprepared(swarm, *peer_id, address);
+                    }
                 } else {
                     self.roads.established(peer_id, *connection_id, endpoint.get_remote_address());
                 }
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => self.roads.closed(peer_id, *connection_id),
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
+                if self.roads.closed(peer_id, *connection_id)
+                    && let Some(offer) = self.offers.get_mut(peer_id)
+                {
+                    offer.mend = Instant::now() + RETRY;
+                }
+            }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), connection_id, error } => {
                 self.roads.failed(peer, *connection_id, &error.to_string());
             }
@@ -238,9 +282,16 @@ impl ReachState {
         }
     }
 
-    fn on_identify(&mut self, event: &identify::Event) {
+    fn on_identify(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &identify::Event) {
         let identify::Event::Received { connection_id, peer_id, info } = event else { return };
-        self.roads.identified(peer_id, *connection_id);
+        if let Some(over) = self.roads.identified(peer_id, *connection_id) {
+            if over == Over::Quic {
+                swarm.behaviour_mut().seen.at(info.observed_addr.clone());
+            }
+            // The translation lets others in for as long as it sees this connection.
+            let kept = self.offers.get(peer_id).is_some_and(|offer| !matches!(offer.slot, Slot::None));
+            swarm.behaviour_mut().streams.keep(*peer_id, *connection_id, kept);
+        }
         if !self.config.reserve || !info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
             return;
         }
@@ -253,7 +304,7 @@ impl ReachState {
             offer.addresses = addresses;
         } else if self.offers.len() < OFFERS {
             let not_before = Instant::now() + GRACE;
-            let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, trouble: None };
+            let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, mend: not_before, trouble: None };
             self.offers.insert(*peer_id, offer);
         }
     }
@@ -359,8 +410,8 @@ impl ReachState {
         let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
         tracing::info!(%relay, reason, "no slot at this relay");
         offer.fail(reason);
-        if let Some(Road::Ready(connection, _)) = self.roads.get(relay) {
-            swarm.behaviour_mut().streams.keep(*relay, *connection, false);
+        for connection in self.roads.connections(relay) {
+            swarm.behaviour_mut().streams.keep(*relay, connection, false);
         }
     }
 
@@ -385,24 +436,30 @@ impl ReachState {
         ways.retain(|way| {
             if listens {
                 for (relay, addresses) in &way.relays {
-                    // One that failed stays so for this way.
-                    if self.roads.get(relay).is_none()
-                        && let Some(dial) = self.roads.build(*relay, addresses.clone())
-                    {
-                        let id = dial.connection_id();
-                        if let Err(error) = swarm.dial(dial) {
-                            self.roads.failed(relay, id, &error.to_string());
-                        }
+                    // Those that failed stay so for this way.
+                    if self.roads.state(relay) == State::None {
+                        build(&mut self.roads, swarm, *relay, addresses);
                     }
                 }
             }
-            let done = |relay: &PeerId| matches!(self.roads.get(relay), Some(Road::Ready(..) | Road::Failed(_)));
+            let done = |relay: &PeerId| matches!(self.roads.state(relay), State::Ready(_) | State::Failed(_));
             let ready = way.relays.iter().all(|(relay, _)| done(relay));
-            if ready || now >= way.until {
+            if !ready && now < way.until {
+                return true;
+            }
+            if !way.again {
                 swarm.behaviour_mut().streams.dial_relayed(way.peer, way.addresses.clone());
                 return false;
             }
-            true
+            let some = way.relays.iter().any(|(relay, _)| matches!(self.roads.state(relay), State::Ready(_)));
+            if some && !swarm.behaviour().streams.is_direct(&way.peer) {
+                let dial =
+                    DialOpts::peer_id(way.peer).condition(PeerCondition::Always).addresses(way.addresses.clone());
+                if let Err(error) = swarm.dial(dial.build()) {
+                    tracing::debug!(peer = %way.peer, %error, "no second connection over the relay");
+                }
+            }
+            false
         });
         self.ways = ways;
     }
@@ -415,8 +472,8 @@ impl ReachState {
                     tracing::info!("others get through directly: a slot at a relay is given back");
                     offer.slot = Slot::None;
                     swarm.remove_listener(id);
-                    if let Some(Road::Ready(connection, _)) = self.roads.get(relay) {
-                        swarm.behaviour_mut().streams.keep(*relay, *connection, false);
+                    for connection in self.roads.connections(relay) {
+                        swarm.behaviour_mut().streams.keep(*relay, connection, false);
                     }
                     self.changed = true;
                 }
@@ -433,19 +490,22 @@ impl ReachState {
                 taken += 1;
                 offer.slot = Slot::Road;
                 self.changed = true;
-                if let Some(dial) = self.roads.build(*relay, offer.addresses.clone()) {
-                    let id = dial.connection_id();
-                    if let Err(error) = swarm.dial(dial) {
-                        self.roads.failed(relay, id, &error.to_string());
-                    }
+                offer.mend = now + MEND;
+                build(&mut self.roads, swarm, *relay, &offer.addresses);
+                for connection in self.roads.connections(relay) {
+                    swarm.behaviour_mut().streams.keep(*relay, connection, true);
                 }
+            }
+            if matches!(offer.slot, Slot::Held(..)) && now >= offer.mend {
+                offer.mend = now + MEND;
+                build(&mut self.roads, swarm, *relay, &offer.addresses);
             }
             if !matches!(offer.slot, Slot::Road) {
                 continue;
             }
-            match self.roads.get(relay) {
-                Some(Road::Ready(connection, address)) => {
-                    let mut circuit = address.clone();
+            match self.roads.state(relay) {
+                State::Ready(address) => {
+                    let mut circuit = address;
                     if matches!(circuit.iter().last(), Some(Part::P2p(_))) {
                         circuit.pop();
                     }
@@ -453,12 +513,10 @@ impl ReachState {
                         Ok(listener) => offer.slot = Slot::Asked(listener),
                         Err(error) => offer.fail(error.to_string()),
                     }
-                    // The translation lets others in for as long as it sees this connection.
-                    swarm.behaviour_mut().streams.keep(*relay, *connection, true);
                 }
-                Some(Road::Failed(reason)) => offer.fail(reason.clone()),
-                Some(Road::Dialling(_) | Road::Open(..)) => {}
-                None => offer.fail("the connection to the relay closed".to_owned()),
+                State::Failed(reason) => offer.fail(reason),
+                State::Coming => {}
+                State::None => offer.fail("the connection to the relay closed".to_owned()),
             }
         }
     }
@@ -516,6 +574,16 @@ impl Offer {
         self.slot = Slot::None;
         self.not_before = Instant::now() + wait;
         self.trouble = Some(reason);
+    }
+}
+
+/// Dials a relay over each transport that no connection leads to it by.
+fn build(roads: &mut Roads, swarm: &mut Swarm<NodeBehaviour>, relay: PeerId, addresses: &[Multiaddr]) {
+    for dial in roads.build(relay, addresses) {
+        let id = dial.connection_id();
+        if let Err(error) = swarm.dial(dial) {
+            roads.failed(&relay, id, &error.to_string());
+        }
     }
 }
 

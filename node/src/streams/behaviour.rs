@@ -164,6 +164,11 @@ impl Behaviour {
         addresses
     }
 
+    /// Is there a connection with the peer that no relay carries?
+    pub(crate) fn is_direct(&self, peer: &PeerId) -> bool {
+        self.best(peer).is_some_and(|best| !best.info.relayed)
+    }
+
     fn best(&self, peer: &PeerId) -> Option<&Connection> {
         let connections = self.connections.get(peer)?;
         connections.iter().min_by_key(|connection| connection.info.preference())

@@ -6,6 +6,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde_json::Value;
+
 use super::process::inside;
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -26,6 +28,8 @@ pub(crate) struct Lab {
 pub(crate) enum Nat {
     /// The port that the machine behind it used, where it is free: as most routers do.
     KeepsPorts,
+    /// Another one than 5001, the same for all destinations.
+    MovesPorts,
     /// Another one for each destination: nobody can know it beforehand.
     RandomPorts,
 }
@@ -136,6 +140,15 @@ impl Machine {
         attempt("ip", &["netns", "exec", &self.0, "nft", "-f", "-"], rules)
     }
 
+    /// Bytes that a named counter of the rules saw.
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        let out =
+            Command::new("ip").args(["netns", "exec", &self.0, "nft", "-j", "list", "counters"]).output().unwrap();
+        let listed: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let counters = listed["nftables"].as_array().unwrap().iter().map(|entry| &entry["counter"]);
+        counters.filter(|counter| counter["name"] == name).map(|counter| counter["bytes"].as_u64().unwrap()).sum()
+    }
+
     /// Delays what leaves by `end` and loses one packet in a hundred; says what the kernel cannot do.
     pub(crate) fn slows(&self, end: &str, test: &str) {
         let netem = ["-n", &self.0, "qdisc", "add", "dev", end, "root", "netem", "delay", "100ms", "loss", "1%"];
@@ -158,12 +171,17 @@ impl Machine {
 
 fn router_rules(nat: Nat) -> String {
     let ports = match nat {
-        Nat::KeepsPorts => "masquerade",
-        Nat::RandomPorts => "masquerade fully-random",
+        Nat::KeepsPorts => "oifname \"wan\" masquerade;",
+        Nat::MovesPorts => {
+            "oifname \"wan\" udp sport 5001 masquerade to :16001;
+             oifname \"wan\" tcp sport 5001 masquerade to :16001;
+             oifname \"wan\" masquerade;"
+        }
+        Nat::RandomPorts => "oifname \"wan\" masquerade fully-random;",
     };
     format!(
         "table ip translation {{
-           chain out {{ type nat hook postrouting priority 100; oifname \"wan\" {ports}; }}
+           chain out {{ type nat hook postrouting priority 100; {ports} }}
            chain into {{
              type filter hook input priority 0;
              iifname \"wan\" ct state established,related accept
