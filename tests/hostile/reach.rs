@@ -186,7 +186,7 @@ fn addresses(v6: bool, port: u16) -> Vec<std::ffi::OsString> {
 #[test]
 fn a_client_behind_a_router_fetches_from_a_public_seeder() {
     let Some(mut net) = Net::start("a_client_behind_a_router_fetches_from_a_public_seeder", false) else { return };
-    let home = net.home("c", Nat::RandomPorts);
+    let home = net.home("c", Nat::Random);
     net.public_seeder(false);
     let bought = net.sell();
     let answer = home.run(|| run(net.fetching(&bought)).ok());
@@ -197,7 +197,7 @@ fn a_client_behind_a_router_fetches_from_a_public_seeder() {
 fn a_seeder_behind_a_router_serves_a_public_client() {
     let Some(mut net) = Net::start("a_seeder_behind_a_router_serves_a_public_client", false) else { return };
     // Whichever port its router chooses: it is the seeder that dials.
-    let home = net.home("s", Nat::RandomPorts);
+    let home = net.home("s", Nat::Random);
     let client = net.public("c");
     net.seeder_at(&home);
     net.fetched_past_the_relay(&client);
@@ -206,7 +206,7 @@ fn a_seeder_behind_a_router_serves_a_public_client() {
 #[test]
 fn client_and_seeder_behind_routers_meet_by_hole_punching() {
     let Some(mut net) = Net::start("client_and_seeder_behind_routers_meet_by_hole_punching", false) else { return };
-    let (home, other) = (net.home("s", Nat::KeepsPorts), net.home("c", Nat::KeepsPorts));
+    let (home, other) = (net.home("s", Nat::Keeps), net.home("c", Nat::Keeps));
     net.seeder_at(&home);
     net.fetched_past_the_relay(&other);
 }
@@ -215,7 +215,7 @@ fn client_and_seeder_behind_routers_meet_by_hole_punching() {
 fn a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it() {
     let test = "a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it";
     let Some(mut net) = Net::start(test, false) else { return };
-    let (home, other) = (net.home("s", Nat::MovesPorts), net.home("c", Nat::KeepsPorts));
+    let (home, other) = (net.home("s", Nat::Moves), net.home("c", Nat::Keeps));
     net.seeder_at(&home);
     net.fetched_past_the_relay(&other);
 }
@@ -224,7 +224,7 @@ fn a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it() {
 fn where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause() {
     let test = "where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause";
     let Some(mut net) = Net::start(test, false) else { return };
-    let (home, other) = (net.home("s", Nat::RandomPorts), net.home("c", Nat::RandomPorts));
+    let (home, other) = (net.home("s", Nat::Random), net.home("c", Nat::Random));
     net.seeder_at(&home);
     net.relayed();
     let bought = net.sell();

@@ -23,15 +23,15 @@ pub(crate) struct Lab {
     cables: u32,
 }
 
-/// How a router's translation chooses ports.
+/// Which port a router's translation chooses.
 #[derive(Clone, Copy)]
 pub(crate) enum Nat {
     /// The port that the machine behind it used, where it is free: as most routers do.
-    KeepsPorts,
+    Keeps,
     /// Another one than 5001, the same for all destinations.
-    MovesPorts,
+    Moves,
     /// Another one for each destination: nobody can know it beforehand.
-    RandomPorts,
+    Random,
 }
 
 /// Says on standard error, past the capture of the test runner, what is left out and why.
@@ -55,7 +55,7 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let mut lab = Lab { prefix: format!("wc{}n{number}", std::process::id()), made: Vec::new(), cables: 0 };
         // What every test needs of the kernel, tried before anything is built on it.
-        let tried = lab.try_machine("probe").and_then(|probe| probe.try_rules(&router_rules(Nat::KeepsPorts)));
+        let tried = lab.try_machine("probe").and_then(|probe| probe.try_rules(&router_rules(Nat::Keeps)));
         if let Err(why) = tried {
             left_out(test, &why);
             return None;
@@ -171,13 +171,13 @@ impl Machine {
 
 fn router_rules(nat: Nat) -> String {
     let ports = match nat {
-        Nat::KeepsPorts => "oifname \"wan\" masquerade;",
-        Nat::MovesPorts => {
+        Nat::Keeps => "oifname \"wan\" masquerade;",
+        Nat::Moves => {
             "oifname \"wan\" udp sport 5001 masquerade to :16001;
              oifname \"wan\" tcp sport 5001 masquerade to :16001;
              oifname \"wan\" masquerade;"
         }
-        Nat::RandomPorts => "oifname \"wan\" masquerade fully-random;",
+        Nat::Random => "oifname \"wan\" masquerade fully-random;",
     };
     format!(
         "table ip translation {{
