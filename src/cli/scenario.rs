@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
+use node::wait_for_stop;
 use serde_json::json;
 use testnet::scenario::{self, Options, Report, SCENARIOS};
 
@@ -15,7 +17,8 @@ use super::output::{self, Answer};
 /// Flags of `scenario`.
 #[derive(Debug, Args)]
 pub(crate) struct ScenarioArgs {
-    /// Which; --list names them
+    /// Which; --list says what happens in each
+    #[arg(required_unless_present = "list", value_parser = PossibleValuesParser::new(SCENARIOS.map(|(name, _)| name)))]
     name: Option<String>,
     /// List the scenarios
     #[arg(long, conflicts_with = "name")]
@@ -31,9 +34,6 @@ pub(crate) struct ScenarioArgs {
 /// Plays one scenario.
 pub(crate) async fn run(args: ScenarioArgs, global: &Global) -> Result<ExitCode> {
     let Some(name) = args.name.filter(|_| !args.list) else {
-        if !args.list {
-            bail!("which scenario? Name one of: {}", SCENARIOS.map(|(name, _)| name).join(", "));
-        }
         let rows = SCENARIOS.iter().map(|(name, what)| vec![(*name).to_owned(), (*what).to_owned()]).collect();
         let list: Vec<_> = SCENARIOS.iter().map(|(name, what)| json!({"name": name, "what": what})).collect();
         Answer::new(json!({"scenarios": list}), output::table(&["scenario", "what happens"], rows))
@@ -44,7 +44,14 @@ pub(crate) async fn run(args: ScenarioArgs, global: &Global) -> Result<ExitCode>
         bail!("--size is from 1MiB to 16GiB");
     }
     let options = Options { seed: args.seed, bytes: args.size };
-    let report = Box::pin(scenario::run(&name, options)).await.with_context(|| format!("scenario {name}"))?;
+    let report = tokio::select! {
+        report = Box::pin(scenario::run(&name, options)) => report.with_context(|| format!("scenario {name}"))?,
+        // The network is dropped with its folder.
+        signal = wait_for_stop() => {
+            signal.context("cannot wait for signals")?;
+            bail!("scenario {name} was stopped before its end; nothing was judged");
+        }
+    };
     Answer::new(serde_json::to_value(&report)?, text(&report)).print(global.json)?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::support::{Job, args, bytes, processes_naming, run, until};
+use super::support::{Job, args, bytes, inside, processes_naming, run, until};
 
 #[track_caller]
 fn assert_promises(demo: &Value) {
@@ -101,4 +101,31 @@ fn failures_say_where_and_ctrl_c_stops_all_of_it() {
     kill_process(pid, Signal::INT).unwrap();
     running.finish().refused(&["demo: stopped by"]);
     assert!(processes_naming(dir.path()).is_empty(), "processes are left");
+}
+
+#[test]
+fn a_scenario_that_is_stopped_leaves_nothing_and_a_wrong_name_is_a_wrong_command() {
+    let wrong = run(args!["testnet", "scenario", "earthquake"]);
+    assert_eq!(wrong.status.code(), Some(2), "not 1, which is a scenario that ended badly");
+    assert!(
+        wrong.json()["error"]["message"].as_str().unwrap().contains("possible values: churn, "),
+        "{}",
+        wrong.stdout
+    );
+    assert_eq!(run(args!["testnet", "scenario"]).status.code(), Some(2));
+    let list = run(args!["testnet", "scenario", "--list"]).ok();
+    assert!(
+        list["scenarios"].as_array().unwrap().iter().all(|one| !one["what"].as_str().unwrap().is_empty()),
+        "{list}"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let temporary = format!("TMPDIR={}", dir.path().display());
+    let running = inside(vec!["env".into(), temporary.into()], || Job::start(args!["testnet", "scenario", "churn"]));
+    let files = || fs::read_dir(dir.path()).unwrap().count();
+    until("the network's folder", || (files() > 0).then_some(()));
+    let pid = Pid::from_raw(i32::try_from(running.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    running.finish().refused(&["scenario churn was stopped before its end"]);
+    assert_eq!(files(), 0, "files are left");
 }

@@ -244,6 +244,29 @@ async fn five_hundred_opens_from_fifty_peers_are_each_served_or_named() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_peers_that_come_in_the_same_instant_are_all_let_in() {
+    let server = TestNode::on_both(150).await;
+    serve_echo(&server, AcceptLimits { queue: 256, per_peer: 4 }).await;
+    for road in ["/tcp/", "/quic-v1", "/"] {
+        let mut clients = Vec::new();
+        for n in 0..200u32 {
+            let key = Keypair::from_seed(&seed_of(n, road));
+            let supervisor = Supervisor::new();
+            let handle = Node::start(NodeConfig { gossip: false, ..NodeConfig::new(key) }, &supervisor).await.unwrap();
+            clients.push((handle, supervisor));
+        }
+        let at = server.only(road);
+        let opened = clients.iter().map(|(client, _)| client.open(&at, ECHO, LIMIT));
+        let failed: Vec<_> = futures::future::join_all(opened).await.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{road}: {} of 200: {:?}", failed.len(), failed.first());
+        for (_, supervisor) in clients {
+            supervisor.shutdown(LIMIT).await.unwrap();
+        }
+    }
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn one_peer_cannot_hold_more_than_its_share() {
     let (a, b) = (TestNode::start(50, |_| {}).await, TestNode::start(51, |_| {}).await);
@@ -300,4 +323,10 @@ async fn addresses_of_a_peer_are_remembered() {
     b.connect(&a.at.peer.into(), LIMIT).await.unwrap();
     a.stop().await;
     b.stop().await;
+}
+
+fn seed_of(n: u32, road: &str) -> [u8; 32] {
+    let mut seed = [road.len() as u8; 32];
+    seed[..4].copy_from_slice(&n.to_le_bytes());
+    seed
 }

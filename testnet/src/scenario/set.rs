@@ -84,9 +84,17 @@ impl Set {
 
     /// Waits for the settlement of `settle`, checks what always holds, and ends the network.
     pub(super) async fn end(mut self, settle: &[TransactionId]) -> Result<Report, ScenarioError> {
+        let mut unsettled = Vec::new();
         for id in settle {
-            self.network.until_state(*id, "settled").await?;
+            // One that does not is part of what is reported.
+            if let Err(error) = self.network.until_state(*id, "settled").await {
+                unsettled.push(error.to_string());
+            }
         }
+        let (settled, of) = (settle.len() - unsettled.len(), settle.len());
+        let detail =
+            format!("{settled} of {of} sales{}", unsettled.iter().map(|e| format!("; {e}")).collect::<String>());
+        self.report.invariant("sales-settle", unsettled.is_empty(), detail);
         let (done, all) = (self.report.completed, self.report.deliveries);
         self.report.invariant("every-honest-buyer-complete", done == all, format!("{done} of {all} deliveries"));
         if self.network.manager.running().is_ok() {

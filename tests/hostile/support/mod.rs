@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 pub(crate) use files::{bytes, same};
 pub(crate) use netns::{Lab, Machine, Nat};
-pub(crate) use process::{Daemon, Finished, Job, crash_file, processes_naming, program};
+pub(crate) use process::{Daemon, Finished, Job, crash_file, inside, processes_naming, program};
 
 /// For everything that happens by itself: far more than it takes, on a machine with other work.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);
