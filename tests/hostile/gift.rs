@@ -1,8 +1,10 @@
 //! A purchase for somebody else: buyer and client are different homes that never share a file; a purchase that is taken
 //! back ends at the next chunk; one that moves to another device is fetched there and nowhere else.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::support::{Job, Network, args, bytes, run, same, text};
 
@@ -90,6 +92,39 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     assert_eq!(shown["state"], "revoked", "{shown}");
     assert_eq!(shown["deliveries"][0]["whole"], false, "{shown}");
     network.assert_books();
+}
+
+#[test]
+fn downloads_keep_to_the_limits_in_the_settings_until_a_command_changes_them() {
+    let network = Network::start(1);
+    let file = network.path("film");
+    fs::write(&file, bytes(4, 6 << 20)).unwrap();
+    let product = network.publish(&file, &[]);
+    let bought = network.buy(&product, "client");
+    let settings = "download-limit = 700000\ndownload-limit-per-transfer = 5000000\n";
+    fs::write(network.path("client").join("config.toml"), settings).unwrap();
+    let begun = Instant::now();
+    let mut fetch = bought.fetching(&network.path("out"));
+    fetch.push("--progress".into());
+    let mut fetch = Job::start(fetch);
+    fetch.says("(30%)");
+    // 2.7 s by the limit; a little of it may come at once.
+    let slowly = begun.elapsed();
+    assert!(slowly > Duration::from_millis(2000), "1.9 MB at 0.7 MB a second took {slowly:?}");
+    let limit = |more: &[&str]| {
+        let mut args = args!["limit", "--home", network.path("client")];
+        args.extend(more.iter().map(OsString::from));
+        run(args).ok()["fetches"][0].clone()
+    };
+    let shown = limit(&[]);
+    assert_eq!((&shown["process"], &shown["transfer"]), (&700_000.into(), &5_000_000.into()), "{shown}");
+    let shown = limit(&["--process", "0"]);
+    assert_eq!(shown["process"], 0, "{shown}");
+    let answer = fetch.finish().ok();
+    same(&file, &PathBuf::from(text(&answer, "path")));
+    // The rest went at the transfer's own limit: it would have taken six seconds at the other.
+    let rest = begun.elapsed().saturating_sub(slowly);
+    assert!(rest < Duration::from_secs(5), "{rest:?}");
 }
 
 #[test]
