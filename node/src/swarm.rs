@@ -142,10 +142,10 @@ pub(crate) fn build(
         )
         .map_err(|error| setup("TCP", format!("{error:?}")))?
         .with_quic_config(|mut quic| {
-            // The default of 10 s closes connections of peers whose link is away for a moment.
-            // A peer that vanished (a kill, a power cut) is noticed soon: those who wait for it go elsewhere.
-            quic.max_idle_timeout = 10_000;
-            quic.keep_alive_interval = Duration::from_secs(3);
+            // A peer that vanished (a kill, a power cut) is noticed soon, and dialled anew while those who owe it
+            // something still wait for it; three packets in a row have to be lost before one that is there is given up.
+            quic.max_idle_timeout = 5_000;
+            quic.keep_alive_interval = Duration::from_millis(1_500);
             quic.handshake_timeout = config.connection_timeout;
             quic
         });

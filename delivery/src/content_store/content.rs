@@ -229,16 +229,30 @@ impl Content {
     /// # Errors
     /// [`SyncError`]; the old note stays then.
     pub fn sync(&self) -> Result<(), SyncError> {
+        self.sync_among(None)
+    }
+
+    /// The same for no other chunks than these: of the others it is not certain yet whom they came from.
+    ///
+    /// # Errors
+    /// Those of [`Content::sync`].
+    pub fn sync_only(&self, chunks: &ChunkSet) -> Result<(), SyncError> {
+        self.sync_among(Some(chunks))
+    }
+
+    fn sync_among(&self, among: Option<&ChunkSet>) -> Result<(), SyncError> {
         if self.is_removed() {
             return Err(SyncError::Removed);
         }
         let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let chunks = {
             let held = self.held();
-            if held.chunks == held.noted {
+            let chunks =
+                among.map_or_else(|| held.chunks.clone(), |among| held.chunks.intersection(among).union(&held.noted));
+            if chunks == held.noted {
                 return Ok(());
             }
-            held.chunks.clone()
+            chunks
         };
         self.body.sync()?;
         self.segments.sync()?;

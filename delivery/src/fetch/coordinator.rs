@@ -69,6 +69,8 @@ pub(super) struct Coordinator {
     /// The content's place is being made.
     creating: Option<JoinHandle<Result<Arc<Content>, CreateError>>>,
     syncing: Option<JoinHandle<Result<(), SyncError>>>,
+    /// Streams that are asked to have on paper what they acknowledged, and the chunks that are noted as stored then.
+    remembering: Option<(BTreeMap<PeerId, u64>, ChunkSet)>,
     discovery: Option<BoxFuture<'static, Vec<PeerAddrs>>>,
     discovery_due: Instant,
     discovery_rounds: u32,
@@ -136,6 +138,7 @@ impl Coordinator {
             to_reports,
             creating: None,
             syncing: None,
+            remembering: None,
             discovery: None,
             discovery_due: now,
             discovery_rounds: 0,
@@ -385,6 +388,7 @@ impl Coordinator {
                 self.progressed_at = now;
             }
             (What::Manifest(manifest), _) => self.create(*manifest),
+            (What::Remembered, _) => self.remembered(id),
             (What::Greeted(theirs), _) => {
                 self.book.compared(&id.peer, ClockState::compare(now, theirs, clock_grace(&self.job.trust)));
             }
@@ -449,6 +453,7 @@ impl Coordinator {
 
     fn on_ended(&mut self, ended: Result<(SessionId, EndReason), JoinError>) {
         let Ok((id, reason)) = joined(ended) else { return };
+        self.remembered(id);
         if self.handles.get(&id.peer).is_some_and(|handle| handle.number == id.number) {
             self.handles.remove(&id.peer);
         }
@@ -483,15 +488,45 @@ impl Coordinator {
     }
 
     fn sync_if_due(&mut self) {
-        let limits = &self.job.limits;
-        let due = self.unsynced > 0 && self.synced_at.elapsed() >= limits.sync_every;
-        if self.syncing.is_some() || !(due || self.unsynced >= limits.sync_bytes) {
+        let Some(content) = self.content.clone() else { return };
+        if let Some((_, chunks)) = self.remembering.take_if(|(streams, _)| streams.is_empty()) {
+            self.syncing = Some(tokio::task::spawn_blocking(move || content.sync_only(&chunks)));
             return;
         }
-        let Some(content) = self.content.clone() else { return };
-        self.unsynced = 0;
-        self.synced_at = Instant::now();
-        self.syncing = Some(tokio::task::spawn_blocking(move || content.sync()));
+        let limits = &self.job.limits;
+        let due = self.unsynced > 0 && self.synced_at.elapsed() >= limits.sync_every;
+        let busy = self.syncing.is_some() || self.remembering.is_some();
+        if !busy && (due || self.unsynced >= limits.sync_bytes) && self.remember() {
+            self.unsynced = 0;
+            self.synced_at = Instant::now();
+        }
+    }
+
+    /// Asks every stream to have on paper what it acknowledged. A chunk that is noted as stored is never fetched again, so
+    /// a client that is killed must not have noted one of which it no longer knows whom to pay for it. False when a
+    /// stream cannot be asked now.
+    fn remember(&mut self) -> bool {
+        let Some(content) = &self.content else { return false };
+        let all = ChunkSet::from_range(0..content.manifest().chunks());
+        let chunks = all.difference(self.scheduler.missing());
+        let mut streams = BTreeMap::new();
+        for (peer, handle) in self.handles.iter().filter(|(_, handle)| handle.welcome.is_some()) {
+            if handle.commands.try_send(Command::Remember).is_err() {
+                return false;
+            }
+            streams.insert(*peer, handle.number);
+        }
+        self.remembering = Some((streams, chunks));
+        true
+    }
+
+    /// A stream has on paper what it acknowledged, or has ended, which comes to the same.
+    fn remembered(&mut self, id: SessionId) {
+        if let Some((streams, _)) = &mut self.remembering
+            && streams.get(&id.peer) == Some(&id.number)
+        {
+            streams.remove(&id.peer);
+        }
     }
 
     /// Looks for more seeders when those there are do not do.

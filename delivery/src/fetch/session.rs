@@ -72,6 +72,8 @@ pub(super) enum Command {
     Cancel(ChunkSet),
     /// End the stream, to open another: what the seeder holds may have changed.
     GreetAgain,
+    /// Acknowledge what is verified so far, and have that on paper: [`What::Remembered`] is the answer.
+    Remember,
 }
 
 /// How the fetch ends, once it does.
@@ -106,6 +108,8 @@ pub(super) enum What {
     },
     /// Acknowledged to this seeder before a crash, and found on disk.
     Adopted(ChunkSet),
+    /// After [`Command::Remember`].
+    Remembered,
     /// These will not come after all.
     Released {
         chunks: ChunkSet,
@@ -370,6 +374,13 @@ impl Conversation {
             },
             Command::Want(chunks) => self.want(chunks).await,
             Command::GreetAgain => Err(EndReason::GreetAgain),
+            Command::Remember => {
+                if self.machine.is_open() {
+                    self.acknowledge().await?;
+                }
+                self.save_last().await;
+                self.report(What::Remembered).await
+            }
         }
     }
 
@@ -522,14 +533,20 @@ impl Conversation {
             self.last_ack = Some(ack);
             self.unsaved = true;
         }
+        self.save_last().await;
+        reason
+    }
+
+    /// Returns once the newest acknowledgement is saved.
+    async fn save_last(&mut self) {
         if let Some(saving) = self.saving.take() {
             let _ = saving.await;
         }
-        if let (true, Some(ack)) = (self.unsaved, self.last_ack.take()) {
+        if let (true, Some(ack)) = (self.unsaved, self.last_ack.clone()) {
+            self.unsaved = false;
             let (acks, peer) = (Arc::clone(&self.shared.acks), self.id.peer);
             let _ = tokio::task::spawn_blocking(move || acks.save(&peer, &ack)).await;
         }
-        reason
     }
 
     /// A refusal for time says how far this clock is off.

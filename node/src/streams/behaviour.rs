@@ -22,15 +22,19 @@ use libp2p::{Multiaddr, PeerId};
 use super::accept::AcceptTable;
 use super::connection::Handler;
 use super::dialling::{Dialling, Next};
+use super::faster::Faster;
 use super::open::{ToConnection, Want};
 use super::parked::Parked;
 use super::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Transport};
-use crate::address::{address_from_libp2p, is_quic, is_relayed, peer_from_libp2p, relay_of};
+use crate::address::{address_from_libp2p, is_direct_tcp, is_quic, is_relayed, peer_from_libp2p, relay_of};
 use crate::metrics::NodeMetrics;
 use crate::reach::{CircuitLimit, Circuits};
 
 /// Peers whose addresses are remembered after they told them, ten addresses each: 1,024 peers are about 1 MiB.
 const KNOWN_PEERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Addresses at which TCP is tried for a peer that is connected over QUIC.
+const MAX_TCP: usize = 8;
 
 /// A relayed connection is closed so long after a direct one took over: what runs on it is small and ends by then.
 const OUTLIVES: Duration = Duration::from_secs(5);
@@ -55,6 +59,7 @@ pub(crate) struct Behaviour {
     connections: HashMap<PeerId, Vec<Connection>>,
     dialling: Dialling,
     parked: Parked,
+    faster: Faster,
     circuits: Circuits,
     // Relayed connections that a direct one took over from.
     outlived: FuturesUnordered<BoxFuture<'static, (PeerId, ConnectionId)>>,
@@ -78,6 +83,7 @@ impl Behaviour {
             connections: HashMap::new(),
             dialling: Dialling::default(),
             parked: Parked::default(),
+            faster: Faster::default(),
             circuits: Circuits::default(),
             outlived: FuturesUnordered::new(),
             known: PeerAddresses::new(KNOWN_PEERS),
@@ -109,11 +115,13 @@ impl Behaviour {
         if want.is_cancelled() {
             return;
         }
-        let Some(want) = self.serve_connected(peer, want) else { return };
-        addresses.extend(self.known.get(&peer).map(|mut address| {
+        let known = self.known.get(&peer).map(|mut address| {
             address.pop(); // the trailing /p2p/ that the cache adds
             address
-        }));
+        });
+        addresses.extend(known);
+        let Some(want) = self.wait_for_tcp(peer, &addresses, want) else { return };
+        let Some(want) = self.serve_connected(peer, want) else { return };
         let next = self.dialling.add(peer, addresses, want);
         self.go_on(peer, next);
     }
@@ -184,6 +192,31 @@ impl Behaviour {
             self.serve(peer, id, want);
         }
         None
+    }
+
+    /// Has a want for goods wait for TCP, where the peer is connected over QUIC and TCP was not tried; gives back others.
+    fn wait_for_tcp(&mut self, peer: PeerId, addresses: &[Multiaddr], want: Want) -> Option<Want> {
+        let quic = self.best(&peer).is_some_and(|best| !best.info.relayed && best.info.transport == Transport::Quic);
+        if !quic || !want.is_bulk() {
+            return Some(want);
+        }
+        let tcp = addresses.iter().filter(|address| is_direct_tcp(address)).take(MAX_TCP).cloned().collect();
+        match self.faster.add(peer, tcp, want) {
+            Ok(dial) => self.events.extend(dial.map(|opts| ToSwarm::Dial { opts })),
+            Err(want) => return Some(want),
+        }
+        None
+    }
+
+    /// TCP is there, or does not come: over whatever is the best now.
+    fn serve_over_best(&mut self, peer: PeerId, wants: Vec<Want>) {
+        for want in wants {
+            if let Some(want) = self.serve_connected(peer, want)
+                && let Some(peer) = peer_from_libp2p(&peer)
+            {
+                want.fail(OpenError::Closed { peer });
+            }
+        }
     }
 
     /// It was waited long enough for a direct connection with the peer.
@@ -260,6 +293,9 @@ impl Behaviour {
         if !info.relayed {
             wants.extend(self.parked.take(&peer));
         }
+        if !info.relayed && info.transport == Transport::Tcp {
+            wants.extend(self.faster.take(&peer));
+        }
         for want in wants {
             // It is connected: nothing comes back.
             let _ = self.serve_connected(peer, want);
@@ -274,13 +310,15 @@ impl Behaviour {
         if connections.is_empty() {
             self.connections.remove(&peer);
             let Some(ours) = peer_from_libp2p(&peer) else { return };
-            for want in self.parked.take(&peer) {
+            for want in self.parked.take(&peer).into_iter().chain(self.faster.disconnected(&peer)) {
                 want.fail(OpenError::Closed { peer: ours });
             }
         }
     }
 
     fn on_dial_failure(&mut self, peer: PeerId, failure: &DialFailure<'_>) {
+        let wants = self.faster.failed(&peer, failure.connection_id);
+        self.serve_over_best(peer, wants);
         let next = self.dialling.failed(&peer, failure.connection_id, failure.error);
         self.go_on(peer, next);
     }
@@ -353,6 +391,9 @@ impl NetworkBehaviour for Behaviour {
             }
             if let Poll::Ready((peer, next)) = self.dialling.poll(cx) {
                 self.go_on(peer, next);
+            } else if let Poll::Ready(peer) = self.faster.poll(cx) {
+                let wants = self.faster.take(&peer);
+                self.serve_over_best(peer, wants);
             } else if let Poll::Ready(peer) = self.parked.poll(cx) {
                 self.without_direct(peer);
             } else if let Poll::Ready(Some((peer, id))) = self.outlived.poll_next_unpin(cx) {

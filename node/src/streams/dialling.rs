@@ -19,7 +19,7 @@ use super::open::Want;
 use crate::address::{is_direct_tcp, is_relayed};
 
 /// How long TCP is tried alone. Twice a long round trip; a peer that only QUIC reaches costs this much more.
-const HEAD_START: Duration = Duration::from_millis(300);
+pub(super) const HEAD_START: Duration = Duration::from_millis(300);
 
 /// How long direct addresses are tried before relays are used: a peer on the same local network answers in this time, and a
 /// private address of another network never does.

@@ -8,6 +8,7 @@ mod behaviour;
 mod connection;
 mod dialling;
 mod error;
+mod faster;
 mod open;
 mod parked;
 mod stream;

@@ -11,6 +11,9 @@ const ECHO: Protocol = Protocol::new("/test/echo/1");
 const GREET: Protocol = Protocol::new("/test/greet/1");
 const WIDE: AcceptLimits = AcceptLimits { queue: 64, per_peer: 64 };
 
+/// The kind that moves goods.
+const GOODS: Protocol = Protocol::bulk("/test/goods/1");
+
 /// Sends back all that comes on each stream.
 async fn serve_echo(node: &TestNode, limits: AcceptLimits) {
     let mut accept = node.accept(ECHO, limits).await.unwrap();
@@ -242,6 +245,37 @@ async fn five_hundred_opens_from_fifty_peers_are_each_served_or_named() {
         client.stop().await;
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn goods_wait_for_tcp_where_only_quic_was_there() {
+    let (a, b) = (TestNode::on_both(5).await, TestNode::on_both(6).await);
+    let mut goods = b.accept(GOODS, WIDE).await.unwrap();
+    serve_echo(&b, WIDE).await;
+    let small = a.open(&b.only("/quic-v1"), ECHO, LIMIT).await.unwrap();
+    assert_eq!(small.info().transport, Transport::Quic);
+    // Small talk goes on over what is there; goods wait until TCP is there as well, all that come at once.
+    let (one, two) = tokio::join!(a.open(&b.at, GOODS, LIMIT), a.open(&b.at, GOODS, LIMIT));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((one.info().transport, two.info().id), (Transport::Tcp, one.info().id));
+    within(goods.next()).await.unwrap();
+    within(goods.next()).await.unwrap();
+    a.stop().await;
+    b.stop().await;
+
+    // Where TCP leads nowhere they go over QUIC.
+    let a = TestNode::on_both(7).await;
+    let b = TestNode::start(8, |config| config.listen = vec![Address::new(QUIC).unwrap()]).await;
+    let _goods = b.accept(GOODS, WIDE).await.unwrap();
+    a.connect(&b.at, LIMIT).await.unwrap();
+    let mut at = b.at.clone();
+    at.addrs.push(Address::new("/ip4/127.0.0.1/tcp/1").unwrap());
+    for _ in 0..2 {
+        let stream = a.open(&at, GOODS, LIMIT).await.unwrap();
+        assert_eq!(stream.info().transport, Transport::Quic);
+    }
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

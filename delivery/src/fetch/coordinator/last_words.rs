@@ -37,6 +37,7 @@ impl Coordinator {
             });
         };
         let whole = content.has_all();
+        self.all_remembered().await;
         let stored = Arc::clone(&content);
         let finished = tokio::task::spawn_blocking(move || match whole {
             true => stored.finish(),
@@ -67,6 +68,41 @@ impl Coordinator {
             completion,
             owed,
         })
+    }
+
+    /// Waits until every stream has on paper what it acknowledged, for a bounded time.
+    async fn all_remembered(&mut self) {
+        let limit = self.job.limits.finish_timeout;
+        let all = async {
+            // The answers to what was asked before do not speak of the chunks that came since.
+            self.answered().await;
+            while !self.remember() {
+                // A stream that has as many commands as it can hold is about to answer some.
+                self.hear().await;
+            }
+            self.answered().await;
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::debug!("seeders that could not be acknowledged in time");
+        }
+        self.remembering = None;
+    }
+
+    async fn answered(&mut self) {
+        while self.remembering.as_ref().is_some_and(|(streams, _)| !streams.is_empty()) {
+            self.hear().await;
+        }
+    }
+
+    /// Takes in what comes next from the sessions.
+    async fn hear(&mut self) {
+        tokio::select! {
+            Some(report) = self.reports.recv() => self.on_report(report),
+            Some(ended) = self.sessions.join_next() => {
+                self.on_waiting_reports();
+                self.on_ended(ended);
+            }
+        }
     }
 
     /// Lets every session say its last word, for a bounded time.
