@@ -58,7 +58,9 @@ pub struct Limits {
     /// Established connections in all; further ones are closed. A connection with buffers is about 100 KiB, so 1,024
     /// of them fit a small machine.
     pub connections: u32,
-    /// Connections being set up in each direction; further ones are dropped. They cost a handshake each.
+    /// Connections being set up in each direction; further ones are dropped without a word, which their peers only notice as
+    /// a loss. As many as may be connected: each of the clients that come in one instant tries TCP and QUIC. A handshake
+    /// under way is some 50 KiB.
     pub pending_connections: u32,
     /// Connections with one peer; further ones are closed. Two (TCP and QUIC, or both ends dialling at once) are
     /// normal, four leave room for a reconnect.
@@ -91,7 +93,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
-            pending_connections: 256,
+            pending_connections: 1024,
             connections_per_peer: 4,
             negotiating_streams: 512,
             pending_opens: 1024,
