@@ -33,6 +33,9 @@ pub struct Config {
 
     /// Between two heartbeats. Default: 300000 (5 minutes).
     pub heartbeat_ms: u64,
+    /// A gossip message is remembered for so long, so that it is not forwarded twice; the same at all nodes. Default: 300000
+    /// (5 minutes).
+    pub gossip_memory_ms: u64,
     /// Between two looks at which content has too few copies. Default: 30000.
     pub placement_ms: u64,
     /// Copies of each content besides the origin's. Default: 3.
@@ -109,6 +112,7 @@ impl Default for Config {
             clock_grace_ms: protocol::trust::DEFAULT_CLOCK_GRACE_MS,
             allow_key_log: false,
             heartbeat_ms: 5 * MINUTE,
+            gossip_memory_ms: 5 * MINUTE,
             placement_ms: MINUTE / 2,
             copies: 3,
             demand_per_copy: 50,
@@ -209,6 +213,7 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
         let intervals = [
             ("heartbeat-ms", self.heartbeat_ms),
+            ("gossip-memory-ms", self.gossip_memory_ms),
             ("placement-ms", self.placement_ms),
             ("seeder-away-ms", self.seeder_away_ms),
             ("seeder-lost-ms", self.seeder_lost_ms),

@@ -250,6 +250,7 @@ async fn start_node(
             },
             agent: concat!("willcall-manager/", env!("CARGO_PKG_VERSION")).to_owned(),
             allow_key_log: config.allow_key_log,
+            gossip_memory: Duration::from_millis(config.gossip_memory_ms),
             ..NodeConfig::new(keypair)
         },
         supervisor,

@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub idle_timeout: Duration,
     /// Interval of the gossip mesh's housekeeping: how fast a mesh forms and repairs itself.
     pub gossip_heartbeat: Duration,
+    /// How long a gossip message is remembered, so that it is neither judged nor forwarded twice.
+    pub gossip_memory: Duration,
     /// Start although `SSLKEYLOGFILE` is set, which makes TLS write its session keys to that file.
     pub allow_key_log: bool,
     /// Where the node counts; a fresh registry if the role gives none.
@@ -125,6 +127,7 @@ impl NodeConfig {
             connection_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             gossip_heartbeat: Duration::from_secs(1),
+            gossip_memory: Duration::from_secs(5 * 60),
             allow_key_log: false,
             metrics: Metrics::new(),
         }

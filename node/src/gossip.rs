@@ -28,8 +28,12 @@ pub const MAX_GOSSIP_BYTES: usize = 64 * 1024;
 const FRAMING: usize = 4 * 1024;
 /// Messages waiting to be sent to one peer; further ones are dropped. At 64 KiB each at most 16 MiB.
 const SEND_QUEUE: usize = 256;
-/// How long a message is remembered, so that it is neither judged nor forwarded twice.
-const DUPLICATE_TIME: Duration = Duration::from_secs(5 * 60);
+
+/// A node that stopped may join the mesh of a topic again after this long. In the library ten seconds: longer than a
+/// restart takes, and its first messages would go to nobody.
+const REJOIN_AFTER: Duration = Duration::from_secs(1);
+/// Times that a node may join topics too early before it loses standing, within a few seconds: a seeder has five topics.
+const REJOINS_FORGIVEN: f64 = 20.0;
 
 /// Why a message was not published.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -379,7 +383,8 @@ pub(crate) fn behaviour(config: &NodeConfig) -> Result<Gossip, StartError> {
         .validation_mode(ValidationMode::Anonymous)
         .message_id_fn(|message: &gossipsub::Message| message_id(message.topic.as_str(), &message.data))
         .max_transmit_size(MAX_GOSSIP_BYTES + FRAMING)
-        .duplicate_cache_time(DUPLICATE_TIME)
+        .duplicate_cache_time(config.gossip_memory)
+        .unsubscribe_backoff(REJOIN_AFTER)
         .connection_handler_queue_len(SEND_QUEUE)
         .build()
         .map_err(|error| setup(error.to_string()))?;
@@ -395,9 +400,14 @@ pub(crate) fn behaviour(config: &NodeConfig) -> Result<Gossip, StartError> {
     Ok(gossip)
 }
 
-/// Only what a peer did counts, not where it sits: many honest seeders share an address behind one router.
+/// Only what a peer did counts, not where it sits: many honest seeders share an address behind one router. A node that
+/// restarts joins all its topics again within their back-off, twice where two connections cross: that is forgiven.
 fn peer_score() -> PeerScoreParams {
-    PeerScoreParams { ip_colocation_factor_weight: 0.0, ..PeerScoreParams::default() }
+    PeerScoreParams {
+        ip_colocation_factor_weight: 0.0,
+        behaviour_penalty_threshold: REJOINS_FORGIVEN,
+        ..PeerScoreParams::default()
+    }
 }
 
 fn score_thresholds() -> PeerScoreThresholds {
@@ -410,10 +420,13 @@ fn score_thresholds() -> PeerScoreThresholds {
 }
 
 /// Invalid messages count by their square: one by mistake (-10) is forgiven, five within minutes (-250) put a peer
-/// out of the mesh. Slow or few deliveries are not punished: topics may be silent for hours.
+/// out of the mesh. Nothing makes up for them: in the library an hour in the mesh, or messages that were good, would. Slow or
+/// few deliveries are not punished: topics may be silent for hours.
 fn topic_score() -> TopicScoreParams {
     TopicScoreParams {
         topic_weight: 1.0,
+        time_in_mesh_weight: 0.0,
+        first_message_deliveries_weight: 0.0,
         mesh_message_deliveries_weight: 0.0,
         mesh_failure_penalty_weight: 0.0,
         invalid_message_deliveries_weight: -10.0,

@@ -42,3 +42,22 @@ impl BackOff {
         self.next_ms = self.first_ms;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_minute_and_no_two_nodes_come_together() {
+        let mut nodes: Vec<BackOff> = (0..100).map(|_| BackOff::new(1000)).collect();
+        for base in [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000] {
+            let pauses: std::collections::BTreeSet<u128> = nodes.iter_mut().map(|n| n.pause().as_millis()).collect();
+            assert!(pauses.iter().all(|&ms| ms >= base / 2 && ms <= base * 3 / 2), "{pauses:?}");
+            assert!(pauses.len() > 50, "a hundred nodes come at {} moments", pauses.len());
+        }
+        let mut node = BackOff::new(1000);
+        node.pause();
+        node.reset();
+        assert!(node.pause().as_millis() <= 1500);
+    }
+}

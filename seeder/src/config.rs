@@ -96,6 +96,10 @@ pub struct Config {
     /// Default: 65536.
     pub max_waiting_batches: u64,
 
+    /// Housekeeping of the gossip mesh; messages of the last five are offered to peers that missed them. Default: 1000.
+    pub gossip_heartbeat_ms: u64,
+    /// A gossip message is remembered for so long, so that it is not forwarded twice. Default: 300000 (5 minutes).
+    pub gossip_memory_ms: u64,
     /// Between two reports to the manager. Default: 30000.
     pub report_ms: u64,
     /// When no heartbeat was heard for so long, the manager is asked for one. Default: 360000 (6 minutes).
@@ -164,6 +168,8 @@ impl Default for Config {
             receipt_direct_ms: 5 * SECOND,
             receipt_keep_ms: 30 * DAY,
             max_waiting_batches: 65_536,
+            gossip_heartbeat_ms: SECOND,
+            gossip_memory_ms: 5 * MINUTE,
             report_ms: 30 * SECOND,
             heartbeat_silence_ms: 6 * MINUTE,
             call_ms: 10 * SECOND,
@@ -275,6 +281,8 @@ impl Config {
             ("write-ms", self.write_ms),
             ("receipt-batch-ms", self.receipt_batch_ms),
             ("max-waiting-batches", self.max_waiting_batches),
+            ("gossip-heartbeat-ms", self.gossip_heartbeat_ms),
+            ("gossip-memory-ms", self.gossip_memory_ms),
             ("report-ms", self.report_ms),
             ("call-ms", self.call_ms),
             ("retry-ms", self.retry_ms),

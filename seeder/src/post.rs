@@ -1,6 +1,7 @@
 //! Sends receipts: a round that makes batches, and one that gets them to the manager, first through the mesh and, when
-//! no mark comes back in time, by asking the manager directly. Both go on until the node stops; what they do not manage
-//! before that is on disk.
+//! no mark comes back in time, by asking the manager directly. Where that fails, too, they go into the mesh again as soon as
+//! it has forgotten them: for a seeder that reaches the manager only through others there is no other way. All goes on
+//! until the node stops; what it does not manage before that is on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,11 @@ use crate::tables::BatchRecord;
 const START_OVER_EVERY: Duration = Duration::from_secs(600);
 /// With nothing to send, the outbox is looked at this often all the same.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Batches that go into the mesh again at a time, the oldest first: while the manager is away they go in vain, and each
+/// costs every seeder of its shard. When marks come for these, the next follow at once.
+const AGAIN: u64 = 8;
+/// The mesh forgets with its housekeeping, and not everybody at one moment: so many rounds of it later.
+const FORGETTING_ROUNDS: u64 = 10;
 
 /// Makes batches of receipts that are due.
 pub(crate) async fn make_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> {
@@ -51,6 +57,15 @@ pub(crate) async fn make_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> 
     }
 }
 
+/// What was given to the mesh once more.
+#[derive(Default)]
+struct Again {
+    /// When, unix milliseconds.
+    at: u64,
+    /// The newest of them.
+    up_to: u64,
+}
+
 /// Gets batches to the manager.
 pub(crate) async fn send_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
@@ -60,12 +75,13 @@ pub(crate) async fn send_batches(seeder: Arc<Seeder>) -> Result<(), StoreError> 
         // What an earlier run gossiped is sent directly by this one.
         gossiped: outbox::state(&seeder.db)?.map_or(0, |state| state.next.saturating_sub(1)),
         heard_by_mesh: false,
+        again: Again::default(),
         rewound: false,
         started_over: None,
         seeder,
     };
     loop {
-        let next = post.round().await?;
+        let next = post.round().await?.min(post.gossip_again().await?);
         tokio::select! {
             () = token.cancelled() => return Ok(()),
             () = post.seeder.wake.post.notified() => {}
@@ -82,6 +98,7 @@ struct Post {
     gossiped: u64,
     /// The last batch found somebody in the mesh to take it.
     heard_by_mesh: bool,
+    again: Again,
     /// Batches that were marked before are being sent again, because the manager does not know them.
     rewound: bool,
     started_over: Option<Instant>,
@@ -130,19 +147,62 @@ impl Post {
 
     async fn gossip(&mut self, number: u64, record: BatchRecord) {
         self.gossiped = number;
+        if let Some(heard) = self.publish(number, record).await {
+            self.heard_by_mesh = heard;
+        }
+    }
+
+    /// Gives a batch to the mesh: did somebody take it? `None` where it cannot be given.
+    async fn publish(&self, number: u64, record: BatchRecord) -> Option<bool> {
         let seeder = &self.seeder;
-        let Some(trust) = seeder.network.trust() else { return };
+        let trust = seeder.network.trust()?;
         let topic = receipts_topic(&seeder.network.id, &seeder.peer, trust.key_set().gossip_shards);
         let message = match outbox::gossiped(seeder, record.batch) {
             Ok(message) => message,
-            Err(refusal) => return tracing::debug!(%refusal, "receipts are not gossiped"),
+            Err(refusal) => {
+                tracing::debug!(%refusal, "receipts are not gossiped");
+                return None;
+            }
         };
         let published = seeder.node.publish(&topic, message).await;
-        self.heard_by_mesh = published.is_ok();
-        match published {
+        match &published {
             Ok(()) => tracing::debug!(batch = number, "receipts gossiped"),
             Err(error) => tracing::debug!(batch = number, %error, "receipts not gossiped"),
         }
+        Some(published.is_ok())
+    }
+
+    /// What was given to the mesh and never marked got lost there, or came while the manager was away: it is given again
+    /// when nobody remembers it any more (before that nobody would pass it on). Says when to look again.
+    async fn gossip_again(&mut self) -> Result<Instant, StoreError> {
+        let config = &self.seeder.config;
+        let forgotten_ms =
+            config.gossip_memory_ms.saturating_add(config.gossip_heartbeat_ms.saturating_mul(FORGETTING_ROUNDS));
+        let next = |after| {
+            Ok::<_, StoreError>(outbox::next_unmarked(&self.seeder.db, after)?.filter(|(n, _)| *n <= self.gossiped))
+        };
+        let Some((oldest, record)) = next(0)? else {
+            self.again.up_to = 0;
+            return Ok(Instant::now() + LOOK_EVERY);
+        };
+        let now = now_ms();
+        let arrived = self.again.up_to > 0 && oldest > self.again.up_to;
+        let last = if arrived { 0 } else { self.again.at };
+        let due = last.max(record.made_at).saturating_add(forgotten_ms);
+        if now < due {
+            return Ok(Instant::now() + Duration::from_millis(due - now).min(LOOK_EVERY));
+        }
+        let mut up_to = 0;
+        for _ in 0..AGAIN {
+            let Some((number, record)) = next(up_to)? else { break };
+            if now < record.made_at.saturating_add(forgotten_ms) {
+                break;
+            }
+            self.publish(number, record).await;
+            up_to = number;
+        }
+        self.again = Again { at: now, up_to };
+        Ok(Instant::now() + Duration::from_millis(forgotten_ms).min(LOOK_EVERY))
     }
 
     async fn directly(&mut self, number: u64, record: BatchRecord) -> Result<Sent, StoreError> {
@@ -196,6 +256,7 @@ impl Post {
         self.started_over = Some(Instant::now());
         self.rewound = false;
         self.gossiped = 0;
+        self.again = Again::default();
         Ok(Sent::Again)
     }
 }

@@ -151,6 +151,8 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         },
         agent: concat!("willcall-seeder/", env!("CARGO_PKG_VERSION")).to_owned(),
         allow_key_log: config.allow_key_log,
+        gossip_heartbeat: Duration::from_millis(config.gossip_heartbeat_ms),
+        gossip_memory: Duration::from_millis(config.gossip_memory_ms),
         ..NodeConfig::new(keypair.clone())
     };
     let node = Node::start(node_config, &supervisor).await?;

@@ -119,3 +119,49 @@ async fn the_largest_message_arrives() {
     a.stop().await;
     b.stop().await;
 }
+
+#[tokio::test]
+async fn a_node_that_restarts_is_heard_and_in_the_mesh_again() {
+    // As many topics as a seeder has.
+    let topics = ["willcall/1", "willcall/2", "willcall/3", "willcall/4", "willcall/5"];
+    let subscribed = async |node: &TestNode| {
+        let mut receivers = Vec::new();
+        for topic in topics {
+            receivers.push(node.subscribe(topic, 16).await.unwrap());
+        }
+        receivers
+    };
+    let a = TestNode::start(170, |_| {}).await;
+    let mut at_a = subscribed(&a).await;
+    for life in 0..3_u8 {
+        let b = TestNode::start(171, |_| {}).await;
+        let at_b = subscribed(&b).await;
+        b.connect(&a.at, LIMIT).await.unwrap();
+        // What it says first reaches its neighbour: once, and nothing repeats it.
+        for (topic, receiver) in topics.iter().zip(&mut at_a) {
+            eventually(|| b.publish(topic, vec![life])).await;
+            let heard = within(receiver.next()).await.unwrap();
+            assert_eq!((&heard.data[..], heard.from), (&[life][..], b.at.peer));
+            heard.accept();
+        }
+        // It says that it leaves, as an orderly stop does.
+        drop(at_b);
+        let mut words = 0_u32;
+        for topic in topics {
+            eventually(|| {
+                words += 1;
+                let word = [&[life][..], &words.to_le_bytes()].concat();
+                let a = &a;
+                async move {
+                    match a.publish(topic, word).await {
+                        Err(PublishError::NoPeers) => Ok(()),
+                        other => Err(other),
+                    }
+                }
+            })
+            .await;
+        }
+        b.stop().await;
+    }
+    a.stop().await;
+}

@@ -4,7 +4,6 @@
 use client_node::FetchOptions;
 use protocol::api::provider_key;
 use protocol::trust::JoinLine;
-use protocol::{Address, PeerAddrs};
 use testnet::adversary::{Outcome, Tampering, present};
 use testnet::{Client, Network, Plan, Terms, until};
 
@@ -284,50 +283,5 @@ async fn from_one_address_of_any_seeder_a_new_client_finds_one_that_came_back_af
     assert_same(&goods, &outcome.path);
     let from = outcome.sources.iter().find(|source| source.peer == back).unwrap();
     assert_eq!(from.chunks, product.chunks, "{:?}", outcome.sources);
-    network.stop().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "does not always settle in its time; why is not known yet"]
-async fn receipts_of_a_seeder_that_cannot_reach_the_manager_come_through_another() {
-    show_logs();
-    let mut network = Network::start(Plan::new(2)).await.unwrap();
-    let (goods, product) = network.publish_noise("goods", 600 * KIB, &Terms::default()).await.unwrap();
-    let client = network.client("client").await.unwrap();
-    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
-    // From now on seeder 0 knows an address of the manager where nobody answers, and seeder 1.
-    network.seeders[0].stop().await.unwrap();
-    let join: JoinLine = network.seeders[0].config.join.parse().unwrap();
-    let manager = network.manager.running().unwrap().manager().peer_id();
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nowhere = Address::new(&format!("/ip4/127.0.0.1/tcp/{dead}")).unwrap();
-    let managers = vec![PeerAddrs::new(manager, vec![nowhere]), network.seeders[1].at().unwrap()];
-    network.seeders[0].config.join = JoinLine { managers, ..join }.to_string();
-    network.seeders[0].config.receipt_direct_ms = 600_000;
-    network.seeders[0].start().await.unwrap();
-    let (peer, other) = (network.seeders[0].peer(), network.seeders[1].peer());
-    // The DHT would lead it to the manager by another address: whatever comes about between the two is cut at once.
-    let guard = {
-        let handle = network.manager.running().unwrap().manager().handle().clone();
-        tokio::spawn(async move {
-            let mut tick = tokio::time::interval(std::time::Duration::from_millis(2));
-            while handle.disconnect(peer).await.is_ok() {
-                tick.tick().await;
-            }
-        })
-    };
-    let near = || async {
-        let handle = network.seeders[0].running().ok()?.handle();
-        handle.is_connected(other).await.ok()?.then_some(())
-    };
-    until("seeder 0 being connected to seeder 1", near).await.unwrap();
-    let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
-    assert_same(&goods, &outcome.path);
-    let part = outcome.sources.iter().find(|source| source.peer == peer).unwrap();
-    assert!(part.chunks > 0, "{:?}", outcome.sources);
-    assert_counted(&network, id, &outcome, product.chunks, &[]).await;
-    let marked = || async { (network.seeders[0].count("batches_waiting") == 0).then_some(()) };
-    until("the manager's mark coming back through the mesh", marked).await.unwrap();
-    guard.abort();
     network.stop().await.unwrap();
 }

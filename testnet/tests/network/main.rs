@@ -6,7 +6,8 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-    reason = "tests fail by panicking"
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and print what they counted"
 )]
 
 extern crate willcall_testnet as testnet;
@@ -17,6 +18,7 @@ mod devices;
 mod fair_exchange;
 mod invariants;
 mod leases;
+mod outage;
 mod placement;
 mod restores;
 mod sources;
