@@ -221,6 +221,28 @@ fn a_router_that_chooses_another_port_is_got_through_where_it_keeps_to_it() {
 }
 
 #[test]
+fn on_a_local_network_a_seeder_is_found_that_nobody_knows_the_address_of() {
+    let test = "on_a_local_network_a_seeder_is_found_that_nobody_knows_the_address_of";
+    let Some(mut net) = Net::start(test, false) else { return };
+    let (seeder, client) = (net.public("s"), net.public("c"));
+    net.lab.cable((&seeder, "lan", "192.168.7.1/24"), (&client, "lan", "192.168.7.2/24"));
+    net.seeder_at(&seeder);
+    let bought = net.sell();
+    // The internet is gone, and the seeder listens elsewhere than the ticket says.
+    net.network.daemons.remove("manager").unwrap().kill();
+    net.network.daemons.remove("seeder-1").unwrap().kill();
+    let config = net.network.path("seeder-1/config.toml");
+    let before = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, before.replace("/5001", "/5002").replace("lan = false", "lan = true")).unwrap();
+    seeder.run(|| net.network.run_role("seeder-1"));
+    for machine in [&seeder, &client] {
+        machine.ip("link set wan down");
+    }
+    let answer = client.run(|| run(net.fetching(&bought)).ok());
+    net.assert_fetched(&answer);
+}
+
+#[test]
 fn where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause() {
     let test = "where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause";
     let Some(mut net) = Net::start(test, false) else { return };
