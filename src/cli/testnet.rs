@@ -161,6 +161,10 @@ async fn present(args: &PresentArgs, global: &Global) -> Result<ExitCode> {
         Outcome::Served { bytes } => {
             (json!({"refused": false, "code": null, "bytes": bytes}), format!("served: {bytes} bytes came"))
         }
+        Outcome::ShutOut { window } => (
+            json!({"refused": false, "code": null, "bytes": 0, "window_used_up": window}),
+            format!("taken, and nothing is sent: {window} chunks sent before were never acknowledged"),
+        ),
     };
     Answer::new(json, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)

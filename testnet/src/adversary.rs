@@ -40,6 +40,12 @@ pub enum Outcome {
         /// Bytes of the first chunk.
         bytes: u64,
     },
+    /// It took the ticket and will send nothing: what it sent before and nobody acknowledged fills the window. Whoever shows
+    /// a ticket twice without ever acknowledging comes to this.
+    ShutOut {
+        /// Chunks that it sends without an acknowledgement.
+        window: u32,
+    },
 }
 
 /// Why nothing could be told.
@@ -122,6 +128,10 @@ async fn exchange(node: &NodeHandle, ticket: Ticket, seeder: &PeerAddrs) -> Resu
     loop {
         match read_message::<SeederMessage, _>(&mut stream).await? {
             Some(SeederMessage::Refusal(refusal)) => return Ok(Outcome::Refused(refusal)),
+            // It would wait for an acknowledgement, and this peer has nothing to acknowledge.
+            Some(SeederMessage::Welcome { window, outstanding, .. }) if outstanding >= window => {
+                return Ok(Outcome::ShutOut { window });
+            }
             Some(SeederMessage::Chunk { length, .. }) => return Ok(Outcome::Served { bytes: u64::from(length) }),
             Some(_) => {}
             None => {

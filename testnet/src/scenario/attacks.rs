@@ -265,7 +265,7 @@ async fn receipts_of(network: &Network, id: TransactionId) -> Result<Vec<Receipt
 /// What a seeder said to a ticket: `served`, or the name of its refusal.
 fn said(outcome: Result<Outcome, PresentError>) -> Result<String, ScenarioError> {
     Ok(match outcome? {
-        Outcome::Served { .. } => "served".to_owned(),
+        Outcome::Served { .. } | Outcome::ShutOut { .. } => "served".to_owned(),
         Outcome::Refused(refusal) => refusal.code.as_str().to_owned(),
     })
 }

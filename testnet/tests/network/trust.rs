@@ -21,7 +21,8 @@ async fn change_keys(network: &Network, mut request: Value) -> Value {
     prepared
 }
 
-/// What a seeder says to this client's ticket: a refusal's name, or `served`.
+/// What a seeder says to this client's ticket: a refusal's name, or `served`, also where earlier questions used up the
+/// window: they drew chunks and acknowledged none.
 async fn shown(network: &Network, number: usize, client: &Client, ticket: &TicketEnvelope) -> String {
     let at = network.seeders[number].at().unwrap();
     match present(client.home().keypair(), ticket, Tampering::None, &at).await.unwrap() {
@@ -92,7 +93,6 @@ async fn a_seeder_that_was_off_catches_up_with_keys_and_revocations() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a call on the control socket is not always answered in time here"]
 async fn a_product_that_wants_fresh_revocations_is_not_served_by_who_has_heard_nothing() {
     show_logs();
     let plan =
@@ -107,7 +107,10 @@ async fn a_product_that_wants_fresh_revocations_is_not_served_by_who_has_heard_n
     network.manager.crash().await;
     // Nothing new is heard any more: the clock alone makes it stale.
     until_shown(&network, 0, &client, &strict, "stale-revocations").await;
-    assert_eq!(shown(&network, 0, &client, &lax).await, "served");
+    // More often than the window has chunks.
+    for _ in 0..4 {
+        assert_eq!(shown(&network, 0, &client, &lax).await, "served");
+    }
     network.manager.start().await.unwrap();
     network.stop().await.unwrap();
 }
