@@ -21,6 +21,7 @@ mod leases;
 mod outage;
 mod placement;
 mod restores;
+mod silence;
 mod sources;
 mod steps;
 mod trust;
