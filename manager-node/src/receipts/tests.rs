@@ -200,6 +200,66 @@ async fn a_client_that_signs_everything_to_everybody_is_revoked_and_the_ceiling_
 }
 
 #[tokio::test]
+async fn a_client_and_two_seeders_that_claim_ten_times_what_was_sent_get_the_ceiling_and_reasons() {
+    // Each of the two sent a hundred chunks and claims a thousand, and everything that they can think of beside. (Had
+    // they claimed the whole content, the first claim would have closed the delivery, and the second come too late.)
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, envelope) = shop.buy("o").await;
+    let lease = envelope.ticket.lease.peek().unwrap();
+    let claimed = 1000 * u64::from(CHUNK);
+    let of = |n: usize, delivery, chunks| Receipt {
+        ack: shop.ack(&shop.client, delivery, shop.seeders[n].peer_id(), chunks),
+        completion: None,
+        first_at: 1,
+        last_at: 2,
+    };
+    let paid = DeliveryId { transaction: id, delivery: 1 };
+    let all = || ChunkSet::from_range(0..1000);
+    let mut handed_in = Vec::new();
+    for n in 0..2 {
+        let receipts = vec![
+            shop.receipt(id, n, 0..100),
+            of(n, paid, all()),
+            of(n, DeliveryId { delivery: 2, ..paid }, all()),
+            of(n, DeliveryId { transaction: TransactionId::from_bytes([4; 16]), ..paid }, all()),
+            of(n, paid, ChunkSet::from_range(0..10_240)),
+        ];
+        handed_in.extend(receipts.iter().map(|receipt| (n, receipt.id())));
+        Outbox::of(&shop, n).send(&shop, receipts.clone()).await;
+        // The same through an outbox that is said to be new.
+        Outbox::of(&shop, n).send(&shop, receipts).await;
+    }
+    // Together more than the content, a quarter and 16 MiB: the lease is void from here on.
+    assert!(2 * claimed > lease.allowance);
+    assert_eq!(shop.state(id), TransactionState::Revoked);
+    assert!(shop.is_revoked(id));
+    let late = of(2, paid, all());
+    handed_in.push((2, late.id()));
+    Outbox::of(&shop, 2).send(&shop, vec![late]).await;
+
+    let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+    let parts: u128 = closed.lines.iter().map(|line| line.parts).sum();
+    assert!(parts <= u128::from(lease.ceiling) << 20, "over the ceiling");
+    assert_eq!(closed.lines.iter().map(|line| line.bytes).sum::<u64>(), claimed, "every byte is paid once");
+    let owed: i64 = shop.balance_of_seeders().await;
+    assert!(u64::try_from(owed).unwrap() * 1_000_000 <= lease.ceiling && owed > 0, "{owed}");
+    assert_eq!(shop.balance("escrow").await, 0);
+
+    // Each seeder can ask of each receipt what became of it, and gets a reason for what is not paid.
+    let mut fates = std::collections::BTreeMap::new();
+    for (n, receipt) in &handed_in {
+        let told = crate::statements::explain(&shop.ctx, shop.seeders[*n].peer_id(), *receipt).unwrap();
+        let fate = told.line.fate.as_str();
+        assert!(fate == "accepted" || told.summary().len() > fate.len() + 20, "{}", told.summary());
+        *fates.entry(fate).or_insert(0) += 1;
+    }
+    println!("{} receipts: {fates:?}; {} of {} minor units paid", handed_in.len(), owed, lease.ceiling / 1_000_000);
+    assert_eq!(fates.get("accepted"), Some(&4), "the hundreds that were sent, and the two thousands");
+    assert_eq!(fates.values().sum::<usize>(), handed_in.len());
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn a_price_that_leaves_little_bounds_what_is_paid() {
     // 640 KiB at 1,000 minor units a MiB would cost more than the 281 that are left of the price.
     let shop = Shop::open(Terms { rate: 1_000_000_000, ..Terms::default() }).await;

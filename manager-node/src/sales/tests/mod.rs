@@ -1,6 +1,7 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
 mod moving;
+mod schedules;
 pub(crate) mod shop;
 
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};

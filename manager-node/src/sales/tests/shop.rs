@@ -107,6 +107,27 @@ impl Shop {
         _dir
     }
 
+    /// The manager's tasks are aborted where they stand, and it is started again over its folder.
+    pub(crate) async fn crash(self) -> Shop {
+        let Shop { running, ctx, merchant, client, seeders, product, secret, manifest, _dir } = self;
+        drop(ctx);
+        // What does not end at once is aborted, which is meant.
+        let _ = running.stop(Duration::ZERO).await;
+        let path = _dir.path().join("manager");
+        // Aborted tasks let go of folder and port a moment later.
+        let again = async {
+            loop {
+                match crate::start(&path, Config::load(&path).unwrap()).await {
+                    Ok(running) => return running,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let running = tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+        let ctx = Arc::clone(running.context());
+        Shop { running, ctx, merchant, client, seeders, product, secret, manifest, _dir }
+    }
+
     fn publish(&self, id: ProductId, policy: KeyPolicy, lease_ms: u64, rate: u64, chunks: u32) -> Digest {
         let content = ContentId::from_bytes(rand::rng().random());
         let length = u64::from(chunks) * u64::from(CHUNK);
@@ -264,6 +285,15 @@ impl Shop {
         let accounts = ledger["accounts"].as_array().unwrap();
         let found = accounts.iter().find(|line| line["account"].as_str().unwrap() == account);
         found.map_or(0, |line| line["minor"].as_i64().unwrap())
+    }
+
+    /// What all seeders are owed together, minor units.
+    pub(crate) async fn balance_of_seeders(&self) -> i64 {
+        let mut owed = 0;
+        for seeder in &self.seeders {
+            owed -= self.balance(&format!("seeder:{}", seeder.peer_id())).await;
+        }
+        owed
     }
 
     pub(crate) fn is_revoked(&self, id: TransactionId) -> bool {
