@@ -253,7 +253,7 @@ impl<C, T: Document> Decode<C> for Signed<T> {
         let signer = PeerId::decode(decoder)?;
         let body = Vec::<u8>::decode(decoder)?;
         if body.len() > T::MAX {
-            return Err(bincode::error::DecodeError::LimitExceeded);
+            return Err(bincode::error::DecodeError::Other("a signed document that is longer than its kind may be"));
         }
         let signature = <[u8; 64]>::decode(decoder)?;
         Ok(Signed { purpose, signer, body, signature, document: PhantomData })
