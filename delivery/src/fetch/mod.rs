@@ -122,7 +122,7 @@ impl Default for FetchLimits {
             slowest_chunk: Duration::from_secs(600),
             sync_every: Duration::from_secs(3),
             sync_bytes: 512 * 1024 * 1024,
-            // A seeder that was killed is noticed within five seconds over QUIC, and may be back by then.
+            // A seeder that was killed may be back by then.
             finish_timeout: Duration::from_secs(8),
             discovery_every: Duration::from_secs(5),
             discovery_timeout: Duration::from_secs(20),
