@@ -26,6 +26,7 @@ pub use device::{MoveChoice, MoveItem, Moves, move_purchases};
 pub use evidence::{EvidenceError, evidence};
 pub use fetch::{
     FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, LeaseView, Target, TargetError, Waiting, fetch,
+    read_ticket_file,
 };
 pub use home::{FileError, Home, HomeError};
 pub use inbox::{Inbox, InboxError, InboxItem, inbox};

@@ -30,6 +30,8 @@ const PROGRESS_QUEUE: usize = 64;
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest socket path used as it is; the system's limit is 107 bytes on Linux and 103 on others.
 const MAX_PATH: usize = 100;
+/// Bytes of `/willcall-0123456789abcdef/control.sock`, what is made in a folder whose path is short.
+const SHORT_NAME: usize = 39;
 /// Names tried for a short directory beside a longer one.
 const MOST_NAMES: u8 = 4;
 
@@ -234,7 +236,9 @@ pub(crate) async fn socket_path(dir: &Path) -> io::Result<Option<PathBuf>> {
 /// A directory with a short path that only this user can enter. Its name follows from the data directory's path: a node
 /// that was killed comes back to the one that it left behind, and takes it away in the end.
 fn short_dir(dir: &Path) -> io::Result<PathBuf> {
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).into_iter().chain([std::env::temp_dir()]);
+    let mut short_enough = given.filter(|base| base.as_os_str().len() <= MAX_PATH - SHORT_NAME);
+    let base = short_enough.next().unwrap_or_else(|| PathBuf::from("/tmp"));
     let full = std::fs::canonicalize(dir)?;
     let own = rustix::process::geteuid().as_raw();
     // Somebody else may have put something in the way.

@@ -41,7 +41,7 @@ pub use metrics::{CounterBy, Metrics};
 pub use metrics_server::{Health, MetricsServer, MetricsServerError};
 pub use prometheus_client;
 pub use reach::{CircuitLimit, PortMapping, Reach, ReachConfig, Reachability, RelayConfig, RelaySlot, Tried};
-pub use signals::wait_for_stop;
+pub use signals::{StopSignals, wait_for_stop};
 pub use streams::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Stream, Transport};
 pub use supervisor::{ShutdownError, Supervisor};
 pub use swarm::StartError;

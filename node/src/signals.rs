@@ -1,19 +1,39 @@
 //! A node that is killed by the default action of SIGTERM loses what it was doing; waiting for the signal here lets
 //! every role stop through its supervisor instead.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that stop a process, heard from the moment this is made.
+#[derive(Debug)]
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Begins to hear them: from now on they no longer end the process.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    pub fn install() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for one that came since, and gives its name.
+    pub async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
 
 /// Waits for SIGINT or SIGTERM and gives the name of the one that came.
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.
 pub async fn wait_for_stop() -> std::io::Result<&'static str> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    })
+    Ok(StopSignals::install()?.wait().await)
 }
 
 #[cfg(test)]

@@ -73,7 +73,13 @@ impl FromStr for PeerId {
         if text.len() > 64 {
             return Err(fail("too long"));
         }
+        if text.is_empty() {
+            return Err(fail("it is empty"));
+        }
         let bytes = bs58::decode(text).into_vec().map_err(|e| fail(&format!("not base58: {e}")))?;
+        if text.starts_with("12D3KooW") && bytes.len() != PEER_ID_PREFIX.len() + 32 {
+            return Err(fail("it is cut off, or has characters too many: they are 52"));
+        }
         let key = bytes.strip_prefix(&PEER_ID_PREFIX).ok_or_else(|| {
             fail("not an Ed25519 peer ID; other key types and hashed IDs are not used in Willcall networks")
         })?;

@@ -117,6 +117,10 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let json = cli.global.json;
+    if let Err(error) = all_text() {
+        report(&error, json);
+        return ExitCode::FAILURE;
+    }
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -124,6 +128,16 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Paths end up in answers, configuration files and the database, all of which are text.
+fn all_text() -> Result<()> {
+    for argument in std::env::args_os() {
+        if argument.to_str().is_none() {
+            anyhow::bail!("{} is not UTF-8; name files and folders in UTF-8 here", argument.to_string_lossy());
+        }
+    }
+    Ok(())
 }
 
 /// One line: what failed, then its causes. With `--json` the same as an object on standard output.

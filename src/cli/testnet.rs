@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use node::wait_for_stop;
+use node::StopSignals;
 use protocol::ticket::TicketEnvelope;
 
 use serde_json::json;
@@ -78,6 +78,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
 }
 
 async fn up(args: UpArgs, global: &Global) -> Result<ExitCode> {
+    // Before anything is made that a signal would leave behind.
+    let mut stop = StopSignals::install().context("cannot wait for signals")?;
     let temporary = match &args.keep {
         Some(_) => None,
         None => Some(
@@ -101,11 +103,16 @@ async fn up(args: UpArgs, global: &Global) -> Result<ExitCode> {
     };
     let mut network = Network::new(&dir, Narrator::new(global.json))?;
     let result = tokio::select! {
-        result = Box::pin(set_up(&mut network, &goods, args.seeders, global)) => match result {
-            Ok(()) => wait_for_stop().await.map(|_| ()).context("cannot wait for signals"),
-            Err(error) => Err(error),
-        },
-        signal = wait_for_stop() => signal.map(|_| ()).context("cannot wait for signals"),
+        result = Box::pin(set_up(&mut network, &goods, args.seeders, global)) => Some(result),
+        _ = stop.wait() => None,
+    };
+    let result = match result {
+        Some(Ok(())) => {
+            stop.wait().await;
+            Ok(())
+        }
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
     };
     network.narrator().say("\nStopping every process");
     let casualties = network.casualties();
@@ -175,6 +182,7 @@ pub(crate) fn read_ticket(text: &str) -> Result<TicketEnvelope> {
     if text == "-" || text.starts_with("willcall:") {
         return text_argument(text)?.parse().context("the ticket");
     }
-    let bytes = std::fs::read(text).with_context(|| format!("cannot read the ticket file {text}"))?;
+    let read = client_node::read_ticket_file(text.as_ref());
+    let bytes = read.with_context(|| format!("cannot read the ticket file {text}"))?;
     TicketEnvelope::from_file_bytes(&bytes).with_context(|| text.to_owned())
 }

@@ -32,6 +32,8 @@ pub(crate) struct DemoArgs {
 
 /// Runs the demo.
 pub(crate) async fn run(args: DemoArgs, json: bool) -> Result<ExitCode> {
+    // Before anything is made that a signal would leave behind.
+    let mut stop = node::StopSignals::install().context("cannot wait for signals")?;
     let (dir, _remove) = folder(args.keep.as_deref())?;
     let goods = match &args.path {
         Some(path) => std::fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display()))?,
@@ -42,9 +44,7 @@ pub(crate) async fn run(args: DemoArgs, json: bool) -> Result<ExitCode> {
         let mut sale = Sale::new(&mut network, &goods, &dir);
         tokio::select! {
             result = Box::pin(sale.run(args.seeders)) => result.map_err(|error| sale.explain(error)),
-            signal = node::wait_for_stop() => {
-                Err(anyhow::anyhow!("stopped by {}", signal.context("cannot wait for signals")?))
-            }
+            signal = stop.wait() => Err(anyhow::anyhow!("stopped by {signal}")),
         }
     };
     network.narrator().say("Stopping every process");

@@ -16,6 +16,8 @@ use tokio::process::{Child, Command};
 
 /// How long a daemon may take until it is ready, and until it has stopped.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long one that failed has for its end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where the binary, the folders and the logs are.
@@ -67,6 +69,8 @@ impl Workshop {
             .args(["--log", "info", "--log-format", "json"])
             .env_remove("WILLCALL_LOG")
             .env_remove("WILLCALL_HOME")
+            // Sockets whose own folder has too long a path are made here, and go away with the rest.
+            .env("XDG_RUNTIME_DIR", &self.dir)
             .stdout(Stdio::piped())
             .stderr(file)
             .kill_on_drop(true);
@@ -110,13 +114,20 @@ impl Workshop {
         let stdout = child.stdout.take().context("no standard output")?;
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(START_LIMIT, lines.next_line()).await;
-        let ready = match line {
-            Ok(Ok(Some(line))) => serde_json::from_str::<Value>(&line).ok(),
+        let said = match &line {
+            Ok(Ok(Some(line))) => serde_json::from_str::<Value>(line).ok(),
             _ => None,
         };
-        let Some(ready) = ready.filter(|r| r.get("ready") == Some(&Value::Bool(true))) else {
-            let why = if line_timed_out(&mut child) { "did not get ready in time" } else { "stopped at its start" };
-            bail!("{name} {why}; end of its log:\n{}", tail(&log));
+        let ready = said.as_ref().filter(|said| said.get("ready") == Some(&Value::Bool(true)));
+        let Some(ready) = ready.cloned() else {
+            if line.is_err() {
+                bail!("{name} did not get ready in time; end of its log:\n{}", tail(&log));
+            }
+            // What it says last may come after what it printed.
+            let _ = tokio::time::timeout(LAST_WORDS, child.wait()).await;
+            let why = said.as_ref().and_then(|said| said.pointer("/error/message")).and_then(Value::as_str);
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            bail!("{name} stopped at its start{why}; end of its log:\n{}", tail(&log));
         };
         // A daemon may go on to print; nobody reads it here, and a full pipe must not stop it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
@@ -128,10 +139,6 @@ impl Workshop {
 async fn finished(command: &mut Command) -> Result<std::process::Output> {
     let child = command.spawn().context("cannot start a process of this program")?;
     child.wait_with_output().await.context("cannot wait for a process of this program")
-}
-
-fn line_timed_out(child: &mut Child) -> bool {
-    matches!(child.try_wait(), Ok(None))
 }
 
 impl Daemon {

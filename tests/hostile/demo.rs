@@ -129,3 +129,36 @@ fn a_scenario_that_is_stopped_leaves_nothing_and_a_wrong_name_is_a_wrong_command
     running.finish().refused(&["scenario churn was stopped before its end"]);
     assert_eq!(files(), 0, "files are left");
 }
+
+/// However early it is told to stop: as soon as it hears signals it takes away what it made, and before that it has made
+/// nothing.
+#[test]
+fn a_demo_and_a_testnet_that_are_stopped_at_once_leave_nothing_behind() {
+    for command in [args!["demo"], args!["testnet", "up"]] {
+        for signal in [Signal::TERM, Signal::INT] {
+            let dir = tempfile::tempdir().unwrap();
+            let temporary = format!("TMPDIR={}", dir.path().display());
+            let files = || fs::read_dir(dir.path()).unwrap().count();
+            let job = inside(vec!["env".into(), temporary.into()], || Job::start(command.clone()));
+            // The very first thing that is there.
+            until("a folder", || (files() > 0).then_some(()));
+            let pid = Pid::from_raw(i32::try_from(job.pid()).unwrap()).unwrap();
+            kill_process(pid, signal).unwrap();
+            job.finish();
+            assert_eq!(files(), 0, "{command:?} {signal:?}: files are left");
+        }
+    }
+}
+
+#[test]
+fn a_demo_works_where_the_temporary_folder_has_too_long_a_path_for_a_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("x".repeat(120)).join("y".repeat(120));
+    fs::create_dir_all(&long).unwrap();
+    let temporary = format!("TMPDIR={}", long.display());
+    let album = dir.path().join("song");
+    fs::write(&album, bytes(1, 100)).unwrap();
+    let job = inside(vec!["env".into(), temporary.into()], || Job::start(args!["demo", &album, "--seeders", "1"]));
+    assert_promises(&job.finish().ok());
+    assert_eq!(fs::read_dir(&long).unwrap().count(), 0, "files are left");
+}

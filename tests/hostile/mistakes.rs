@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -184,7 +185,9 @@ fn purchases_and_tickets() {
     refused(None, &good, 400, "missing-idempotency-key");
     assert!(refused(Some("a"), &order(absent, &peer, &small), 404, "unknown-product").contains(absent));
     let why = refused(Some("b"), &order(&id, "12D3KooWabc", &small), 400, "invalid-client");
-    assert!(why.contains("12D3KooWabc") && why.contains("Ed25519"), "{why}");
+    assert!(why.contains("12D3KooWabc") && why.contains("it is cut off"), "{why}");
+    let rsa = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N";
+    assert!(refused(Some("b2"), &order(&id, rsa, &small), 400, "invalid-client").contains("not an Ed25519 peer ID"));
     let (status, first) = post(&shop, Some("c"), &order(&id, &peer, &small));
     assert_eq!((status, first["state"].as_str()), (201, Some("released")), "{first}");
     assert_eq!(
@@ -236,6 +239,17 @@ fn purchases_and_tickets() {
             run(args!["fetch", &cut, "--home", network.path("client"), "-o", network.path("y"), "--patience", "2s"]);
         assert!(!said.stderr.contains("panicked") && said.stderr.lines().count() <= 1, "{}", said.stderr);
     }
+    // No files at all: one of them never ends, the other never begins.
+    fetch("/dev/zero".as_ref(), "client").refused(&["/dev/zero", "it is not a file"]);
+    let fifo = network.path("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    fetch(fifo.as_os_str(), "client").refused(&["fifo", "it is not a file"]);
+    // Names that no answer and no settings could hold.
+    let odd = std::ffi::OsString::from_vec([network.path("odd").into_os_string().into_vec(), vec![0xff]].concat());
+    for command in [args!["manager", "init", "--dir", &odd], args!["demo", &odd], args!["id", "--home", &odd]] {
+        run(command).refused(&["odd", "not UTF-8"]);
+    }
+    assert!(!Path::new(&odd).exists());
     run(args!["verify", network.path("nowhere"), "--home", network.path("client")]).refused(&[
         "nowhere",
         "was delivered to this home",

@@ -11,6 +11,8 @@ mod run;
 mod ticket;
 mod transfer;
 
+pub use ticket::read_ticket_file;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;

@@ -1,9 +1,12 @@
 //! Which ticket is fetched by, and whether it is any good: judged here with the same checks as at a seeder, so that a
 //! wrong one ends in one clear line and not in refusals from everywhere.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::codec::Wire;
 use protocol::deliver::Credential;
 use protocol::ticket::{Admission, Lease, TicketEnvelope};
 use protocol::trust::{RevocationState, Trust};
@@ -23,7 +26,8 @@ pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) ->
     let envelope = match target {
         Target::Envelope(envelope) => *envelope,
         Target::File(path) => {
-            let read = tokio::fs::read(&path).await;
+            let from = path.clone();
+            let read = blocking(move || read_ticket_file(&from)).await;
             let bytes = read.map_err(|source| FetchError::ReadTicket { path: path.clone(), source })?;
             TicketEnvelope::from_file_bytes(&bytes).map_err(|source| FetchError::TicketFile { path, source })?
         }
@@ -54,6 +58,21 @@ pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) ->
     })
     .await?;
     Ok(Purchase { transaction, network: data.network, envelope })
+}
+
+/// The bytes of a ticket file: of a longer file only so many that it is seen to be no ticket.
+///
+/// # Errors
+/// Those of reading, and for what is no file.
+pub fn read_ticket_file(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+    }
+    // The text form takes a third more than the bytes that it stands for.
+    let limit = 2 * TicketEnvelope::MAX as u64;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, limit), &mut bytes)?;
+    Ok(bytes)
 }
 
 fn peek(envelope: &TicketEnvelope) -> Result<(protocol::ticket::TransactionData, Lease), Refusal> {
