@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use node::wait_for_stop;
+use node::StopSignals;
 use serde_json::json;
 use testnet::scenario::{self, Options, Report, SCENARIOS};
 
@@ -44,11 +44,12 @@ pub(crate) async fn run(args: ScenarioArgs, global: &Global) -> Result<ExitCode>
         bail!("--size is from 1MiB to 16GiB");
     }
     let options = Options { seed: args.seed, bytes: args.size };
+    // Before anything is made that a signal would leave behind.
+    let mut stop = StopSignals::install().context("cannot wait for signals")?;
     let report = tokio::select! {
         report = Box::pin(scenario::run(&name, options)) => report.with_context(|| format!("scenario {name}"))?,
         // The network is dropped with its folder.
-        signal = wait_for_stop() => {
-            signal.context("cannot wait for signals")?;
+        _ = stop.wait() => {
             bail!("scenario {name} was stopped before its end; nothing was judged");
         }
     };

@@ -27,6 +27,9 @@ use crate::wait::{Late, until};
 const CAPACITY: u64 = 1 << 40;
 /// Lines asked for at once: the manager's bound.
 const LINES: usize = 1000;
+/// So often, and with such pauses, the folder is tried to be taken away: two seconds.
+const REMOVALS: u32 = 200;
+const BETWEEN_REMOVALS: Duration = Duration::from_millis(10);
 
 /// Why a network did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +139,29 @@ pub struct Network {
     plan: Plan,
     supervisor: Supervisor,
     // Last: the folder goes when everything else is gone.
-    dir: TempDir,
+    dir: Folder,
+}
+
+/// Where the network lives. A network that is dropped in the middle of its work still has tasks that are on their way out
+/// and write a last file: what could not be taken away at first is once they are gone.
+struct Folder(TempDir);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for _ in 0..REMOVALS {
+            match std::fs::remove_dir_all(self.path()) {
+                Ok(()) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(_) => std::thread::sleep(BETWEEN_REMOVALS),
+            }
+        }
+    }
 }
 
 impl Network {
@@ -145,7 +170,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError`].
     pub async fn start(plan: Plan) -> Result<Network, NetworkError> {
-        let dir = tempfile::Builder::new().prefix("willcall-net-").tempdir()?;
+        let dir = Folder(tempfile::Builder::new().prefix("willcall-net-").tempdir()?);
         let manager_dir = dir.path().join("manager");
         let options = manager_node::InitOptions { config: plan.manager_config(), ..Default::default() };
         let init = |error: String| NetworkError::Init { node: "manager".to_owned(), reason: error };
