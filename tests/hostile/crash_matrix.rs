@@ -413,9 +413,13 @@ fn a_seeder_dies_at_every_step() {
     let start = |_: &AtomicBool| Daemon::start("manager", &dir, &log);
     let manager = matrix.through("seeder-1", &[SeederMark], start);
     matrix.network.daemons.insert("manager".to_owned(), manager);
-    matrix.network.of("manager", args!["statements", "make"]).ok();
+    // Made while the seeder is to die over it already: it asks for statements by itself, too.
+    let make = matrix.repeat("manager", args!["statements", "make"]);
     let statements = matrix.repeat("seeder-1", args!["statements"]);
-    matrix.through("seeder-1", &[SeederStatement], statements);
+    matrix.through("seeder-1", &[SeederStatement], |over| {
+        make(over);
+        statements(over)
+    });
 
     matrix.network.daemons.remove("manager").unwrap().kill();
     matrix.network.of("manager", args!["restored"]).ok();
