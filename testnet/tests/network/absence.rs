@@ -11,7 +11,7 @@ use crate::{KIB, MIB, assert_counted, assert_same, by_ticket, show_logs};
 
 /// A completed delivery waits for missing receipts a few seconds and not two days.
 fn plan(seeders: usize) -> Plan {
-    Plan::new(seeders).manager(|config| config.close_grace_ms = 4000)
+    Plan::new(seeders).manager(|config| config.close_grace_ms = 10_000)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
