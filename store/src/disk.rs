@@ -18,13 +18,15 @@ pub(crate) struct Trouble {
     operation: &'static str,
     kind: io::ErrorKind,
     text: String,
+    /// Bytes that were to come onto the disk.
+    bytes: Option<u64>,
 }
 
 impl Trouble {
     pub(crate) fn to_error(&self) -> StoreError {
         match self.kind {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path: self.path.clone() }
+                StoreError::DiskFull { path: self.path.clone(), needed: self.bytes }
             }
             _ => StoreError::Failed { reason: self.to_string() },
         }
@@ -84,9 +86,19 @@ impl<B: StorageBackend> Watched<B> {
     }
 
     fn watch<T>(&self, operation: &'static str, is_final: bool, result: io::Result<T>) -> io::Result<T> {
+        self.watch_bytes(operation, is_final, None, result)
+    }
+
+    fn watch_bytes<T>(
+        &self,
+        operation: &'static str,
+        is_final: bool,
+        bytes: Option<u64>,
+        result: io::Result<T>,
+    ) -> io::Result<T> {
         result.map_err(|error| {
             let kind = error.kind();
-            let trouble = Trouble { path: self.path.clone(), operation, kind, text: error.to_string() };
+            let trouble = Trouble { path: self.path.clone(), operation, kind, text: error.to_string(), bytes };
             self.health.note(trouble.clone(), is_final);
             io::Error::new(kind, trouble)
         })
@@ -103,7 +115,8 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.watch("resize", true, self.inner.set_len(len))
+        let grows = self.inner.len().ok().map(|now| len.saturating_sub(now));
+        self.watch_bytes("resize", true, grows, self.inner.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -111,7 +124,7 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.watch("write", false, self.inner.write(offset, data))
+        self.watch_bytes("write", false, u64::try_from(data.len()).ok(), self.inner.write(offset, data))
     }
 
     fn close(&self) -> io::Result<()> {
@@ -215,13 +228,14 @@ mod tests {
         let (db, error) = open_faulty();
         assert_eq!(db.failed(), None);
         error.store(ENOSPC, Ordering::Relaxed);
-        let full = StoreError::DiskFull { path: "/data/test.redb".into() };
-        assert_eq!(db.write_blocking(|txn| MARKS.put(txn, &2, &Mark)), Err(full.clone()));
+        let full = db.write_blocking(|txn| MARKS.put(txn, &2, &Mark)).unwrap_err();
+        assert!(matches!(&full, StoreError::DiskFull { needed: Some(1..), .. }), "{full:?}");
         error.store(0, Ordering::Relaxed);
         assert_eq!(db.write_blocking(|txn| MARKS.put(txn, &3, &Mark)), Err(full.clone()));
         assert_eq!(db.read(|txn| MARKS.get(txn, &1)), Err(full));
         let text = db.failed().unwrap();
-        assert_eq!(text, "no space left for /data/test.redb: free some, then restart");
+        assert!(text.starts_with("no space left for /data/test.redb: free "), "{text}");
+        assert!(text.ends_with(" bytes or more, then restart"), "{text}");
         assert_eq!(db.stats().writes, 1);
     }
 

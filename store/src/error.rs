@@ -9,10 +9,12 @@ use crate::disk::Trouble;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// No space (or no quota) left. Like every disk error it lasts until the store is opened again.
-    #[error("no space left for {path}: free some, then restart")]
+    #[error("no space left for {path}: {}, then restart", to_free(*.needed))]
     DiskFull {
         /// The store's file.
         path: PathBuf,
+        /// Bytes that found no place, where that is known: no less has to be freed.
+        needed: Option<u64>,
     },
     /// The disk failed earlier, or just now. Whether a write that was under way became durable is not known.
     #[error("store failed: {reason}: restart after fixing the disk")]
@@ -141,4 +143,8 @@ pub enum OpenError {
         /// The system's error.
         source: io::Error,
     },
+}
+
+fn to_free(needed: Option<u64>) -> String {
+    needed.map_or_else(|| "free some".to_owned(), |bytes| format!("free {bytes} bytes or more"))
 }

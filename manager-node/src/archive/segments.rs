@@ -103,7 +103,7 @@ impl From<SegmentError> for StoreError {
     fn from(error: SegmentError) -> Self {
         match error {
             SegmentError::Io { path, source } if source.kind() == io::ErrorKind::StorageFull => {
-                StoreError::DiskFull { path }
+                StoreError::DiskFull { path, needed: None }
             }
             other => StoreError::Corrupt { table: "segments", reason: other.to_string() },
         }
