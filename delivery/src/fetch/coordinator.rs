@@ -509,12 +509,17 @@ impl Coordinator {
         let Some(content) = &self.content else { return false };
         let all = ChunkSet::from_range(0..content.manifest().chunks());
         let chunks = all.difference(self.scheduler.missing());
+        let welcomed = || self.handles.iter().filter(|(_, handle)| handle.welcome.is_some());
+        // All of them or none: the others would acknowledge and save again and again until the last one has room.
+        if welcomed().any(|(_, handle)| handle.commands.capacity() == 0) {
+            return false;
+        }
         let mut streams = BTreeMap::new();
-        for (peer, handle) in self.handles.iter().filter(|(_, handle)| handle.welcome.is_some()) {
-            if handle.commands.try_send(Command::Remember).is_err() {
-                return false;
+        for (peer, handle) in welcomed() {
+            // One whose task has just ended has everything on paper already.
+            if handle.commands.try_send(Command::Remember).is_ok() {
+                streams.insert(*peer, handle.number);
             }
-            streams.insert(*peer, handle.number);
         }
         self.remembering = Some((streams, chunks));
         true
