@@ -365,7 +365,7 @@ pub(crate) fn generation(envelope: &TicketEnvelope) -> u32 {
 }
 
 fn changed(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     transaction: TransactionId,
     change: &impl Fn(&mut Delivery),
 ) -> Result<(), StoreError> {

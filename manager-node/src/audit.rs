@@ -87,7 +87,7 @@ const START: Digest = Digest::from_bytes([0; 32]);
 
 /// Adds an entry, in the same transaction as what it tells of.
 pub(crate) fn note(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     at: u64,
     what: &str,
     subject: impl std::fmt::Display,

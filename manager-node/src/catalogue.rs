@@ -122,7 +122,7 @@ impl Catalogue {
 }
 
 /// Marks a product as withdrawn, within the caller's transaction.
-pub(crate) fn withdraw(txn: &WriteTransaction, id: &ProductId) -> Result<(), StoreError> {
+pub(crate) fn withdraw(txn: &WriteTransaction<'_>, id: &ProductId) -> Result<(), StoreError> {
     if let Some(mut record) = PRODUCTS.get(txn, id)? {
         record.withdrawn = true;
         PRODUCTS.put(txn, id, &record)?;

@@ -57,7 +57,7 @@ pub(crate) async fn invite(
     Ok((ctx.invitation_line(Invitation { role, token }), expires_at))
 }
 
-fn drop_expired(txn: &WriteTransaction, now: u64) -> Result<(), StoreError> {
+fn drop_expired(txn: &WriteTransaction<'_>, now: u64) -> Result<(), StoreError> {
     let mut over = Vec::new();
     INVITATIONS.scan::<StoreError>(txn, .., |token, record| {
         if record.expires_at < now {
@@ -182,7 +182,7 @@ fn not_revoked(ctx: &Context, peer: &PeerId) -> Result<(), Refusal> {
     }
 }
 
-fn use_invitation(txn: &WriteTransaction, token: &Nonce, role: InvitedRole, now: u64) -> Result<(), Refused> {
+fn use_invitation(txn: &WriteTransaction<'_>, token: &Nonce, role: InvitedRole, now: u64) -> Result<(), Refused> {
     // One answer for all of these: a guess learns nothing from it.
     let bad = || Refused(Refusal::new(RefusalCode::BadInvitation, "this invitation is unknown, used up or over"));
     let digest = token_digest(token);

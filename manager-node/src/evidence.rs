@@ -28,12 +28,12 @@ struct Heard {
 wire!(Heard => 16);
 
 /// Notes that something of a transaction was acknowledged.
-pub(crate) fn heard(txn: &WriteTransaction, id: TransactionId, at: u64) -> Result<(), StoreError> {
+pub(crate) fn heard(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
     HEARD.insert_new(txn, &id, &Heard { at }).map(drop)
 }
 
 /// Takes the note out again, of a transaction that moves out of the store.
-pub(crate) fn forget(txn: &WriteTransaction, id: &TransactionId) -> Result<bool, StoreError> {
+pub(crate) fn forget(txn: &WriteTransaction<'_>, id: &TransactionId) -> Result<bool, StoreError> {
     HEARD.delete(txn, id)
 }
 

@@ -191,7 +191,7 @@ pub(crate) fn is_here(last_report: u64, now: u64, away_ms: u64) -> bool {
 }
 
 /// Forgets what a seeder holds and was to hold, within the caller's transaction: nobody is sent there any more.
-pub(crate) fn forget_holdings(txn: &WriteTransaction, peer: &PeerId) -> Result<(), StoreError> {
+pub(crate) fn forget_holdings(txn: &WriteTransaction<'_>, peer: &PeerId) -> Result<(), StoreError> {
     for ((_, digest), _) in HELD.prefix(txn, peer, usize::MAX)? {
         HOLDERS.delete(txn, &(digest, *peer))?;
         HELD.delete(txn, &(*peer, digest))?;
@@ -209,7 +209,7 @@ fn after_bound(after: Option<PeerId>) -> (std::ops::Bound<PeerId>, std::ops::Bou
 }
 
 fn store_report(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     peer: PeerId,
     report: &SeederReport,
     now: u64,

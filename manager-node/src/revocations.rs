@@ -164,8 +164,9 @@ impl Revocations {
             return Ok(Vec::new());
         }
         let stored = epochs.clone();
-        let put =
-            move |txn: &WriteTransaction| stored.iter().try_for_each(|(epoch, signed)| put_epoch(txn, epoch, signed));
+        let put = move |txn: &WriteTransaction<'_>| {
+            stored.iter().try_for_each(|(epoch, signed)| put_epoch(txn, epoch, signed))
+        };
         self.db.write_step(Step::ManagerRevocation, put).await?;
         for (epoch, signed) in &epochs {
             self.apply(epoch, signed);
@@ -203,7 +204,7 @@ impl Revocations {
 }
 
 fn put_epoch(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     epoch: &RevocationEpoch,
     signed: &Signed<RevocationEpoch>,
 ) -> Result<(), StoreError> {

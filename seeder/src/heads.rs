@@ -17,7 +17,7 @@ const PAGE: usize = 1000;
 
 /// Keeps what a heartbeat says of the log, in the place of an earlier one of the same day.
 pub(crate) fn keep(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     heartbeat: &Heartbeat,
     signed: &Signed<Heartbeat>,
 ) -> Result<(), StoreError> {

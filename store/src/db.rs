@@ -13,15 +13,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 
 use redb::backends::FileBackend;
-use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition, TableHandle,
-    WriteTransaction,
-};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
 use tokio::sync::mpsc;
 
 use crate::disk::Watched;
 use crate::writer::{self, Job, Shared, Write, panic_text};
-use crate::{OpenError, Step, StoreError};
+use crate::{OpenError, Step, StoreError, WriteTransaction};
 
 /// The store's own table: what the file is.
 pub(crate) const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("willcall.store");
@@ -133,7 +130,7 @@ impl Db {
     /// hold for every later call.
     pub async fn write<R, E, F>(&self, closure: F) -> Result<R, E>
     where
-        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        F: FnMut(&WriteTransaction<'_>) -> Result<R, E> + Send + 'static,
         R: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
@@ -156,7 +153,7 @@ impl Db {
     /// As [`write`](Self::write).
     pub fn write_blocking<R, E, F>(&self, closure: F) -> Result<R, E>
     where
-        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        F: FnMut(&WriteTransaction<'_>) -> Result<R, E> + Send + 'static,
         R: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
@@ -169,11 +166,11 @@ impl Db {
     /// As [`write`](Self::write).
     pub async fn write_step<R, E, F>(&self, step: Step, mut closure: F) -> Result<R, E>
     where
-        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        F: FnMut(&WriteTransaction<'_>) -> Result<R, E> + Send + 'static,
         R: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let made = move |txn: &WriteTransaction| -> Result<R, E> {
+        let made = move |txn: &WriteTransaction<'_>| -> Result<R, E> {
             let result = closure(txn)?;
             step.before();
             Ok(result)
@@ -189,7 +186,7 @@ impl Db {
     /// As [`write`](Self::write).
     pub fn write_step_blocking<R, E, F>(&self, step: Step, closure: F) -> Result<R, E>
     where
-        F: FnMut(&WriteTransaction) -> Result<R, E> + Send + 'static,
+        F: FnMut(&WriteTransaction<'_>) -> Result<R, E> + Send + 'static,
         R: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {

@@ -171,7 +171,7 @@ mod tests {
 
     const MARKS: Table<u64, Mark> = Table::new("marks");
 
-    type Closure = Box<dyn FnMut(&redb::WriteTransaction) -> Result<bool, StoreError> + Send>;
+    type Closure = Box<dyn FnMut(&crate::WriteTransaction<'_>) -> Result<bool, StoreError> + Send>;
 
     /// A disk that answers each write, flush and read with the error set in it, 0 for none.
     #[derive(Debug)]

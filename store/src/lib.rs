@@ -24,6 +24,7 @@ mod error;
 mod key;
 mod step;
 mod table;
+mod transaction;
 mod writer;
 
 pub use backup::BackupError;
@@ -31,6 +32,7 @@ pub use beside::{RestoreError, Restored, restore};
 pub use db::{Db, Options, Stats};
 pub use error::{OpenError, StoreError};
 pub use key::{FixedKey, KeyBytes, KeyLike, PrefixOf};
-pub use redb::{ReadTransaction, WriteTransaction};
+pub use redb::ReadTransaction;
 pub use step::{CRASH_FILE, Step};
 pub use table::{Mark, Record, Table, Txn};
+pub use transaction::WriteTransaction;

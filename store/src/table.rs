@@ -5,10 +5,10 @@ use std::marker::PhantomData;
 use std::ops::{Bound, ControlFlow, RangeBounds};
 
 use protocol::codec::{self, Wire};
-use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, TableError};
+use redb::{ReadableTable, ReadableTableMetadata};
 
-use crate::StoreError;
 use crate::key::{KeyBytes, KeyLike, PrefixOf, end_of_prefix};
+use crate::{ReadTransaction, StoreError, WriteTransaction};
 
 type Bytes = &'static [u8];
 
@@ -21,40 +21,53 @@ impl<T: Wire> Record for T {}
 pub struct Mark;
 protocol::wire!(Mark => 1);
 
-/// A transaction that a [`Table`] can read from: redb's read or write transaction.
-pub trait Txn: sealed::Open {}
-impl Txn for redb::ReadTransaction {}
-impl Txn for redb::WriteTransaction {}
+/// A transaction that a [`Table`] can read from.
+pub trait Txn: sealed::Look {}
+impl Txn for ReadTransaction {}
+impl Txn for WriteTransaction<'_> {}
 
 mod sealed {
-    use super::{Bytes, ReadableTable, StoreError, TableDefinition, TableError};
+    use redb::{ReadOnlyTable, TableDefinition, TableError};
 
-    pub trait Open {
-        type Opened<'t>: ReadableTable<Bytes, Bytes>
-        where
-            Self: 't;
+    use super::{Bytes, ReadTransaction, ReadableTable, StoreError, WriteTransaction};
+    use crate::transaction::Opened;
 
-        /// `None` when there is no such table yet.
-        fn open<'t>(&'t self, name: &str) -> Result<Option<Self::Opened<'t>>, StoreError>;
+    pub trait Look {
+        type Opened: ReadableTable<Bytes, Bytes>;
+
+        /// Runs `look` on the table; `None` when there is no such table yet.
+        fn look<R, E: From<StoreError>>(
+            &self,
+            name: &'static str,
+            look: impl FnOnce(&Self::Opened) -> Result<R, E>,
+        ) -> Result<Option<R>, E>;
     }
 
-    impl Open for redb::ReadTransaction {
-        type Opened<'t> = redb::ReadOnlyTable<Bytes, Bytes>;
+    impl Look for ReadTransaction {
+        type Opened = ReadOnlyTable<Bytes, Bytes>;
 
-        fn open<'t>(&'t self, name: &str) -> Result<Option<Self::Opened<'t>>, StoreError> {
+        fn look<R, E: From<StoreError>>(
+            &self,
+            name: &'static str,
+            look: impl FnOnce(&Self::Opened) -> Result<R, E>,
+        ) -> Result<Option<R>, E> {
             match self.open_table(TableDefinition::new(name)) {
-                Ok(table) => Ok(Some(table)),
+                Ok(table) => look(&table).map(Some),
                 Err(TableError::TableDoesNotExist(_)) => Ok(None),
-                Err(error) => Err(error.into()),
+                Err(error) => Err(StoreError::from(error).into()),
             }
         }
     }
 
-    impl Open for redb::WriteTransaction {
-        type Opened<'t> = redb::Table<'t, Bytes, Bytes>;
+    impl<'t> Look for WriteTransaction<'t> {
+        type Opened = Opened<'t>;
 
-        fn open<'t>(&'t self, name: &str) -> Result<Option<Self::Opened<'t>>, StoreError> {
-            Ok(Some(self.open_table(TableDefinition::new(name))?))
+        fn look<R, E: From<StoreError>>(
+            &self,
+            name: &'static str,
+            look: impl FnOnce(&Self::Opened) -> Result<R, E>,
+        ) -> Result<Option<R>, E> {
+            WriteTransaction::look(self, name, look).map(Some)
         }
     }
 }
@@ -64,11 +77,12 @@ mod sealed {
 const MAX_KEY: usize = 1024;
 
 /// A named table of records `V` in the order of their keys `K`, usable as a constant. A table that was never written
-/// reads as empty. Within one transaction each call opens and closes the table, so calls can be mixed freely; only the
-/// closure of [`scan`](Self::scan) must leave the table that it scans alone.
+/// reads as empty. Within one transaction calls can be mixed freely; only the closure of [`scan`](Self::scan) must not
+/// change the table that it scans.
 ///
-/// All methods fail with [`StoreError::Corrupt`] when a stored record does not decode, with
-/// [`StoreError::Misuse`] when the same name is in use for another kind of table, and with the disk's errors.
+/// All methods fail with [`StoreError::Corrupt`] when a stored record does not decode, with [`StoreError::Misuse`] when
+/// the same name is in use for another kind of table or the table is changed while it is scanned, and with the disk's
+/// errors.
 pub struct Table<K, V> {
     name: &'static str,
     types: PhantomData<fn() -> (K, V)>,
@@ -96,20 +110,26 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
 
     /// The record under `key`.
     pub fn get<Q: KeyLike<K> + ?Sized>(&self, txn: &impl Txn, key: &Q) -> Result<Option<V>, StoreError> {
-        let Some(table) = txn.open(self.name)? else { return Ok(None) };
-        let found = table.get(key_bytes(key).as_slice())?;
-        found.map(|value| self.value(value.value())).transpose()
+        let found = txn.look(self.name, |table| {
+            let found = table.get(key_bytes(key).as_slice()).map_err(StoreError::from)?;
+            found.map(|value| self.value(value.value())).transpose()
+        })?;
+        Ok(found.flatten())
     }
 
     /// Whether there is a record under `key`; it is not decoded.
     pub fn contains<Q: KeyLike<K> + ?Sized>(&self, txn: &impl Txn, key: &Q) -> Result<bool, StoreError> {
-        let Some(table) = txn.open(self.name)? else { return Ok(false) };
-        Ok(table.get(key_bytes(key).as_slice())?.is_some())
+        let found = txn.look(self.name, |table| {
+            let found = table.get(key_bytes(key).as_slice()).map_err(StoreError::from)?;
+            Ok::<_, StoreError>(found.is_some())
+        })?;
+        Ok(found.unwrap_or(false))
     }
 
     /// Number of records.
     pub fn len(&self, txn: &impl Txn) -> Result<u64, StoreError> {
-        Ok(txn.open(self.name)?.map_or(Ok(0), |table| table.len())?)
+        let found = txn.look(self.name, |table| table.len().map_err(StoreError::from))?;
+        Ok(found.unwrap_or(0))
     }
 
     /// Whether there is no record.
@@ -165,34 +185,15 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
     /// [`StoreError::TooLarge`] for a key of more than 1,024 bytes or a value over its type's limit.
     pub fn put<Q: KeyLike<K> + ?Sized>(
         &self,
-        txn: &redb::WriteTransaction,
+        txn: &WriteTransaction<'_>,
         key: &Q,
         value: &V,
     ) -> Result<(), StoreError> {
         let (key, value) = self.encode(key, value)?;
-        let mut table = txn.open_table(self.definition())?;
-        table.insert(key.as_slice(), value.as_slice())?;
-        Ok(())
-    }
-
-    /// Stores many records, in place of what was there: the table is looked up once for all of them.
-    ///
-    /// # Errors
-    /// As [`put`](Self::put), at the first that cannot be stored.
-    pub fn put_all<'r>(
-        &self,
-        txn: &redb::WriteTransaction,
-        records: impl IntoIterator<Item = (K, &'r V)>,
-    ) -> Result<(), StoreError>
-    where
-        V: 'r,
-    {
-        let mut table = txn.open_table(self.definition())?;
-        for (key, value) in records {
-            let (key, value) = self.encode(&key, value)?;
+        txn.change(self.name, |table| {
             table.insert(key.as_slice(), value.as_slice())?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Stores `value` under `key` if nothing is there yet; `false` when something is, which stays as it was.
@@ -201,54 +202,52 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
     /// As [`put`](Self::put).
     pub fn insert_new<Q: KeyLike<K> + ?Sized>(
         &self,
-        txn: &redb::WriteTransaction,
+        txn: &WriteTransaction<'_>,
         key: &Q,
         value: &V,
     ) -> Result<bool, StoreError> {
         let (key, value) = self.encode(key, value)?;
-        let mut table = txn.open_table(self.definition())?;
-        if table.get(key.as_slice())?.is_some() {
-            return Ok(false);
-        }
-        table.insert(key.as_slice(), value.as_slice())?;
-        Ok(true)
+        txn.change(self.name, |table| {
+            if table.get(key.as_slice())?.is_some() {
+                return Ok(false);
+            }
+            table.insert(key.as_slice(), value.as_slice())?;
+            Ok(true)
+        })
     }
 
     /// Removes the record under `key`; `false` when there was none.
-    pub fn delete<Q: KeyLike<K> + ?Sized>(&self, txn: &redb::WriteTransaction, key: &Q) -> Result<bool, StoreError> {
-        let mut table = txn.open_table(self.definition())?;
-        Ok(table.remove(key_bytes(key).as_slice())?.is_some())
+    pub fn delete<Q: KeyLike<K> + ?Sized>(&self, txn: &WriteTransaction<'_>, key: &Q) -> Result<bool, StoreError> {
+        txn.change(self.name, |table| Ok(table.remove(key_bytes(key).as_slice())?.is_some()))
     }
 
     /// Removes and returns the record under `key`.
-    pub fn take<Q: KeyLike<K> + ?Sized>(&self, txn: &redb::WriteTransaction, key: &Q) -> Result<Option<V>, StoreError> {
-        let mut table = txn.open_table(self.definition())?;
-        let found = table.remove(key_bytes(key).as_slice())?;
-        found.map(|value| self.value(value.value())).transpose()
+    pub fn take<Q: KeyLike<K> + ?Sized>(&self, txn: &WriteTransaction<'_>, key: &Q) -> Result<Option<V>, StoreError> {
+        txn.change(self.name, |table| {
+            let found = table.remove(key_bytes(key).as_slice())?;
+            found.map(|value| self.value(value.value())).transpose()
+        })
     }
 
     /// Removes at most `limit` records in `range`, lowest key first, and says how many. Prune in steps of a few
     /// thousand: one step is one part of a transaction that others wait for.
     pub fn delete_range(
         &self,
-        txn: &redb::WriteTransaction,
+        txn: &WriteTransaction<'_>,
         range: impl RangeBounds<K>,
         limit: usize,
     ) -> Result<usize, StoreError> {
         let Some(range) = checked(byte_range(&range)) else { return Ok(0) };
-        let mut table = txn.open_table(self.definition())?;
-        let mut keys = Vec::new();
-        for entry in table.range::<&[u8]>(borrowed(&range))?.take(limit) {
-            keys.push(entry?.0.value().to_vec());
-        }
-        for key in &keys {
-            table.remove(key.as_slice())?;
-        }
-        Ok(keys.len())
-    }
-
-    fn definition(&self) -> TableDefinition<'static, Bytes, Bytes> {
-        TableDefinition::new(self.name)
+        txn.change(self.name, |table| {
+            let mut keys = Vec::new();
+            for entry in table.range::<&[u8]>(borrowed(&range))?.take(limit) {
+                keys.push(entry?.0.value().to_vec());
+            }
+            for key in &keys {
+                table.remove(key.as_slice())?;
+            }
+            Ok(keys.len())
+        })
     }
 
     fn collect(
@@ -277,16 +276,18 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
         mut visit: impl FnMut(K, V) -> Result<ControlFlow<()>, E>,
     ) -> Result<(), E> {
         let Some(range) = checked(range) else { return Ok(()) };
-        let Some(table) = txn.open(self.name)? else { return Ok(()) };
-        let mut entries = table.range::<&[u8]>(borrowed(&range)).map_err(StoreError::from)?;
-        while let Some(entry) = if backwards { entries.next_back() } else { entries.next() } {
-            let (key, value) = entry.map_err(StoreError::from)?;
-            let key = K::parse(key.value()).ok_or_else(|| self.corrupt("a key does not parse".to_owned()))?;
-            let value = self.value(value.value())?;
-            if visit(key, value)?.is_break() {
-                break;
+        txn.look(self.name, |table| {
+            let mut entries = table.range::<&[u8]>(borrowed(&range)).map_err(StoreError::from)?;
+            while let Some(entry) = if backwards { entries.next_back() } else { entries.next() } {
+                let (key, value) = entry.map_err(StoreError::from)?;
+                let key = K::parse(key.value()).ok_or_else(|| self.corrupt("a key does not parse".to_owned()))?;
+                let value = self.value(value.value())?;
+                if visit(key, value)?.is_break() {
+                    break;
+                }
             }
-        }
+            Ok::<_, E>(())
+        })?;
         Ok(())
     }
 

@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use redb::{Database, WriteTransaction};
+use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::StoreError;
 use crate::disk::Health;
+use crate::{StoreError, WriteTransaction};
 
 /// Most writes in one transaction. Past some hundred the flush no longer dominates, while the last caller's wait and
 /// the transaction's memory go on growing.
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
 /// One caller's write, without its types.
 pub(crate) trait Job: Send {
     /// Runs the closure; `true` when it succeeded.
-    fn run(&mut self, txn: &WriteTransaction) -> bool;
+    fn run(&mut self, txn: &WriteTransaction<'_>) -> bool;
 
     /// Answers the caller: with the closure's result, or with `fate` when the transaction did not become durable.
     fn answer(self: Box<Self>, fate: Result<(), StoreError>);
@@ -60,11 +60,11 @@ impl<F, R, E> Write<F, R, E> {
 
 impl<F, R, E> Job for Write<F, R, E>
 where
-    F: FnMut(&WriteTransaction) -> Result<R, E> + Send,
+    F: FnMut(&WriteTransaction<'_>) -> Result<R, E> + Send,
     R: Send,
     E: From<StoreError> + Send,
 {
-    fn run(&mut self, txn: &WriteTransaction) -> bool {
+    fn run(&mut self, txn: &WriteTransaction<'_>) -> bool {
         // A closure that panicked is not run again, and its transaction is aborted: nothing half-changed is seen.
         let result = catch_unwind(AssertUnwindSafe(|| (self.closure)(txn)))
             .unwrap_or_else(|panic| Err(StoreError::Panicked(panic_text(panic.as_ref())).into()));
@@ -181,17 +181,19 @@ enum Attempt {
 /// Runs the first `size` jobs in one transaction. It commits with redb's default `Durability::Immediate`: the data is
 /// on disk when `commit` returns.
 fn attempt(database: &Database, jobs: &mut Jobs, size: usize) -> Result<Attempt, StoreError> {
-    let txn = database.begin_write()?;
-    for (place, job) in jobs.iter_mut().take(size).enumerate() {
-        if !job.run(&txn) {
-            txn.abort()?;
-            return Ok(Attempt::FailedAt(place));
-        }
+    let raw = database.begin_write()?;
+    let txn = WriteTransaction::over(&raw);
+    let failed = jobs.iter_mut().take(size).position(|job| !job.run(&txn));
+    // Closes the tables, which writes down where their pages are; redb refuses to commit while one is open.
+    drop(txn);
+    if let Some(place) = failed {
+        raw.abort()?;
+        return Ok(Attempt::FailedAt(place));
     }
-    match txn.commit() {
+    match raw.commit() {
         Ok(()) => Ok(Attempt::Committed),
         Err(redb::CommitError::TransactionPoisoned) => {
-            Ok(Attempt::Spoiled(StoreError::Misuse("a closure left its table open or hid a failure".to_owned())))
+            Ok(Attempt::Spoiled(StoreError::Misuse("a closure hid a failure of the database".to_owned())))
         }
         Err(error) => Err(error.into()),
     }

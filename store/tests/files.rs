@@ -158,11 +158,13 @@ fn a_backup_that_cannot_be_whole_is_refused_and_spoils_nothing() {
     assert!(matches!(db.backup_to(folder.path().join("no/folder")), Err(BackupError::Io { .. })));
 
     const FOREIGN: redb::TableDefinition<'_, u64, u64> = redb::TableDefinition::new("foreign");
-    db.write_blocking(|txn| -> Result<(), StoreError> {
-        txn.open_table(FOREIGN)?.insert(1, 1)?;
-        Ok(())
-    })
-    .unwrap();
+    drop(db);
+    let raw = redb::Database::open(&live).unwrap();
+    let txn = raw.begin_write().unwrap();
+    txn.open_table(FOREIGN).unwrap().insert(1, 1).unwrap();
+    txn.commit().unwrap();
+    drop(raw);
+    let db = Db::open(&live, Options::new(1)).unwrap();
     let target = folder.path().join("backup.redb");
     fs::write(&target, "older backup").unwrap();
     let error = db.backup_to(&target).unwrap_err();

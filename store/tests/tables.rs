@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 
 use proptest::prelude::*;
 use protocol::{PeerId, TransactionId};
@@ -133,20 +133,27 @@ fn what_is_over_its_bound_or_of_another_kind_is_refused_by_name() {
 
     let damaged = db.read(|txn| AS_COUNTS.range(txn, .., 1));
     assert!(matches!(damaged, Err(StoreError::Corrupt { table: "notes", .. })), "{damaged:?}");
-    db.write_blocking(|txn| -> Result<(), StoreError> {
-        txn.open_table(NUMBERS)?.insert(1, 1)?;
-        Ok(())
-    })
-    .unwrap();
-    assert!(matches!(db.read(|txn| AS_NOTES.get(txn, &1)), Err(StoreError::Misuse(_))));
-    let open_twice = db.write_blocking(|txn| {
-        NOTES.scan(txn, .., |key, _| {
-            NOTES.delete(txn, &key)?;
-            Ok::<_, StoreError>(ControlFlow::Continue(()))
-        })
-    });
-    assert!(matches!(open_twice, Err(StoreError::Misuse(_))), "{open_twice:?}");
     assert_eq!(db.failed(), None, "none of these are the disk's fault");
+
+    // A table of another kind, as another program would have left it.
+    drop(db);
+    let raw = redb::Database::open(folder.path().join("test.redb")).unwrap();
+    let txn = raw.begin_write().unwrap();
+    txn.open_table(NUMBERS).unwrap().insert(1, 1).unwrap();
+    txn.commit().unwrap();
+    drop(raw);
+    let db = open(&folder);
+    assert!(matches!(db.read(|txn| AS_NOTES.get(txn, &1)), Err(StoreError::Misuse(_))));
+    let both = db.write_blocking(|txn| {
+        NOTES.put(txn, "before", &Note(String::new()))?;
+        let first = AS_NOTES.get(txn, &1);
+        assert!(matches!(first, Err(StoreError::Misuse(_))), "{first:?}");
+        AS_NOTES.put(txn, &1, &Note(String::new()))
+    });
+    assert!(matches!(both, Err(StoreError::Misuse(_))), "{both:?}");
+    assert!(!db.read(|txn| NOTES.contains(txn, "before")).unwrap(), "and nothing of that write is there");
+    db.write_blocking(|txn| NOTES.put(txn, "after", &Note(String::new()))).unwrap();
+    assert_eq!(db.failed(), None, "nor are these");
 }
 
 #[derive(Debug, Clone)]

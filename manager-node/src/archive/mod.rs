@@ -100,7 +100,7 @@ impl Archive {
         &self,
         db: &Db,
         records: &[(Kind, Vec<u8>)],
-        mut rows: impl FnMut(&WriteTransaction, &[Place]) -> Result<(), StoreError> + Send + 'static,
+        mut rows: impl FnMut(&WriteTransaction<'_>, &[Place]) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let (places, after) = self.segments.append(db.read(head)?, records)?;

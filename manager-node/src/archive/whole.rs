@@ -58,7 +58,7 @@ impl Whole {
     }
 
     /// Puts it back into the tables that it was gathered from.
-    pub(crate) fn put(&self, txn: &WriteTransaction, id: &TransactionId) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, txn: &WriteTransaction<'_>, id: &TransactionId) -> Result<(), StoreError> {
         SALES.put(txn, id, &self.sale)?;
         for (number, delivery) in &self.deliveries {
             DELIVERIES.put(txn, &(*id, *number), delivery)?;
@@ -76,7 +76,7 @@ impl Whole {
     }
 
     /// Takes it out of them.
-    pub(crate) fn remove(&self, txn: &WriteTransaction, id: &TransactionId) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self, txn: &WriteTransaction<'_>, id: &TransactionId) -> Result<(), StoreError> {
         SALES.delete(txn, id)?;
         for (number, _) in &self.deliveries {
             DELIVERIES.delete(txn, &(*id, *number))?;

@@ -269,7 +269,7 @@ async fn look(ctx: &Arc<Context>, due: Due) -> Result<(), StoreError> {
         Verdict::NoWord(why) => {
             tracing::info!(%peer, why, "audit without a result");
             // Not to be drawn again at once.
-            let put = move |txn: &store::WriteTransaction| match FAILED.get(txn, &peer)? {
+            let put = move |txn: &store::WriteTransaction<'_>| match FAILED.get(txn, &peer)? {
                 Some(failure) => FAILED.put(txn, &peer, &Failure { at, ..failure }),
                 None => Ok::<_, StoreError>(()),
             };

@@ -181,7 +181,7 @@ impl Posting {
 }
 
 /// Makes a posting; false when one was made under its key before. A posting without entries only takes its key.
-pub(crate) fn post(txn: &WriteTransaction, posting: &Posting) -> Result<bool, LedgerError> {
+pub(crate) fn post(txn: &WriteTransaction<'_>, posting: &Posting) -> Result<bool, LedgerError> {
     posting.check()?;
     if was_posted(txn, &posting.key)? {
         return Ok(false);
@@ -208,7 +208,7 @@ pub(crate) fn post(txn: &WriteTransaction, posting: &Posting) -> Result<bool, Le
     Ok(true)
 }
 
-fn put_numbered(txn: &WriteTransaction, number: u64, posting: &Posting) -> Result<(), StoreError> {
+fn put_numbered(txn: &WriteTransaction<'_>, number: u64, posting: &Posting) -> Result<(), StoreError> {
     POSTINGS.put(txn, &number, posting)?;
     POSTING_KEYS.put(txn, &posting.key, &PostingNumber(number))?;
     match posting.transaction {
@@ -218,13 +218,13 @@ fn put_numbered(txn: &WriteTransaction, number: u64, posting: &Posting) -> Resul
 }
 
 /// Puts postings back that [`remove`] took out; balances are as they were all the time.
-pub(crate) fn put_back(txn: &WriteTransaction, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
+pub(crate) fn put_back(txn: &WriteTransaction<'_>, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
     postings.iter().try_for_each(|(number, posting)| put_numbered(txn, *number, posting))
 }
 
 /// Takes the postings of a transaction that moves out of the store, with their keys: none can be made under them again
 /// before the transaction is back.
-pub(crate) fn remove(txn: &WriteTransaction, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
+pub(crate) fn remove(txn: &WriteTransaction<'_>, postings: &[(u64, Posting)]) -> Result<(), StoreError> {
     for (number, posting) in postings {
         POSTINGS.delete(txn, number)?;
         POSTING_KEYS.delete(txn, &posting.key)?;

@@ -61,7 +61,7 @@ pub(crate) struct Bill<'a> {
 }
 
 /// Pays the seeders of a delivery and returns what the payer was charged, minor units; `None` when that was done before.
-pub(crate) fn pay_seeders(txn: &WriteTransaction, bill: &Bill<'_>) -> Result<Option<u64>, LedgerError> {
+pub(crate) fn pay_seeders(txn: &WriteTransaction<'_>, bill: &Bill<'_>) -> Result<Option<u64>, LedgerError> {
     if was_posted(txn, &bill.key)? {
         return Ok(None);
     }
@@ -118,11 +118,11 @@ fn units(minor: u128, bill: &Bill<'_>, account: &Account) -> Result<u64, LedgerE
     u64::try_from(minor).map_err(|_| LedgerError::OutOfRange { key: bill.key.clone(), account: account.to_string() })
 }
 
-fn carried(txn: &WriteTransaction, currency: Currency, holder: &Account) -> Result<u128, LedgerError> {
+fn carried(txn: &WriteTransaction<'_>, currency: Currency, holder: &Account) -> Result<u128, LedgerError> {
     Ok(CARRIED.get(txn, &(currency_key(currency), holder.to_string()))?.map_or(0, |carried| carried.0))
 }
 
-fn carry(txn: &WriteTransaction, currency: Currency, holder: &Account, parts: u128) -> Result<(), LedgerError> {
+fn carry(txn: &WriteTransaction<'_>, currency: Currency, holder: &Account, parts: u128) -> Result<(), LedgerError> {
     let key = (currency_key(currency), holder.to_string());
     match parts {
         0 => drop(CARRIED.delete(txn, &key)?),

@@ -20,7 +20,7 @@ fn transaction(n: u8) -> TransactionId {
     TransactionId::from_bytes([n; 16])
 }
 
-fn in_one_write<R: Send + 'static>(work: impl Fn(&WriteTransaction) -> R + Send + 'static) -> R {
+fn in_one_write<R: Send + 'static>(work: impl Fn(&WriteTransaction<'_>) -> R + Send + 'static) -> R {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(dir.path().join("ledger.redb"), store::Options::new(1)).unwrap();
     db.write_blocking(move |txn| Ok::<_, StoreError>(work(txn))).unwrap()
@@ -154,7 +154,7 @@ struct Expected {
     charged: u64,
 }
 
-fn close(txn: &WriteTransaction, expected: &mut Expected, n: u8, part: u16, seeders: u8) {
+fn close(txn: &WriteTransaction<'_>, expected: &mut Expected, n: u8, part: u16, seeders: u8) {
     let Some(split) = expected.sales.get(&n) else { return };
     let earned = u128::from(split.ceiling) * PARTS_PER_MICRO * u128::from(part) / 1000;
     let each = earned / u128::from(seeders);
@@ -173,7 +173,7 @@ fn close(txn: &WriteTransaction, expected: &mut Expected, n: u8, part: u16, seed
     }
 }
 
-fn run(txn: &WriteTransaction, expected: &mut Expected, step: Step) {
+fn run(txn: &WriteTransaction<'_>, expected: &mut Expected, step: Step) {
     match step {
         Step::Capture(n, price) => {
             let split = split_of(price, 500_000, 3 << 20);
@@ -205,7 +205,7 @@ fn run(txn: &WriteTransaction, expected: &mut Expected, step: Step) {
     }
 }
 
-fn check(txn: &WriteTransaction, expected: &Expected) {
+fn check(txn: &WriteTransaction<'_>, expected: &Expected) {
     for (currency, trial) in trial_balance(txn).unwrap() {
         assert_eq!(trial.debit, trial.credit, "{currency}");
     }

@@ -274,7 +274,7 @@ fn pending_of(ctx: &Context, peer: PeerId, now: u64) -> Result<Vec<(TransactionI
 
 /// Takes a product's content off every seeder's list, within the caller's transaction; those who hold it hear of it by
 /// the revocation epoch.
-pub(crate) fn cancel(txn: &store::WriteTransaction, manifest: &Digest) -> Result<Vec<PeerId>, StoreError> {
+pub(crate) fn cancel(txn: &store::WriteTransaction<'_>, manifest: &Digest) -> Result<Vec<PeerId>, StoreError> {
     let mut peers: Vec<PeerId> =
         HOLDERS.prefix(txn, manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
     let mut pending = Vec::new();

@@ -77,7 +77,7 @@ pub(super) fn place(txn: &impl Txn, batch: &SealedBatch) -> Result<Place, SaleEr
 
 /// Counts a batch whose receipts were checked.
 pub(super) fn all(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     batch: &SealedBatch,
     checked: &[Checked],
     now: u64,
@@ -118,7 +118,7 @@ pub(super) fn covered(txn: &impl Txn, seeder: &PeerId) -> Result<Vec<Covered>, S
     Ok(outboxes.into_iter().map(|((_, incarnation), outbox)| Covered { incarnation, number: outbox.number }).collect())
 }
 
-fn put_outbox(txn: &WriteTransaction, batch: &SealedBatch, outbox: Outbox) -> Result<(), StoreError> {
+fn put_outbox(txn: &WriteTransaction<'_>, batch: &SealedBatch, outbox: Outbox) -> Result<(), StoreError> {
     let key = (batch.seeder, batch.incarnation);
     if !OUTBOXES.contains(txn, &key)? {
         let kept = OUTBOXES.prefix(txn, &batch.seeder, MAX_OUTBOXES)?;
@@ -133,7 +133,7 @@ fn put_outbox(txn: &WriteTransaction, batch: &SealedBatch, outbox: Outbox) -> Re
 
 /// Counts one receipt. Refusals in here are its outcome, not the batch's.
 fn one(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     seeder: PeerId,
     receipt: &protocol::receipt::Receipt,
     good: &Good,

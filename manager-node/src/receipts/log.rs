@@ -64,25 +64,25 @@ wire! {
 
 /// Notes what became of the receipts of a batch.
 pub(super) fn note_all(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     seeder: PeerId,
     statuses: &[(&Receipt, Status)],
     at: u64,
 ) -> Result<(), StoreError> {
-    let (mut notes, mut lines) = (Vec::with_capacity(statuses.len()), Vec::with_capacity(statuses.len()));
+    let mut lines = Vec::with_capacity(statuses.len());
+    let mut newest = NOTES.last(txn)?.map_or(0, |(number, _)| number);
     for (receipt, status) in statuses {
         let (note, delivery) = note_of(seeder, receipt, status, at);
         lines.push(line_of(&note, delivery, status));
         if note.rejected.is_some() {
             keep_rejected(txn, seeder, receipt, &note)?;
         }
-        notes.push(note);
+        newest = newest.saturating_add(1);
+        NOTES.put(txn, &newest, &note)?;
     }
     statements::receipts(txn, &seeder, lines)?;
-    let newest = NOTES.last(txn)?.map_or(0, |(number, _)| number);
-    NOTES.put_all(txn, (newest.saturating_add(1)..).zip(&notes))?;
-    if let Some(old) = (newest + notes.len() as u64).checked_sub(MAX_NOTES) {
-        NOTES.delete_range(txn, ..=old, notes.len())?;
+    if let Some(old) = newest.checked_sub(MAX_NOTES) {
+        NOTES.delete_range(txn, ..=old, statuses.len())?;
     }
     Ok(())
 }
@@ -109,7 +109,7 @@ fn note_of(seeder: PeerId, receipt: &Receipt, status: &Status, at: u64) -> (Note
     (note, ack.map(|ack| ack.delivery))
 }
 
-fn keep_rejected(txn: &WriteTransaction, seeder: PeerId, receipt: &Receipt, note: &Note) -> Result<(), StoreError> {
+fn keep_rejected(txn: &WriteTransaction<'_>, seeder: PeerId, receipt: &Receipt, note: &Note) -> Result<(), StoreError> {
     let (first, last) = ((seeder, 0), (seeder, u64::MAX));
     let newest = REJECTED.range_back(txn, first..=last, 1)?.pop();
     let number = newest.map_or(0, |((_, number), _)| number).saturating_add(1);

@@ -86,7 +86,7 @@ fn accept(
     let (number, receipts) = (batch.number, checked.len());
     let grace_ms = ctx.config.close_grace_ms;
     let stored = batch.clone();
-    let counting = move |txn: &WriteTransaction| count::all(txn, &stored, &checked, now, grace_ms);
+    let counting = move |txn: &WriteTransaction<'_>| count::all(txn, &stored, &checked, now, grace_ms);
     let counted = ctx.db.write_step_blocking(Step::ManagerCount, counting)?;
     info!(step = 12, seeder = %peer, number, receipts, counted = counted.counted, "receipts from seeder");
     Ok((mark(ctx, &batch, &counted.outbox, now), counted.revoke))

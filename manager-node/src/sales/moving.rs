@@ -163,7 +163,7 @@ fn transfer(ctx: &Context, sale: &Sale, release: &Release, wanted: Wanted, now: 
 
 /// The old peer fetches no more: its delivery waits for receipts that are on their way, and is closed then. While the
 /// payment is held it stays open as long as the sale may still be refunded.
-fn end_delivery(txn: &WriteTransaction, id: DeliveryId, late_until: Option<u64>) -> Result<(), SaleError> {
+fn end_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, late_until: Option<u64>) -> Result<(), SaleError> {
     let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
     if let Some(late_until) = late_until.filter(|_| delivery.closed.is_none()) {
         let soonest = delivery.due_at.min(late_until);

@@ -93,7 +93,7 @@ pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleE
         statement.check().map_err(|error| internal(&error))?;
         let signed = ctx.keys.sign(KeyPurpose::Settlement, &statement);
         let (number, totals) = (statement.number, statement.totals());
-        let putting = move |txn: &WriteTransaction| put(txn, seeder, number, &books, &signed);
+        let putting = move |txn: &WriteTransaction<'_>| put(txn, seeder, number, &books, &signed);
         let made = ctx.db.write_step_blocking(Step::ManagerStatement, putting)?;
         if made {
             info!(%seeder, number, accepted = totals.accepted, rejected = totals.rejected, "statement made");
@@ -175,7 +175,7 @@ fn balance(currency: Currency, before: u64, carried_before: u128) -> BalanceLine
 
 /// False when another call made this number meanwhile.
 fn put(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     seeder: PeerId,
     number: u64,
     after: &Books,
@@ -200,7 +200,7 @@ fn put(
 }
 
 /// Removes lines that were told of long ago. True when there may be more.
-fn prune(txn: &WriteTransaction, seeder: PeerId, before: u64) -> Result<bool, StoreError> {
+fn prune(txn: &WriteTransaction<'_>, seeder: PeerId, before: u64) -> Result<bool, StoreError> {
     let Some(mut books) = BOOKS.get(txn, &seeder)? else { return Ok(false) };
     let page = JOURNAL.range(txn, (seeder, books.kept_from)..(seeder, books.covered), PRUNE_STEP)?;
     let old: Vec<_> = page.into_iter().take_while(|(_, entry)| entry.at() < before).collect();

@@ -87,10 +87,8 @@ wire! {
 }
 
 /// Notes what became of the receipts of a batch.
-pub(crate) fn receipts(txn: &WriteTransaction, seeder: &PeerId, lines: Vec<ReceiptLine>) -> Result<(), StoreError> {
+pub(crate) fn receipts(txn: &WriteTransaction<'_>, seeder: &PeerId, lines: Vec<ReceiptLine>) -> Result<(), StoreError> {
     let mut books = BOOKS.get(txn, seeder)?.unwrap_or_default();
-    let first = books.next;
-    let mut entries = Vec::with_capacity(lines.len());
     for mut line in lines {
         let key = (*seeder, line.receipt);
         let known = FATES.get(txn, &key)?;
@@ -111,15 +109,14 @@ pub(crate) fn receipts(txn: &WriteTransaction, seeder: &PeerId, lines: Vec<Recei
             reason.truncate(reason.floor_char_boundary(ReceiptLine::MAX_REASON));
         }
         FATES.put(txn, &key, &Fate { sequence: books.next, repeats: known.map_or(0, |fate| fate.repeats + 1) })?;
-        entries.push(Entry::Receipt(line));
+        JOURNAL.put(txn, &(*seeder, books.next), &Entry::Receipt(line))?;
         books.next = books.next.saturating_add(1);
     }
-    JOURNAL.put_all(txn, (first..).map(|sequence| (*seeder, sequence)).zip(&entries))?;
     BOOKS.put(txn, seeder, &books)
 }
 
 /// Notes the pay for a delivery.
-pub(crate) fn earned(txn: &WriteTransaction, seeder: &PeerId, line: EarningLine) -> Result<(), StoreError> {
+pub(crate) fn earned(txn: &WriteTransaction<'_>, seeder: &PeerId, line: EarningLine) -> Result<(), StoreError> {
     let books = BOOKS.get(txn, seeder)?.unwrap_or_default();
     let key = (*seeder, line.delivery.transaction, line.delivery.delivery);
     EARNINGS.put(txn, &key, &Fate { sequence: books.next, repeats: 0 })?;
@@ -127,12 +124,12 @@ pub(crate) fn earned(txn: &WriteTransaction, seeder: &PeerId, line: EarningLine)
 }
 
 /// Notes that a seeder was paid out.
-pub(crate) fn paid(txn: &WriteTransaction, seeder: &PeerId, line: PaymentLine) -> Result<(), StoreError> {
+pub(crate) fn paid(txn: &WriteTransaction<'_>, seeder: &PeerId, line: PaymentLine) -> Result<(), StoreError> {
     let books = BOOKS.get(txn, seeder)?.unwrap_or_default();
     note(txn, seeder, books, &Entry::Payment(line))
 }
 
-fn note(txn: &WriteTransaction, seeder: &PeerId, mut books: Books, entry: &Entry) -> Result<(), StoreError> {
+fn note(txn: &WriteTransaction<'_>, seeder: &PeerId, mut books: Books, entry: &Entry) -> Result<(), StoreError> {
     JOURNAL.put(txn, &(*seeder, books.next), entry)?;
     books.next = books.next.saturating_add(1);
     BOOKS.put(txn, seeder, &books)

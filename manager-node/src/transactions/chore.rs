@@ -64,7 +64,7 @@ fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
     }
 }
 
-fn expire_some(txn: &WriteTransaction, now: u64) -> Result<Vec<TransactionId>, StoreError> {
+fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId>, StoreError> {
     let last = TransactionId::from_bytes([0xff; 16]);
     let mut expired = Vec::new();
     for (key, _) in EXPIRING.range(txn, ..=(now, last), STEP)? {

@@ -19,7 +19,7 @@ use crate::ledger::{Bill, Source, pay_seeders, post};
 /// acknowledged or the client signed the completion, captured then where the policy says so, and closed once whole.
 /// A completed delivery of which receipts are missing stays open for `grace_ms`.
 pub(crate) fn after_count(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     sale: Option<&mut Sale>,
@@ -65,7 +65,7 @@ pub(crate) fn after_count(
 
 /// Changes when an open delivery is closed at the latest; the caller stores the delivery.
 pub(crate) fn move_due(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     due_at: u64,
@@ -79,7 +79,12 @@ pub(crate) fn move_due(
 }
 
 /// Takes a released sale into the books, once.
-pub(crate) fn capture(txn: &WriteTransaction, id: TransactionId, sale: &mut Sale, now: u64) -> Result<(), SaleError> {
+pub(crate) fn capture(
+    txn: &WriteTransaction<'_>,
+    id: TransactionId,
+    sale: &mut Sale,
+    now: u64,
+) -> Result<(), SaleError> {
     let merchant = sale.merchant;
     if let Some(release) = sale.release.as_mut().filter(|release| !release.captured) {
         post(txn, &release.split.capture(id, merchant, now)?)?;
@@ -91,7 +96,7 @@ pub(crate) fn capture(txn: &WriteTransaction, id: TransactionId, sale: &mut Sale
 
 /// Closes a delivery and pays its seeders; the caller stores sale and delivery.
 fn close(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     mut sale: Option<&mut Sale>,
@@ -140,7 +145,7 @@ fn source_of(sale: &Sale, delivery: u32) -> Source {
 }
 
 /// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded.
-pub(super) fn close_due(txn: &WriteTransaction, id: DeliveryId, now: u64) -> Result<(), SaleError> {
+pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) -> Result<(), SaleError> {
     let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
     let Some(mut sale) = SALES.get(txn, &id.transaction)? else {
         close(txn, id, &mut delivery, None, now)?;
@@ -158,7 +163,7 @@ pub(super) fn close_due(txn: &WriteTransaction, id: DeliveryId, now: u64) -> Res
 /// Refunds or revokes a sale and stores it: deliveries end with what was counted, a refund reverses the rest in the
 /// books, and the transaction is noted for the next revocation epoch.
 pub(crate) fn take_back(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: TransactionId,
     sale: &mut Sale,
     event: Event,

@@ -322,7 +322,7 @@ fn unknown(id: TransactionId) -> Refusal {
 }
 
 fn take_back_by_id(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: TransactionId,
     event: Event,
 ) -> Result<Option<TransactionState>, SaleError> {

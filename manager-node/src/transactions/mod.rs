@@ -300,7 +300,7 @@ pub(crate) fn delivery_of(lease: &Lease, manifest: Digest, layout: Layout, due_a
 }
 
 /// Puts a new or changed sale, and its new state into the audit log.
-pub(crate) fn put_sale(txn: &WriteTransaction, id: &TransactionId, sale: &Sale) -> Result<(), StoreError> {
+pub(crate) fn put_sale(txn: &WriteTransaction<'_>, id: &TransactionId, sale: &Sale) -> Result<(), StoreError> {
     let before = SALES.get(txn, id)?.map(|sale| sale.state);
     if before != Some(sale.state) {
         let detail = match before {
@@ -316,12 +316,12 @@ pub(crate) fn put_sale(txn: &WriteTransaction, id: &TransactionId, sale: &Sale) 
 }
 
 /// Puts a new or changed delivery.
-pub(crate) fn put_delivery(txn: &WriteTransaction, id: DeliveryId, delivery: &Delivery) -> Result<(), StoreError> {
+pub(crate) fn put_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, delivery: &Delivery) -> Result<(), StoreError> {
     DELIVERIES.put(txn, &(id.transaction, id.delivery), delivery)
 }
 
 /// Puts a delivery that was not there before, and when it is due.
-pub(crate) fn open_delivery(txn: &WriteTransaction, id: DeliveryId, delivery: &Delivery) -> Result<(), StoreError> {
+pub(crate) fn open_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, delivery: &Delivery) -> Result<(), StoreError> {
     DUE.put(txn, &(delivery.due_at, id.transaction, id.delivery), &Mark)?;
     put_delivery(txn, id, delivery)
 }
@@ -332,7 +332,7 @@ pub(crate) fn get_delivery(txn: &impl Txn, id: DeliveryId) -> Result<Option<Deli
 }
 
 /// Counts one more open reservation of a merchant; `limit-reached` when it has as many as it may.
-pub(crate) fn add_reservation(txn: &WriteTransaction, merchant: &PeerId, limit: u32) -> Result<(), SaleError> {
+pub(crate) fn add_reservation(txn: &WriteTransaction<'_>, merchant: &PeerId, limit: u32) -> Result<(), SaleError> {
     let mut standing = STANDINGS.get(txn, merchant)?.unwrap_or_default();
     if standing.reservations >= limit {
         let detail = format!("{limit} reservations are open; release or cancel some, or wait for them to expire");
@@ -343,7 +343,7 @@ pub(crate) fn add_reservation(txn: &WriteTransaction, merchant: &PeerId, limit: 
 }
 
 /// Takes a sale out of the open reservations.
-pub(crate) fn drop_reservation(txn: &WriteTransaction, id: TransactionId, sale: &Sale) -> Result<(), StoreError> {
+pub(crate) fn drop_reservation(txn: &WriteTransaction<'_>, id: TransactionId, sale: &Sale) -> Result<(), StoreError> {
     if EXPIRING.delete(txn, &(sale.expires_at, id))? {
         let mut standing = STANDINGS.get(txn, &sale.merchant)?.unwrap_or_default();
         standing.reservations = standing.reservations.saturating_sub(1);
@@ -353,7 +353,12 @@ pub(crate) fn drop_reservation(txn: &WriteTransaction, id: TransactionId, sale: 
 }
 
 /// Debits a merchant's credit with a delivery's ceiling; `limit-reached` when it would go beyond `limit`.
-pub(crate) fn expose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, limit: u64) -> Result<(), SaleError> {
+pub(crate) fn expose(
+    txn: &WriteTransaction<'_>,
+    merchant: &PeerId,
+    escrow: Amount,
+    limit: u64,
+) -> Result<(), SaleError> {
     let key = (*merchant, currency_key(escrow.currency));
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
     let after = exposure.open.saturating_add(exposure.owed).saturating_add(escrow.minor);
@@ -368,7 +373,7 @@ pub(crate) fn expose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, 
 }
 
 /// Replaces what was set aside for a delivery by what it cost.
-fn unexpose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, charged: u64) -> Result<(), StoreError> {
+fn unexpose(txn: &WriteTransaction<'_>, merchant: &PeerId, escrow: Amount, charged: u64) -> Result<(), StoreError> {
     let key = (*merchant, currency_key(escrow.currency));
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
     exposure.open = exposure.open.saturating_sub(escrow.minor);
@@ -378,7 +383,7 @@ fn unexpose(txn: &WriteTransaction, merchant: &PeerId, escrow: Amount, charged: 
 }
 
 /// Notes that a merchant paid in.
-fn paid_in(txn: &WriteTransaction, merchant: &PeerId, amount: Amount) -> Result<(), StoreError> {
+fn paid_in(txn: &WriteTransaction<'_>, merchant: &PeerId, amount: Amount) -> Result<(), StoreError> {
     let key = (*merchant, currency_key(amount.currency));
     let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
     exposure.deposit = exposure.deposit.saturating_add(amount.minor);

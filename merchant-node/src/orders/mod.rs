@@ -243,7 +243,7 @@ impl Order {
 }
 
 /// Stores an order and keeps the list of open ones in step with it.
-pub(crate) fn put_order(txn: &WriteTransaction, order: &Order) -> Result<(), StoreError> {
+pub(crate) fn put_order(txn: &WriteTransaction<'_>, order: &Order) -> Result<(), StoreError> {
     ORDERS.put(txn, &order.id, order)?;
     BY_TIME.put(txn, &(order.created_at, order.id), &Mark)?;
     if order.stage.is_final() {

@@ -197,7 +197,7 @@ impl Prepaid {
     /// Runs a change of one authorisation.
     async fn change<F>(&self, step: Step, change: F) -> Result<(), PaymentError>
     where
-        F: Fn(&WriteTransaction) -> Result<(), Trouble> + Send + 'static,
+        F: Fn(&WriteTransaction<'_>) -> Result<(), Trouble> + Send + 'static,
     {
         self.db.write_step(step, change).await.map_err(Trouble::into_payment)
     }
@@ -231,7 +231,7 @@ impl Trouble {
 }
 
 fn note(
-    txn: &WriteTransaction,
+    txn: &WriteTransaction<'_>,
     id: &Digest,
     voucher: &mut Voucher,
     kind: MovementKind,
@@ -266,7 +266,7 @@ fn solvent(txn: &impl Txn, id: &Digest, amount: Amount) -> Result<Voucher, Troub
 }
 
 /// The voucher of a hold. Holds and vouchers are written together and vouchers are never deleted.
-fn voucher_of(txn: &WriteTransaction, hold: &Hold) -> Result<(Digest, Voucher), Trouble> {
+fn voucher_of(txn: &WriteTransaction<'_>, hold: &Hold) -> Result<(Digest, Voucher), Trouble> {
     let missing = || PaymentError::WrongState("the voucher of this payment is gone".to_owned());
     let id = hold.voucher.ok_or_else(missing)?;
     let voucher = VOUCHERS.get(txn, &id)?.ok_or_else(missing)?;
