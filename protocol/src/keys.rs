@@ -3,13 +3,16 @@
 
 use std::fmt;
 
-use curve25519_dalek::edwards::CompressedEdwardsY;
+use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
+use curve25519_dalek::scalar::Scalar;
+use curve25519_dalek::traits::IsIdentity;
 use ed25519_dalek::Signer;
 use hpke::{Deserializable, OpModeR, OpModeS, Serializable};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
 use crate::ids::PeerId;
+use crate::sealing::{Recipient, ToPoint};
 
 type Kem = hpke::kem::X25519HkdfSha256;
 type Kdf = hpke::kdf::HkdfSha256;
@@ -50,6 +53,12 @@ impl Keypair {
     /// Ed25519 signature over `message` as it is; documents are signed through [`crate::signed::Signed`].
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.signing.sign(message).to_bytes()
+    }
+
+    /// The secret scalar, as X25519 takes it.
+    #[cfg(test)]
+    pub(crate) fn scalar_bytes(&self) -> [u8; 32] {
+        self.signing.to_scalar_bytes()
     }
 
     /// Opens what was sealed to this key's public half under the same `info`.
@@ -94,7 +103,7 @@ pub enum SealError {
 /// # Errors
 /// [`SealError::BadKey`] for public keys that are non-canonical, of low order or outside the prime-order group.
 pub fn seal(to: &PeerId, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
-    seal_with(&sealing_key(to)?, info, plain, rng)
+    seal_with(usable_point(to)?, info, plain, rng)
 }
 
 /// [`seal`] to a key that [`is_usable`] took before. Asking again whether it lies in the prime-order group costs more than
@@ -104,33 +113,50 @@ pub fn seal(to: &PeerId, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) ->
 /// [`SealError::BadKey`] for bytes that are no point of the curve at all.
 pub fn seal_to_checked(to: &PeerId, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
     let point = CompressedEdwardsY(*to.as_bytes()).decompress().ok_or(SealError::BadKey)?;
-    seal_with(&point.to_montgomery().to_bytes(), info, plain, rng)
+    seal_with(point, info, plain, rng)
 }
 
-fn seal_with(montgomery: &[u8; 32], info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
-    let public = <Kem as hpke::Kem>::PublicKey::from_bytes(montgomery).map_err(|_| SealError::BadKey)?;
+fn seal_with(to: EdwardsPoint, info: &[u8], plain: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
+    let to = Recipient::new(to);
     let (encapped, text) =
-        hpke::single_shot_seal_with_rng::<Aead, Kdf, Kem>(&OpModeS::Base, &public, info, plain, b"", rng)
+        hpke::single_shot_seal_with_rng::<Aead, Kdf, ToPoint>(&OpModeS::Base, &to, info, plain, b"", rng)
             .map_err(|_| SealError::Seal)?;
-    let mut out = encapped.to_bytes().to_vec();
+    let mut out = Vec::with_capacity(ENCAPPED_LEN + text.len());
+    out.extend_from_slice(&encapped.to_bytes());
     out.extend_from_slice(&text);
     Ok(out)
 }
 
 /// True when `key` is usable as an identity: canonical, not of low order, in the prime-order group.
 pub fn is_usable(key: &PeerId) -> bool {
-    sealing_key(key).is_ok()
+    usable_point(key).is_ok()
 }
 
-/// Ed25519 -> X25519 by the birational map (RFC 7748 section 4.1).
-fn sealing_key(peer: &PeerId) -> Result<[u8; 32], SealError> {
-    let compressed = CompressedEdwardsY(*peer.as_bytes());
-    let point = compressed.decompress().ok_or(SealError::BadKey)?;
+fn usable_point(peer: &PeerId) -> Result<EdwardsPoint, SealError> {
     // Decompression accepts y >= p; only the canonical bytes are a peer's name.
-    if point.compress() != compressed || point.is_small_order() || !point.is_torsion_free() {
+    if !is_canonical(peer.as_bytes()) {
         return Err(SealError::BadKey);
     }
-    Ok(point.to_montgomery().to_bytes())
+    let point = CompressedEdwardsY(*peer.as_bytes()).decompress().ok_or(SealError::BadKey)?;
+    // Of the eight points of low order only the neutral element is in the prime-order group. It and the point of order
+    // two are the only ones whose sign could be written in two ways.
+    if point.is_identity() || !is_in_prime_order_group(&point) {
+        return Err(SealError::BadKey);
+    }
+    Ok(point)
+}
+
+/// Whether y, without the sign of x in the topmost bit, is below p = 2^255 - 19.
+fn is_canonical(bytes: &[u8; 32]) -> bool {
+    let [lowest, middle @ .., highest] = bytes;
+    *lowest < 0xed || highest & 0x7f != 0x7f || middle.iter().any(|byte| *byte != 0xff)
+}
+
+/// Whether [l]P is the neutral element, l the order of the base point; what `EdwardsPoint::is_torsion_free` says in more time.
+/// Asked as [l - 1]P = -P, since l - 1 is a scalar and can go the way of verification: in variable time, which public
+/// keys may take, and with an addition only where a digit is not 0, of which the upper half of l has one.
+fn is_in_prime_order_group(point: &EdwardsPoint) -> bool {
+    EdwardsPoint::vartime_double_scalar_mul_basepoint(&-Scalar::ONE, point, &Scalar::ZERO) == -point
 }
 
 /// Strict Ed25519 verification (RFC 8032 with canonical encodings and no low-order keys).
@@ -163,6 +189,61 @@ mod tests {
         changed[40] ^= 1;
         assert_eq!(alice.open(b"use a", &changed), Err(SealError::Open));
         assert_eq!(alice.open(b"use a", &sealed[..20]), Err(SealError::Open));
+    }
+
+    #[test]
+    fn the_prime_order_group_is_found_as_by_the_longer_way() {
+        use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+        let mut rng = rng();
+        let mut of_the_group: Vec<EdwardsPoint> = [1_u64, 2, 3, 8, 255]
+            .into_iter()
+            .map(|n| ED25519_BASEPOINT_POINT * Scalar::from(n))
+            .chain([-ED25519_BASEPOINT_POINT, EdwardsPoint::default()])
+            .collect();
+        for _ in 0..60 {
+            let mut wide = [0; 64];
+            rand_core::Rng::fill_bytes(&mut rng, &mut wide);
+            of_the_group.push(ED25519_BASEPOINT_POINT * Scalar::from_bytes_mod_order_wide(&wide));
+        }
+        for point in of_the_group {
+            for (n, torsion) in EIGHT_TORSION.iter().enumerate() {
+                let shifted = point + torsion;
+                assert_eq!(is_in_prime_order_group(&shifted), n == 0);
+                assert_eq!(is_in_prime_order_group(&shifted), shifted.is_torsion_free());
+                let peer = PeerId::from_bytes(shifted.compress().to_bytes());
+                assert_eq!(is_usable(&peer), n == 0 && !point.is_identity());
+            }
+        }
+    }
+
+    #[test]
+    fn usable_keys_are_those_of_the_definition() {
+        // As the documentation of `is_usable` says it, in so many words.
+        let by_definition = |bytes: [u8; 32]| {
+            let compressed = CompressedEdwardsY(bytes);
+            compressed.decompress().is_some_and(|point| {
+                point.compress() == compressed && !point.is_small_order() && point.is_torsion_free()
+            })
+        };
+        let mut rng = rng();
+        let mut cases: Vec<[u8; 32]> = Vec::new();
+        // Around 0 and p, with both signs: y of 0, 1, 2, p - 1 .. p + 18 are in it.
+        for low in 0..=255 {
+            for (middle, high) in [(0xff, 0x7f), (0xff, 0xff), (0, 0), (0, 0x80)] {
+                let mut bytes = [middle; 32];
+                (bytes[0], bytes[31]) = (low, high);
+                cases.push(bytes);
+            }
+        }
+        for _ in 0..400 {
+            let mut bytes = [0; 32];
+            rand_core::Rng::fill_bytes(&mut rng, &mut bytes);
+            cases.push(bytes);
+            cases.push(*Keypair::from_seed(&bytes).peer_id().as_bytes());
+        }
+        for bytes in cases {
+            assert_eq!(is_usable(&PeerId::from_bytes(bytes)), by_definition(bytes), "{bytes:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod receipt;
 pub mod refusal;
 pub mod replication;
 pub mod root;
+mod sealing;
 pub mod sections;
 pub mod serving;
 pub mod settling;
