@@ -154,7 +154,7 @@ fn one(
     };
     let mut sale = SALES.get(txn, &id.transaction)?;
     // Asked before anything is changed: what a state forbids is this receipt's fault at most.
-    if let Some(Err(refusal)) = sale.clone().map(|mut sale| sale.advance(Event::Count, now))
+    if let Some(Err(refusal)) = sale.as_ref().map(|sale| sale.may(Event::Count))
         && delivery.closed.is_none()
     {
         return Ok(Status::Rejected(refusal));

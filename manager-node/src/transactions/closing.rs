@@ -34,7 +34,12 @@ pub(crate) fn after_count(
         }
         return Ok(put_delivery(txn, id, delivery)?);
     };
-    let (before, as_stored) = (sale.state, sale.clone());
+    // All that is changed of a sale below.
+    let changing = |sale: &Sale| {
+        let release = sale.release.as_ref().map(|release| (release.captured, release.charged));
+        (sale.state, sale.changed_at, release)
+    };
+    let (before, as_stored) = (sale.state, changing(sale));
     if delivery.counting.acked().next().is_some() {
         sale.advance(Event::Count, now)?;
     }
@@ -57,7 +62,7 @@ pub(crate) fn after_count(
     }
     put_delivery(txn, id, delivery)?;
     // Most receipts change the delivery alone. What a completion changed in the sale was changed by the caller.
-    if completed || *sale != as_stored {
+    if completed || changing(sale) != as_stored {
         put_sale(txn, &id.transaction, sale)?;
     }
     Ok(())

@@ -271,6 +271,11 @@ impl Sale {
         self.request.price
     }
 
+    /// Why the event cannot follow, if it cannot.
+    pub(crate) fn may(&self, event: Event) -> Result<(), Refusal> {
+        state::next(self.state, event).map(drop)
+    }
+
     /// Takes the state on.
     pub(crate) fn advance(&mut self, event: Event, now: u64) -> Result<(), Refusal> {
         let next = state::next(self.state, event)?;
