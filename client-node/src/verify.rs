@@ -452,6 +452,9 @@ impl<'a> Reader<'a> {
             }
             Ok((_, file)) => (Some(file), None),
             Err(error) if is_absent(&error) => (None, Some(FileState::Missing)),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                (None, Some(damaged("it is a link now, not the file that was sold")))
+            }
             Err(error) => (None, Some(damaged(&format!("it cannot be read: {error}")))),
         };
         if let Some(part) = self.parts.get_mut(index) {

@@ -164,6 +164,9 @@ impl Config {
     /// [`ConfigError::Value`] names the first key that cannot be used.
     pub fn check(&self) -> Result<(), ConfigError> {
         let value = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
+        if self.join.is_empty() {
+            return value("join", "it is missing; put there the line that `willcall manager invite merchant` prints");
+        }
         self.join_line()?;
         if self.name.is_empty() || self.name.len() > MAX_NAME || self.name.chars().any(char::is_control) {
             return value("name", "1 to 64 bytes without control characters are expected");

@@ -313,6 +313,9 @@ impl Config {
         if self.listen.is_empty() {
             return fail("listen", "names no address; give one such as \"/ip4/0.0.0.0/tcp/0\"");
         }
+        if self.join.is_empty() {
+            return fail("join", "is missing; put there the line that `willcall manager invite seeder` prints");
+        }
         let join: JoinLine = match self.join.parse() {
             Ok(join) => join,
             Err(error) => return Err(("join", format!("is not a join line: {error}"))),

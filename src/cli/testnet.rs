@@ -121,6 +121,7 @@ async fn up(args: UpArgs, global: &Global) -> Result<ExitCode> {
 }
 
 async fn set_up(network: &mut Network, goods: &std::path::Path, seeders: u16, global: &Global) -> Result<()> {
+    network.check_space(goods, seeders)?;
     network.start_manager(seeders).await?;
     network.start_merchant().await?;
     for number in 1..=seeders {

@@ -54,6 +54,7 @@ impl<'a> Sale<'a> {
     /// The whole plot; the result is what `--json` prints.
     pub(super) async fn run(&mut self, seeders: u16) -> Result<Value> {
         self.now_doing("Starting a manager (with its origin seeder), a merchant and the seeders");
+        self.network.check_space(self.goods, seeders)?;
         self.network.start_manager(seeders).await?;
         self.network.start_merchant().await?;
         for number in 1..=seeders {

@@ -143,6 +143,25 @@ impl Network {
         Ok(())
     }
 
+    /// Is there room for all the copies of goods that a local network makes? Better asked before they are waited for.
+    pub(crate) fn check_space(&self, path: &Path, seeders: u16) -> Result<()> {
+        /// What seeders and origin leave free on a disk of theirs, and databases and logs beside it.
+        const SPARE: u64 = (256 + 64) << 20;
+        // The origin's and the seeders', and what the client has of it while it puts it into its place.
+        let copies = u64::from(seeders) + 3;
+        let dir = self.workshop.dir();
+        let needed = total_size(path)?.saturating_mul(copies).saturating_add(SPARE);
+        let free = delivery::free_space(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
+        if free < needed {
+            bail!(
+                "{} has {free} bytes free, and {needed} are needed for {copies} copies and what each node leaves free; name a \
+                 roomier folder by TMPDIR or --keep",
+                dir.display()
+            );
+        }
+        Ok(())
+    }
+
     pub(crate) async fn publish(&self, path: &Path, title: &str, price: &str, more: &[&str]) -> Result<Value> {
         let size = total_size(path)?;
         let mut publish: Vec<OsString> = args!["manager", "publish", path, "--dir", self.folder("manager")].into();

@@ -45,6 +45,11 @@ impl Workshop {
         Ok(Workshop { binary, dir: dir.to_owned() })
     }
 
+    /// What all of them work in.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A folder of one node.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -127,7 +127,7 @@ async fn each_kind_of_damage_is_found_and_nothing_else_is_accused() {
                 std::fs::rename(d.at("small a"), d.dir.path().join("elsewhere")).unwrap();
                 std::os::unix::fs::symlink(d.dir.path().join("elsewhere"), d.at("small a")).unwrap();
             },
-            "cannot be read",
+            "it is a link now",
         ),
         (
             "one",

@@ -19,7 +19,7 @@ use super::{
     take_back,
 };
 use crate::context::{Context, now_ms};
-use crate::ledger::{self, Account, Posting};
+use crate::ledger::{self, Account, Posting, balance};
 use crate::tables::MERCHANTS;
 use crate::{archive, audit, evidence, receipts, statements};
 
@@ -331,7 +331,7 @@ fn take_back_by_id(
     Ok(Some(sale.state))
 }
 
-/// What a merchant may come to owe for deliveries, against its limit.
+/// What a merchant owes and earned by the ledger, and what it may come to owe for deliveries, against its limit.
 fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
     let currency =
         asked.currency.parse().map_err(|e| Refusal::new(RefusalCode::Malformed, format!("currency: {e}")))?;
@@ -339,11 +339,15 @@ fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
         set_limit(ctx, asked.merchant, limit)?;
     }
     let limit = ctx.registry.merchant(&asked.merchant)?.and_then(|record| record.credit_limit);
-    let found = ctx.db.read(|txn| exposure(txn, &asked.merchant, currency))?;
+    let (found, due, earned) = ctx.db.read(|txn| {
+        let due = balance(txn, &Account::MerchantDue(asked.merchant), currency)?;
+        let earned = balance(txn, &Account::MerchantEarned(asked.merchant), currency)?;
+        Ok::<_, SaleError>((exposure(txn, &asked.merchant, currency)?, due, earned))
+    })?;
     let limit = limit.unwrap_or(ctx.config.credit_limit);
     Ok(json!({
-        "merchant": asked.merchant, "currency": currency, "open": found.open, "owed": found.owed,
-        "deposit": found.deposit, "limit": limit,
+        "merchant": asked.merchant, "currency": currency, "due": due, "earned": -earned, "open": found.open,
+        "owed": found.owed, "deposit": found.deposit, "limit": limit,
     }))
 }
 

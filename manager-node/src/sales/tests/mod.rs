@@ -218,6 +218,8 @@ async fn a_release_captures_the_sale_and_a_refund_takes_all_of_it_back() {
     assert_eq!(shop.balance("network-fee").await, -19);
     assert_eq!(shop.balance("escrow").await, -7);
     assert_eq!(shop.balance(&format!("merchant-earned:{merchant}")).await, -(999 - 699 - 19 - 7));
+    let credit = shop.control(json!({"cmd": "credit", "merchant": merchant, "currency": "USD"})).await.unwrap();
+    assert_eq!((credit["due"].as_i64(), credit["earned"].as_i64()), (Some(999), Some(274)));
 
     for _ in 0..2 {
         let answer = shop.sales(SalesRequest::Refund { transaction: id }).await.unwrap();
