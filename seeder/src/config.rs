@@ -367,7 +367,9 @@ mod tests {
             let error = Config::parse(Path::new("c"), &text).unwrap_err().to_string();
             assert!(error.contains("join carries no invitation for a seeder"), "{error}");
         }
-        let error = Config::parse(Path::new("c"), "").unwrap_err().to_string();
-        assert!(error.contains("join is not a join line"), "{error}");
+        for (text, says) in [("", "join is missing"), ("join = \"x\"", "join is not a join line")] {
+            let error = Config::parse(Path::new("c"), text).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 }
