@@ -44,7 +44,9 @@ pub enum CodecError {
 /// Encodes `value` with its version byte. Infallible for our types: they hold no maps, cells or foreign strings that
 /// could fail; should the codec fail all the same, the result is empty, which no decoder accepts.
 pub fn encode<T: Wire>(value: &T) -> Vec<u8> {
-    let mut out = vec![T::VERSION];
+    // Most documents and rows are shorter: growing byte by byte from one would copy them half a dozen times.
+    let mut out = Vec::with_capacity(T::MAX.min(512));
+    out.push(T::VERSION);
     match bincode::encode_into_std_write(value, &mut out, config::standard()) {
         Ok(_) => out,
         Err(_) => Vec::new(),
