@@ -98,7 +98,7 @@ impl Db {
         let backend =
             FileBackend::new(partial.reopen().map_err(failed)?).map_err(|error| failed(io::Error::other(error)))?;
         let mut copy = open_database(partial.path(), COPY_CACHE, backend)?;
-        let records = self.read(|txn| copy_tables(txn, &copy, path, &files))?;
+        let records = self.read(|txn| copy_tables(txn.raw(), &copy, path, &files))?;
         let unsound = |reason| BackupError::Unsound { path: path.to_owned(), reason };
         match copy.check_integrity() {
             Ok(true) => {}

@@ -13,12 +13,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
+use redb::{Database, DatabaseError, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
 use tokio::sync::mpsc;
 
 use crate::disk::Watched;
 use crate::writer::{self, Job, Shared, Write, panic_text};
-use crate::{OpenError, Step, StoreError, WriteTransaction};
+use crate::{OpenError, ReadTransaction, Step, StoreError, WriteTransaction};
 
 /// The store's own table: what the file is.
 pub(crate) const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("willcall.store");
@@ -235,7 +235,8 @@ impl Db {
 
     pub(crate) fn snapshot(&self) -> Result<ReadTransaction, StoreError> {
         let database = self.inner.database.as_ref().ok_or_else(|| self.failure_or("the store is closed"))?;
-        database.begin_read().map_err(|error| self.inner.shared.health.fail(error.into()))
+        let raw = database.begin_read().map_err(|error| self.inner.shared.health.fail(error.into()))?;
+        Ok(ReadTransaction::over(raw))
     }
 
     fn check(&self) -> Result<(), StoreError> {

@@ -32,7 +32,6 @@ pub use beside::{RestoreError, Restored, restore};
 pub use db::{Db, Options, Stats};
 pub use error::{OpenError, StoreError};
 pub use key::{FixedKey, KeyBytes, KeyLike, PrefixOf};
-pub use redb::ReadTransaction;
 pub use step::{CRASH_FILE, Step};
 pub use table::{Mark, Record, Table, Txn};
-pub use transaction::WriteTransaction;
+pub use transaction::{ReadTransaction, WriteTransaction};

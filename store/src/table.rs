@@ -27,10 +27,8 @@ impl Txn for ReadTransaction {}
 impl Txn for WriteTransaction<'_> {}
 
 mod sealed {
-    use redb::{ReadOnlyTable, TableDefinition, TableError};
-
     use super::{Bytes, ReadTransaction, ReadableTable, StoreError, WriteTransaction};
-    use crate::transaction::Opened;
+    use crate::transaction::{Opened, Seen};
 
     pub trait Look {
         type Opened: ReadableTable<Bytes, Bytes>;
@@ -44,18 +42,14 @@ mod sealed {
     }
 
     impl Look for ReadTransaction {
-        type Opened = ReadOnlyTable<Bytes, Bytes>;
+        type Opened = Seen;
 
         fn look<R, E: From<StoreError>>(
             &self,
             name: &'static str,
             look: impl FnOnce(&Self::Opened) -> Result<R, E>,
         ) -> Result<Option<R>, E> {
-            match self.open_table(TableDefinition::new(name)) {
-                Ok(table) => look(&table).map(Some),
-                Err(TableError::TableDoesNotExist(_)) => Ok(None),
-                Err(error) => Err(StoreError::from(error).into()),
-            }
+            self.table(name)?.map(|table| look(&table)).transpose()
         }
     }
 

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use redb::TableDefinition;
+use redb::{ReadOnlyTable, TableDefinition, TableError};
 
 use crate::StoreError;
 
@@ -13,6 +13,46 @@ type Bytes = &'static [u8];
 
 /// A table open for writing.
 pub(crate) type Opened<'t> = redb::Table<'t, Bytes, Bytes>;
+
+/// A snapshot that [`Table`](crate::Table)s are read from.
+pub struct ReadTransaction {
+    raw: redb::ReadTransaction,
+    /// The tables opened so far, as in a [`WriteTransaction`].
+    tables: RefCell<Vec<(&'static str, Rc<Seen>)>>,
+}
+
+/// A table open for reading.
+pub(crate) type Seen = ReadOnlyTable<Bytes, Bytes>;
+
+impl ReadTransaction {
+    pub(crate) fn over(raw: redb::ReadTransaction) -> Self {
+        ReadTransaction { raw, tables: RefCell::default() }
+    }
+
+    pub(crate) fn raw(&self) -> &redb::ReadTransaction {
+        &self.raw
+    }
+
+    /// The table called `name`; `None` when there is no such table yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Misuse`] when something that is no byte table has that name.
+    pub(crate) fn table(&self, name: &'static str) -> Result<Option<Rc<Seen>>, StoreError> {
+        let mut tables = self.tables.borrow_mut();
+        if let Some((_, table)) = tables.iter().find(|(known, _)| *known == name) {
+            return Ok(Some(Rc::clone(table)));
+        }
+        match self.raw.open_table(TableDefinition::new(name)) {
+            Ok(table) => {
+                let table = Rc::new(table);
+                tables.push((name, Rc::clone(&table)));
+                Ok(Some(table))
+            }
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
 
 /// A transaction that [`Table`](crate::Table)s are read from and written to. All closures that the writer runs
 /// together share one, and with it the open tables; when one of them fails, both are thrown away and the others run in

@@ -237,3 +237,31 @@ fn a_backup_made_while_a_write_has_tables_open_is_of_before_it_and_one_made_afte
         }
     }
 }
+
+#[test]
+fn a_read_keeps_to_its_snapshot_and_may_scan_a_table_inside_of_a_scan() {
+    const LATER: Table<u64, Count> = Table::new("later");
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(&folder);
+    fill(&db);
+    let pairs = db.read(|txn| {
+        assert_eq!((LEFT.len(txn)?, LATER.get(txn, &1)?), (10, None));
+        db.write_blocking(|txn| {
+            LEFT.put(txn, &10, &Count(10))?;
+            LATER.put(txn, &1, &Count(1))
+        })?;
+        // Neither the table that was open before nor the one that was missing has changed.
+        assert_eq!((LEFT.len(txn)?, LATER.get(txn, &1)?), (10, None));
+        let mut pairs = 0;
+        LEFT.scan(txn, .., |first, _| {
+            LEFT.scan(txn, first.., |_, _| {
+                pairs += 1;
+                Ok::<_, StoreError>(ControlFlow::Continue(()))
+            })?;
+            Ok::<_, StoreError>(ControlFlow::Continue(()))
+        })?;
+        Ok::<_, StoreError>(pairs)
+    });
+    assert_eq!(pairs, Ok(55));
+    assert_eq!(db.read(|txn| Ok::<_, StoreError>((LEFT.len(txn)?, LATER.get(txn, &1)?))), Ok((11, Some(Count(1)))));
+}
