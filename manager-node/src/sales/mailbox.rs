@@ -232,7 +232,7 @@ fn renew(
         release.lease_start = leased.start;
         release.lease_end = leased.end;
         release.delivery = leased.delivery;
-        put_sale(txn, &id, &sale)?;
+        put_sale(txn, &id, Some(sale.state), &sale)?;
         Ok::<_, SaleError>(sale)
     })
 }
@@ -250,7 +250,7 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
         if release.grant.is_none() {
             release.grant = Some(grant.clone());
             sale.release = Some(release);
-            put_sale(txn, &id, &sale)?;
+            put_sale(txn, &id, Some(sale.state), &sale)?;
         }
         Ok::<_, SaleError>(sale)
     })?;

@@ -34,8 +34,8 @@ pub(crate) use lease::allowance;
 
 const SALES_PROTOCOL: Protocol = Protocol::new(api::SALES_PROTOCOL);
 
-/// A merchant's storefront makes a call for each of its buyers: many at once from one peer are the normal case. Each
-/// holds a blocking thread while the database writes, of which the runtime has 512.
+/// A merchant's storefront makes a call for each of its buyers: many at once from one peer are the normal case. Some
+/// hold a blocking thread while the database writes, of which the runtime has 512.
 const LIMITS: CallLimits = CallLimits { concurrent: 256, per_peer: 64, io_timeout: Duration::from_secs(10) };
 
 /// Most transactions in one status question.
@@ -67,6 +67,10 @@ pub(crate) async fn answer(
 ) -> Result<SalesResponse, Refusal> {
     let now = now_ms();
     match request {
+        SalesRequest::Reserve(request) => reserve::reserve(ctx, merchant, request, now).await,
+        SalesRequest::Release { transaction, endorsement } => {
+            release::release(ctx, merchant, transaction, endorsement, now).await
+        }
         SalesRequest::Enrol { token, name } => {
             Ok(SalesResponse::Enrolled(crate::enrol::merchant(ctx, merchant, token, name).await?))
         }
@@ -94,10 +98,6 @@ fn answer_blocking(
     now: u64,
 ) -> Result<SalesResponse, SaleError> {
     match request {
-        SalesRequest::Reserve(request) => reserve::reserve(ctx, merchant, request, now),
-        SalesRequest::Release { transaction, endorsement } => {
-            release::release(ctx, merchant, transaction, endorsement, now)
-        }
         SalesRequest::Cancel { transaction } => Ok(SalesResponse::State(cancel(ctx, merchant, transaction, now)?)),
         SalesRequest::Products { after } => {
             ctx.enrolled_merchant(&merchant, now)?;
@@ -114,9 +114,11 @@ fn answer_blocking(
             Ok(SalesResponse::Holder { client: sale.client, generation })
         }
         // Answered before they get here.
-        SalesRequest::Enrol { .. } | SalesRequest::Refund { .. } | SalesRequest::Recover { .. } => {
-            Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into())
-        }
+        SalesRequest::Reserve(_)
+        | SalesRequest::Release { .. }
+        | SalesRequest::Enrol { .. }
+        | SalesRequest::Refund { .. }
+        | SalesRequest::Recover { .. } => Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into()),
     }
 }
 
@@ -146,9 +148,10 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
     archive::bring_back(ctx, id)?;
     let state = ctx.db.write_blocking(move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+        let before = sale.state;
         sale.advance(Event::Cancel, now)?;
         drop_reservation(txn, id, &sale)?;
-        put_sale(txn, &id, &sale)?;
+        put_sale(txn, &id, Some(before), &sale)?;
         Ok::<_, SaleError>(sale.state)
     })?;
     info!(transaction = %id, "reservation cancelled");

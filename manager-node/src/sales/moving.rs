@@ -155,7 +155,7 @@ fn transfer(ctx: &Context, sale: &Sale, release: &Release, wanted: Wanted, now: 
         MOVES.put(txn, &(id, generation), &record)?;
         MOVING.put(txn, &id, &Generation { number: generation })?;
         audit::note(txn, now, "move", id, format!("generation {generation} by {by}: {from} -> {to}"))?;
-        Ok::<_, SaleError>(put_sale(txn, &id, &sale)?)
+        Ok::<_, SaleError>(put_sale(txn, &id, Some(sale.state), &sale)?)
     })?;
     info!(transaction = %id, %from, %to, generation, by, "purchase moved");
     Ok(generation)

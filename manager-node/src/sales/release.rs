@@ -1,33 +1,83 @@
 //! Step 7: the merchant says, signed, that it is paid, and only now there is a ticket. It is a message of its own: what
 //! the reservation gave out opens nothing.
 
+use std::sync::Arc;
+
 use protocol::api::{SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::{Endorsement, Lease};
 use protocol::{Amount, PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
-use store::{Mark, Step};
+use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
 use super::lease::{self, Terms};
-use super::own;
+use super::{blocking, own};
 use crate::context::Context;
 use crate::ledger::{self, Split};
 use crate::transactions::{
-    Event, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, capture, delivery_of, drop_reservation, expose,
-    open_delivery, put_sale,
+    Delivery, Event, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, capture, delivery_of, drop_reservation,
+    expose, open_delivery, put_sale,
 };
 
-pub(super) fn release(
+/// What a release comes to before anything is written.
+enum Formed {
+    /// It was released before.
+    Before(SalesResponse),
+    /// It is to be stored.
+    New(Box<New>),
+}
+
+/// A release that passed all checks.
+struct New {
+    release: Release,
+    delivery: Delivery,
+    /// Of the lease, with their addresses.
+    sources: Vec<PeerAddrs>,
+    /// Most that the merchant may come to owe, minor units.
+    credit_limit: u64,
+}
+
+pub(super) async fn release(
+    ctx: &Arc<Context>,
+    merchant: PeerId,
+    id: TransactionId,
+    endorsement: Signed<Endorsement>,
+    now: u64,
+) -> Result<SalesResponse, Refusal> {
+    // No thread waits for the disk, as at the reservation.
+    let new = match blocking(ctx, move |ctx| look(ctx, merchant, id, endorsement, now)).await? {
+        Formed::Before(answer) => return Ok(answer),
+        Formed::New(new) => *new,
+    };
+    let New { release, delivery, sources, credit_limit } = new;
+    let release = Arc::new(release);
+    let putting = {
+        let release = Arc::clone(&release);
+        move |txn: &WriteTransaction<'_>| put(txn, merchant, id, &release, &delivery, credit_limit, now)
+    };
+    let stored = ctx.db.write_step(Step::ManagerRelease, putting).await.map_err(SaleError::into_refusal)?;
+    info!(step = 8, transaction = %id, client = %stored.client, "ticket to merchant and into the client's mailbox");
+    match &stored.release {
+        Some(made) if made.lease == release.lease => {
+            let ticket = Box::new(lease::envelope_with(ctx, &stored, made, sources));
+            Ok(SalesResponse::Released { ticket, policy: stored.policy })
+        }
+        // Another call released it first, with other sources.
+        _ => blocking(ctx, move |ctx| released(ctx, &stored)).await,
+    }
+}
+
+fn look(
     ctx: &Context,
     merchant: PeerId,
     id: TransactionId,
     endorsement: Signed<Endorsement>,
     now: u64,
-) -> Result<SalesResponse, SaleError> {
+) -> Result<Formed, SaleError> {
     let sale = own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
     if let Some(answer) = repeated(ctx, &sale, &endorsement)? {
-        return Ok(answer);
+        return Ok(Formed::Before(answer));
     }
     let record = ctx.enrolled_merchant(&merchant, now)?;
     check_time(&sale, now)?;
@@ -35,42 +85,42 @@ pub(super) fn release(
     info!(step = 7, transaction = %id, %merchant, "delivery request from merchant");
 
     let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;
-    let release = form(ctx, &sale, endorsement, &sources, now)?;
-    let lease_digest = release.lease.digest();
+    let (release, leased) = form(ctx, &sale, endorsement, &sources, now)?;
     let due_at = release.lease_end.saturating_add(ctx.config.close_grace_ms);
-    let leased = release.lease.peek().map_err(Refusal::from)?;
     let delivery = delivery_of(&leased, sale.manifest, sale.layout, due_at);
-    let limit = record.credit_limit.unwrap_or(ctx.config.credit_limit);
-    let digest = release.endorsement.digest();
-    let stored = ctx.db.write_step_blocking(Step::ManagerRelease, move |txn| {
-        let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
-        if sale.release.as_ref().is_some_and(|earlier| earlier.endorsement.digest() == digest) {
-            return Ok(sale);
-        }
-        // Asked again, because it may have expired, been cancelled or been released since.
-        check_open(&sale)?;
-        sale.advance(Event::Release, now)?;
-        drop_reservation(txn, id, &sale)?;
-        let escrow = Amount { minor: release.split.escrow, currency: release.split.price.currency };
-        expose(txn, &merchant, escrow, limit)?;
-        sale.release = Some(release.clone());
-        if sale.policy == KeyPolicy::AtRelease {
-            capture(txn, id, &mut sale, now)?;
-        }
-        open_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }, &delivery)?;
-        MAILBOX.put(txn, &(sale.client, id), &Mark)?;
-        put_sale(txn, &id, &sale)?;
-        Ok::<_, SaleError>(sale)
-    })?;
-    info!(step = 8, transaction = %id, client = %stored.client, "ticket to merchant and into the client's mailbox");
-    match &stored.release {
-        Some(release) if release.lease.digest() == lease_digest => {
-            let ticket = Box::new(lease::envelope_with(ctx, &stored, release, sources));
-            Ok(SalesResponse::Released { ticket, policy: stored.policy })
-        }
-        // Another call released it first, with other sources.
-        _ => released(ctx, &stored),
+    let credit_limit = record.credit_limit.unwrap_or(ctx.config.credit_limit);
+    Ok(Formed::New(Box::new(New { release, delivery, sources, credit_limit })))
+}
+
+/// Stores the release, and gives the sale as it is then.
+fn put(
+    txn: &WriteTransaction<'_>,
+    merchant: PeerId,
+    id: TransactionId,
+    release: &Release,
+    delivery: &Delivery,
+    credit_limit: u64,
+    now: u64,
+) -> Result<Sale, SaleError> {
+    let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+    if sale.release.as_ref().is_some_and(|earlier| earlier.endorsement == release.endorsement) {
+        return Ok(sale);
     }
+    // Asked again, because it may have expired, been cancelled or been released since.
+    check_open(&sale)?;
+    let before = sale.state;
+    sale.advance(Event::Release, now)?;
+    drop_reservation(txn, id, &sale)?;
+    let escrow = Amount { minor: release.split.escrow, currency: release.split.price.currency };
+    expose(txn, &merchant, escrow, credit_limit)?;
+    sale.release = Some(release.clone());
+    if sale.policy == KeyPolicy::AtRelease {
+        capture(txn, id, &mut sale, now)?;
+    }
+    open_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }, delivery)?;
+    MAILBOX.put(txn, &(sale.client, id), &Mark)?;
+    put_sale(txn, &id, Some(before), &sale)?;
+    Ok(sale)
 }
 
 /// The first answer, where this endorsement released the sale before.
@@ -142,7 +192,7 @@ fn form(
     endorsement: Signed<Endorsement>,
     sources: &[PeerAddrs],
     now: u64,
-) -> Result<Release, SaleError> {
+) -> Result<(Release, Lease), SaleError> {
     let product = lease::product_of(ctx, sale)?;
     let split = Split::of(&ledger::Terms {
         price: sale.price(),
@@ -166,7 +216,7 @@ fn form(
         KeyPolicy::AtRelease => Some(lease::grant(&product, sale, &leased)?),
         KeyPolicy::OnCompletion => None,
     };
-    Ok(Release {
+    let release = Release {
         at: now,
         endorsement,
         lease: signed,
@@ -178,5 +228,6 @@ fn form(
         captured: false,
         completed_at: None,
         charged: None,
-    })
+    };
+    Ok((release, leased))
 }

@@ -1,15 +1,18 @@
 //! Steps 4 to 6: a reservation request, once the payment data are in, forms the transaction data. One order id of a
 //! merchant is one sale, so that a request repeated after a lost answer cannot sell twice.
 
+use std::sync::Arc;
+
 use protocol::api::{Reserve, SalesResponse, TransactionState};
 use protocol::settling::Layout;
 use protocol::ticket::{TransactionData, remuneration_commitment};
 use protocol::trust::KeyPurpose;
 use protocol::{Amount, PeerId, Refusal, RefusalCode, TransactionId, keys};
 use rand::RngExt;
-use store::{Mark, Step};
+use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
+use super::blocking;
 use crate::archive;
 use crate::catalogue::Product;
 use crate::context::Context;
@@ -18,7 +21,36 @@ use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, 
 /// Longest order id, bytes.
 const MAX_ORDER: usize = 64;
 
-pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<SalesResponse, SaleError> {
+/// What a reservation comes to before anything is written.
+enum Formed {
+    /// The order was there.
+    Before(SalesResponse),
+    /// It is to be stored.
+    New(TransactionId, Arc<Sale>),
+}
+
+pub(super) async fn reserve(
+    ctx: &Arc<Context>,
+    merchant: PeerId,
+    request: Reserve,
+    now: u64,
+) -> Result<SalesResponse, Refusal> {
+    // No thread waits for the disk: of those who wait for one flush, the last is woken no later than the first.
+    let (id, sale) = match blocking(ctx, move |ctx| look(ctx, merchant, request, now)).await? {
+        Formed::Before(answer) => return Ok(answer),
+        Formed::New(id, sale) => (id, sale),
+    };
+    if let Some(known) = put(ctx, id, &sale).await.map_err(SaleError::into_refusal)? {
+        return repeated(&known, &sale.request);
+    }
+    let Reserve { order, product, client, .. } = &sale.request;
+    info!(step = 4, transaction = %id, order, %merchant, "reservation request from merchant");
+    info!(step = 5, transaction = %id, %product, %client, "transaction data formed");
+    info!(step = 6, transaction = %id, %merchant, "transaction data to merchant");
+    Ok(SalesResponse::Reserved { data: sale.data.clone(), expires_at: sale.expires_at })
+}
+
+fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<Formed, SaleError> {
     ctx.enrolled_merchant(&merchant, now)?;
     if request.order.is_empty() || request.order.len() > MAX_ORDER || !request.order.bytes().all(is_printable) {
         let detail = "an order id has 1 to 64 printable ASCII characters";
@@ -29,34 +61,29 @@ pub(super) fn reserve(ctx: &Context, merchant: PeerId, request: Reserve, now: u6
         None => Ok(None),
     })?;
     if let Some(sale) = known {
-        return repeated(&sale, &request);
+        return Ok(Formed::Before(repeated(&sale, &request)?));
     }
+    let sale = form(ctx, merchant, request, now)?;
+    Ok(Formed::New(sale.id()?, Arc::new(sale)))
+}
 
-    let sale = form(ctx, merchant, request.clone(), now)?;
-    let id = sale.id()?;
-    let limit = ctx.config.max_reservations;
-    let stored = ctx.db.write_step_blocking(Step::ManagerReserve, move |txn| {
-        let order = (merchant, sale.request.order.as_str());
-        // The same order may have come twice at once.
+/// Stores the sale, or gives the one that was made of the same order meanwhile.
+async fn put(ctx: &Context, id: TransactionId, sale: &Arc<Sale>) -> Result<Option<Sale>, SaleError> {
+    let (sale, limit) = (Arc::clone(sale), ctx.config.max_reservations);
+    let putting = move |txn: &WriteTransaction<'_>| {
+        let order = (sale.merchant, sale.request.order.as_str());
         if let Some(SaleRef { id }) = ORDER_IDS.get(txn, &order)?
             && let Some(known) = SALES.get(txn, &id)?
         {
-            return Ok::<_, SaleError>(known);
+            return Ok::<_, SaleError>(Some(known));
         }
-        add_reservation(txn, &merchant, limit)?;
+        add_reservation(txn, &sale.merchant, limit)?;
         ORDER_IDS.put(txn, &order, &SaleRef { id })?;
         EXPIRING.put(txn, &(sale.expires_at, id), &Mark)?;
-        put_sale(txn, &id, &sale)?;
-        Ok(sale.clone())
-    })?;
-    if stored.id()? != id {
-        return repeated(&stored, &request);
-    }
-    let (order, product, client) = (&request.order, request.product, request.client);
-    info!(step = 4, transaction = %id, order, %merchant, "reservation request from merchant");
-    info!(step = 5, transaction = %id, %product, %client, "transaction data formed");
-    info!(step = 6, transaction = %id, %merchant, "transaction data to merchant");
-    Ok(SalesResponse::Reserved { data: stored.data, expires_at: stored.expires_at })
+        put_sale(txn, &id, None, &sale)?;
+        Ok(None)
+    };
+    ctx.db.write_step(Step::ManagerReserve, putting).await
 }
 
 fn is_printable(byte: u8) -> bool {
@@ -64,10 +91,10 @@ fn is_printable(byte: u8) -> bool {
 }
 
 /// The first answer again, whatever became of the reservation since: that is found out by releasing it.
-fn repeated(sale: &Sale, request: &Reserve) -> Result<SalesResponse, SaleError> {
+fn repeated(sale: &Sale, request: &Reserve) -> Result<SalesResponse, Refusal> {
     if sale.request != *request {
         let detail = "this order id was used for another order; use a new one";
-        return Err(Refusal::new(RefusalCode::IdempotencyConflict, detail).into());
+        return Err(Refusal::new(RefusalCode::IdempotencyConflict, detail));
     }
     Ok(SalesResponse::Reserved { data: sale.data.clone(), expires_at: sale.expires_at })
 }

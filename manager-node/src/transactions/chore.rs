@@ -73,8 +73,9 @@ fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId
             continue;
         };
         drop_reservation(txn, key.1, &sale)?;
+        let before = sale.state;
         if sale.advance(Event::Expire, now).is_ok() {
-            put_sale(txn, &key.1, &sale)?;
+            put_sale(txn, &key.1, Some(before), &sale)?;
             expired.push(key.1);
         }
     }

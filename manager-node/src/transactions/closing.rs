@@ -63,7 +63,7 @@ pub(crate) fn after_count(
     put_delivery(txn, id, delivery)?;
     // Most receipts change the delivery alone. What a completion changed in the sale was changed by the caller.
     if completed || changing(sale) != as_stored {
-        put_sale(txn, &id.transaction, sale)?;
+        put_sale(txn, &id.transaction, Some(before), sale)?;
     }
     Ok(())
 }
@@ -160,9 +160,10 @@ pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) ->
         info!(transaction = %id.transaction, "not completed in its time: refunded");
         return take_back(txn, id.transaction, &mut sale, Event::Refund, now);
     }
+    let before = sale.state;
     close(txn, id, &mut delivery, Some(&mut sale), now)?;
     put_delivery(txn, id, &delivery)?;
-    Ok(put_sale(txn, &id.transaction, &sale)?)
+    Ok(put_sale(txn, &id.transaction, Some(before), &sale)?)
 }
 
 /// Refunds or revokes a sale and stores it: deliveries end with what was counted, a refund reverses the rest in the
@@ -195,7 +196,7 @@ pub(crate) fn take_back(
     drop_reservation(txn, id, sale)?;
     sale.state = after;
     sale.changed_at = now;
-    put_sale(txn, &id, sale)?;
+    put_sale(txn, &id, Some(before), sale)?;
     if sale.release.is_some() {
         REVOKING.put(txn, &id, &Mark)?;
     }

@@ -304,9 +304,14 @@ pub(crate) fn delivery_of(lease: &Lease, manifest: Digest, layout: Layout, due_a
     }
 }
 
-/// Puts a new or changed sale, and its new state into the audit log.
-pub(crate) fn put_sale(txn: &WriteTransaction<'_>, id: &TransactionId, sale: &Sale) -> Result<(), StoreError> {
-    let before = SALES.get(txn, id)?.map(|sale| sale.state);
+/// Puts a new or changed sale, and its new state into the audit log. `before` is the state in which it is stored until
+/// now; `None` for a new one.
+pub(crate) fn put_sale(
+    txn: &WriteTransaction<'_>,
+    id: &TransactionId,
+    before: Option<TransactionState>,
+    sale: &Sale,
+) -> Result<(), StoreError> {
     if before != Some(sale.state) {
         let detail = match before {
             Some(before) => format!("{} -> {}", before.as_str(), sale.state.as_str()),
