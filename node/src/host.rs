@@ -15,7 +15,7 @@ use crate::address::{address_from_libp2p, is_relayed, peer_from_libp2p};
 use crate::dht::{DhtCommand, DhtState};
 use crate::gossip::{GossipCommand, GossipState, Verdict};
 use crate::metrics::NodeMetrics;
-use crate::reach::ReachState;
+use crate::reach::{ReachState, give_back};
 use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want};
 use crate::supervisor::Supervisor;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
@@ -57,10 +57,12 @@ impl Host {
             () = token.cancelled() => {}
         }
         self.swarm.behaviour().streams.table().close();
+        let ports = give_back(self.reach.forwarded());
+        let others = tokio::time::timeout(STOP_GRACE, supervisor.only(TASK));
         tokio::select! {
             () = self.drive() => {}
-            () = supervisor.only(TASK) => {}
-            () = tokio::time::sleep(STOP_GRACE) => {}
+            // That some still run when their time is over is named by the supervisor.
+            _ = futures::future::join(others, ports) => {}
         }
         Ok(())
     }

@@ -172,11 +172,18 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
 fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, Option<&'static str>) {
     match mapping {
         PortMapping::Off => {
-            ("off", None, "the router is not asked to forward ports (upnp = false, or loopback)".to_owned(), None)
+            let says = "the router is not asked to forward ports (upnp = false, or no address that it translates)";
+            ("off", None, says.to_owned(), None)
         }
         PortMapping::Searching => {
             ("searching", None, "looking for a router that forwards ports (UPnP)".to_owned(), None)
         }
+        PortMapping::Refused => (
+            "refused",
+            Some(false),
+            "the router answers to UPnP and forwards nothing".to_owned(),
+            Some("allow UPnP at the router; where another machine has the same port, listen on another one here"),
+        ),
         PortMapping::NoGateway => ("no-gateway", None, "no router answers to UPnP".to_owned(), None),
         PortMapping::NotPublic => (
             "not-public",
@@ -211,7 +218,8 @@ fn advice(tried: &[(Address, Option<String>)], reached: &[&Address], reach: &Rea
         return "the manager gets through, by an address of its own network only: set external in config.toml to the public \
                 address for clients elsewhere";
     }
-    if reached.len() < tried.len() {
+    // Those of the local network are for peers there; elsewhere nobody loses time over them.
+    if tried.iter().any(|(address, why)| why.is_some() && is_public(address)) {
         return "others get through; the addresses that failed cost them time: take them out of listen or external, or open \
                 their ports";
     }
@@ -257,8 +265,9 @@ mod tests {
         assert!(advice(&[], &[], &reach).contains("external"));
         assert!(advice(&[(open.clone(), no())], &[], &reach).contains("forward"));
         assert!(advice(&[(lan.clone(), None)], &[&lan], &reach).contains("public address"));
-        assert!(advice(&[(open.clone(), None), (lan.clone(), no())], &[&open], &reach).contains("cost them time"));
-        assert_eq!(advice(&[(open.clone(), None)], &[&open], &reach), "nothing to do");
+        let closed = at("/ip4/203.0.113.7/udp/1/quic-v1");
+        assert!(advice(&[(open.clone(), None), (closed, no())], &[&open], &reach).contains("cost them time"));
+        assert_eq!(advice(&[(open.clone(), None), (lan.clone(), no())], &[&open], &reach), "nothing to do");
         let relay = protocol::Keypair::from_seed(&[9; 32]).peer_id();
         let circuit = at(&format!("/ip4/203.0.113.7/tcp/1/p2p/{relay}/p2p-circuit"));
         reach.slots = vec![node::RelaySlot { relay, addresses: vec![circuit.clone()], trouble: None }];

@@ -4,6 +4,7 @@
 
 mod circuits;
 mod dial_backs;
+mod ports;
 mod relaying;
 mod roads;
 mod seen;
@@ -12,6 +13,7 @@ mod state;
 pub use circuits::CircuitLimit;
 pub(crate) use circuits::Circuits;
 pub(crate) use dial_backs::DialBacks;
+pub(crate) use ports::give_back;
 pub use relaying::RelayConfig;
 pub(crate) use relaying::{Members, relay_config};
 pub(crate) use seen::Seen;
@@ -63,11 +65,13 @@ impl Reachability {
 /// What became of asking the router for ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PortMapping {
-    /// Not asked: switched off, or the node listens on this machine only.
+    /// Not asked: switched off, or the node listens at no address that a router translates.
     #[default]
     Off,
     /// No answer yet.
     Searching,
+    /// A router answers, and forwards nothing.
+    Refused,
     /// No router answers.
     NoGateway,
     /// The router has no public address itself.

@@ -42,6 +42,8 @@ const PREPARE: Duration = Duration::from_secs(2);
 const PREPARED: usize = 256;
 /// A node that begins to listen does so within this time.
 const LISTENS: Duration = Duration::from_millis(100);
+/// A router that is there has answered in this time, and forwards ports or does not. A search that finds none ends sooner.
+const ROUTER_ANSWERS: Duration = Duration::from_secs(15);
 /// Addresses whose last test is remembered: a node has a handful.
 const TRIED: usize = 16;
 /// Peers of the local network that are remembered, and addresses of each.
@@ -92,6 +94,8 @@ pub(crate) struct ReachState {
     ways: Vec<Way>,
     tried: Vec<Tried>,
     mapping: PortMapping,
+    /// When the search for a router began, until its outcome is known.
+    searching_since: Option<Instant>,
     lan: HashMap<PeerId, Vec<Address>>,
     listening_since: Option<Instant>,
     changed: bool,
@@ -121,6 +125,7 @@ impl ReachState {
             ways: Vec::new(),
             tried: Vec::new(),
             mapping: PortMapping::Off,
+            searching_since: None,
             lan: HashMap::new(),
             listening_since: (!config.listen.is_empty()).then(Instant::now),
             changed: true,
@@ -132,6 +137,7 @@ impl ReachState {
     pub(crate) fn start(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
         if swarm.behaviour().upnp.is_enabled() {
             self.mapping = PortMapping::Searching;
+            self.searching_since = Some(Instant::now());
         }
         let listening: Vec<Multiaddr> = swarm.listeners().cloned().collect();
         for address in listening {
@@ -163,10 +169,11 @@ impl ReachState {
             Slot::Held(..) => Some(offer.mend),
             Slot::Road | Slot::Asked(_) => None,
         });
+        let router = self.searching_since.map(|since| since + ROUTER_ANSWERS);
         let now = Instant::now();
         let later = now + Duration::from_secs(3600);
         // What is due and cannot be done for want of something else waits for that.
-        ways.chain(listens).chain(slots).filter(|at| *at > now).min().unwrap_or(later)
+        ways.chain(listens).chain(slots).chain(router).filter(|at| *at > now).min().unwrap_or(later)
     }
 
     pub(crate) fn lan_peers(&self) -> Vec<PeerAddrs> {
@@ -334,26 +341,42 @@ impl ReachState {
     }
 
     fn on_port_mapping(&mut self, event: &upnp::Event) {
-        let mapped = |mapping: &PortMapping| match mapping {
-            PortMapping::Mapped(addresses) => addresses.clone(),
-            _ => Vec::new(),
-        };
+        self.searching_since = None;
         self.mapping = match event {
             upnp::Event::NewExternalAddr { external_addr, .. } => {
-                let mut addresses = mapped(&self.mapping);
+                let mut addresses = self.forwarded();
                 addresses.extend(address_from_libp2p(external_addr));
                 tracing::info!(address = %external_addr, "the router forwards a port");
                 PortMapping::Mapped(addresses)
             }
             upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
-                let mut addresses = mapped(&self.mapping);
+                let mut addresses = self.forwarded();
                 let gone = address_from_libp2p(external_addr);
                 addresses.retain(|address| Some(address) != gone.as_ref());
-                PortMapping::Mapped(addresses)
+                tracing::warn!(address = %external_addr, "the router forwards a port no longer");
+                if addresses.is_empty() { PortMapping::Refused } else { PortMapping::Mapped(addresses) }
             }
             upnp::Event::GatewayNotFound => PortMapping::NoGateway,
             upnp::Event::NonRoutableGateway => PortMapping::NotPublic,
         };
+    }
+
+    /// The library is silent about a router that answers and refuses.
+    fn judge_router(&mut self, swarm: &Swarm<NodeBehaviour>, now: Instant) {
+        if self.searching_since.is_some_and(|since| now >= since + ROUTER_ANSWERS) {
+            self.searching_since = None;
+            let private = |address: &Multiaddr| matches!(address.iter().next(), Some(Part::Ip4(ip)) if ip.is_private());
+            self.mapping = if swarm.listeners().any(private) { PortMapping::Refused } else { PortMapping::Off };
+            self.changed = true;
+        }
+    }
+
+    /// Ports that the router forwards to this node, by its own addresses.
+    pub(crate) fn forwarded(&self) -> Vec<Address> {
+        match &self.mapping {
+            PortMapping::Mapped(addresses) => addresses.clone(),
+            _ => Vec::new(),
+        }
     }
 
     fn on_lan(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &mdns::Event) {
@@ -422,6 +445,7 @@ impl ReachState {
         if self.config.reserve {
             self.keep_slots(swarm, now);
         }
+        self.judge_router(swarm, now);
         if self.ways.is_empty() {
             self.roads.forget_failed();
         }
