@@ -16,9 +16,11 @@ use yamux::{Connection, ConnectionError, Mode, Stream};
 
 use crate::counted::{Counted, Traffic};
 
-/// Longest frame that is sent: a fresh stream's whole window, and a quarter of what the yamux crate takes at most. Other
-/// streams of the connection wait for the rest of a frame: 0.2 s on a line of 10 Mbit/s.
-const FRAME: usize = 256 * 1024;
+/// Longest frame that is sent: half of a fresh stream's window. The receiver lets more through when it has half of a
+/// window, and counts whole frames only: with frames as long as the window the sender stands still for a round trip after each,
+/// and the window, which grows while it is used up quickly, never does. Other streams of the connection wait for the rest of a
+/// frame: 0.1 s on a line of 10 Mbit/s.
+const FRAME: usize = 128 * 1024;
 /// Bytes that a peer may have under way to us unread, over all streams of a connection: the 128 MiB that the crate asks
 /// for as 256 KiB for each of [`STREAMS`], and 64 MiB by which busy streams grow.
 const CONNECTION_WINDOW: usize = 192 * 1024 * 1024;

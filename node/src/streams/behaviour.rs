@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -22,7 +22,7 @@ use libp2p::{Multiaddr, PeerId};
 use super::accept::AcceptTable;
 use super::connection::Handler;
 use super::dialling::{Dialling, Next};
-use super::faster::Faster;
+use super::faster::{self, Faster};
 use super::open::{ToConnection, Want};
 use super::parked::Parked;
 use super::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Transport};
@@ -35,6 +35,9 @@ const KNOWN_PEERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Addresses at which TCP is tried for a peer that is connected over QUIC.
 const MAX_TCP: usize = 8;
+
+/// Dials whose beginning is noted; what more there are take as long as is usual.
+const TIMED: usize = 1024;
 
 /// A relayed connection is closed so long after a direct one took over: what runs on it is small and ends by then.
 const OUTLIVES: Duration = Duration::from_secs(5);
@@ -61,6 +64,8 @@ pub(crate) struct Behaviour {
     parked: Parked,
     faster: Faster,
     circuits: Circuits,
+    // When dials under way began.
+    began: HashMap<ConnectionId, Instant>,
     // Relayed connections that a direct one took over from.
     outlived: FuturesUnordered<BoxFuture<'static, (PeerId, ConnectionId)>>,
     known: PeerAddresses,
@@ -73,6 +78,8 @@ struct Connection {
     relay: Option<PeerId>,
     // The address that we dialled; an inbound connection shows a port that nobody listens on.
     dialled: Option<Multiaddr>,
+    // From the dial until it was connected.
+    took: Option<Duration>,
 }
 
 impl Behaviour {
@@ -85,6 +92,7 @@ impl Behaviour {
             parked: Parked::default(),
             faster: Faster::default(),
             circuits: Circuits::default(),
+            began: HashMap::new(),
             outlived: FuturesUnordered::new(),
             known: PeerAddresses::new(KNOWN_PEERS),
             events: VecDeque::new(),
@@ -196,12 +204,12 @@ impl Behaviour {
 
     /// Has a want for goods wait for TCP, where the peer is connected over QUIC and TCP was not tried; gives back others.
     fn wait_for_tcp(&mut self, peer: PeerId, addresses: &[Multiaddr], want: Want) -> Option<Want> {
-        let quic = self.best(&peer).is_some_and(|best| !best.info.relayed && best.info.transport == Transport::Quic);
-        if !quic || !want.is_bulk() {
+        let quic = self.best(&peer).filter(|best| !best.info.relayed && best.info.transport == Transport::Quic);
+        let Some(patience) = quic.filter(|_| want.is_bulk()).map(|quic| faster::patience(quic.took)) else {
             return Some(want);
-        }
+        };
         let tcp = addresses.iter().filter(|address| is_direct_tcp(address)).take(MAX_TCP).cloned().collect();
-        match self.faster.add(peer, tcp, want) {
+        match self.faster.add(peer, tcp, want, patience) {
             Ok(dial) => self.events.extend(dial.map(|opts| ToSwarm::Dial { opts })),
             Err(want) => return Some(want),
         }
@@ -279,7 +287,8 @@ impl Behaviour {
             ConnectedPoint::Dialer { address, .. } => relay_of(address),
             ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
         };
-        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled };
+        let took = self.began.remove(&id).map(|began| began.elapsed());
+        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled, took };
         self.metrics.connections.change(info, 1);
         let before = self.connections.entry(peer).or_default();
         if !info.relayed {
@@ -289,7 +298,11 @@ impl Behaviour {
             }
         }
         before.push(connection);
-        let mut wants = self.dialling.connected(&peer);
+        let (mut wants, tcp) = self.dialling.connected(&peer);
+        if let (Some(dial), false, Transport::Quic) = (tcp, info.relayed, info.transport) {
+            let goods = wants.extract_if(.., |want| want.is_bulk()).collect();
+            self.faster.join(peer, dial, goods, faster::patience(took));
+        }
         if !info.relayed {
             wants.extend(self.parked.take(&peer));
         }
@@ -341,6 +354,19 @@ impl NetworkBehaviour for Behaviour {
     type ConnectionHandler = Handler;
     type ToSwarm = Event;
 
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        _: Option<PeerId>,
+        _: &[Multiaddr],
+        _: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        if self.began.len() < TIMED {
+            self.began.insert(id, Instant::now());
+        }
+        Ok(Vec::new())
+    }
+
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
@@ -372,6 +398,7 @@ impl NetworkBehaviour for Behaviour {
                 self.on_closed(peer_id, connection_id);
             }
             FromSwarm::DialFailure(failure) => {
+                self.began.remove(&failure.connection_id);
                 if let Some(peer) = failure.peer_id {
                     self.on_dial_failure(peer, &failure);
                 }

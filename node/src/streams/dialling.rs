@@ -48,6 +48,8 @@ enum Over {
 struct Pending {
     wants: Vec<Want>,
     running: HashSet<ConnectionId>,
+    // The one over TCP alone.
+    tcp: Option<ConnectionId>,
     seen: HashSet<Multiaddr>,
     queue: Vec<Multiaddr>,
     // Addresses by way of relays that were not tried yet.
@@ -104,6 +106,7 @@ impl Dialling {
         let dial =
             DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(fast).allocate_new_port().build();
         pending.running.insert(dial.connection_id());
+        pending.tcp = Some(dial.connection_id());
         Next::Dial(dial)
     }
 
@@ -116,9 +119,10 @@ impl Dialling {
         Some(dial)
     }
 
-    /// The peer is connected: gives those who waited for it.
-    pub(super) fn connected(&mut self, peer: &PeerId) -> Vec<Want> {
-        self.peers.remove(peer).map(|pending| pending.wants).unwrap_or_default()
+    /// The peer is connected: gives those who waited for it, and the dial over TCP if that has not ended.
+    pub(super) fn connected(&mut self, peer: &PeerId) -> (Vec<Want>, Option<ConnectionId>) {
+        let Some(pending) = self.peers.remove(peer) else { return (Vec::new(), None) };
+        (pending.wants, pending.tcp.filter(|dial| pending.running.contains(dial)))
     }
 
     pub(super) fn failed(&mut self, peer: &PeerId, dial: ConnectionId, error: &DialError) -> Next {

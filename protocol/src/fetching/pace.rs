@@ -45,6 +45,11 @@ impl Pace {
         (self.bytes > 0.0).then(|| f64::from(bytes) * self.ms.max(1.0) / self.bytes)
     }
 
+    /// Milliseconds from an ask to the first byte of the answer; 0 before anything came.
+    pub(super) fn distance_ms(&self, bytes: u32) -> f64 {
+        (self.reply_ms - self.each_ms(bytes).unwrap_or(self.reply_ms)).max(0.0)
+    }
+
     /// Milliseconds until the first chunk comes when it owes nothing yet.
     pub(super) fn reply_ms(&self, bytes: u32) -> f64 {
         self.each_ms(bytes).unwrap_or_default().max(self.reply_ms)

@@ -3,7 +3,8 @@
 //! - A seeder continues its own run of chunks where it can (its disk and its acknowledgements stay sequential); a
 //!   seeder without one starts in the middle of the longest free run, so that seeders grow apart. Where seeders hold
 //!   only parts, the chunks that the fewest of them hold come first.
-//! - As much is under way at a seeder as it delivers in [`SchedulerConfig::horizon_ms`], within its window.
+//! - As much is under way at a seeder as it delivers in [`SchedulerConfig::horizon_ms`], or in four times as long as it takes
+//!   to answer where that is more, within its window.
 //! - The last chunks are dealt out by who will have them first, so that no slow seeder holds up the end with a chunk
 //!   that a fast one would have brought sooner.
 //! - A chunk that does not come for [`SchedulerConfig::stall_ms`] is asked for elsewhere. When everything is under way,
@@ -22,10 +23,16 @@ use crate::ranges::ChunkSet;
 /// So many free chunks are left when they are dealt out one by one.
 const ENDGAME: u32 = 128;
 
+/// A seeder far away has so many times as much under way as it delivers while a request travels: twice for the road there and
+/// back of what is asked next, and twice again because a lost packet holds up all that follows it for that long.
+const DISTANCES: f64 = 4.0;
+/// Nobody is asked for more than is delivered in this time, however late the first answer was.
+const LONGEST_HORIZON_MS: u64 = 3_000;
+
 /// Numbers of the scheduler.
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
-    /// As much is under way at a seeder as it delivers in this time, milliseconds.
+    /// As much is under way at a seeder as it delivers in this time, milliseconds, where it is not far away.
     pub horizon_ms: u64,
     /// A chunk that does not arrive while its seeder sends nothing at all for this long is asked for elsewhere.
     pub stall_ms: u64,
@@ -336,7 +343,9 @@ impl Scheduler {
     /// How much a seeder delivers within the horizon, in chunks; two at least, so that there is always one on the way
     /// while another is being verified.
     fn target(&self, source: &Source) -> u32 {
-        let chunks = source.pace.rate() * millis(self.config.horizon_ms) / 1000.0 / f64::from(self.chunk_size.max(1));
+        let far = source.pace.distance_ms(self.chunk_size) * DISTANCES;
+        let horizon = far.min(millis(LONGEST_HORIZON_MS)).max(millis(self.config.horizon_ms));
+        let chunks = source.pace.rate() * horizon / 1000.0 / f64::from(self.chunk_size.max(1));
         // A rate is finite and not negative; the cast saturates.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped right here")]
         let chunks = chunks.ceil().clamp(2.0, 64.0) as u32;
