@@ -4,6 +4,7 @@
 mod files;
 mod netns;
 mod process;
+mod upnp;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,8 +16,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) use files::{bytes, same};
-pub(crate) use netns::{Lab, Machine, Nat};
+pub(crate) use netns::{Carried, Lab, Machine, Nat, SlowCable};
 pub(crate) use process::{Daemon, Finished, Job, crash_file, inside, processes_naming, program};
+pub(crate) use upnp::PortService;
 
 /// For everything that happens by itself: far more than it takes, on a machine with other work.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);

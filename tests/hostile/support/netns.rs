@@ -2,10 +2,15 @@
 //! Names are of this run, so that labs do not meet.
 
 use std::ffi::OsString;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::process::inside;
@@ -21,6 +26,26 @@ pub(crate) struct Lab {
     prefix: String,
     made: Vec<String>,
     cables: u32,
+}
+
+/// A cable that is slow and loses packets, as long as this is not dropped; nothing comes through afterwards.
+pub(crate) struct SlowCable {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+/// What became of the packets that were sent into one end of a slow cable.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Carried {
+    /// Arrived at the other end.
+    #[allow(dead_code, reason = "shown")]
+    carried: u64,
+    /// Lost by intention.
+    pub(crate) lost: u64,
+    /// Dropped because too much was under way.
+    pub(crate) overflowed: u64,
+    /// Bytes of those that arrived.
+    pub(crate) bytes: u64,
 }
 
 /// Which port a router's translation chooses.
@@ -93,6 +118,63 @@ impl Lab {
             machine.ip(&format!("link set {end} up"));
         }
     }
+
+    /// Joins two machines by a cable that takes `delay_ms` in each direction and loses `loss_percent` of all packets.
+    /// Nothing where that cannot be had; that is said.
+    pub(crate) fn slow_cable(
+        &mut self,
+        test: &str,
+        (a, at_a, address_a): (&Machine, &str, &str),
+        (b, at_b, address_b): (&Machine, &str, &str),
+        (delay_ms, loss_percent): (u32, u32),
+    ) -> Option<SlowCable> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/support/slow_cable.py");
+        let (delay, loss) = (delay_ms.to_string(), loss_percent.to_string());
+        let mut command = Command::new("python3");
+        command.args([script, &a.0, at_a, &b.0, at_b, &delay, &loss]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = match command.spawn() {
+            Ok(process) => process,
+            Err(error) => {
+                left_out(test, &format!("the slow cable is a program for python3: {error}"));
+                return None;
+            }
+        };
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        let mut cable = SlowCable { process, answers };
+        // What went wrong is on standard error, from the script itself.
+        if cable.answer() != "ready" {
+            left_out(test, "the slow cable could not be laid (it needs /dev/net/tun)");
+            return None;
+        }
+        for (machine, end, address) in [(a, at_a, address_a), (b, at_b, address_b)] {
+            machine.address(end, address);
+            // A wire has no queue that a burst of a large window would overflow.
+            machine.ip(&format!("link set {end} txqueuelen 10000 up"));
+        }
+        Some(cable)
+    }
+}
+
+impl SlowCable {
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// What was sent from the first end and from the second so far.
+    pub(crate) fn counted(&mut self) -> [Carried; 2] {
+        self.process.stdin.as_mut().unwrap().write_all(b"?\n").unwrap();
+        serde_json::from_str(&self.answer()).unwrap()
+    }
+}
+
+impl Drop for SlowCable {
+    fn drop(&mut self) {
+        // It ends by itself when its input does; this is for not leaving it behind unwaited.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 impl Drop for Lab {
@@ -136,31 +218,38 @@ impl Machine {
         self.try_rules(rules).unwrap();
     }
 
+    /// A command to be run on this machine.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
     fn try_rules(&self, rules: &str) -> Result<(), String> {
         attempt("ip", &["netns", "exec", &self.0, "nft", "-f", "-"], rules)
     }
 
     /// Bytes that a named counter of the rules saw.
     pub(crate) fn counted(&self, name: &str) -> u64 {
-        let out =
-            Command::new("ip").args(["netns", "exec", &self.0, "nft", "-j", "list", "counters"]).output().unwrap();
+        let out = self.command("nft").args(["-j", "list", "counters"]).output().unwrap();
         let listed: Value = serde_json::from_slice(&out.stdout).unwrap();
         let counters = listed["nftables"].as_array().unwrap().iter().map(|entry| &entry["counter"]);
         counters.filter(|counter| counter["name"] == name).map(|counter| counter["bytes"].as_u64().unwrap()).sum()
     }
 
-    /// Delays what leaves by `end` and loses one packet in a hundred; says what the kernel cannot do.
-    pub(crate) fn slows(&self, end: &str, test: &str) {
-        let netem = ["-n", &self.0, "qdisc", "add", "dev", end, "root", "netem", "delay", "100ms", "loss", "1%"];
-        if let Err(why) = attempt("tc", &netem, "") {
-            left_out(test, &format!("the delay of 100 ms (tc netem: {}); packets are lost all the same", why.trim()));
-            self.rules(
-                "table inet lossy {
-                   chain out { type filter hook postrouting priority 0; numgen random mod 100 0 counter name lost drop; }
-                   counter lost { }
-                 }",
-            );
-        }
+    /// How long a machine at `address` takes to accept a connection from here: a round trip, or more where packets got
+    /// lost. Nothing has to listen there: a refusal takes as long.
+    pub(crate) fn round_trip(&self, address: &str) -> Duration {
+        let address: SocketAddr = address.parse().unwrap();
+        let handle = std::fs::File::open(format!("/var/run/netns/{}", self.0)).unwrap();
+        // A thread of its own, because it stays in the namespace.
+        let connecting = std::thread::spawn(move || {
+            move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let start = Instant::now();
+            let _ = TcpStream::connect(address);
+            start.elapsed()
+        });
+        connecting.join().unwrap()
     }
 
     /// Runs what `work` starts on this machine.
@@ -190,6 +279,7 @@ fn router_rules(nat: Nat) -> String {
            chain through {{
              type filter hook forward priority 0;
              iifname \"wan\" ct state established,related accept
+             iifname \"wan\" ct status dnat accept
              iifname \"wan\" drop
            }}
          }}"

@@ -93,6 +93,13 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// Asks it to stop, and waits until it has in good order.
+    pub(crate) fn stop(mut self) {
+        drop(self.child.stdin.take());
+        let status = until("the orderly end", || self.child.try_wait().unwrap());
+        assert!(status.success(), "{status}");
+    }
+
     /// Still there?
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
