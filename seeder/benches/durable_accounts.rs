@@ -32,56 +32,70 @@ use seeder::Running;
 use crate::client::Client;
 use crate::world::{CHUNK, Goods, World, stop};
 
-/// 128 MiB in chunks of 64 KiB: the window of 16 MiB is passed many times.
-const CHUNKS: usize = 2048;
-/// One turn says little on a machine that does other things: ten per cent up or down.
-const TURNS: usize = 151;
+/// Deliveries of 128 MiB and of 1 GiB in chunks of 64 KiB, the smallest there are: the window of 16 MiB is passed many times,
+/// and has to double seven times before it is that large, each time after a note. And how many turns of each: one says
+/// little on a machine that does other things, ten per cent up or down.
+const SIZES: [(usize, usize); 2] = [(2048, 101), (16_384, 31)];
 /// What a client acknowledges at a time: a quarter of the window.
 const EVERY: u32 = 64;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     // Also run, once and without numbers, by `cargo test --benches`.
-    let turns = if std::env::args().any(|arg| arg == "--bench") { TURNS } else { 1 };
-    let Some(memory) = memory() else { return println!("left out: /dev/shm is no memory file system here") };
+    let measures = std::env::args().any(|arg| arg == "--bench");
+    for (chunks, turns) in if measures { &SIZES[..] } else { &[(64, 1)] } {
+        let Some(memory) = memory() else { return println!("left out: /dev/shm is no memory file system here") };
+        measure(memory.path(), *chunks, *turns).await;
+    }
+}
+
+/// So many turns of deliveries of so many chunks.
+async fn measure(memory: &Path, chunks: usize, turns: usize) {
     let world = World::new(false).await;
-    std::os::unix::fs::symlink(memory.path(), world.path("memory")).unwrap();
-    let goods = world.publish(1, CHUNKS);
+    std::os::unix::fs::symlink(memory, world.path("memory")).unwrap();
+    let goods = world.publish(1, chunks);
     let on_disk = world.seeder("disk", &[&goods], |_| {}).await;
     let content = world.path("content-of-memory");
     let in_memory = world.seeder("memory", &[&goods], |config| config.content_dir = content).await;
     let flush = flush_time(&world.path("flush"));
-    println!("one flush of this disk: {:.2} ms", flush.as_secs_f64() * 1000.0);
+    let size = (chunks * CHUNK) >> 20;
+    println!("{size} MiB; one flush of this disk: {:.2} ms", flush.as_secs_f64() * 1000.0);
 
     let client = Client::new(10).await;
     let mut ratios = Vec::new();
     for turn in 0..turns {
         // Who is first alternates, too.
         let (first, second) = if turn % 2 == 0 { (&on_disk, &in_memory) } else { (&in_memory, &on_disk) };
-        let (a, b) = (deliver(&world, &goods, &client, first).await, deliver(&world, &goods, &client, second).await);
+        let a = deliver(&world, &goods, chunks, &client, first).await;
+        let b = deliver(&world, &goods, chunks, &client, second).await;
         let (disk, memory) = if turn % 2 == 0 { (a, b) } else { (b, a) };
         ratios.push(disk.as_secs_f64() / memory.as_secs_f64());
-        let rate = |time: Duration| (CHUNKS * CHUNK) as f64 / f64::from(1 << 20) / time.as_secs_f64();
+        let rate = |time: Duration| (chunks * CHUNK) as f64 / f64::from(1 << 20) / time.as_secs_f64();
         if turn % 10 == 0 {
             println!("durable {:.0} MiB/s, not {:.0} MiB/s, time ratio {:.3}", rate(disk), rate(memory), ratios[turn]);
         }
     }
     ratios.sort_by(f64::total_cmp);
     let part = |n: usize| ratios[(ratios.len() - 1) * n / 4];
-    println!("median time ratio {:.3}, half of all turns between {:.3} and {:.3}", part(2), part(1), part(3));
+    println!(
+        "{size} MiB: median time ratio {:.3}, half of all turns between {:.3} and {:.3}",
+        part(2),
+        part(1),
+        part(3)
+    );
     stop(on_disk).await;
     stop(in_memory).await;
 }
 
 /// One whole delivery, by a client that checks nothing and acknowledges as an honest one does.
-async fn deliver(world: &World, goods: &Goods, client: &Client, seeder: &Running) -> Duration {
+async fn deliver(world: &World, goods: &Goods, chunks: usize, client: &Client, seeder: &Running) -> Duration {
     let at = seeder.peer_addrs();
     let ticket = world.ticket(goods, client.peer(), at.peer);
     let begin = Instant::now();
     let (mut talk, _) = client.begin(&at, &ticket).await;
-    talk.want(0..CHUNKS as u32).await;
+    talk.want(0..chunks as u32).await;
     let (mut got, mut said) = (0, 0);
-    while got < CHUNKS as u32 {
+    while got < chunks as u32 {
         talk.chunk().await.unwrap();
         got += 1;
         // From two chunks on, while the window grows.

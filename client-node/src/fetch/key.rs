@@ -1,4 +1,5 @@
-//! The content key: in the ticket, or from the manager against the client's word that everything is here.
+//! Keys that a manager gives: the content's, in the ticket or against the client's word that everything is here, and the
+//! network's own, once on a new machine.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{FetchError, FetchProgress, Waiting};
 use crate::home::now_ms;
 use crate::library::Delivery;
-use crate::link::{Link, ManagerError};
+use crate::link::{Link, ManagerError, TrustError};
 
 /// First wait for a manager that does not answer, and the longest.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -43,37 +44,84 @@ pub(super) async fn complete_for_key(
     progress: &watch::Sender<FetchProgress>,
     cancel: &CancellationToken,
 ) -> Result<Option<KeyGrant>, FetchError> {
-    let deadline = Instant::now() + patience;
-    let mut wait = WAIT.0;
+    let mut retry = Retry::new(patience, progress, cancel);
     loop {
         let asked = tokio::select! {
             asked = complete(link, completion) => asked,
             () = cancel.cancelled() => return Err(FetchError::Cancelled),
         };
-        let error = match asked {
+        match asked {
             Ok(grant) => {
                 progress.send_modify(|p| p.waiting = None);
                 return Ok(grant);
             }
-            Err(error) => error,
-        };
-        let pause = match &error {
-            ManagerError::Refused(refusal) if refusal.retry_after_ms == 0 => return Err(FetchError::Key(error)),
-            ManagerError::Refused(refusal) => Duration::from_millis(refusal.retry_after_ms).min(WAIT.1).max(WAIT.0),
-            ManagerError::Unfitting(_) => return Err(FetchError::Key(error)),
-            ManagerError::Away { .. } => wait,
-        };
-        if Instant::now() + pause > deadline {
-            return Err(FetchError::Key(error));
+            Err(error) if retry.pause(&error).await? => {}
+            Err(error) => return Err(FetchError::Key(error)),
         }
-        tracing::info!(%error, wait_ms = pause.as_millis(), "the key is not here yet");
+    }
+}
+
+/// Makes sure that the network's keys are known: where this machine meets it for the first time, managers and seeders are
+/// asked until one answers.
+pub(super) async fn meet(
+    link: &Link,
+    patience: Duration,
+    progress: &watch::Sender<FetchProgress>,
+    cancel: &CancellationToken,
+) -> Result<(), FetchError> {
+    let mut retry = Retry::new(patience, progress, cancel);
+    loop {
+        let asked = tokio::select! {
+            asked = link.trust() => asked,
+            () = cancel.cancelled() => return Err(FetchError::Cancelled),
+        };
+        match asked {
+            Err(TrustError::ManagerNeeded { source, network }) => {
+                if !retry.pause(&source).await? {
+                    return Err(TrustError::ManagerNeeded { source, network }.into());
+                }
+            }
+            other => {
+                progress.send_modify(|p| p.waiting = None);
+                return Ok(other.map(drop)?);
+            }
+        }
+    }
+}
+
+/// Pauses between questions to a manager, longer and longer, until patience is at its end.
+struct Retry<'a> {
+    deadline: Instant,
+    wait: Duration,
+    progress: &'a watch::Sender<FetchProgress>,
+    cancel: &'a CancellationToken,
+}
+
+impl<'a> Retry<'a> {
+    fn new(patience: Duration, progress: &'a watch::Sender<FetchProgress>, cancel: &'a CancellationToken) -> Self {
+        Retry { deadline: Instant::now() + patience, wait: WAIT.0, progress, cancel }
+    }
+
+    /// Waits until it may be asked again; false when that is no use, or would be too late.
+    async fn pause(&mut self, error: &ManagerError) -> Result<bool, FetchError> {
+        let pause = match error {
+            ManagerError::Refused(refusal) if refusal.retry_after_ms == 0 => return Ok(false),
+            ManagerError::Refused(refusal) => Duration::from_millis(refusal.retry_after_ms).min(WAIT.1).max(WAIT.0),
+            ManagerError::Unfitting(_) => return Ok(false),
+            ManagerError::Away { .. } => self.wait,
+        };
+        if Instant::now() + pause > self.deadline {
+            return Ok(false);
+        }
+        tracing::info!(%error, wait_ms = pause.as_millis(), "the manager is needed and does not answer yet");
         let next_try = now_ms().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         let waiting = Waiting { cause: StallCause::ManagerAway, detail: error.to_string(), next_try };
-        progress.send_modify(|p| p.waiting = Some(waiting));
+        self.progress.send_modify(|p| p.waiting = Some(waiting));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = cancel.cancelled() => return Err(FetchError::Cancelled),
+            () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
         }
-        wait = (wait * 2).min(WAIT.1);
+        self.wait = (self.wait * 2).min(WAIT.1);
+        Ok(true)
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::debts;
 use super::finish::outcome_of;
-use super::key::{complete, complete_for_key, open_grant};
+use super::key::{complete, complete_for_key, meet, open_grant};
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
@@ -165,6 +165,7 @@ async fn fetch_linked(
     cancel: &CancellationToken,
 ) -> Result<FetchOutcome, FetchError> {
     let transaction = purchase.transaction;
+    meet(link, options.manager_patience, progress, cancel).await?;
     let checked = tokio::select! {
         checked = ticket::check(home, link, purchase) => checked?,
         () = cancel.cancelled() => return Err(FetchError::Cancelled),

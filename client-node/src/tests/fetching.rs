@@ -530,9 +530,31 @@ async fn a_network_never_met_needs_its_manager_or_a_seeder_once() {
     let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     let client = Client::new();
     net.sale.managers[0].addrs = vec![protocol::Address::new("/ip4/127.0.0.1/tcp/1").unwrap()];
-    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    let impatient = FetchOptions { manager_patience: Duration::ZERO, ..options() };
+    let ticket = Target::Envelope(Box::new(net.ticket(client.home.peer_id())));
+    let error = client.fetch_with(ticket, impatient).await.unwrap_err();
     assert!(matches!(error, FetchError::Trust(TrustError::ManagerNeeded { .. })), "{error}");
     assert_eq!(status(&client.home).await.unwrap()[0].trouble.as_ref().unwrap().cause, "manager-needed");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_is_needed_and_away_is_waited_for() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    net.manager.away.store(true, Ordering::SeqCst);
+    let progress = watch::Sender::new(FetchProgress::default());
+    let mut seen = progress.subscribe();
+    let (out, ticket) = (client.out(), Target::Envelope(Box::new(net.ticket(client.home.peer_id()))));
+    let run = fetch(&client.home, ticket, &out, options(), progress, CancellationToken::new());
+    let comes_back = async {
+        let told = seen.wait_for(|progress| progress.waiting.is_some()).await.unwrap().waiting.clone().unwrap();
+        assert_eq!(serde_json::to_value(&told).unwrap()["cause"], "manager-away", "{told:?}");
+        net.manager.away.store(false, Ordering::SeqCst);
+    };
+    let both = async { tokio::join!(run, comes_back) };
+    let (outcome, ()) = tokio::time::timeout(LIMIT, both).await.expect("it hangs");
+    album().assert_in(&outcome.unwrap().path);
     net.stop().await;
 }
 
