@@ -32,7 +32,7 @@ const ALPN: &[u8] = b"libp2p";
 /// for every record.
 const READ: usize = 128 * 1024;
 
-/// Encrypted and handed to the socket at once, bytes: a frame of the muxer. rustls takes 64 KiB where nobody says otherwise.
+/// Encrypted and handed to the socket at once, bytes: two frames of the muxer. rustls takes 64 KiB where nobody says otherwise.
 const WRITE: usize = 256 * 1024;
 
 /// The upgrade that secures a connection.
