@@ -182,7 +182,7 @@ async fn with_all_listed_sources_dead_others_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_chunk_waits_for_no_time_limit_from_listed_sources_and_by_way_of_the_dht() {
+async fn the_first_chunk_is_there_in_a_tenth_of_a_second_and_by_way_of_the_dht_in_one() {
     show_logs();
     // The first has no room for goods and only leads to the others.
     let plan = Plan::new(3).copies(2).seeder(|number, config| {
@@ -223,10 +223,10 @@ async fn the_first_chunk_waits_for_no_time_limit_from_listed_sources_and_by_way_
         let outcome = client.fetch(by_ticket(&ticket), options).done().await.unwrap();
         found = found.min(outcome.first_chunk_ms.unwrap());
     }
-    println!("first chunk after {listed} ms from listed sources, after {found} ms by way of the DHT");
-    // How fast it is, the machine decides (docs/scale.md has figures of a quiet one); what must not be in it is a time limit
-    // that was waited for, and those last seconds.
-    assert!(listed < 1000 && found < 3000, "{listed} ms, {found} ms");
+    tracing::info!("first chunk after {listed} ms from listed sources, after {found} ms by way of the DHT");
+    // Programs that are not optimised take about three times as long for a handshake and a signature.
+    let most = if cfg!(debug_assertions) { 300 } else { 100 };
+    assert!(listed < most && found < 1000, "{listed} ms, {found} ms");
     network.stop().await.unwrap();
 }
 
