@@ -52,9 +52,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_client_with_a_full_disk() {
-    // The origin is the only source: with no room even for the note of what came, that is known by its acknowledgements,
-    // each once there is a stream to its seeder again, and until then another one may be asked.
-    let network = Network::start(0);
+    let network = Network::start(1);
     let Some(disk) = SmallDisk::mount(&network.path("disk"), "1m") else { return };
     let file = network.path("film");
     fs::write(&file, bytes(1, 3_000_000)).unwrap();

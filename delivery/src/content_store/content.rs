@@ -2,7 +2,7 @@
 //! synced, and none is read that is not held.
 
 use std::any::Any;
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use super::segments::Segments;
 
 pub(super) const MANIFEST: &str = "manifest";
 pub(super) const COMPLETE: &str = "complete";
-const HAVE: &str = "have";
+pub(super) const HAVE: &str = "have";
 
 /// One content, complete or not. All methods block.
 #[derive(Debug)]
@@ -281,6 +281,9 @@ impl Content {
         }
         self.sync()?;
         let marker = self.folder.join(COMPLETE);
+        if let Err(error) = have::close(&self.folder.join(HAVE)) {
+            tracing::warn!(%error, "a few bytes are taken that are of no more use");
+        }
         Step::ContentWhole.before();
         File::create(&marker).and_then(|file| file.sync_all()).at(&marker, "write")?;
         disk::sync_folder(&self.folder)?;
@@ -297,11 +300,8 @@ impl Content {
         let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = self.held().noted.difference(damaged);
         have::save(&self.folder.join(HAVE), self.manifest.chunks(), &noted)?;
-        let marker = self.folder.join(COMPLETE);
-        match fs::remove_file(&marker) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(&marker, "remove"),
-            _ => disk::sync_folder(&self.folder)?,
-        }
+        disk::remove(&self.folder.join(COMPLETE))?;
+        disk::sync_folder(&self.folder)?;
         let mut held = self.held();
         held.chunks = held.chunks.difference(damaged);
         held.noted = noted;

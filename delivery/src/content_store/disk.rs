@@ -93,18 +93,48 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     file.sync_all().at(path, DOING)
 }
 
-/// Replaces a file in one step: after a crash it holds the old bytes or the new ones.
+/// Replaces a file in one step: after a crash it holds the old bytes or the new ones. The old ones stay in [`spare`]'s
+/// file where the file system can exchange two names, and the next replacement is written over them: one of the same
+/// length needs no room then, so it succeeds on a disk that has become full.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     const DOING: &str = "replace";
-    let beside = path.with_extension("new");
+    let beside = spare(path);
     let write = || {
-        let mut file = File::create(&beside)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&beside)?;
         file.write_all(bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        exchange(&beside, path)
     };
     write().at(path, DOING)?;
     sync_folder(path.parent().unwrap_or(path))
+}
+
+/// Where the bytes that replace a file are written first.
+pub(super) fn spare(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Gives `new` the name `old`, and the file that had it the other name, if both are possible.
+fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
+            // There is nothing to exchange it for, or the file system cannot.
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            other => return Ok(other?),
+        }
+    }
+    fs::rename(new, old)
+}
+
+/// Removes a file if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(path, "remove"),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the names in a folder durable.

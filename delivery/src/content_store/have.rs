@@ -25,7 +25,24 @@ pub fn sendable(set: &ChunkSet) -> ChunkSet {
     cut
 }
 
+/// Makes the note of a content of which nothing is here, and the room for the next one: what came before a disk was full
+/// is to be noted all the same, or it would be fetched again.
+pub(super) fn make(path: &Path, chunks: u32) -> Result<(), FileError> {
+    let nothing = encode(chunks, &ChunkSet::new());
+    disk::write_new(path, &nothing)?;
+    disk::write_new(&disk::spare(path), &nothing)
+}
+
 pub(super) fn save(path: &Path, chunks: u32, set: &ChunkSet) -> Result<(), FileError> {
+    disk::replace(path, &encode(chunks, set))
+}
+
+/// Gives back the room that [`make`] took: nothing more is to come.
+pub(super) fn close(path: &Path) -> Result<(), FileError> {
+    disk::remove(&disk::spare(path))
+}
+
+fn encode(chunks: u32, set: &ChunkSet) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&chunks.to_le_bytes());
     let start = bytes.len();
@@ -36,7 +53,7 @@ pub(super) fn save(path: &Path, chunks: u32, set: &ChunkSet) -> Result<(), FileE
         }
     }
     bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
-    disk::replace(path, &bytes)
+    bytes
 }
 
 /// Absent: nothing is held.
@@ -86,6 +103,26 @@ mod tests {
             save(&path, chunks, &set).unwrap();
             prop_assert_eq!(load(&path, chunks).unwrap(), set);
         }
+    }
+
+    /// A file that is written over needs no room: the two that were made with the content are used in turn.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn it_is_written_where_there_is_room_already() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("have");
+        make(&path, 100_000).unwrap();
+        let inodes = || [path.clone(), disk::spare(&path)].map(|file| std::fs::metadata(file).unwrap().ino());
+        let [first, second] = inodes();
+        for round in 1..4 {
+            save(&path, 100_000, &ChunkSet::from_range(0..round)).unwrap();
+            let expected = if round % 2 == 1 { [second, first] } else { [first, second] };
+            assert_eq!(inodes(), expected);
+            assert_eq!(load(&path, 100_000).unwrap(), ChunkSet::from_range(0..round));
+        }
+        close(&path).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

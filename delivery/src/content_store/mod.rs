@@ -166,6 +166,7 @@ impl ContentStore {
         let unfinished = self.unfinished(manifest.length)?;
         self.inner.bodies.make(&unfinished.path, manifest)?;
         segments::make_file(&unfinished.path, manifest)?;
+        have::make(&unfinished.path.join(content::HAVE), manifest.chunks())?;
         disk::write_new(&unfinished.path.join(content::MANIFEST), &protocol::codec::encode(signed))?;
         self.adopt(unfinished, digest)
     }
