@@ -42,6 +42,9 @@ pub const FORGIVE_FIRST_MS: u64 = 1_000;
 pub const FORGIVE_LONGEST_MS: u64 = 10 * 60 * 1000;
 /// … so many times in one delivery: 32 chunks, beside the window, are the most that a seeder loses to it.
 pub const FORGIVE_TIMES: u32 = 16;
+/// So long an acknowledgement waits for a note to ride along with, milliseconds. One that opens the window, or that nothing
+/// else would follow, does not wait.
+pub const ACK_WAITS_MS: u64 = 200;
 /// Ranges wanted at a time at most: a client that asks for more, scattered, gets `bad-want`.
 const MAX_QUEUED_RANGES: usize = 1024;
 /// Segments and manifests asked for and not yet sent, at most.
@@ -52,7 +55,7 @@ const MAX_QUEUED_META: usize = 64;
 pub struct ServeAccount {
     /// Chunks that may have been sent, over all streams.
     pub noted: u32,
-    /// Acknowledgements that were honoured.
+    /// Acknowledgements up to the best one.
     pub honoured: u32,
     /// The best acknowledgement.
     pub ack: Option<Signed<Ack>>,
@@ -135,10 +138,13 @@ pub struct ServeMachine {
     durable: ServeAccount,
     /// What is to be made durable.
     wanted: ServeAccount,
-    persisting: Option<ServeAccount>,
+    /// What is on its way to the disk, and how many chunks its acknowledgement names.
+    persisting: Option<(ServeAccount, u32)>,
     /// Chunks of the durable acknowledgement, and of the newest one.
     acked_durable: u32,
     acked: ChunkSet,
+    /// Since when an acknowledgement waits to be made durable.
+    ack_waits_since: Option<u64>,
     /// Chunks sent over all streams: never above `durable.noted`.
     sent: u32,
     queue: ChunkSet,
@@ -172,6 +178,7 @@ impl ServeMachine {
         let mut machine = ServeMachine {
             acked_durable: acked.len(),
             acked,
+            ack_waits_since: None,
             sent: account.noted,
             wanted: account.clone(),
             durable: account,
@@ -215,7 +222,9 @@ impl ServeMachine {
 
     fn take_ack(&mut self, ack: Signed<Ack>, chunks: ChunkSet, now: u64) {
         self.acked = chunks;
+        self.ack_waits_since.get_or_insert(now);
         self.wanted.ack = Some(ack);
+        self.wanted.honoured = self.wanted.honoured.saturating_add(1);
         self.wanted.last_at = now;
     }
 
@@ -232,9 +241,18 @@ impl ServeMachine {
     }
 
     fn window_state(&self) -> (u32, u32) {
-        let window = self.terms.window(self.durable.honoured, self.acked_durable);
-        let settled = self.acked_durable.saturating_add(self.wanted.forgiven);
-        (window, self.sent.saturating_sub(settled))
+        self.window_by(self.durable.honoured, self.acked_durable)
+    }
+
+    /// As it will be when the newest acknowledgement is durable.
+    fn coming_window_state(&self) -> (u32, u32) {
+        self.window_by(self.wanted.honoured, self.acked.len())
+    }
+
+    /// The window, and what is out of it.
+    fn window_by(&self, honoured: u32, acked: u32) -> (u32, u32) {
+        let settled = acked.saturating_add(self.wanted.forgiven);
+        (self.terms.window(honoured, acked), self.sent.saturating_sub(settled))
     }
 
     /// Lets a client in again that is shut out by chunks that never arrived.
@@ -341,19 +359,14 @@ impl ServeMachine {
 
     /// The account last handed out by [`ServeAction::Persist`] is durable.
     pub fn persisted(&mut self) {
-        let Some(mut account) = self.persisting.take() else { return };
-        let acked = account.ack.as_ref().and_then(|a| a.peek().ok()).map_or(0, |a| a.chunks.len());
+        let Some((account, acked)) = self.persisting.take() else { return };
+        self.durable = account;
         if acked > self.acked_durable {
             self.acked_durable = acked;
-            account.honoured = account.honoured.max(self.durable.honoured + 1);
-            self.wanted.honoured = account.honoured;
-            self.durable = account;
             if self.welcomed {
                 let (window, outstanding) = self.window_state();
                 self.say.push_back(SeederMessage::Window { window, outstanding });
             }
-        } else {
-            self.durable = account;
         }
     }
 
@@ -397,17 +410,11 @@ impl ServeMachine {
             return Some(meta.map_or(ServeAction::SendManifest, ServeAction::SendSegment));
         }
         self.note_ahead(now);
-        // Before chunks: what is noted ahead becomes durable while the block before it is being sent. `honoured` counts
-        // once the acknowledgement is durable, so it rides along.
-        if self.persisting.is_none() && self.wanted != self.durable {
-            let mut account = self.wanted.clone();
-            let acked = account.ack.as_ref().and_then(|a| a.peek().ok()).map_or(0, |a| a.chunks.len());
-            if acked > self.acked_durable {
-                account.honoured = self.durable.honoured + 1;
-            }
-            self.wanted.honoured = account.honoured;
-            self.persisting = Some(account.clone());
-            return Some(ServeAction::Persist(account));
+        // Before chunks: what is noted ahead becomes durable while the block before it is being sent.
+        if self.persisting.is_none() && self.is_write_due(now) {
+            self.ack_waits_since = None;
+            self.persisting = Some((self.wanted.clone(), self.acked.len()));
+            return Some(ServeAction::Persist(self.wanted.clone()));
         }
         let chunk = if self.welcomed { self.next_chunk(now) } else { None };
         if let Some(ServeAction::Refuse(_)) = &chunk {
@@ -420,16 +427,36 @@ impl ServeMachine {
             self.finished_said = true;
             return Some(ServeAction::Say(SeederMessage::Finished));
         }
-        if now >= self.deadline() {
+        if now >= self.patience_ends() {
             self.refused = true;
             return Some(ServeAction::Refuse(self.timeout(now)));
         }
         None
     }
 
-    /// Notes chunks as sent before they are, in blocks of a quarter of the window: few writes, and little lost to a crash.
-    fn note_ahead(&mut self, now: u64) {
+    /// Is there something to be made durable now? An acknowledgement that changes nothing yet goes with the next note: a
+    /// write for each of them would cost a fast delivery several per cent.
+    fn is_write_due(&self, now: u64) -> bool {
+        let (wanted, durable) = (&self.wanted, &self.durable);
+        let more_than_an_ack = (wanted.noted, wanted.first_at, wanted.forgiven, wanted.forgiven_at)
+            != (durable.noted, durable.first_at, durable.forgiven, durable.forgiven_at)
+            || wanted.completion != durable.completion;
+        if more_than_an_ack {
+            return true;
+        }
+        let Some(since) = self.ack_waits_since else { return false };
         let (window, outstanding) = self.window_state();
+        let grows = self.terms.window(durable.honoured, 0) < self.terms.largest_window();
+        let nearly_full = outstanding >= window - window / 4;
+        // Who has nothing more to ask for may go away.
+        let idle = self.queue.is_empty() || self.finishing || !self.welcomed;
+        grows || nearly_full || idle || now >= since.saturating_add(ACK_WAITS_MS)
+    }
+
+    /// Notes chunks as sent before they are, in blocks of a quarter of the window: few writes, and little lost to a crash.
+    /// It is the window that the newest acknowledgement opens, which becomes durable with the note.
+    fn note_ahead(&mut self, now: u64) {
+        let (window, outstanding) = self.coming_window_state();
         if self.queue.is_empty() || outstanding >= window {
             return;
         }
@@ -474,6 +501,15 @@ impl ServeMachine {
 
     /// When to ask [`ServeMachine::next_action`] again although nothing happened, unix milliseconds.
     pub fn deadline(&self) -> u64 {
+        let patience = self.patience_ends();
+        match self.ack_waits_since {
+            // What is being written now comes first; its end is an event of its own.
+            Some(since) if self.persisting.is_none() => patience.min(since.saturating_add(ACK_WAITS_MS)),
+            _ => patience,
+        }
+    }
+
+    fn patience_ends(&self) -> u64 {
         let idle = self.last_active.saturating_add(self.terms.idle_ms);
         match self.blocked_since {
             Some(since) => idle.min(since.saturating_add(self.terms.window_wait_ms)),

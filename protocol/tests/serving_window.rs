@@ -15,7 +15,7 @@ mod world;
 use proptest::prelude::*;
 use protocol::deliver::{ClientMessage, SeederMessage};
 use protocol::receipt::{Ack, DeliveryId};
-use protocol::serving::{FIRST_WINDOW, ServeAccount, ServeAction, ServeMachine, ServeTerms};
+use protocol::serving::{ACK_WAITS_MS, FIRST_WINDOW, ServeAccount, ServeAction, ServeMachine, ServeTerms};
 use protocol::{ChunkSet, RefusalCode, Signed};
 use world::samples::{chunks, completion};
 use world::*;
@@ -300,6 +300,66 @@ fn the_window_opens_from_two_chunks_to_sixteen_mebibytes() {
         seeder.ack(u32::MAX);
     }
     assert_eq!(steps, [2, 2, 2, 2, 3, 3, 3], "an unlisted seeder stays at two, and an eighth");
+}
+
+/// A client that takes each chunk at once and acknowledges every fourth; the disk takes as long as a chunk does. How often
+/// something was written, and the most that was acknowledged and not yet on its way to the disk.
+fn writes_of_a_delivery(seeder: &mut Seeder) -> (u32, u32) {
+    want(seeder, 0, CHUNKS);
+    let (mut writes, mut late) = (0, 0);
+    while seeder.received.len() < CHUNKS {
+        match seeder.machine.next_action(seeder.now) {
+            Some(ServeAction::SendChunk(chunk)) => {
+                seeder.chunk_leaves(chunk);
+                if seeder.sent % 4 == 0 || seeder.sent < 4 {
+                    seeder.ack(u32::MAX);
+                }
+                seeder.disk();
+            }
+            Some(ServeAction::Persist(account)) => {
+                writes += 1;
+                seeder.writing = Some(account);
+            }
+            Some(_) => {}
+            None => seeder.disk(),
+        }
+        let kept = acked_in(seeder.writing.as_ref().unwrap_or(&seeder.disk)).len();
+        late = late.max(seeder.acked.len() - kept);
+    }
+    (writes, late)
+}
+
+#[test]
+fn acknowledgements_ride_along_with_notes() {
+    let mut seeder = Seeder::new(true);
+    let (writes, late) = writes_of_a_delivery(&mut seeder);
+    println!("400 chunks, 102 acknowledgements: {writes} writes, at most {late} acknowledged chunks wait for one");
+    // Notes alone are due after each two chunks at first, after eight at the end, when the window is 66.
+    assert!(writes < 102, "no fewer than acknowledgements: {writes}");
+    assert!(late <= 66 / 4, "{late}");
+}
+
+#[test]
+fn an_acknowledgement_waits_for_a_note_a_moment_only() {
+    let mut seeder = Seeder::new(true);
+    want(&mut seeder, 0, CHUNKS);
+    for _ in 0..5 {
+        run(&mut seeder);
+        seeder.ack(u32::MAX);
+    }
+    // The window is as large as it gets, and the client has much more to ask for.
+    while seeder.sent < 60 {
+        seeder.act(1);
+        seeder.disk();
+    }
+    seeder.disk();
+    seeder.ack(1);
+    let acked = seeder.last_ack.clone();
+    assert_eq!(seeder.machine.deadline(), seeder.now + ACK_WAITS_MS);
+    seeder.now += ACK_WAITS_MS;
+    assert!(
+        matches!(seeder.machine.next_action(seeder.now), Some(ServeAction::Persist(account)) if account.ack == acked)
+    );
 }
 
 #[test]
