@@ -391,6 +391,31 @@ async fn more_seeders_are_looked_for_when_those_known_do_not_do() {
 }
 
 #[tokio::test]
+async fn time_in_which_the_process_is_stopped_does_not_count_as_waiting() {
+    let mut setup = Setup::new(8, &[Vice::None]);
+    setup.limits.patience = Duration::from_secs(3);
+    let (peer, patience) = (setup.seeders[0].peer(), setup.limits.patience);
+    let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let more = move || {
+        let first = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+        async move {
+            if first {
+                // Nothing of the fetch runs meanwhile, as in a process that is stopped or a machine that sleeps.
+                std::thread::sleep(patience + Duration::from_millis(100));
+                return vec![];
+            }
+            vec![PeerAddrs::from(peer)]
+        }
+        .boxed()
+    };
+    let limits = FetchLimits { discovery_every: Duration::from_millis(20), ..setup.limits.clone() };
+    let stranger = PeerAddrs::from(keypair(99).peer_id());
+    let job = FetchJob { sources: vec![stranger], more_sources: Some(Arc::new(more)), limits, ..setup.job() };
+    let report = within(fetch(job)).await.unwrap();
+    setup.assert_fetched(&report);
+}
+
+#[tokio::test]
 async fn a_full_disk_stops_the_fetch_and_what_is_stored_stays_good() {
     let setup = Setup::new(10, &[Vice::None]);
     let content = setup.product.create(&setup.store());

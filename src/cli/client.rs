@@ -123,7 +123,8 @@ pub(crate) struct FetchArgs {
     /// Most bytes a second, e.g. 5MB, or none; `willcall limit` changes it meanwhile [default: the home's config.toml]
     #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
     limit: Option<u64>,
-    /// Give up when nothing new came for this long, e.g. 10m
+    /// Give up when nothing new came for this long, e.g. 10m; time in which this machine slept does not count
+    /// [default: 2m for seeders, 10m for a manager that is needed]
     #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
     patience: Option<u64>,
     /// A seeder besides those that ticket and network name, as /ip4/…/tcp/…/p2p/PEER; may be repeated. One that is up is

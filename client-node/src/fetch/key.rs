@@ -20,6 +20,9 @@ use crate::link::{Link, ManagerError, TrustError};
 /// First wait for a manager that does not answer, and the longest.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// A question that seems to have taken longer did not: the process was stopped meanwhile, or the machine slept.
+const LONGEST_QUESTION: Duration = Duration::from_secs(60);
+
 /// The content secret from what the library holds.
 pub(crate) fn open_grant(keypair: &Keypair, delivery: &Delivery) -> Option<ContentSecret> {
     let ticket = &delivery.envelope.ticket;
@@ -91,7 +94,8 @@ pub(super) async fn meet(
 
 /// Pauses between questions to a manager, longer and longer, until patience is at its end.
 struct Retry<'a> {
-    deadline: Instant,
+    left: Duration,
+    asked: Instant,
     wait: Duration,
     progress: &'a watch::Sender<FetchProgress>,
     cancel: &'a CancellationToken,
@@ -99,7 +103,7 @@ struct Retry<'a> {
 
 impl<'a> Retry<'a> {
     fn new(patience: Duration, progress: &'a watch::Sender<FetchProgress>, cancel: &'a CancellationToken) -> Self {
-        Retry { deadline: Instant::now() + patience, wait: WAIT.0, progress, cancel }
+        Retry { left: patience, asked: Instant::now(), wait: WAIT.0, progress, cancel }
     }
 
     /// Waits until it may be asked again; false when that is no use, or would be too late.
@@ -110,9 +114,11 @@ impl<'a> Retry<'a> {
             ManagerError::Unfitting(_) => return Ok(false),
             ManagerError::Away { .. } => self.wait,
         };
-        if Instant::now() + pause > self.deadline {
+        self.left = self.left.saturating_sub(self.asked.elapsed().min(LONGEST_QUESTION));
+        if pause > self.left {
             return Ok(false);
         }
+        self.left -= pause;
         tracing::info!(%error, wait_ms = pause.as_millis(), "the manager is needed and does not answer yet");
         let next_try = now_ms().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         let waiting = Waiting { cause: StallCause::ManagerAway, detail: error.to_string(), next_try };
@@ -121,7 +127,7 @@ impl<'a> Retry<'a> {
             () = tokio::time::sleep(pause) => {}
             () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
         }
-        self.wait = (self.wait * 2).min(WAIT.1);
+        (self.wait, self.asked) = ((self.wait * 2).min(WAIT.1), Instant::now());
         Ok(true)
     }
 }

@@ -27,7 +27,7 @@ use super::progress::{Phase, RateMeter, Stall, clock_grace};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
 use super::sources::{Added, SourceBook, is_idle};
 use super::{FetchError, FetchJob, FetchReport, StallCause};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, running_ms};
 use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
 
 /// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
@@ -48,7 +48,7 @@ struct Handle {
     pulse: Arc<Pulse>,
     /// What it holds, once it welcomed us, and its budget.
     welcome: Option<(ChunkSet, u32)>,
-    /// When it was last without debts or gave a chunk, unix milliseconds.
+    /// When it was last without debts or gave a chunk, by [`running_ms`].
     served_at: u64,
 }
 
@@ -78,6 +78,7 @@ pub(super) struct Coordinator {
     searched: bool,
     fatal: Option<FetchError>,
     started: Instant,
+    /// By [`running_ms`].
     progressed_at: u64,
     unsynced: u64,
     synced_at: Instant,
@@ -85,8 +86,10 @@ pub(super) struct Coordinator {
     new_chunks: u32,
     duplicate_bytes: u64,
     adopted_bytes: u64,
+    /// Unix milliseconds.
     first_chunk_at: Option<u64>,
     rate: RateMeter,
+    /// By [`running_ms`].
     told_at: u64,
 }
 
@@ -145,7 +148,7 @@ impl Coordinator {
             searched: job.more_sources.is_none(),
             fatal: None,
             started: now,
-            progressed_at: now_ms(),
+            progressed_at: running_ms(),
             unsynced: 0,
             synced_at: now,
             new_bytes: 0,
@@ -194,7 +197,7 @@ impl Coordinator {
     /// Works until everything asked for is verified and written, or there is a reason to stop.
     async fn drive(&mut self) -> Result<(), FetchError> {
         loop {
-            let now = now_ms();
+            let now = running_ms();
             if let Some(verdict) = self.verdict(now) {
                 return verdict;
             }
@@ -238,12 +241,12 @@ impl Coordinator {
                 Ok(()) = self.job.credential.changed() => {
                     // Those who refused the one before may take this one.
                     for peer in self.book.reopen() {
-                        self.scheduler.readmit(&peer, now_ms());
+                        self.scheduler.readmit(&peer, running_ms());
                     }
                 }
                 Some(found) = OptionFuture::from(self.discovery.as_mut()) => {
                     self.discovery = None;
-                    self.on_found(found, now_ms());
+                    self.on_found(found, running_ms());
                 }
                 () = tokio::time::sleep(wake) => {}
             }
@@ -349,7 +352,7 @@ impl Coordinator {
     }
 
     fn on_report(&mut self, Report { id, what }: Report) {
-        let now = now_ms();
+        let now = running_ms();
         // Reports of a stream that was given up are only good for what they say of chunks.
         let current = self.handles.get_mut(&id.peer).filter(|handle| handle.number == id.number);
         match (what, current) {
@@ -390,7 +393,7 @@ impl Coordinator {
             (What::Manifest(manifest), _) => self.create(*manifest),
             (What::Remembered, _) => self.remembered(id),
             (What::Greeted(theirs), _) => {
-                self.book.compared(&id.peer, ClockState::compare(now, theirs, clock_grace(&self.job.trust)));
+                self.book.compared(&id.peer, ClockState::compare(now_ms(), theirs, clock_grace(&self.job.trust)));
             }
             (What::Welcomed { .. } | What::Budget(_) | What::Released { .. }, None) => {}
         }
@@ -404,7 +407,7 @@ impl Coordinator {
             self.new_chunks += 1;
             self.unsynced += u64::from(bytes);
             self.progressed_at = now;
-            self.first_chunk_at.get_or_insert(now);
+            self.first_chunk_at.get_or_insert_with(now_ms);
         } else {
             self.duplicate_bytes += u64::from(bytes);
         }
@@ -427,7 +430,7 @@ impl Coordinator {
 
     /// From here on chunks can be planned.
     fn attach(&mut self, content: Arc<Content>) {
-        let now = now_ms();
+        let now = running_ms();
         let manifest = content.manifest();
         let all = ChunkSet::from_range(0..manifest.chunks());
         self.wanted = self.job.only.as_ref().map_or_else(|| all.clone(), |only| only.intersection(&all));
@@ -459,7 +462,7 @@ impl Coordinator {
         }
         let loss = self.book.ended(&id.peer, &reason);
         tracing::debug!(seeder = %id.peer, %reason, ?loss, "stream to the seeder ended");
-        self.scheduler.lost(&id.peer, loss, now_ms(), rand::random());
+        self.scheduler.lost(&id.peer, loss, running_ms(), rand::random());
         if loss == Loss::Banned {
             tracing::warn!(seeder = %id.peer, %reason, "seeder banned");
         }

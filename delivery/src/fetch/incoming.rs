@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::mpsc;
 
 use super::buffers::{Buffer, Buffers};
-use crate::clock::now_ms;
+use crate::clock::running_ms;
 use crate::pace::Pacing;
 
 /// What came from a seeder.
@@ -30,7 +30,7 @@ pub(super) enum Incoming {
 /// What reader and conversation both know.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
-    /// When bytes came last, unix milliseconds; in the future while our own limit makes us wait.
+    /// When bytes came last, by [`running_ms`]; in the future while our own limit makes us wait.
     pub(super) last_byte: AtomicU64,
     /// Longest chunk there may be; 0 while none is expected.
     pub(super) longest_chunk: AtomicU32,
@@ -70,7 +70,7 @@ async fn read_one(
         Err(FrameError::Io(error)) => return Err(format!("the connection broke: {error}")),
         Err(error) => return Err(error.to_string()),
     };
-    pulse.last_byte.store(now_ms(), Ordering::Relaxed);
+    pulse.last_byte.store(running_ms(), Ordering::Relaxed);
     let SeederMessage::Chunk { index, length } = message else { return Ok(Incoming::Message(message)) };
     if length > pulse.longest_chunk.load(Ordering::Relaxed) {
         return Err(format!("the seeder announced a chunk of {length} bytes"));
@@ -85,13 +85,13 @@ async fn read_one(
             Err(error) => return Err(format!("the connection broke inside a chunk: {error}")),
         };
         rest = rest.get_mut(read..).unwrap_or_default();
-        let now = now_ms();
+        let now = running_ms();
         pulse.last_byte.store(now, Ordering::Relaxed);
         let wait = pacing.spend(read);
         if !wait.is_zero() {
             pulse.last_byte.store(now.saturating_add(millis(wait)), Ordering::Relaxed);
             pacing.pause(wait).await;
-            pulse.last_byte.store(now_ms(), Ordering::Relaxed);
+            pulse.last_byte.store(running_ms(), Ordering::Relaxed);
         }
     }
     Ok(Incoming::Chunk { index, length, buffer })

@@ -218,7 +218,7 @@ pub(super) fn clock_off_by(ms: i64) -> ClockState {
 /// Bytes per second over the last seconds.
 #[derive(Debug, Default)]
 pub(super) struct RateMeter {
-    // (unix milliseconds, bytes in all by then), at most one sample a call, pruned to the span.
+    // (milliseconds that it ran, bytes in all by then), at most one sample a call, pruned to the span.
     samples: VecDeque<(u64, u64)>,
 }
 

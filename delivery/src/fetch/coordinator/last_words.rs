@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::session::Ending;
 use super::super::{FetchError, FetchReport, StallCause};
 use super::{Coordinator, joined};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, running_ms};
 use crate::content_store::{FinishError, SyncError, WriteError};
 
 /// So often a seeder that is owed an acknowledgement is connected to at the end …
@@ -179,7 +179,7 @@ impl Coordinator {
             if attempt.next <= now {
                 attempt.next = now + FIRST_PAUSE.saturating_mul(1 << attempt.made.min(TRIES));
                 attempt.made += 1;
-                self.open_session(*peer, true, now_ms());
+                self.open_session(*peer, true, running_ms());
             } else {
                 next = Some(next.map_or(attempt.next, |sooner: Instant| sooner.min(attempt.next)));
             }

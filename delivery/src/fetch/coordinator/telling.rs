@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::super::incoming::millis;
 use super::super::progress::{Phase, Progress, SourceProgress, Stall, StallCause};
 use super::Coordinator;
-use crate::clock::now_ms;
+use crate::clock::{running_ms, unix_ms};
 use crate::content_store::bytes_of;
 
 /// Progress is told at most this often, milliseconds.
@@ -15,7 +15,7 @@ const STALL_TOLD_MS: u64 = 2_000;
 
 impl Coordinator {
     pub(super) fn tell(&mut self, phase: Phase, always: bool) {
-        let now = now_ms();
+        let now = running_ms();
         if !always && now.saturating_sub(self.told_at) < TELL_EVERY_MS {
             return;
         }
@@ -37,7 +37,7 @@ impl Coordinator {
         progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
         progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
         let views = self.scheduler.sources();
-        let next_try = views.iter().filter_map(|view| view.next_try).min();
+        let next_try = views.iter().filter_map(|view| view.next_try).min().map(unix_ms);
         progress.sources = views
             .into_iter()
             .map(|view| SourceProgress {
@@ -47,7 +47,7 @@ impl Coordinator {
                 chunks: view.chunks,
                 bytes: view.bytes,
                 bytes_per_second: view.rate,
-                next_try: view.next_try,
+                next_try: view.next_try.map(unix_ms),
                 last_reason: self.book.last_reason(&view.peer),
             })
             .collect();
