@@ -273,7 +273,8 @@ pub struct Admission<'a> {
 }
 
 /// What the holder of an older generation is told, before a delivery and in the middle of one.
-pub const MOVED_ON: &str = "this purchase was moved to another device";
+pub const MOVED_ON: &str =
+    "this lease is void: the purchase was moved to another device, or more was acknowledged than the lease allows";
 
 /// A ticket that passed every check.
 #[derive(Clone, Debug)]

@@ -123,3 +123,44 @@ fn the_whole_network_is_killed_and_the_manager_is_away_at_the_end() {
     assert_eq!(again["already_here"], true, "{again}");
     assert_whole(&network, &bought, &product, &answer);
 }
+
+/// Whoever loses a download half-way looks in the books like somebody who shares a key: more is acknowledged than the
+/// lease allows. The money has its bound; the purchase stays the buyer's.
+#[test]
+fn a_buyer_who_loses_downloads_keeps_the_purchase() {
+    let mut network = Network::start(4);
+    // Three times nine tenths of it, mostly of others each time, are more than the content, a quarter and 16 MiB.
+    let film = network.path("film");
+    fs::write(&film, bytes(3, 48 << 20)).unwrap();
+    let product = network.publish(&film, &[]);
+    let bought = network.buy(&product, "client");
+    let out = network.path("goods");
+    for _ in 0..3 {
+        let mut fetch = bought.fetching(&out);
+        fetch.extend(args!["--limit", "24MB", "--progress"]);
+        let mut job = Job::start(fetch);
+        job.says("(9");
+        job.kill();
+        fs::remove_dir_all(&out).unwrap();
+    }
+    let (_, arrived) = bought.fetch(&out);
+    same(&film, &arrived);
+    let shown = network.settled(&bought.transaction);
+    assert!(shown["deliveries"][0]["cost"].as_u64() > Some(0), "{shown}");
+    assert!(shown["generation"].as_u64() > Some(0), "the bound was never passed: {shown}");
+
+    // The same where the manager was away when a download was complete, and learns of it after the next has begun.
+    let bought = network.buy(&product, "another");
+    let out = network.path("more");
+    network.daemons.remove("manager").unwrap().kill();
+    let answer = run(bought.fetching(&out)).ok();
+    assert_eq!(answer["reported"], false, "{answer}");
+    network.run_role("manager");
+    for _ in 0..3 {
+        fs::remove_dir_all(&out).unwrap();
+        let (_, arrived) = bought.fetch(&out);
+        same(&film, &arrived);
+    }
+    assert_eq!(network.settled(&bought.transaction)["state"], "settled");
+    network.assert_books();
+}

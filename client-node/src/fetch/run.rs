@@ -415,7 +415,8 @@ impl Run<'_> {
     /// What was downloaded in full before is paid and closed. To download it again is a delivery of its own, for which
     /// the manager says who serves it; while the manager is away, the old lease is what there is.
     async fn ask_for_further_delivery(&self, checked: &mut Checked) -> Result<(), FetchError> {
-        if !self.delivery().await?.is_some_and(|delivery| delivery.reported) {
+        let Some(known) = self.delivery().await? else { return Ok(()) };
+        if !known.reported && !self.reports_late(checked, known.completion).await? {
             return Ok(());
         }
         match ticket::renew(self.home, self.link, checked).await {
@@ -423,6 +424,26 @@ impl Run<'_> {
             Err(error) => tracing::info!(transaction = %self.transaction, error, "no further delivery was opened"),
         }
         Ok(())
+    }
+
+    /// The manager was away when the last download was complete: it hears of that first, or it would take what comes again
+    /// for a part of the same. False where there is nothing to say, or nobody hears it.
+    async fn reports_late(&self, checked: &Checked, last: Option<Signed<Completion>>) -> Result<bool, FetchError> {
+        let delivery = self.delivery_id(checked);
+        let Some(last) = last.filter(|last| last.peek().is_ok_and(|said| said.delivery == delivery)) else {
+            return Ok(false);
+        };
+        match tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &last)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
+                return Ok(false);
+            }
+            Err(_) => return Ok(false),
+        }
+        let (library, transaction) = (self.home.library(), self.transaction);
+        blocking(move || library.update(transaction, |delivery| delivery.reported = true)).await?;
+        Ok(true)
     }
 
     async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {

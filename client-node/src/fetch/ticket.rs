@@ -168,7 +168,21 @@ pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> R
             RefusalCode::NotYetValid | RefusalCode::Expired => {
                 return Err(FetchError::Clock(compared(link, &trust, refusal).await));
             }
-            RefusalCode::Revoked => return Err(FetchError::Revoked(refusal)),
+            RefusalCode::Revoked => {
+                // The lease may be void, and the purchase still this client's.
+                let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
+                if renewed || !revoked.has_moved_on(&data.transaction, lease.generation) {
+                    return Err(FetchError::Revoked(refusal));
+                }
+                renewed = true;
+                match ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await {
+                    Ok(envelope) => purchase.envelope = envelope,
+                    Err(error) => {
+                        tracing::info!(transaction = %purchase.transaction, %error, "no new lease");
+                        return Err(FetchError::Revoked(refusal));
+                    }
+                }
+            }
             _ => return Err(FetchError::BadTicket(refusal)),
         }
     }

@@ -92,9 +92,10 @@ impl Run<'_> {
                     })
                     .await?;
                 }
-                transfer if is_over(&transfer) && round < ROUNDS => {
+                transfer if (is_over(&transfer) || is_void(&transfer)) && round < ROUNDS => {
                     match ticket::renew(self.home, self.link, checked).await {
                         Ok(renewed) => *checked = renewed,
+                        Err(_) if is_void(&transfer) => return Err(FetchError::Transfer(transfer)),
                         Err(renewal) => return Err(FetchError::LeaseOver { transfer, renewal }),
                     }
                 }
@@ -296,6 +297,11 @@ fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> 
         }
     }
     sources
+}
+
+/// Did it end because the lease was made void? The purchase may be this client's all the same.
+fn is_void(error: &delivery::FetchError) -> bool {
+    matches!(error, delivery::FetchError::Refused { refusal, .. } if refusal.code == RefusalCode::Revoked)
 }
 
 /// Did it end because the lease is over?

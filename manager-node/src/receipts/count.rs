@@ -13,7 +13,7 @@ use super::check::{Checked, Good, NEVER_RELEASED};
 use super::log::{self, Status};
 use crate::evidence;
 use crate::transactions::{
-    ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, get_delivery, open_delivery, take_back,
+    ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, end_lease, get_delivery, open_delivery,
 };
 
 /// How far each outbox of each seeder was taken.
@@ -52,7 +52,7 @@ pub(super) struct Counted {
     pub(super) outbox: Outbox,
     /// Receipts that said something new.
     pub(super) counted: usize,
-    /// A transaction was taken back.
+    /// A lease is void, or a transaction was taken back: seeders are to hear of it.
     pub(super) revoke: bool,
 }
 
@@ -192,10 +192,9 @@ fn one(
         && claimed > delivery.claim_limit
         && let Some(sale) = sale.as_mut()
     {
-        warn!(transaction = %id.transaction, claimed, limit = delivery.claim_limit,
-            "more was acknowledged than the lease allows: revoked");
-        take_back(txn, id.transaction, sale, Event::Revoke, now)?;
-        revoked = true;
+        warn!(delivery = %id, claimed, limit = delivery.claim_limit,
+            "more was acknowledged than the lease allows: the lease is void");
+        revoked = end_lease(txn, id, &mut delivery, sale, now)?;
     }
     Ok(Status::Counted { new_chunks, revoked })
 }

@@ -28,7 +28,7 @@ pub(super) enum Status {
     Counted {
         /// So many chunks more.
         new_chunks: u32,
-        /// More was acknowledged by now than the lease allows, and the sale was revoked for it.
+        /// More was acknowledged by now than the lease allows, and it was made void for it.
         revoked: bool,
     },
     /// It said nothing new.

@@ -1,10 +1,12 @@
 //! Receipts, good and bad, through a real manager: what is counted, what is not and why, and what is paid for it.
 
 use protocol::api::TransactionState;
+use protocol::entitlement::MAX_GENERATIONS;
+use protocol::manifest::KeyPolicy;
 use protocol::receipt::{DeliveryId, Receipt};
 use protocol::replication::ReplicationOrder;
 use protocol::trust::KeyPurpose;
-use protocol::{ChunkSet, Currency, Refusal, Signed, TransactionId};
+use protocol::{ChunkSet, Currency, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
 use super::accept_batch;
@@ -180,7 +182,7 @@ async fn bad_receipts_are_kept_with_a_reason_and_spoil_no_good_one() {
 }
 
 #[tokio::test]
-async fn a_client_that_signs_everything_to_everybody_is_revoked_and_the_ceiling_holds() {
+async fn a_lease_of_which_everything_is_signed_to_everybody_is_void_and_the_ceiling_holds() {
     // 64 MiB: three times 60 % of it is more than the content, a quarter and 16 MiB.
     let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
     let (id, envelope) = shop.buy("o").await;
@@ -188,14 +190,55 @@ async fn a_client_that_signs_everything_to_everybody_is_revoked_and_the_ceiling_
     for n in 0..3 {
         Outbox::of(&shop, n).send(&shop, vec![shop.receipt(id, n, 0..620)]).await;
     }
-    assert_eq!(shop.state(id), TransactionState::Revoked);
-    assert!(shop.is_revoked(id));
+    assert_eq!(shop.admitted(&shop.client, &envelope), Err(RefusalCode::Revoked), "seeders serve it no longer");
     let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
     let paid: u128 = closed.lines.iter().map(|line| line.parts).sum();
     assert!(paid <= u128::from(lease.ceiling) << 20);
     // Each acknowledged chunk was paid for once.
     assert_eq!(closed.lines.iter().map(|line| line.bytes).sum::<u64>(), 620 * u64::from(CHUNK));
     assert_eq!(shop.balance("escrow").await, 0);
+
+    // The purchase is the buyer's all the same: the next download is of the origin, for which nobody is paid.
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    let again = shop.ticket(id).await.unwrap();
+    assert_eq!(shop.admitted(&shop.client, &again), Ok(()));
+    let (data, next) = (again.ticket.data.peek().unwrap(), again.ticket.lease.peek().unwrap());
+    assert_eq!((next.delivery, next.generation, next.ceiling), (2, 1, 0));
+    assert!(next.sources.iter().all(|source| Some(*source) == shop.ctx.registry.origin()));
+    let opened = again.grant.unwrap().open(&shop.client, &data, &next).unwrap();
+    assert_eq!(opened.as_bytes(), shop.secret.as_bytes());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_held_payment_is_given_back_where_more_is_acknowledged_than_the_lease_allows() {
+    let terms = Terms { chunks: 1024, rate: 4_000_000, policy: KeyPolicy::OnCompletion, ..Terms::default() };
+    let shop = Shop::open(terms).await;
+    let (id, _) = shop.buy("o").await;
+    for n in 0..3 {
+        Outbox::of(&shop, n).send(&shop, vec![shop.receipt(id, n, 0..620)]).await;
+    }
+    assert_eq!(shop.state(id), TransactionState::Revoked);
+    assert!(shop.is_revoked(id));
+    assert_eq!(shop.balance("escrow").await, 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn who_loses_downloads_again_and_again_is_revoked_in_the_end() {
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let mut outboxes: Vec<Outbox> = (0..3).map(|n| Outbox::of(&shop, n)).collect();
+    for delivery in 1..=MAX_GENERATIONS + 1 {
+        assert_eq!(shop.ticket(id).await.unwrap().ticket.lease.peek().unwrap().delivery, delivery);
+        for (n, outbox) in outboxes.iter_mut().enumerate() {
+            let of = DeliveryId { transaction: id, delivery };
+            let ack = shop.ack(&shop.client, of, shop.seeders[n].peer_id(), ChunkSet::from_range(0..620));
+            outbox.send(&shop, vec![Receipt { ack, completion: None, first_at: 1, last_at: 2 }]).await;
+        }
+    }
+    assert_eq!(shop.state(id), TransactionState::Revoked);
+    assert_eq!(shop.ticket(id).await.unwrap_err().code, RefusalCode::Revoked);
     shop.close().await;
 }
 
@@ -231,8 +274,8 @@ async fn a_client_and_two_seeders_that_claim_ten_times_what_was_sent_get_the_cei
     }
     // Together more than the content, a quarter and 16 MiB: the lease is void from here on.
     assert!(2 * claimed > lease.allowance);
-    assert_eq!(shop.state(id), TransactionState::Revoked);
-    assert!(shop.is_revoked(id));
+    assert_eq!(shop.admitted(&shop.client, &envelope), Err(RefusalCode::Revoked));
+    assert_eq!(shop.state(id), TransactionState::Settled);
     let late = of(2, paid, all());
     handed_in.push((2, late.id()));
     Outbox::of(&shop, 2).send(&shop, vec![late]).await;

@@ -157,7 +157,8 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
     let current = DeliveryId { transaction: id, delivery: release.delivery };
     let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
-    let open = delivery.is_some_and(|delivery| delivery.closed.is_none());
+    // A completed one waits for receipts; who downloads again needs another.
+    let open = delivery.is_some_and(|delivery| delivery.closed.is_none() && !delivery.counting.is_completed());
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
     let (sale, release) = if renewable && (now >= half || !open || is_void(ctx, &release)) {

@@ -2,6 +2,7 @@
 //! called from receipts, mailbox, refunds and the chore, always within their database transaction.
 
 use protocol::api::TransactionState;
+use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::Payer;
@@ -10,9 +11,10 @@ use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
 use super::{
-    Closed, DUE, Delivery, Event, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, drop_reservation, get_delivery,
-    internal, put_delivery, put_sale, unexpose,
+    Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError,
+    drop_reservation, get_delivery, internal, put_delivery, put_sale, unexpose,
 };
+use crate::audit;
 use crate::ledger::{Bill, Source, pay_seeders, post};
 
 /// Takes sale and delivery on after something was counted, and stores both: delivering, delivered once everything was
@@ -66,6 +68,41 @@ pub(crate) fn after_count(
         put_sale(txn, &id.transaction, Some(before), sale)?;
     }
     Ok(())
+}
+
+/// Ends a delivery of which more was acknowledged than its lease allows. It is paid for, within its ceiling, and seeders
+/// hear that the lease is void, as after a move; the purchase stays its buyer's, who may download it again where nobody
+/// is paid for it: one who lost half a download, or kept two copies of a home, looks in the books like one who shares
+/// a key. True when seeders are to hear something.
+pub(crate) fn end_lease(
+    txn: &WriteTransaction<'_>,
+    id: DeliveryId,
+    delivery: &mut Delivery,
+    sale: &mut Sale,
+    now: u64,
+) -> Result<bool, SaleError> {
+    let release = sale.release.as_ref();
+    let current = release.is_some_and(|release| release.delivery == id.delivery);
+    let next = sale.generation.saturating_add(1);
+    // A payment that is only held is given back. And nobody loses a download so many times.
+    if release.is_some_and(|release| !release.captured) || next > MAX_GENERATIONS {
+        take_back(txn, id.transaction, sale, Event::Revoke, now)?;
+        return Ok(true);
+    }
+    let before = sale.state;
+    close(txn, id, delivery, Some(sale), now)?;
+    put_delivery(txn, id, delivery)?;
+    if current {
+        sale.generation = next;
+        // The key is sealed to a generation: it is sealed anew with the next lease.
+        if let Some(release) = sale.release.as_mut() {
+            release.grant = None;
+        }
+        MOVING.put(txn, &id.transaction, &Generation { number: next })?;
+        audit::note(txn, now, "lease", id, format!("void, generation {next}: more was acknowledged than it allows"))?;
+    }
+    put_sale(txn, &id.transaction, Some(before), sale)?;
+    Ok(current)
 }
 
 /// Changes when an open delivery is closed at the latest; the caller stores the delivery.

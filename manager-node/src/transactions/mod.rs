@@ -19,7 +19,7 @@ use store::{Mark, StoreError, Table, Txn, WriteTransaction};
 use crate::audit;
 use crate::ledger::{LedgerError, Split, currency_key};
 
-pub(crate) use closing::{after_count, capture, move_due, take_back};
+pub(crate) use closing::{after_count, capture, end_lease, move_due, take_back};
 pub(crate) use control::control;
 pub(crate) use state::{Event, is_over};
 

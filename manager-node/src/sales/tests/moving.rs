@@ -4,8 +4,7 @@ use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse
 use protocol::entitlement::{MAX_MOVES, Move, Recovery};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
-use protocol::ticket::{Admission, TicketEnvelope};
-use protocol::trust::RevocationState;
+use protocol::ticket::TicketEnvelope;
 use protocol::{Keypair, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
@@ -38,21 +37,6 @@ impl Shop {
             MailboxResponse::Ticket(ticket) => Ok(*ticket),
             other => panic!("{other:?}"),
         }
-    }
-
-    /// What a seeder that heard every epoch says to this peer's ticket.
-    fn admitted(&self, peer: &Keypair, ticket: &TicketEnvelope) -> Result<(), RefusalCode> {
-        let (trust, revoked) = (self.ctx.trust(), self.ctx.revocations.with(RevocationState::clone));
-        let admission = Admission {
-            peer: peer.peer_id(),
-            seeder: self.seeders[0].peer_id(),
-            trust: &trust,
-            revoked: &revoked,
-            last_heartbeat: Some(now_ms()),
-            continuation_ms: 0,
-            now: now_ms(),
-        };
-        ticket.ticket.check(&admission).map(drop).map_err(|refusal| refusal.code)
     }
 
     async fn listed(&self, key: &Keypair) -> Vec<(TransactionId, u32)> {

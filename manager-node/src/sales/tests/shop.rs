@@ -8,11 +8,11 @@ use protocol::api::{MailboxRequest, MailboxResponse, Reserve, SalesRequest, Sale
 use protocol::cipher::ContentSecret;
 use protocol::manifest::{KeyPolicy, Manifest};
 use protocol::receipt::{Ack, Completion, DeliveryId, Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
-use protocol::ticket::{Endorsement, TicketEnvelope, TransactionData, payment_commitment};
-use protocol::trust::{InvitedRole, KeyPurpose};
+use protocol::ticket::{Admission, Endorsement, TicketEnvelope, TransactionData, payment_commitment};
+use protocol::trust::{InvitedRole, KeyPurpose, RevocationState};
 use protocol::{
-    Address, Amount, ChunkSet, ContentId, Currency, Digest, Keypair, Nonce, PeerId, ProductId, Refusal, Signed,
-    TransactionId,
+    Address, Amount, ChunkSet, ContentId, Currency, Digest, Keypair, Nonce, PeerId, ProductId, Refusal, RefusalCode,
+    Signed, TransactionId,
 };
 use rand::RngExt;
 use serde_json::{Value, json};
@@ -294,6 +294,21 @@ impl Shop {
             owed -= self.balance(&format!("seeder:{}", seeder.peer_id())).await;
         }
         owed
+    }
+
+    /// What a seeder that heard every epoch says to this peer's ticket.
+    pub(crate) fn admitted(&self, peer: &Keypair, ticket: &TicketEnvelope) -> Result<(), RefusalCode> {
+        let (trust, revoked) = (self.ctx.trust(), self.ctx.revocations.with(RevocationState::clone));
+        let admission = Admission {
+            peer: peer.peer_id(),
+            seeder: self.seeders[0].peer_id(),
+            trust: &trust,
+            revoked: &revoked,
+            last_heartbeat: Some(now_ms()),
+            continuation_ms: 0,
+            now: now_ms(),
+        };
+        ticket.ticket.check(&admission).map(drop).map_err(|refusal| refusal.code)
     }
 
     pub(crate) fn is_revoked(&self, id: TransactionId) -> bool {
