@@ -5,7 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation
+    clippy::cast_possible_truncation,
+    clippy::print_stdout
 )]
 
 extern crate willcall_protocol as protocol;
@@ -311,7 +312,7 @@ fn writes_of_a_delivery(seeder: &mut Seeder) -> (u32, u32) {
         match seeder.machine.next_action(seeder.now) {
             Some(ServeAction::SendChunk(chunk)) => {
                 seeder.chunk_leaves(chunk);
-                if seeder.sent % 4 == 0 || seeder.sent < 4 {
+                if seeder.sent.is_multiple_of(4) || seeder.sent < 4 {
                     seeder.ack(u32::MAX);
                 }
                 seeder.disk();
