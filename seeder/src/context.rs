@@ -18,6 +18,7 @@ use crate::drain::Drain;
 use crate::garbage::Usage;
 use crate::manager::ManagerLink;
 use crate::network::Network;
+use crate::scrub::Suspects;
 use crate::serving::{Deliveries, Shares};
 
 /// The shared state of a running seeder.
@@ -31,6 +32,8 @@ pub(crate) struct Seeder {
     pub(crate) network: Network,
     pub(crate) manager: ManagerLink,
     pub(crate) chunks: Arc<ChunkReader>,
+    /// Contents that a chunk was found damaged of.
+    pub(crate) suspects: Arc<Suspects>,
     pub(crate) deliveries: Deliveries,
     pub(crate) counts: Counts,
     pub(crate) supervisor: Supervisor,
@@ -151,7 +154,8 @@ pub(crate) struct Parts {
 impl Seeder {
     pub(crate) fn new(parts: Parts) -> Self {
         let counts = Counts::register(parts.node.metrics());
-        let chunks = Arc::new(ChunkReader::new(counts.clone()));
+        let suspects = Arc::<Suspects>::default();
+        let chunks = Arc::new(ChunkReader::new(counts.clone(), Arc::clone(&suspects)));
         let deliveries = Deliveries::new(&parts.config);
         let reads = Shares::new(parts.config.reads_at_once);
         let upload = Upload::new(parts.config.upload_limit, parts.config.upload_limit_per_delivery);
@@ -165,6 +169,7 @@ impl Seeder {
             network: parts.network,
             manager: parts.manager,
             chunks,
+            suspects,
             deliveries,
             counts,
             supervisor: parts.supervisor,

@@ -17,9 +17,9 @@
 //! - `check`: whether others reach this seeder, by the manager's trial and by what the node knows itself.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use delivery::{FileError, VerifyProgress};
 use node::{ControlError, ControlServer, ControlStartError, ProgressSender};
 use protocol::clock::ClockState;
 use protocol::{ContentId, Digest};
@@ -31,7 +31,7 @@ use crate::context::Seeder;
 use crate::denied::DenyError;
 use crate::garbage::Usage;
 use crate::tables::{DUE, LINES};
-use crate::{drain, heads, outbox, reach, statements};
+use crate::{drain, heads, outbox, reach, scrub, statements};
 
 /// Most receipts in one answer.
 const MAX_RECEIPTS: u64 = 1000;
@@ -293,29 +293,23 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
 }
 
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
+    let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
     let mut results = Vec::new();
     for content in seeder.contents.list() {
-        let (digest, token) = (content.digest(), seeder.supervisor.token());
-        let (seen, mut seeing) = tokio::sync::watch::channel((0, 0, 0));
-        let mut checking = tokio::task::spawn_blocking(move || {
-            content.verify_all(&mut |so_far| {
-                seen.send_replace((so_far.checked, so_far.total, so_far.damaged));
-                if token.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
-        });
+        let digest = content.digest();
+        let (seen, mut seeing) = tokio::sync::watch::channel(None);
+        let mut checking = std::pin::pin!(scrub::content(&seeder, content, seen));
         let report = loop {
             tokio::select! {
                 report = &mut checking => break report,
                 Ok(()) = seeing.changed() => {
-                    let (checked, total, damaged) = *seeing.borrow_and_update();
+                    let Some(VerifyProgress { checked, total, damaged }) = *seeing.borrow_and_update() else { continue };
                     let line = json!({ "manifest": digest, "checked": checked, "total": total, "damaged": damaged });
                     progress.send(line).await;
                 }
             }
-        };
-        seeder.chunks.forget(&digest);
-        let failed = |error: String| ControlError::new("disk-failed", error);
-        let report = report.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        }
+        .map_err(failed)?;
         results.push(json!({
             "manifest": digest,
             "checked": report.checked,

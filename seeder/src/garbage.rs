@@ -237,12 +237,7 @@ async fn remove(seeder: &Arc<Seeder>, candidate: &Candidate, left: Excess) -> Ex
     let mut looks = 0;
     loop {
         let removing = Arc::clone(seeder);
-        let removed = tokio::task::spawn_blocking(move || {
-            let removed = removing.contents.remove_unused(&digest);
-            removing.chunks.forget(&digest);
-            removed
-        });
-        match removed.await {
+        match tokio::task::spawn_blocking(move || removing.contents.remove_unused(&digest)).await {
             Ok(Ok(true)) => break,
             Ok(Ok(false)) if looks < LOOKS => {
                 looks += 1;

@@ -31,6 +31,7 @@ mod post;
 mod public;
 mod reach;
 mod replication;
+mod scrub;
 mod serving;
 mod start;
 mod statements;

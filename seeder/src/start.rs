@@ -22,7 +22,8 @@ use crate::manager::ManagerLink;
 use crate::network::{Network, TakeError};
 use crate::tables::SCHEMA;
 use crate::{
-    acquaintance, announcing, control, garbage, gossip, outbox, post, public, reach, replication, serving, sync, upkeep,
+    acquaintance, announcing, control, garbage, gossip, outbox, post, public, reach, replication, scrub, serving, sync,
+    upkeep,
 };
 
 /// Why a seeder did not start. Each is one line with what to do.
@@ -177,6 +178,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         supervisor.spawn_critical("receipt batches", post::make_batches(each()));
         supervisor.spawn_critical("receipt post", post::send_batches(each()));
         supervisor.spawn_critical("replication queue", replication::work(each()));
+        supervisor.spawn_critical("scrubbing", scrub::look_into(each()));
         supervisor.spawn_critical("takedowns", upkeep::purge(each()));
         supervisor.spawn_critical("acquaintance with other seeders", acquaintance::get_acquainted(each()));
         supervisor.spawn_critical("announcements", announcing::announce(each()));
@@ -265,6 +267,12 @@ impl Running {
     pub fn report_now(&self) {
         self.seeder.wake.sync.notify_one();
         self.seeder.wake.announce.notify_one();
+    }
+
+    /// For tests of everybody who deals with such a machine: while this is on, a bit of each chunk is wrong that is sent,
+    /// after the chunk was read and checked, as when memory fails.
+    pub fn turn_bits(&self, on: bool) {
+        self.seeder.chunks.turn_bits(on);
     }
 
     /// What the control command `status` answers. Reads the disk.

@@ -79,7 +79,6 @@ fn purge_now(seeder: &Seeder) -> Vec<Digest> {
             () => continue,
         };
         let digest = content.digest();
-        seeder.chunks.forget(&digest);
         seeder.served.forget(&digest);
         match seeder.contents.remove(&digest) {
             Ok(_) => tracing::warn!(content = %digest, why, "content is removed"),

@@ -4,8 +4,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// Turns one bit of each `every` bytes of a stored content over, in place and behind its seeder's back; says how many.
-/// A seeder checks each chunk the first time that it reads it: damage before that is found by itself, later damage
-/// makes it a seeder that sends something else than the content.
+/// A seeder checks each chunk when it reads it, so it finds that by itself. One that sends something else than the content
+/// is a machine whose memory fails: [`seeder::Running::turn_bits`].
 ///
 /// # Errors
 /// The system's.

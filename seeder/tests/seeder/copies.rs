@@ -99,6 +99,35 @@ async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
 }
 
 #[tokio::test]
+async fn a_chunk_damaged_after_it_was_sent_is_not_sent_again_and_the_rest_is_looked_at() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 6);
+    let client = Client::new(10).await;
+    let hurt = world.seeder("a", &[&goods], |_| {}).await;
+    holds(&world, &hurt, &goods, true).await;
+    let at = hurt.peer_addrs();
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(0..1).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(0));
+
+    let content = hurt.contents().get(&goods.digest()).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(content.folder().join("content")).unwrap();
+    for chunk in [0, 2, 5] {
+        file.write_all_at(&[goods.chunk(chunk)[7] ^ 1], u64::from(chunk) * CHUNK as u64 + 7).unwrap();
+    }
+    let another = Client::new(11).await;
+    let (mut talk, _) = another.begin(&at, &world.ticket(&goods, another.peer(), at.peer)).await;
+    talk.want(0..1).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::ContentNotHeld);
+    // Nobody asked for the others yet: the seeder looks for itself.
+    eventually("the scrub", || async { (content.have().len() == 3).then_some(()) }).await;
+    assert!([1, 3, 4].iter().all(|chunk| content.has(*chunk)));
+    eventually("the count", || async { (hurt.status().unwrap()["damaged_chunks"] == 3).then_some(()) }).await;
+    holds(&world, &hurt, &goods, false).await;
+    stop(hurt).await;
+}
+
+#[tokio::test]
 async fn what_does_not_fit_is_not_fetched_and_the_reason_is_told() {
     let world = World::new(false).await;
     let goods = world.publish(1, 8);
