@@ -17,12 +17,13 @@
 //! - `check`: whether others reach this seeder, by the manager's trial and by what the node knows itself.
 //! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use delivery::{FileError, VerifyProgress};
 use node::{ControlError, ControlServer, ControlStartError, ProgressSender};
 use protocol::clock::ClockState;
-use protocol::{ContentId, Digest};
+use protocol::{ChunkSet, ContentId, Digest};
 use serde_json::{Value, json};
 use store::StoreError;
 
@@ -294,9 +295,9 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
 
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
     let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
-    let mut results = Vec::new();
+    let (mut results, mut damaged_chunks, mut to_read) = (Vec::new(), 0, 0);
     for content in seeder.contents.list() {
-        let digest = content.digest();
+        let (digest, listed) = (content.digest(), Arc::clone(&content));
         let (seen, mut seeing) = tokio::sync::watch::channel(None);
         let mut checking = std::pin::pin!(scrub::content(&seeder, content, seen));
         let report = loop {
@@ -310,14 +311,39 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
             }
         }
         .map_err(failed)?;
+        damaged_chunks += report.damaged.len();
+        to_read += u32::from(!report.whole);
         results.push(json!({
             "manifest": digest,
             "checked": report.checked,
-            "damaged": report.damaged.iter().collect::<Vec<_>>(),
-            "whole": report.whole,
+            "damaged": ranges(&report.damaged),
+            "damaged_chunks": report.damaged.len(),
+            // Not damage alone: a copy may have been under way.
+            "whole": report.whole && !listed.is_removed() && listed.has_all(),
+            "state": match () {
+                () if listed.is_removed() => "its files are gone: to be fetched anew",
+                () if !report.whole => "broken off",
+                () if !report.damaged.is_empty() => "being repaired",
+                () if !listed.has_all() => "not complete yet",
+                () => "good",
+            },
         }));
     }
     // What is not whole any more is reported, so that the manager has it made whole.
     seeder.wake.sync.notify_one();
-    Ok(json!({ "contents": results }))
+    let says = match (damaged_chunks, to_read) {
+        (0, 0) => "everything that is stored is good".to_owned(),
+        (0, _) => "broken off: not everything was read".to_owned(),
+        (damaged, _) => format!("{damaged} chunks are damaged or gone: not served, and fetched again from others"),
+    };
+    Ok(json!({ "contents": results, "damaged_chunks": damaged_chunks, "says": says }))
+}
+
+/// Chunks for people: `4, 100 to 262`.
+fn ranges(chunks: &ChunkSet) -> String {
+    let range = |range: Range<u32>| match range.end.saturating_sub(1) {
+        last if last == range.start => last.to_string(),
+        last => format!("{} to {last}", range.start),
+    };
+    chunks.ranges().map(range).collect::<Vec<_>>().join(", ")
 }

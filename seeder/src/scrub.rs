@@ -65,17 +65,25 @@ pub(crate) async fn look_into(seeder: Arc<Seeder>) -> Result<(), std::convert::I
     }
 }
 
-/// Reads a content from end to end. Damaged chunks are counted and not held any more. Broken off when the node stops.
+/// Reads a content from end to end. Damaged chunks are counted and not held any more; a content whose files are gone is not
+/// held at all, so that it is placed here anew. Broken off when the node stops.
 pub(crate) async fn content(
-    seeder: &Seeder,
+    seeder: &Arc<Seeder>,
     content: Arc<Content>,
     seen: watch::Sender<Option<VerifyProgress>>,
 ) -> Result<VerifyReport, FileError> {
-    let (token, path) = (seeder.supervisor.token(), content.folder().to_owned());
+    let (shared, path) = (Arc::clone(seeder), content.folder().to_owned());
     let checking = tokio::task::spawn_blocking(move || {
+        if !content.is_in_place()? {
+            tracing::error!(content = %content.digest(), "the files of this content are gone: it is not held any more");
+            let damaged = content.have();
+            shared.served.forget(&content.digest());
+            shared.contents.remove(&content.digest())?;
+            return Ok(VerifyReport { checked: damaged.len(), damaged, whole: true });
+        }
         content.verify_all(&mut |so_far| {
             seen.send_replace(Some(so_far));
-            if token.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if shared.supervisor.token().is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
     });
     let report = match checking.await {

@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Heads(HeadsArgs),
     /// Have the manager try whether others can reach this seeder, and say what to do
     Check(DirArgs),
-    /// Read everything that is stored and check it; damaged chunks are fetched again
+    /// Read everything that is stored and check it; damaged chunks are fetched again, and the exit code is 1
     Scrub(DirArgs),
 }
 
@@ -213,7 +213,18 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             Answer::new(answer, text).print(global.json)?;
             Ok(if reachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Scrub(dir) => ask(&dir.path(), json!({"cmd": "scrub"}), global, page).await,
+        Command::Scrub(dir) => {
+            let answer = daemon::call(&dir.path(), json!({"cmd": "scrub"})).await?;
+            let contents = answer.get("contents").and_then(serde_json::Value::as_array);
+            let good = contents.into_iter().flatten().all(|content| {
+                let number = |name: &str| content.get(name).and_then(serde_json::Value::as_u64);
+                number("damaged_chunks") == Some(0) && output::field(content, "state") != "broken off"
+            });
+            let columns = &["manifest", "checked", "damaged_chunks", "damaged", "state"];
+            let text = format!("{}\n{}", listed(&answer, "contents", columns), output::field(&answer, "says"));
+            Answer::new(answer, text).print(global.json)?;
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -55,6 +55,15 @@ pub trait Body: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// [`FileError`] when the disk fails.
     fn sync(&self) -> Result<(), FileError>;
+
+    /// Looks whether what is read and written still lies where it was made: a file that was deleted or replaced stays open,
+    /// and reads well, until the process ends. Another one in its place is used from now on. False when nothing is there.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    fn look_again(&self) -> Result<bool, FileError> {
+        Ok(true)
+    }
 }
 
 /// The usual way: one file of ciphertext for each content, reserved in full when it is made.
@@ -128,6 +137,22 @@ impl Body for CiphertextFile {
 
     fn sync(&self) -> Result<(), FileError> {
         self.file()?.sync_data().at(&self.path, "sync")
+    }
+
+    fn look_again(&self) -> Result<bool, FileError> {
+        let there = match fs::metadata(&self.path) {
+            Ok(there) => there,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).at(&self.path, "look at"),
+        };
+        let mut weak = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = weak.upgrade() {
+            let open = file.metadata().at(&self.path, "look at")?;
+            if (open.dev(), open.ino()) != (there.dev(), there.ino()) {
+                *weak = Weak::new();
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -132,6 +132,16 @@ impl Content {
         self.removed.load(Ordering::Relaxed)
     }
 
+    /// Are its files still where they were made? A data file that was deleted, or replaced by another, stays open and reads
+    /// well; one that was put in its place is used from now on.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    pub fn is_in_place(&self) -> Result<bool, FileError> {
+        let manifest = self.folder.join(MANIFEST);
+        Ok(manifest.try_exists().at(&manifest, "look for")? && self.body.look_again()?)
+    }
+
     pub(super) fn mark_removed(&self) {
         self.removed.store(true, Ordering::Relaxed);
     }

@@ -216,7 +216,11 @@ impl ContentStore {
             entries.next_name(&self.inner.root)
         };
         // A rename is one step: the content is there or not, whenever the power fails.
-        fs::rename(&path, &away).at(&path, "remove the content")?;
+        match fs::rename(&path, &away) {
+            // Somebody else deleted it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            renamed => renamed.at(&path, "remove the content")?,
+        }
         disk::sync_folder(&self.inner.root)?;
         fs::remove_dir_all(&away).at(&away, "remove the content")?;
         Ok(true)

@@ -92,7 +92,11 @@ async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
     world.office.says.lock().unwrap().placements.clear();
     let request = serde_json::json!({ "cmd": "scrub" });
     let scrubbed = node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
-    assert_eq!(scrubbed["contents"][0]["damaged"], serde_json::json!([1]), "{scrubbed}");
+    let found = &scrubbed["contents"][0];
+    assert_eq!((&found["damaged"], &found["damaged_chunks"]), (&"1".into(), &1.into()), "{scrubbed}");
+    assert_eq!((&found["whole"], &found["state"]), (&false.into(), &"being repaired".into()), "{scrubbed}");
+    assert_eq!(scrubbed["damaged_chunks"], 1, "{scrubbed}");
+    assert_eq!(hurt.status().unwrap()["damaged_chunks"], 2, "the one that was found when it was asked for, and this");
     holds(&world, &hurt, &goods, false).await;
     stop(hurt).await;
     stop(whole).await;
@@ -125,6 +129,51 @@ async fn a_chunk_damaged_after_it_was_sent_is_not_sent_again_and_the_rest_is_loo
     eventually("the count", || async { (hurt.status().unwrap()["damaged_chunks"] == 3).then_some(()) }).await;
     holds(&world, &hurt, &goods, false).await;
     stop(hurt).await;
+}
+
+#[tokio::test]
+async fn a_scrub_looks_at_the_disk_and_not_at_files_that_are_open_and_gone() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 300);
+    let whole = world.seeder("a", &[&goods], |_| {}).await;
+    let hurt = world.seeder("b", &[&goods], |_| {}).await;
+    let (peer, content) = (hurt.peer_id(), hurt.contents().get(&goods.digest()).unwrap());
+    let data = content.folder().join("content");
+    let request = serde_json::json!({ "cmd": "scrub" });
+    let scrub = async || node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
+    let sound = scrub().await;
+    let found = &sound["contents"][0];
+    assert_eq!((&found["checked"], &found["damaged"], &found["whole"]), (&300.into(), &"".into(), &true.into()));
+
+    // Another file in its place, as a copy that somebody restored.
+    let mut bytes = fs::read(&data).unwrap();
+    for chunk in [4, 100, 101, 102, 299] {
+        bytes[chunk * CHUNK] ^= 1;
+    }
+    fs::write(data.with_extension("new"), &bytes).unwrap();
+    fs::rename(data.with_extension("new"), &data).unwrap();
+    let replaced = scrub().await;
+    let found = &replaced["contents"][0];
+    assert_eq!(found["damaged"], "4, 100 to 102, 299", "{replaced}");
+    assert_eq!((&found["damaged_chunks"], &found["whole"]), (&5.into(), &false.into()), "{replaced}");
+
+    // Deleted behind its back: it is fetched anew, as one that never was here.
+    fs::remove_dir_all(content.folder()).unwrap();
+    drop(content);
+    let gone = scrub().await;
+    let found = &gone["contents"][0];
+    assert_eq!((&found["damaged_chunks"], &found["whole"]), (&295.into(), &false.into()), "{gone}");
+    assert_eq!(hurt.status().unwrap()["damaged_chunks"], 300, "{gone}");
+    holds(&world, &hurt, &goods, false).await;
+    let placement = world.placement(&goods, peer, &[whole.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(peer, vec![placement]);
+    world.manager.nudge(&hurt.peer_addrs()).await;
+    holds(&world, &hurt, &goods, true).await;
+    assert!(data.exists());
+    let sound = scrub().await;
+    assert_eq!((&sound["damaged_chunks"], &sound["contents"][0]["whole"]), (&0.into(), &true.into()), "{sound}");
+    stop(hurt).await;
+    stop(whole).await;
 }
 
 #[tokio::test]
