@@ -3,6 +3,11 @@
 
 use protocol::Address;
 
+/// Pays for a gigabyte what the usual price of 9.99 dollars has room for with …
+const RATE: u64 = 10_000_000;
+/// … goods of this many bytes.
+const PRICED: u64 = 16 * 1024 * 1024;
+
 type Tweak<C> = Box<dyn Fn(usize, &mut C) + Send + Sync>;
 
 /// Counts, and what differs from the usual.
@@ -19,6 +24,8 @@ pub struct Plan {
     pub merchant: Tweak<merchant_node::Config>,
     /// Changes a seeder's configuration, by number from 0.
     pub seeder: Tweak<seeder::Config>,
+    /// What sellers pay for a gigabyte, in millionths of a dollar.
+    pub rate: u64,
     /// Bytes a second of the link to a seeder, by number from 0; `None` for a link without bound.
     pub speed: Box<dyn Fn(usize) -> Option<u64> + Send + Sync>,
 }
@@ -33,6 +40,7 @@ impl Plan {
             manager: Box::new(|_, _| {}),
             merchant: Box::new(|_, _| {}),
             seeder: Box::new(|_, _| {}),
+            rate: RATE,
             speed: Box::new(|_| None),
         }
     }
@@ -65,6 +73,14 @@ impl Plan {
         self
     }
 
+    /// With goods of so many bytes at the usual price: past a size delivering them would cost more than is left of it, so the
+    /// rate goes down as the size goes up.
+    #[must_use]
+    pub fn goods_of(mut self, bytes: u64) -> Plan {
+        self.rate = RATE.saturating_mul(PRICED).checked_div(bytes).unwrap_or(RATE).clamp(1, RATE);
+        self
+    }
+
     /// With so many copies of each content besides the origin's.
     #[must_use]
     pub fn copies(mut self, copies: u32) -> Plan {
@@ -79,7 +95,7 @@ impl Plan {
             placement_ms: 300,
             copies: self.copies.unwrap_or(u32::try_from(self.seeders).unwrap_or(1000)),
             sales_ms: 200,
-            rate: 10_000_000,
+            rate: self.rate,
             ..manager_node::Config::default()
         };
         (self.manager)(0, &mut config);

@@ -99,8 +99,7 @@ pub(super) async fn mixed_links(options: Options) -> Result<Report, ScenarioErro
     Box::pin(set.deliver(&client, &ticket, Client::options(), calm)).await?;
     set.expect_few_duplicates();
     let ideal = set.product.content_bytes as f64 / (21 * unit) as f64 * 1000.0;
-    set.report.figures.insert("ideal_ms", ideal);
-    set.report.figures.insert("time_to_ideal", set.report.time_ms as f64 / ideal);
+    set.expect_near_ideal(ideal);
     set.end(&[id]).await
 }
 

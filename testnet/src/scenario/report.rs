@@ -99,6 +99,9 @@ impl Report {
             Ok(outcome) => {
                 self.bytes += outcome.bytes;
                 self.duplicate_bytes += outcome.duplicate_bytes;
+                if let Some(ms) = outcome.first_chunk_ms {
+                    self.figures.insert("first_chunk_ms", ms as f64);
+                }
                 match identical(&goods.path, &outcome.path)? {
                     true => self.completed += 1,
                     false => self.problems.push(format!("{} is not what was sold", outcome.path.display())),

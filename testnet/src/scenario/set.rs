@@ -19,6 +19,8 @@ use crate::plan::Plan;
 const MOST_TWICE: f64 = 0.02;
 /// … of goods with at least so many chunks: the end game of a small delivery is most of it.
 const MANY_CHUNKS: u32 = 500;
+/// With so many chunks seeders of different speeds take so many times as long as their lines together need at most.
+const MOST_OVER_IDEAL: f64 = 1.1;
 /// Millionths in a minor unit.
 const MICROS: u64 = 1_000_000;
 
@@ -34,7 +36,7 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) async fn build(name: &str, options: Options, plan: Plan) -> Result<Set, ScenarioError> {
-        let network = Network::start(plan).await?;
+        let network = Network::start(plan.goods_of(options.bytes)).await?;
         let goods = Goods::write(network.dir(), name, options.bytes, options.seed)?;
         let product = network.publish(&goods, &Terms::default()).await?;
         Ok(Set { network, goods, product, report: Report::new(name, options.seed), sold: Vec::new() })
@@ -138,6 +140,22 @@ impl Set {
             Err(error) => self.report.invariant("books-even", false, error.to_string()),
         }
         Ok(())
+    }
+
+    /// Nobody's line was idle for long: from the first chunk to the end it took hardly longer than `ideal_ms`, which all lines
+    /// together need for the bytes. What comes before is told and not judged: connections, the ticket, the first chunk.
+    pub(super) fn expect_near_ideal(&mut self, ideal_ms: f64) {
+        let first = self.report.figures.get("first_chunk_ms").copied().unwrap_or(0.0);
+        let took = (self.report.time_ms as f64 - first).max(0.0);
+        self.report.figures.insert("ideal_ms", ideal_ms);
+        self.report.figures.insert("time_to_ideal", took / ideal_ms);
+        if self.product.chunks >= MANY_CHUNKS {
+            let detail = format!(
+                "{took:.0} ms from the first chunk to the end, where all lines together need {ideal_ms:.0} ms; {first:.0} ms \
+                 before it"
+            );
+            self.report.invariant("near-ideal", took <= ideal_ms * MOST_OVER_IDEAL, detail);
+        }
     }
 
     pub(super) fn expect_few_duplicates(&mut self) {
