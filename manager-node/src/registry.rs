@@ -221,6 +221,7 @@ fn store_report(
         ..ReportOutcome::default()
     };
     record.addrs.clone_from(&report.addrs);
+    record.capacity = report.capacity;
     record.free = report.free;
     record.deliveries = report.deliveries;
     record.last_report = now;
@@ -346,6 +347,11 @@ mod tests {
         registry.report(peer(4), report(4, &[known], true), 1036).await.unwrap();
         let two = registry.sources_for(&known, 1050, 2).unwrap();
         assert_eq!(two.iter().map(|s| s.peer).collect::<Vec<_>>(), [peer(4), peer(6)]);
+
+        // What it offers is what it said last, not what it said when it enrolled: the share of copies goes by that.
+        let grown = SeederReport { capacity: 77, ..report(3, &[known], true) };
+        registry.report(peer(3), grown, 1055).await.unwrap();
+        assert_eq!(registry.seeder(&peer(3)).unwrap().unwrap().capacity, 77);
 
         let lost = registry.report(peer(4), report(4, &[], true), 1060).await.unwrap().unwrap();
         assert!(lost.lost_content);

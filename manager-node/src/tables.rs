@@ -90,7 +90,7 @@ pub(crate) struct SeederRecord {
     pub(crate) cert: Signed<SeederCert>,
     /// For people.
     pub(crate) name: String,
-    /// Bytes offered at enrolment.
+    /// Bytes offered, at enrolment and then as last reported.
     pub(crate) capacity: u64,
     /// Where it can be reached, as last reported.
     pub(crate) addrs: Vec<Address>,

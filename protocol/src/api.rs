@@ -307,6 +307,8 @@ pub struct SeederReport {
     pub damaged: Vec<Digest>,
     /// True in the first part of a report: what was reported before is forgotten.
     pub first: bool,
+    /// Bytes that it offers in all, by its configuration of now: its share of the network's copies goes by that.
+    pub capacity: u64,
     /// Bytes that may still be placed.
     pub free: u64,
     /// Deliveries under way …

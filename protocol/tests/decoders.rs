@@ -250,6 +250,7 @@ fn the_largest_of_everything_fits_its_limit() {
         held: vec![manifest_digest(); SeederReport::MAX_HELD],
         damaged: vec![manifest_digest(); SeederReport::MAX_DAMAGED],
         first: true,
+        capacity: u64::MAX,
         free: u64::MAX,
         deliveries: u32::MAX,
         max_deliveries: u32::MAX,

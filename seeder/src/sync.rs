@@ -276,6 +276,7 @@ impl Contact {
                 // Once is enough.
                 damaged: if first { damaged.clone() } else { Vec::new() },
                 first,
+                capacity: seeder.config.capacity,
                 free,
                 deliveries,
                 max_deliveries,

@@ -533,6 +533,7 @@ fn mesh() -> Vec<Sample> {
         held: vec![manifest_digest()],
         damaged: vec![Digest::from_bytes([9; 32])],
         first: true,
+        capacity: 1 << 40,
         free: 1 << 39,
         deliveries: 3,
         max_deliveries: 256,

@@ -191,6 +191,8 @@ async fn what_does_not_fit_is_not_fetched_and_the_reason_is_told() {
     .await;
     assert!(reason.contains(&goods.bytes.len().to_string()) && reason.contains("content"), "{reason}");
     assert!(small.contents().list().is_empty());
+    let heard = world.office.heard.lock().unwrap().reports.get(&small.peer_id()).map(|report| report.capacity);
+    assert_eq!(heard, Some(3 * CHUNK as u64), "what the configuration says now is what the manager hears");
     stop(small).await;
     stop(source).await;
 }
