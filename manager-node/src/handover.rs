@@ -2,15 +2,19 @@
 //! go, and two seeders that ask at the same moment must not both be told that the other one has it. So it is decided here,
 //! in one transaction, and what cannot go yet is copied elsewhere first.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
+use protocol::api::{Kept, KeptBecause};
 use protocol::{Digest, PeerId};
 use store::{StoreError, Txn};
 
+use crate::audit_fetch;
 use crate::context::Context;
 use crate::registry::is_here;
-use crate::tables::{HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PRODUCT_OF_MANIFEST, PRODUCTS, SEEDERS};
+use crate::tables::{
+    HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, SEEDERS,
+};
 
 /// A seeder that wants to let go of something says so again at each of its reports; one that stopped saying so for this
 /// long changed its mind, or is gone. Milliseconds.
@@ -19,14 +23,14 @@ const STILL_MEANT_MS: u64 = 10 * 60 * 1000;
 const HOLDERS_COUNTED: usize = 1024;
 
 /// Those of `contents` that `peer` may let go of now; they do not count as held by it any more. With `hand_over` copies of
-/// the others are ordered elsewhere, and it may ask again.
+/// the others are ordered elsewhere, and it may ask again; with each goes what it waits for.
 pub(crate) async fn release(
     ctx: &Context,
     peer: PeerId,
     contents: Vec<Digest>,
     hand_over: bool,
     now: u64,
-) -> Result<Vec<Digest>, StoreError> {
+) -> Result<(Vec<Digest>, Vec<Kept>), StoreError> {
     let origin = ctx.registry.origin();
     let (copies, away_ms) = (usize::try_from(ctx.config.copies).unwrap_or(usize::MAX), ctx.config.seeder_away_ms);
     let revoked: HashSet<PeerId> = ctx.revocations.with(|revoked| {
@@ -34,18 +38,24 @@ pub(crate) async fn release(
         seeders.into_iter().map(|(peer, _)| peer).filter(|peer| revoked.has_peer(peer)).collect()
     });
     let asked = contents.len();
-    let released = ctx
+    let (released, kept) = ctx
         .db
         .write(move |txn| {
             let leaving = leaving(txn, now)?;
-            let mut here = HashSet::new();
+            let failed = audit_fetch::failed(txn)?;
+            let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
+            // Everybody else who is there, and the room of those who are given copies.
+            let (mut here, mut room) = (HashSet::new(), HashMap::new());
             SEEDERS.scan::<StoreError>(txn, .., |other, record| {
                 if other != peer && !revoked.contains(&other) && is_here(record.last_report, now, away_ms) {
                     here.insert(other);
+                    if Some(other) != origin && !full.contains(&other) && !failed.contains(&other) {
+                        room.insert(other, record.free);
+                    }
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
-            let mut released = Vec::new();
+            let (mut released, mut kept) = (Vec::new(), Vec::new());
             for digest in &contents {
                 // Twice in one question, or nothing that anybody was ever sold.
                 if !HELD.contains(txn, &(peer, *digest))? || !MANIFESTS.contains(txn, digest)? {
@@ -66,18 +76,37 @@ pub(crate) async fn release(
                     HOLDERS.delete(txn, &(*digest, peer))?;
                     LEAVING.delete(txn, &(peer, *digest))?;
                     released.push(*digest);
-                } else if hand_over {
+                    continue;
+                }
+                if hand_over {
                     LEAVING.put(txn, &(peer, *digest), &LeavingRecord { asked_at: now })?;
                 }
+                let length = MANIFESTS.get(txn, digest)?.and_then(|signed| signed.peek().ok()).map_or(0, |m| m.length);
+                let (mut under_way, mut has_room) = (false, false);
+                for (other, free) in &room {
+                    let ordered = PENDING.contains(txn, &(*other, *digest))?;
+                    let has = HOLDERS.contains(txn, &(*digest, *other))?;
+                    under_way |= ordered;
+                    has_room |= !has && *free >= length;
+                }
+                let because = match able {
+                    0 => KeptBecause::NobodyElse,
+                    _ if under_way || has_room => KeptBecause::UnderWay,
+                    _ => KeptBecause::NoRoom,
+                };
+                let copies = of_seeders.len() + of_origin.len().min(usize::from(wanted == 0));
+                let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+                // One whole copy there must be, whoever has it.
+                kept.push(Kept { manifest: *digest, copies: count(copies), wanted: count(wanted.max(1)), because });
             }
-            Ok::<_, StoreError>(released)
+            Ok::<_, StoreError>((released, kept))
         })
         .await?;
     if hand_over && released.len() < asked {
         ctx.placements.wake();
     }
     tracing::info!(%peer, asked, released = released.len(), "a seeder lets go of content");
-    Ok(released)
+    Ok((released, kept))
 }
 
 fn is_withdrawn(txn: &impl Txn, manifest: &Digest) -> Result<bool, StoreError> {

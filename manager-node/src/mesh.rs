@@ -76,8 +76,9 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
                 let why = "this is the origin: it keeps everything, and cannot leave";
                 return Err(Refusal::new(RefusalCode::WrongState, why));
             }
-            let released = handover::release(ctx, peer, contents, hand_over, now).await.map_err(Refused::from)?;
-            Ok(MeshResponse::Released(released))
+            let (contents, kept) =
+                handover::release(ctx, peer, contents, hand_over, now).await.map_err(Refused::from)?;
+            Ok(MeshResponse::Released { contents, kept })
         }
         MeshRequest::DialBack => {
             ctx.enrolled_seeder(&peer, now)?;

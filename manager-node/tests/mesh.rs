@@ -11,7 +11,8 @@ use std::time::Duration;
 use manager_node::{Config, InitOptions, OriginState, PublishProgress, PublishRequest, Running};
 use node::{CallLimits, Node, NodeConfig, NodeHandle, Protocol, Supervisor};
 use protocol::api::{
-    self, MESH_PROTOCOL, MeshRequest, MeshResponse, News, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse,
+    self, Kept, KeptBecause, MESH_PROTOCOL, MeshRequest, MeshResponse, News, SEEDER_PROTOCOL, SeederReport,
+    SeederRequest, SeederResponse,
 };
 use protocol::certificate::SeederCert;
 use protocol::replication::ReplicationOrder;
@@ -383,6 +384,10 @@ async fn the_control_socket_publishes_with_progress_and_names_what_is_wrong() {
     manager.stop(LIMIT).await.unwrap();
 }
 
+fn released(contents: &[Digest]) -> MeshResponse {
+    MeshResponse::Released { contents: contents.to_vec(), kept: Vec::new() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_first() {
     let temp = tempfile::tempdir().unwrap();
@@ -407,28 +412,37 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     };
     // Both ask at once: one may, and the other has the last copy then.
     let (a, b) = tokio::join!(one.ask(release(false)), two.ask(release(false)));
-    let may = [a, b].map(|answer| answer == MeshResponse::Released(vec![content]));
+    let may = [a, b].map(|answer| answer == released(&[content]));
     assert!(may[0] != may[1], "{may:?}");
     assert_eq!(holders().await, 1);
     if may[1] {
         one.report(&[], 1 << 30).await;
         two.report(&[content], 1 << 30).await;
-        assert_eq!(one.ask(release(false)).await, MeshResponse::Released(vec![content]));
+        assert_eq!(one.ask(release(false)).await, released(&[content]));
     }
 
     // The other leaves: its copy is made elsewhere first, and it is given nothing new itself.
+    // While nobody has room for it, it says so.
+    let kept = async |because| {
+        let MeshResponse::Released { contents, kept } = two.ask(release(true)).await else { panic!("no answer") };
+        let waits = Kept { manifest: content, copies: 0, wanted: 1, because };
+        assert_eq!((contents, kept), (vec![], vec![waits]));
+    };
+    one.report(&[], 1000).await;
+    kept(KeptBecause::NoRoom).await;
     one.report(&[], 1 << 30).await;
-    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![]));
+    kept(KeptBecause::UnderWay).await;
     let placements = one.placements(&[]).await;
     assert_eq!(placements.len(), 1, "{placements:?}");
-    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![]), "not before it is there");
+    // Not before it is there.
+    kept(KeptBecause::UnderWay).await;
     assert_eq!(holders().await, 1);
     one.report(&[content], 1 << 30).await;
-    assert_eq!(two.ask(release(true)).await, MeshResponse::Released(vec![content]));
+    assert_eq!(two.ask(release(true)).await, released(&[content]));
     assert_eq!(holders().await, 1);
 
     let unknown = MeshRequest::Release { contents: vec![Digest::from_bytes([9; 32])], hand_over: true };
-    assert_eq!(one.ask(unknown).await, MeshResponse::Released(vec![Digest::from_bytes([9; 32])]));
+    assert_eq!(one.ask(unknown).await, released(&[Digest::from_bytes([9; 32])]));
     let stranger = Peer::start(3, &public).await;
     assert_eq!(stranger.refused(release(true)).await.code, RefusalCode::NotEnrolled);
 

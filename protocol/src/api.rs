@@ -387,6 +387,41 @@ pub enum MeshRequest {
     },
 }
 
+/// A copy that may not go yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Kept {
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// Whole copies at others that are there …
+    pub copies: u32,
+    /// … and how many there have to be.
+    pub wanted: u32,
+    /// Why there are no more.
+    pub because: KeptBecause,
+}
+
+/// What a copy that may not go waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum KeptBecause {
+    /// Another seeder is to make a copy, or can.
+    UnderWay,
+    /// No other seeder has room for it.
+    NoRoom,
+    /// There is no other seeder.
+    NobodyElse,
+}
+
+impl KeptBecause {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            KeptBecause::UnderWay => "the copy is under way",
+            KeptBecause::NoRoom => "no other seeder has room for it",
+            KeptBecause::NobodyElse => "there is no other seeder",
+        }
+    }
+}
+
 /// Answers to seeders.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum MeshResponse {
@@ -410,8 +445,13 @@ pub enum MeshResponse {
     Statement(Option<Box<Signed<Statement>>>),
     /// To [`MeshRequest::Explain`].
     Explained(Box<Explanation>),
-    /// To [`MeshRequest::Release`]: those that have enough other copies, and do not count as held by it any more.
-    Released(Vec<Digest>),
+    /// To [`MeshRequest::Release`].
+    Released {
+        /// Those that have enough other copies, and do not count as held by it any more.
+        contents: Vec<Digest>,
+        /// The others, and what they wait for.
+        kept: Vec<Kept>,
+    },
     /// To [`MeshRequest::DialBack`]: each address, and why nobody answered there or `None`. The reason has at most
     /// [`Refusal::MAX_DETAIL`] bytes.
     Reach(Vec<(Address, Option<String>)>),

@@ -258,6 +258,10 @@ fn the_largest_of_everything_fits_its_limit() {
         now: u64::MAX,
     };
     fits("report", &MeshRequest::Report(report));
+    let digest = manifest_digest();
+    let kept = Kept { manifest: digest, copies: u32::MAX, wanted: u32::MAX, because: KeptBecause::NobodyElse };
+    let contents = vec![digest; SeederReport::MAX_HELD];
+    fits("released", &MeshResponse::Released { contents, kept: vec![kept; SeederReport::MAX_HELD] });
     fits("status", &SalesRequest::Status { transactions: vec![transaction(); 256] });
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use node::{ControlError, ProgressSender};
-use protocol::api::SeederReport;
+use protocol::api::{Kept, SeederReport};
 use protocol::{Digest, Refusal, RefusalCode};
 use serde_json::{Value, json};
 use store::StoreError;
@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// A client that is turned away comes back after about this time, milliseconds: to find the seeder gone, or staying.
 const COME_BACK_MS: u64 = 60_000;
+/// Contents that are named among those that may not go yet.
+const SHOWN: usize = 32;
 
 /// How far the leaving is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,22 @@ impl Left {
     }
 }
 
+/// For people: the first copy that may not go yet, and why.
+fn waits_for(kept: &[Kept]) -> Option<String> {
+    let first = kept.first()?;
+    let Kept { manifest, copies, wanted, because } = first;
+    let more = match kept.len() - 1 {
+        0 => String::new(),
+        more => format!("; and {more} more contents"),
+    };
+    Some(format!("content {manifest}: {copies} of {wanted} copies elsewhere, {}{more}", because.as_str()))
+}
+
+fn kept_json(kept: &Kept) -> Value {
+    let Kept { manifest, copies, wanted, because } = kept;
+    json!({ "manifest": manifest, "copies": copies, "wanted": wanted, "because": because.as_str() })
+}
+
 /// Stays after all.
 pub(crate) fn cancel(seeder: &Seeder) -> Value {
     seeder.drain.phase.send_replace(Phase::Staying);
@@ -127,6 +145,7 @@ pub(crate) async fn run(
     let began = Instant::now();
     let pause = ASK_EVERY.min(Duration::from_millis(seeder.config.report_ms));
     let (mut asked, mut trouble, mut told) = (None::<Instant>, None::<String>, Value::Null);
+    let mut kept: Vec<Kept> = Vec::new();
     loop {
         let looking = Arc::clone(seeder);
         let left = tokio::task::spawn_blocking(move || Left::look(&looking)).await;
@@ -136,15 +155,22 @@ pub(crate) async fn run(
             Err(error) => return Err(ControlError::new("internal", error.to_string())),
         };
         let patient = patience_ms.is_none_or(|ms| began.elapsed() < Duration::from_millis(ms));
+        kept.retain(|kept| left.contents.contains(&kept.manifest));
         let facts = json!({
             "deliveries": left.deliveries,
             "contents": left.contents.len(),
             "receipts": left.receipts,
+            "waits_for": waits_for(&kept),
+            "kept": kept.iter().take(SHOWN).map(kept_json).collect::<Vec<_>>(),
             "trouble": trouble,
         });
         if left.is_nothing() || !patient {
             seeder.drain.phase.send_replace(Phase::Left);
-            tracing::info!(left = %facts, "this seeder has left");
+            if left.is_nothing() {
+                tracing::info!("this seeder has left");
+            } else {
+                tracing::warn!(left = %facts, "this seeder has left before everything was done");
+            }
             return Ok(json!({ "drain": seeder.drain.name(), "complete": left.is_nothing(), "left": facts }));
         }
         if facts != told {
@@ -155,8 +181,9 @@ pub(crate) async fn run(
             asked = Some(Instant::now());
             let some = left.contents.into_iter().take(SeederReport::MAX_HELD).collect();
             match garbage::ask(seeder, some, true).await {
-                Ok(released) => {
+                Ok((released, rest)) => {
                     trouble = None;
+                    kept = rest;
                     seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).extend(released);
                 }
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::Digest;
-use protocol::api::{MeshRequest, MeshResponse, provider_key};
+use protocol::api::{Kept, MeshRequest, MeshResponse, provider_key};
 use store::StoreError;
 
 use crate::clock::now_ms;
@@ -144,7 +144,7 @@ async fn round(seeder: &Arc<Seeder>) -> Result<Option<String>, StoreError> {
             return Ok(None);
         }
         let released = match ask(seeder, batch.iter().map(|candidate| candidate.digest).collect(), false).await {
-            Ok(released) => released,
+            Ok((released, _)) => released,
             Err(error) => return Ok(Some(format!("above the quota, and {error}"))),
         };
         for candidate in batch {
@@ -222,10 +222,15 @@ fn wanted(seeder: &Seeder, now: u64) -> Result<HashSet<Digest>, StoreError> {
     Ok(wanted)
 }
 
-/// Asks the manager which of these may go; with `hand_over` it has copies of the rest made elsewhere.
-pub(crate) async fn ask(seeder: &Seeder, contents: Vec<Digest>, hand_over: bool) -> Result<HashSet<Digest>, AskError> {
+/// Asks the manager which of these may go, and what the rest waits for; with `hand_over` it has copies of the rest made
+/// elsewhere.
+pub(crate) async fn ask(
+    seeder: &Seeder,
+    contents: Vec<Digest>,
+    hand_over: bool,
+) -> Result<(HashSet<Digest>, Vec<Kept>), AskError> {
     match seeder.manager.ask(&MeshRequest::Release { contents, hand_over }).await? {
-        MeshResponse::Released(released) => Ok(released.into_iter().collect()),
+        MeshResponse::Released { contents, kept } => Ok((contents.into_iter().collect(), kept)),
         _ => Err(AskError::Unexpected("a question what may go")),
     }
 }

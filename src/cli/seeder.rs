@@ -167,6 +167,9 @@ impl DirArgs {
     }
 }
 
+/// The exit code of a drain that ended before everything was done: what it kept may have been the last copies.
+const UNFINISHED: u8 = 3;
+
 /// Runs one command.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     match command {
@@ -190,16 +193,21 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Drain(args) => {
             let request = json!({"cmd": "drain", "patience_ms": args.patience, "cancel": args.cancel});
             let silent = global.json;
-            let answer = node::control_call(&args.dir.path(), &request, |facts| {
+            let answer = node::control_call(&args.dir.path(), &request, |mut facts| {
                 if !silent {
+                    // One line; `waits_for` has the first of them.
+                    if let Some(facts) = facts.as_object_mut() {
+                        facts.remove("kept");
+                    }
                     let told = page(&facts).replace('\n', ", ");
                     output::note(&format!("left to do: {told}"));
                 }
             })
             .await?;
             let text = page(&answer);
+            let unfinished = answer.get("complete").and_then(serde_json::Value::as_bool) == Some(false);
             Answer::new(answer, text).print(global.json)?;
-            Ok(ExitCode::SUCCESS)
+            Ok(if unfinished { ExitCode::from(UNFINISHED) } else { ExitCode::SUCCESS })
         }
         Command::Deny(args) => {
             let request = json!({"cmd": "deny", "add": args.add, "remove": args.remove});

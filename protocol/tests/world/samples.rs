@@ -540,6 +540,8 @@ fn mesh() -> Vec<Sample> {
         turned_away: 2,
         now: NOW,
     };
+    let manifest_kept = Digest::from_bytes([9; 32]);
+    let kept = Kept { manifest: manifest_kept, copies: 1, wanted: 3, because: KeptBecause::NoRoom };
     let revocation = network_key(KeyPurpose::Revocation);
     let cert = Signed::sign(&seeder_cert(), &network_key(KeyPurpose::Enrolment));
     let introduce = MeshRequest::Introduce { certificate: cert.clone(), addrs: vec![address.clone()] };
@@ -567,7 +569,7 @@ fn mesh() -> Vec<Sample> {
         sample("dial-back", &MeshRequest::DialBack),
         sample("statement-answer", &MeshResponse::Statement(Some(Box::new(statement)))),
         sample("explained", &MeshResponse::Explained(Box::new(explanation))),
-        sample("released", &MeshResponse::Released(vec![manifest_digest()])),
+        sample("released", &MeshResponse::Released { contents: vec![manifest_digest()], kept: vec![kept] }),
         sample("reach", &MeshResponse::Reach(reach)),
         sample("introduce", &introduce),
         sample("introduced", &introduced),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use node::{CallLimits, Node, NodeConfig, NodeHandle, Protocol, Supervisor, serve_calls};
 use protocol::api::{
-    MESH_PROTOCOL, MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse,
+    Kept, KeptBecause, MESH_PROTOCOL, MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest,
+    SeederResponse,
 };
 use protocol::certificate::SeederCert;
 use protocol::manifest::Manifest;
@@ -186,9 +187,12 @@ impl Office {
             },
             MeshRequest::Release { contents, hand_over } => {
                 let says = self.says.lock().unwrap();
-                let released = contents.iter().filter(|digest| says.lets_go.contains(*digest)).copied().collect();
+                let (released, rest): (Vec<_>, Vec<_>) =
+                    contents.iter().copied().partition(|digest| says.lets_go.contains(digest));
+                let because = KeptBecause::NoRoom;
+                let kept = rest.into_iter().map(|manifest| Kept { manifest, copies: 1, wanted: 3, because }).collect();
                 self.heard.lock().unwrap().releases.push((contents, hand_over));
-                MeshResponse::Released(released)
+                MeshResponse::Released { contents: released, kept }
             }
             // What no test asks for.
             _ => {
