@@ -38,7 +38,7 @@ pub enum DeliveryState {
     Fetching,
     /// All chunks are here; the key or the unpacking is missing.
     Fetched,
-    /// The files are in their place.
+    /// The files are in their place; also while they are fetched once more.
     Done,
 }
 
@@ -164,6 +164,14 @@ impl Delivery {
 
     pub(crate) fn set_out(&mut self, path: &Path) {
         self.out = Some(path.as_os_str().as_bytes().to_vec());
+    }
+
+    /// Notes how far it is. One whose files are in their place stays done while it is fetched once more: that ends with
+    /// another place, or with nothing.
+    pub(crate) fn set_underway(&mut self, state: DeliveryState) {
+        if self.state != DeliveryState::Done {
+            self.state = state;
+        }
     }
 
     pub(crate) fn place(&self) -> Option<PathBuf> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{
-    AskError, BuyRequest, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange,
-    LinkOptions, Target, VerifyTarget,
+    AskError, BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange, LinkOptions, Target,
+    VerifyTarget,
 };
 use protocol::trust::JoinLine;
 use protocol::{PeerAddrs, PeerId, ProductId, TransactionId};
@@ -489,7 +489,8 @@ pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCod
     let home = args.home.open()?;
     let deliveries = client_node::status(&home).await?;
     let mut running = serde_json::Map::new();
-    for delivery in deliveries.iter().filter(|delivery| delivery.state != DeliveryState::Done) {
+    // Also those that are done: they may be fetched once more.
+    for delivery in &deliveries {
         if let Some(progress) = client_node::progress_of(&home, delivery.transaction).await? {
             running.insert(delivery.transaction.to_string(), progress);
         }

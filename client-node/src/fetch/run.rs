@@ -198,7 +198,7 @@ async fn fetch_linked(
             delivery.set_out(&out);
             delivery.trouble = None;
             if delivery.state != DeliveryState::Fetched {
-                delivery.state = DeliveryState::Fetching;
+                delivery.set_underway(DeliveryState::Fetching);
                 delivery.started_at = now_ms();
             }
         })
@@ -214,7 +214,12 @@ async fn fetch_linked(
     let have = run.store.list().first().map(|content| (content.have_bytes(), content.manifest().length));
     if let (Err(_), Some((have, total))) = (&result, have) {
         let library = home.library();
-        blocking(move || library.update(transaction, move |d| (d.have_bytes, d.total_bytes) = (have, total))).await?;
+        let note = move |delivery: &mut Delivery| {
+            if delivery.state != DeliveryState::Done {
+                (delivery.have_bytes, delivery.total_bytes) = (have, total);
+            }
+        };
+        blocking(move || library.update(transaction, note)).await?;
     }
     result.map(|outcome| FetchOutcome { resumed_from: resumed_from + outcome.resumed_from, ..outcome })
 }
@@ -404,7 +409,7 @@ impl Run<'_> {
     /// What was here in full is not any more.
     async fn note_fetching(&self) -> Result<(), FetchError> {
         let (library, transaction) = (self.home.library(), self.transaction);
-        Ok(blocking(move || library.update(transaction, |d| d.state = DeliveryState::Fetching)).await?)
+        Ok(blocking(move || library.update(transaction, |d| d.set_underway(DeliveryState::Fetching))).await?)
     }
 
     // A thread that panicked while it held this lock was between two plain assignments.
@@ -476,7 +481,7 @@ impl Run<'_> {
             (content.signed_manifest().clone(), content.manifest().length, completion.clone());
         blocking(move || {
             library.update_step(Step::ClientFetched, transaction, move |delivery| {
-                delivery.state = DeliveryState::Fetched;
+                delivery.set_underway(DeliveryState::Fetched);
                 delivery.manifest = Some(manifest.clone());
                 delivery.completion = Some(noted.clone());
                 (delivery.have_bytes, delivery.total_bytes) = (length, length);

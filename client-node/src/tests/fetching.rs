@@ -130,6 +130,38 @@ async fn a_ticket_becomes_files_and_nothing_else_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_off_second_fetch_leaves_the_first_delivery_as_it_was() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let first = client.fetch(&ticket).await.unwrap();
+    let before = status(&client.home).await.unwrap().remove(0);
+
+    *net.seeders[0].vice.lock().unwrap() = Vice::Stops(net.sent() + 3);
+    let (cancel, progress) = (CancellationToken::new(), watch::Sender::new(FetchProgress::default()));
+    let mut seen = progress.subscribe();
+    let elsewhere = client.dir.path().join("elsewhere");
+    let target = Target::Envelope(Box::new(ticket.clone()));
+    let run = fetch(&client.home, target, &elsewhere, options(), progress, cancel.clone());
+    let stop = async {
+        seen.wait_for(|p| p.transfer.have_chunks > 0).await.unwrap();
+        let during = status(&client.home).await.unwrap().remove(0);
+        cancel.cancel();
+        during
+    };
+    let (ended, during) = tokio::time::timeout(LIMIT, async { tokio::join!(run, stop) }).await.expect("it hangs");
+    assert!(matches!(ended.unwrap_err(), FetchError::Cancelled));
+    for now in [during, status(&client.home).await.unwrap().remove(0)] {
+        let of = |d: &crate::DeliveryStatus| (d.state, d.path.clone(), d.have_bytes, d.total_bytes);
+        assert_eq!(of(&now), of(&before));
+    }
+    let report = verify(&client.home, VerifyTarget::Path(first.path.clone()), |_, _| {}).await.unwrap();
+    assert!(report.is_good());
+    assert!(client.fetch(&ticket).await.unwrap().already_here);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_fetch_says_how_far_it_is_and_is_told_how_fast_it_may_go() {
     let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     let client = Client::new();
