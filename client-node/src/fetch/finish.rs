@@ -82,7 +82,7 @@ impl Run<'_> {
         tally: Tally,
     ) -> Result<FetchOutcome, FetchError> {
         let (home, transaction, out, work) = (self.home.clone(), self.transaction, self.out.clone(), self.work.clone());
-        let only = self.options.only.clone();
+        let (only, resumed) = (self.options.only.clone(), self.resumed(&content));
         let outcome = blocking(move || {
             keep_records(&home, &content.digest(), &unpacked.inventory, &chaining_values(&content)?)?;
             let to = out.join(unpacked.top.file_name().unwrap_or_default());
@@ -116,7 +116,7 @@ impl Run<'_> {
         tracing::info!(step = 11, %transaction, files = outcome.files, path = %outcome.path.display(), "product in its place");
         Ok(FetchOutcome {
             bytes: tally.bytes,
-            resumed_from: tally.adopted_bytes,
+            resumed_from: resumed + tally.adopted_bytes,
             duplicate_bytes: tally.duplicate_bytes,
             transfer_ms: millis(tally.duration),
             sources: tally.sources,

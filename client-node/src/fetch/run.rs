@@ -187,11 +187,11 @@ async fn fetch_linked(
         .await?
     };
     let before = store.get(&checked.manifest);
-    let resumed_from = before.as_ref().map_or(0, |content| content.have_bytes());
     // Ciphertext proves itself when it is decrypted; files do not.
+    let earlier = before.as_ref().map(|content| content.have()).unwrap_or_default();
     let unproven = before.filter(|content| content.body::<InPlace>().is_some()).map(|content| content.have());
-    let unproven = Mutex::new(unproven.unwrap_or_default());
-    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, unproven };
+    let earlier = Mutex::new(Earlier { sound: earlier, unproven: unproven.unwrap_or_default() });
+    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, earlier };
     let (library, out) = (home.library(), run.out.clone());
     blocking(move || {
         library.update(transaction, move |delivery| {
@@ -221,7 +221,7 @@ async fn fetch_linked(
         };
         blocking(move || library.update(transaction, note)).await?;
     }
-    result.map(|outcome| FetchOutcome { resumed_from: resumed_from + outcome.resumed_from, ..outcome })
+    result
 }
 
 /// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to
@@ -285,8 +285,16 @@ pub(super) struct Run<'a> {
     pub(super) work: PathBuf,
     pub(super) out: PathBuf,
     pub(super) transaction: TransactionId,
-    /// Chunks that an earlier run put into their files, and that were not read since.
-    unproven: Mutex<ChunkSet>,
+    earlier: Mutex<Earlier>,
+}
+
+/// Chunks that earlier runs left.
+#[derive(Default)]
+struct Earlier {
+    /// All but those that turned out damaged.
+    sound: ChunkSet,
+    /// Those that were put into their files and not read since.
+    unproven: ChunkSet,
 }
 
 impl Run<'_> {
@@ -315,7 +323,8 @@ impl Run<'_> {
 
     async fn forget_damaged(&self, checked: &Checked) -> Result<(), FetchError> {
         let Some(content) = self.store.get(&checked.manifest) else { return Ok(()) };
-        blocking(move || content.verify_all(&mut |_| ControlFlow::Continue(()))).await?;
+        let found = blocking(move || content.verify_all(&mut |_| ControlFlow::Continue(()))).await?;
+        self.lost(&found.damaged);
         self.note_fetching().await
     }
 
@@ -362,7 +371,7 @@ impl Run<'_> {
             if here.is_none() && round == 0 {
                 self.ask_for_further_delivery(checked).await?;
             }
-            let (unproven, stop) = (std::mem::take(&mut *self.unproven()), self.cancel.child_token());
+            let (unproven, stop) = (std::mem::take(&mut self.earlier().unproven), self.cancel.child_token());
             let transfer = async {
                 if here.is_some() {
                     return Ok(None);
@@ -397,6 +406,7 @@ impl Run<'_> {
             })
         };
         let found = blocking(proven).await?;
+        self.lost(&found.damaged);
         if !found.whole {
             return Err(FetchError::Cancelled);
         }
@@ -413,8 +423,19 @@ impl Run<'_> {
     }
 
     // A thread that panicked while it held this lock was between two plain assignments.
-    fn unproven(&self) -> MutexGuard<'_, ChunkSet> {
-        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
+    fn earlier(&self) -> MutexGuard<'_, Earlier> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are not here after all.
+    fn lost(&self, damaged: &ChunkSet) {
+        let mut earlier = self.earlier();
+        earlier.sound = earlier.sound.difference(damaged);
+    }
+
+    /// Bytes that earlier runs left, without what turned out damaged.
+    pub(super) fn resumed(&self, content: &Content) -> u64 {
+        content.bytes_of(&self.earlier().sound)
     }
 
     /// What was downloaded in full before is paid and closed. To download it again is a delivery of its own, for which

@@ -112,6 +112,11 @@ impl Content {
         self.held().chunks.contains(chunk)
     }
 
+    /// Bytes that these chunks have.
+    pub fn bytes_of(&self, chunks: &ChunkSet) -> u64 {
+        bytes_of(self.manifest(), chunks)
+    }
+
     /// Bytes of the chunks that are here.
     pub fn have_bytes(&self) -> u64 {
         bytes_of(&self.manifest, &self.held().chunks)
