@@ -362,6 +362,9 @@ fn mib_per_s(bytes: u64, ms: u64) -> f64 {
     (rate * 10.0).round() / 10.0
 }
 
+/// A fetch whose goods are in their place ends so soon unless a seeder is away.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes: as a line of JSON where
 /// programs read along.
 async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool) {
@@ -370,6 +373,14 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool)
     let (mut unpacking, mut said) = (false, String::new());
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
+        if now.phase == FetchPhase::Done {
+            bar.finish();
+            let over = async { while seen.changed().await.is_ok() {} };
+            if tokio::time::timeout(SOON, over).await.is_err() && !silent && !json {
+                output::note("the goods are in their place; seeders are being told, which may be broken off");
+            }
+            return;
+        }
         if now.phase == FetchPhase::Unpacking {
             if !unpacking {
                 unpacking = true;

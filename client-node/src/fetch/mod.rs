@@ -113,7 +113,7 @@ pub enum FetchPhase {
     AwaitingKey,
     /// Files are being decrypted.
     Unpacking,
-    /// The files are in their place.
+    /// The files are in their place; seeders are told so for a few seconds more.
     Done,
 }
 

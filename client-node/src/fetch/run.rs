@@ -13,6 +13,7 @@ use protocol::receipt::Completion;
 use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use store::Step;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::debts;
@@ -191,7 +192,8 @@ async fn fetch_linked(
     let earlier = before.as_ref().map(|content| content.have()).unwrap_or_default();
     let unproven = before.filter(|content| content.body::<InPlace>().is_some()).map(|content| content.have());
     let earlier = Mutex::new(Earlier { sound: earlier, unproven: unproven.unwrap_or_default() });
-    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, earlier };
+    let settling = tokio::sync::Mutex::new(JoinSet::new());
+    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, earlier, settling };
     let (library, out) = (home.library(), run.out.clone());
     blocking(move || {
         library.update(transaction, move |delivery| {
@@ -210,7 +212,16 @@ async fn fetch_linked(
             () = cancel.cancelled() => {}
         }
     };
-    let (result, ()) = tokio::join!(Box::pin(run.to_the_end(checked)), paying);
+    let working = async {
+        let result = Box::pin(run.to_the_end(checked)).await;
+        if result.is_ok() {
+            // The goods are of use from here on, whatever the seeders still have to be told.
+            progress.send_modify(|p| (p.phase, p.waiting) = (FetchPhase::Done, None));
+        }
+        run.settled().await;
+        result
+    };
+    let (result, ()) = tokio::join!(working, paying);
     let have = run.store.list().first().map(|content| (content.have_bytes(), content.manifest().length));
     if let (Err(_), Some((have, total))) = (&result, have) {
         let library = home.library();
@@ -286,6 +297,8 @@ pub(super) struct Run<'a> {
     pub(super) out: PathBuf,
     pub(super) transaction: TransactionId,
     earlier: Mutex<Earlier>,
+    /// Seeders of transfers that are over are being told so.
+    pub(super) settling: tokio::sync::Mutex<JoinSet<()>>,
 }
 
 /// Chunks that earlier runs left.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport};
+use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stored};
 use futures::FutureExt;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
@@ -122,8 +122,10 @@ impl Run<'_> {
         checked: &mut Checked,
         only: Option<ChunkSet>,
     ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
+        // Two streams of one delivery to one seeder would be one too many for it.
+        self.settled().await;
         let (sender, mut transfer) = watch::channel(Progress::default());
-        let cancel = self.cancel.child_token();
+        let (cancel, over) = (self.cancel.child_token(), CancellationToken::new());
         let (partial, manifest) = (only.is_some(), checked.manifest);
         let (credential, newest) = watch::channel(checked.credential());
         let mut job = self.job(checked, only, sender, cancel.clone(), newest);
@@ -133,8 +135,12 @@ impl Run<'_> {
         let (home, transaction) = (self.home.clone(), self.transaction);
         job.banned = blocking(move || banned::load(&home, &transaction)).await?;
         let watcher = async {
-            let (mut space, mut place) = (None, None);
-            while transfer.changed().await.is_ok() {
+            let (mut space, mut place, mut goes_on) = (None, None, true);
+            while goes_on {
+                goes_on = tokio::select! {
+                    changed = transfer.changed() => changed.is_ok(),
+                    () = over.cancelled() => false,
+                };
                 let now = transfer.borrow_and_update().clone();
                 if place.is_none()
                     && let Some(name) = self.name_of(&manifest)
@@ -161,7 +167,12 @@ impl Run<'_> {
             space.unwrap_or(Ok(())).and(place.unwrap_or(Ok(())))
         };
         let mut renewed = checked.clone();
-        let transferred = async { tokio::join!(Box::pin(delivery::fetch(job)), watcher) };
+        let fetching = async {
+            let result = Box::pin(delivery::fetch_stored(job)).await;
+            over.cancel();
+            result
+        };
+        let transferred = async { tokio::join!(fetching, watcher) };
         let (result, room) = tokio::select! {
             done = transferred => done,
             never = Box::pin(self.keep_lease(&mut renewed, &credential)) => match never {},
@@ -171,10 +182,10 @@ impl Run<'_> {
             self.drop_empty(checked).await?;
             return Err(no_room);
         }
-        if let Ok(report) = &result {
-            let (completion, owed) = (report.completion.clone(), report.owed.clone());
-            debts::note(self.home, checked, delivery, completion, owed).await?;
-        }
+        let result = match result {
+            Ok(stored) => Ok(self.settle(checked, delivery, stored).await?),
+            Err(error) => Err(error),
+        };
         let sources = match &result {
             Ok(report) => report.sources.as_slice(),
             Err(delivery::FetchError::NoSource { sources, .. }) => sources.as_slice(),
@@ -184,6 +195,31 @@ impl Run<'_> {
         blocking(move || banned::note(&home, &transaction, &liars)).await?;
         self.complain(sources).await;
         Ok(result)
+    }
+
+    /// Gives the seeders what they are owed, beside what is to be done with the goods. It is noted as a debt before, for
+    /// the case that this process ends before they have it.
+    async fn settle(&self, checked: &Checked, delivery: DeliveryId, stored: Stored) -> Result<FetchReport, FetchError> {
+        let report = stored.report().clone();
+        debts::note(self.home, checked, delivery, report.completion.clone(), report.owed.clone()).await?;
+        let (home, checked) = (self.home.clone(), checked.clone());
+        self.settling.lock().await.spawn(async move {
+            let FetchReport { completion, owed, .. } = stored.settle().await;
+            if let Err(error) = debts::note(&home, &checked, delivery, completion, owed).await {
+                tracing::warn!(%error, "seeders that were given what they are owed are given it again");
+            }
+        });
+        Ok(report)
+    }
+
+    /// Waits until the seeders of the transfers before have what they are owed, or are known to be away; or for the end.
+    pub(super) async fn settled(&self) {
+        let mut settling = self.settling.lock().await;
+        let all = async { while settling.join_next().await.is_some() {} };
+        tokio::select! {
+            () = all => {}
+            () = self.cancel.cancelled() => {}
+        }
     }
 
     /// What the product is called, once that is known.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::network::{Net, Vice};
 use super::world::{Files, PAYLOAD, World, keypair, listing, noise};
-use crate::fetch::{FetchError, FetchOptions, FetchOutcome, FetchProgress, Target, fetch};
+use crate::fetch::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Target, fetch};
 use crate::home::{Home, now_ms};
 use crate::inbox::inbox;
 use crate::library::DeliveryState;
@@ -158,6 +158,41 @@ async fn a_broken_off_second_fetch_leaves_the_first_delivery_as_it_was() {
     let report = verify(&client.home, VerifyTarget::Path(first.path.clone()), |_, _| {}).await.unwrap();
     assert!(report.is_good());
     assert!(client.fetch(&ticket).await.unwrap().already_here);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_goods_wait_for_no_seeder_that_is_gone_and_it_is_told_later() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Mute]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let mut patient = options();
+    patient.limits.finish_timeout = 2 * LIMIT;
+    let (progress, mut seen) = watch::channel(FetchProgress::default());
+    let (out, target) = (client.out(), Target::Envelope(Box::new(ticket.clone())));
+    let run = fetch(&client.home, target, &out, patient, progress, CancellationToken::new());
+    let placed = async { seen.wait_for(|progress| progress.phase == FetchPhase::Done).await.map(drop) };
+    let first = async {
+        tokio::select! {
+            ended = run => panic!("the seeder heard nothing yet: {ended:?}"),
+            placed = placed => placed.unwrap(),
+        }
+    };
+    // Dropped where it stands, as by a kill.
+    tokio::time::timeout(LIMIT, first).await.expect("the goods waited");
+    album().assert_in(&out.join("An album"));
+    assert_eq!(client.names(), ["An album"]);
+    assert_eq!(status(&client.home).await.unwrap()[0].state, DeliveryState::Done);
+    let owed = client.home.library().debts(8).unwrap();
+    assert_eq!(owed.iter().map(|(_, debt)| debt.seeders.len()).sum::<usize>(), 1);
+
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    assert!(client.fetch(&ticket).await.unwrap().already_here);
+    let delivery = DeliveryId { transaction: net.sale.transaction, delivery: 1 };
+    let account = net.seeders[0].accounts.lock().unwrap().get(&delivery).cloned().unwrap();
+    let chunks = account.ack.unwrap().peek().unwrap().chunks.len();
+    assert_eq!((chunks, account.completion.is_some()), (net.product.manifest.chunks(), true));
+    assert!(client.home.library().debts(8).unwrap().is_empty());
     net.stop().await;
 }
 

@@ -214,6 +214,8 @@ pub(super) enum Vice {
     Corrupts,
     /// Sends so many chunks in all and is then overloaded.
     Stops(u32),
+    /// Sends everything, and never hears the last word.
+    Mute,
 }
 
 pub(super) struct Seeder {
@@ -345,6 +347,7 @@ impl Seeder {
                 None => {
                     let _ = stream.flush().await;
                     match read_message::<ClientMessage, _>(stream).await {
+                        Ok(Some(ClientMessage::Finish { .. })) if vice == Vice::Mute => std::future::pending().await,
                         Ok(Some(message)) => {
                             machine.message(message, now_ms())?;
                             Ok(())

@@ -26,7 +26,7 @@ use super::incoming::{Pulse, millis};
 use super::progress::{Phase, RateMeter, Stall, clock_grace};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
 use super::sources::{Added, SourceBook, is_idle};
-use super::{FetchError, FetchJob, FetchReport, StallCause};
+use super::{FetchError, FetchJob, StallCause, Stored};
 use crate::clock::{now_ms, running_ms};
 use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
 
@@ -162,7 +162,8 @@ impl Coordinator {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<FetchReport, FetchError> {
+    /// Returns when everything is durable, with [`Coordinator::settle`] to come, or there is an end of another kind.
+    pub(super) async fn run(mut self) -> Result<Stored, FetchError> {
         if let Some(content) = self.job.store.get(&self.job.manifest) {
             self.attach(content);
         }
@@ -187,11 +188,17 @@ impl Coordinator {
             Err(FetchError::NoSource { cause, .. }) => Some(cause.clone()),
             _ => None,
         };
-        self.tell(Phase::Done, true);
-        if let Some(cause) = stalled {
-            self.job.progress.send_modify(|progress| progress.stalled = Some(Stall { cause, next_try: None }));
-        }
-        outcome
+        let report = match outcome {
+            Ok(report) => report,
+            Err(error) => {
+                self.tell(Phase::Done, true);
+                if let Some(cause) = stalled {
+                    self.job.progress.send_modify(|progress| progress.stalled = Some(Stall { cause, next_try: None }));
+                }
+                return Err(error);
+            }
+        };
+        Ok(Stored { report, coordinator: Box::new(self) })
     }
 
     /// Works until everything asked for is verified and written, or there is a reason to stop.

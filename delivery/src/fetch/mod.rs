@@ -202,5 +202,34 @@ pub struct SourceReport {
 /// # Errors
 /// [`FetchError`]; what was fetched stays in the store in every case.
 pub async fn fetch(job: FetchJob) -> Result<FetchReport, FetchError> {
+    Ok(fetch_stored(job).await?.settle().await)
+}
+
+/// As [`fetch`], but returns as soon as everything is durable: what can be done with the content need not wait for
+/// seeders that may be gone.
+///
+/// # Errors
+/// [`FetchError`], as of [`fetch`].
+pub async fn fetch_stored(job: FetchJob) -> Result<Stored, FetchError> {
     Box::pin(coordinator::Coordinator::new(job).run()).await
+}
+
+/// A fetch of which everything is here, and the seeders are still to be told so. Dropped before [`Stored::settle`], it
+/// tells nobody: what [`Stored::report`] says to be owed can be given with [`settle`](settle()) all the same.
+pub struct Stored {
+    report: FetchReport,
+    coordinator: Box<coordinator::Coordinator>,
+}
+
+impl Stored {
+    /// What the fetch did. Every seeder that served is owed its last acknowledgement as yet.
+    pub fn report(&self) -> &FetchReport {
+        &self.report
+    }
+
+    /// Tells the seeders, within [`FetchLimits::finish_timeout`]. The report then says who could not be told.
+    pub async fn settle(self) -> FetchReport {
+        let Stored { report, mut coordinator } = self;
+        Box::pin(coordinator.settle(report)).await
+    }
 }

@@ -1,5 +1,5 @@
-//! How a fetch ends: what is stored is made durable first, then the seeders get what is owed to them, for a bounded
-//! time. A seeder that broke off after it had served is connected to once more for it: the acknowledgement is its pay.
+//! How a fetch ends: what is stored is made durable first, which the caller hears of; then the seeders get what is owed
+//! to them, for a bounded time. A seeder that broke off after it had served is connected to once more for it: the acknowledgement is its pay.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use protocol::receipt::Completion;
 use protocol::{PeerAddrs, PeerId, Signed};
 use tokio::time::Instant;
 
+use super::super::progress::Phase;
 use super::super::session::Ending;
 use super::super::{FetchError, FetchReport, StallCause};
 use super::{Coordinator, joined};
@@ -27,7 +28,7 @@ struct Try {
 }
 
 impl Coordinator {
-    /// Everything asked for is here.
+    /// Everything asked for is here: makes it durable.
     pub(super) async fn complete(&mut self) -> Result<FetchReport, FetchError> {
         let Some(content) = self.content.clone() else {
             return Err(FetchError::NoSource {
@@ -57,7 +58,7 @@ impl Coordinator {
             Signed::sign(&Completion { network, delivery, manifest, at: now_ms() }, &self.job.keypair)
         });
         let duration = self.started.elapsed();
-        let owed = self.settle_up(completion.clone()).await;
+        self.find_owed().await;
         Ok(FetchReport {
             bytes: self.new_bytes,
             chunks: self.new_chunks,
@@ -66,8 +67,21 @@ impl Coordinator {
             duration,
             sources: self.book.reports(),
             completion,
-            owed,
+            owed: self.still_owed(),
         })
+    }
+
+    /// Gives every seeder that served its last acknowledgement, those to which there is no stream any more included.
+    pub(in super::super) async fn settle(&mut self, report: FetchReport) -> FetchReport {
+        let first = Instant::now();
+        let tries = self.book.owed().into_iter().map(|peer| (peer, Try { made: 0, next: first })).collect();
+        self.last_words(report.completion.clone(), tries).await;
+        let owed = self.still_owed();
+        for seeder in &owed {
+            tracing::info!(seeder = %seeder.peer, "the seeder did not confirm the last acknowledgement");
+        }
+        self.tell(Phase::Done, true);
+        FetchReport { sources: self.book.reports(), owed, ..report }
     }
 
     /// Waits until every stream has on paper what it acknowledged, for a bounded time.
@@ -110,25 +124,19 @@ impl Coordinator {
         self.last_words(completion, BTreeMap::new()).await;
     }
 
-    /// Gives every seeder that served its last acknowledgement, those to which there is no stream any more included.
-    /// Returns those that did not confirm it.
-    pub(super) async fn settle_up(&mut self, completion: Option<Signed<Completion>>) -> Vec<PeerAddrs> {
+    /// Also those are owed something that an earlier run was killed before it could tell them.
+    async fn find_owed(&mut self) {
         let (acks, peers) = (Arc::clone(&self.job.acks), self.book.unsettled());
-        // Also those of an earlier run that was killed before it could tell them.
         let remembered = tokio::task::spawn_blocking(move || {
             peers.into_iter().filter(|peer| acks.load(peer).is_some()).collect::<Vec<_>>()
         });
         for peer in remembered.await.unwrap_or_default() {
             self.book.owe(&peer);
         }
-        let first = Instant::now();
-        let tries = self.book.owed().into_iter().map(|peer| (peer, Try { made: 0, next: first })).collect();
-        self.last_words(completion, tries).await;
-        let owed = self.book.owed();
-        for seeder in &owed {
-            tracing::info!(%seeder, "the seeder did not confirm the last acknowledgement");
-        }
-        owed.iter().map(|peer| self.book.target(peer)).collect()
+    }
+
+    fn still_owed(&self) -> Vec<PeerAddrs> {
+        self.book.owed().iter().map(|peer| self.book.target(peer)).collect()
     }
 
     async fn last_words(&mut self, completion: Option<Signed<Completion>>, mut tries: BTreeMap<PeerId, Try>) {
