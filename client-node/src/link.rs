@@ -250,6 +250,16 @@ impl Link {
         Ok(trust)
     }
 
+    /// The manager's sign of life by its own word, which is as new as can be.
+    pub(crate) async fn managers_sign_of_life(&self, trust: &Trust) -> Result<Heartbeat, RefreshError> {
+        match self.mesh(&MeshRequest::Heartbeat).await? {
+            MeshResponse::Heartbeat(signed) => {
+                Ok(trust.open(&signed, KeyPurpose::Revocation, |heartbeat: &Heartbeat| heartbeat.at, now_ms())?)
+            }
+            _ => Err(ManagerError::Unfitting("a question for the heartbeat").into()),
+        }
+    }
+
     /// The manager's newest sign of life that anybody asked has heard.
     pub(crate) async fn sign_of_life(&self, trust: &Trust) -> Result<Heartbeat, RefreshError> {
         let open = |signed: &Signed<Heartbeat>| {

@@ -18,8 +18,8 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The network library is chatty at `info`.
-const QUIET: &str = "libp2p_swarm=warn,libp2p_gossipsub=error,libp2p_kad=warn,quinn=warn,hyper=warn";
+/// The network library is chatty at `info`, and warns of every datagram that finds no way out: causes are told elsewhere.
+const QUIET: &str = "libp2p_swarm=warn,libp2p_gossipsub=error,libp2p_kad=warn,quinn=warn,quinn_udp=error,hyper=warn";
 
 /// Starts logging to `file`, or to standard error. `default` is the level where the user names none.
 pub(crate) fn start(filter: Option<&str>, format: LogFormat, file: Option<&Path>, default: &str) -> Result<()> {

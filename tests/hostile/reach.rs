@@ -330,6 +330,25 @@ fn where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause() {
 }
 
 #[test]
+fn a_machine_without_a_network_says_so_and_when_it_tries_again() {
+    let Some(mut net) = Net::start("a_machine_without_a_network_says_so", false) else { return };
+    let client = net.public("c");
+    net.public_seeder(false);
+    let bought = net.sell();
+    client.run(|| run(net.fetching(&bought)).ok());
+    client.ip("addr flush dev wan");
+    let mut fetch = bought.fetching(&net.network.path("elsewhere"));
+    fetch.extend(args!["--progress", "--patience", "8s"]);
+    let ended = client.run(|| run(fetch));
+    assert_eq!(ended.json()["error"]["cause"], "network-unreachable", "{}", ended.stderr);
+    let mut told = ended.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let first = told.next().unwrap();
+    assert_eq!(first["stalled"]["cause"], "network-unreachable", "{}", ended.stderr);
+    assert!(first["stalled"]["next_try"].is_u64(), "{first}");
+    assert!(!ended.stderr.contains("sendmsg"), "{}", ended.stderr);
+}
+
+#[test]
 fn everything_works_over_ipv6() {
     let Some(mut net) = Net::start("everything_works_over_ipv6", true) else { return };
     let client = net.public("c");

@@ -12,8 +12,10 @@ use protocol::{Keypair, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::ticket::{Checked, RenewError, try_renew};
 use super::{FetchError, FetchProgress, Waiting};
-use crate::home::now_ms;
+use crate::home::{Home, now_ms};
+use crate::inbox::TicketError;
 use crate::library::Delivery;
 use crate::link::{Link, ManagerError, TrustError};
 
@@ -87,6 +89,38 @@ pub(super) async fn meet(
             other => {
                 progress.send_modify(|p| p.waiting = None);
                 return Ok(other.map(drop)?);
+            }
+        }
+    }
+}
+
+/// A lease in place of one that is over. While the manager is away it is waited for: nothing can go on without it.
+///
+/// # Errors
+/// The outer one when the fetch is stopped meanwhile; the inner one says why there is none.
+pub(super) async fn renewed(
+    home: &Home,
+    link: &Link,
+    checked: &Checked,
+    patience: Duration,
+    progress: &watch::Sender<FetchProgress>,
+    cancel: &CancellationToken,
+) -> Result<Result<Checked, RenewError>, FetchError> {
+    let mut retry = Retry::new(patience, progress, cancel);
+    loop {
+        let asked = tokio::select! {
+            asked = try_renew(home, link, checked) => asked,
+            () = cancel.cancelled() => return Err(FetchError::Cancelled),
+        };
+        match asked {
+            Err(RenewError::Ask(TicketError::Manager(error))) => {
+                if !retry.pause(&error).await? {
+                    return Ok(Err(RenewError::Ask(error.into())));
+                }
+            }
+            other => {
+                progress.send_modify(|p| p.waiting = None);
+                return Ok(other);
             }
         }
     }

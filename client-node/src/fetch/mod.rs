@@ -321,14 +321,14 @@ impl FetchError {
             FetchError::ReadTicket { .. } | FetchError::TicketFile { .. } | FetchError::BadTicket(_) => "bad-ticket",
             FetchError::OtherClient { .. } => "wrong-client",
             FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
-            FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal.code.as_str(),
+            FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal_cause(refusal.code),
             FetchError::Unknown(..) => "not-entitled",
             FetchError::Running { .. } => "running",
             FetchError::Start(_) | FetchError::Control(_) => "not-started",
             FetchError::Trust(TrustError::ManagerNeeded { .. }) => "manager-needed",
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),
-            FetchError::LeaseOver { .. } => "expired",
+            FetchError::LeaseOver { .. } => "ticket-expires",
             FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
             FetchError::OnlyWithoutKey => "only-without-key",
             FetchError::Key(ManagerError::Refused(refusal)) => refusal.code.as_str(),
@@ -356,17 +356,25 @@ fn clock(refusal: &Refusal) -> ClockState {
     }
 }
 
+/// A refusal's name; a ticket that is over has the one that it has while it is waited for.
+fn refusal_cause(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::Expired => "ticket-expires",
+        code => code.as_str(),
+    }
+}
+
 fn transfer_cause(error: &delivery::FetchError) -> &'static str {
     use delivery::FetchError as E;
     match error {
         E::Refused { refusal, .. } if clock(refusal).is_off() => "clock-off",
-        E::Refused { refusal, .. } => refusal.code.as_str(),
+        E::Refused { refusal, .. } => refusal_cause(refusal.code),
         E::Manifest(_) | E::Finish(_) => "bad-manifest",
         E::NoSource { cause, .. } => match cause {
             StallCause::NoSeederKnown => "no-seeder-known",
             StallCause::Connecting => "connecting",
-            StallCause::AllRefused { code } => code.as_str(),
-            StallCause::TicketExpires => "expired",
+            StallCause::AllRefused { code } => refusal_cause(*code),
+            StallCause::TicketExpires => "ticket-expires",
             StallCause::ClockOff { .. } => "clock-off",
             StallCause::Overloaded => "overloaded",
             StallCause::NoSeederHolds { .. } => "no-seeder-holds",

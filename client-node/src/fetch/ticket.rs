@@ -188,12 +188,19 @@ pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> R
     }
 }
 
-/// The same refusal, saying how far this clock is behind where the manager's newest sign of life shows it. An old one
-/// would show any clock to be ahead, and proves nothing of it.
+/// The same refusal, saying how far this clock is off where the manager's sign of life shows it. One that others pass on
+/// may be old: it can show a clock to be behind, and never one to be ahead.
 async fn compared(link: &Link, trust: &Trust, refusal: Refusal) -> Refusal {
+    let asked = async {
+        match link.managers_sign_of_life(trust).await {
+            Ok(heartbeat) => Some((heartbeat.at, true)),
+            Err(_) => link.sign_of_life(trust).await.ok().map(|heartbeat| (heartbeat.at, false)),
+        }
+    };
+    let asked = tokio::time::timeout(COMPARE_TIMEOUT, asked).await;
     let now = now_ms();
-    match tokio::time::timeout(COMPARE_TIMEOUT, link.sign_of_life(trust)).await {
-        Ok(Ok(heartbeat)) if heartbeat.at > now => refusal.at(heartbeat.at).compared_with(now, trust.grace_ms()),
+    match asked {
+        Ok(Some((at, fresh))) if fresh || at > now => refusal.at(at).compared_with(now, trust.grace_ms()),
         _ => refusal,
     }
 }
@@ -217,15 +224,30 @@ async fn note(home: &Home, purchase: &Purchase) -> Result<(), LibraryError> {
     blocking(move || library.put_ticket(transaction, &envelope, true, now_ms(), None)).await.map(drop)
 }
 
+/// Why there is no new lease.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RenewError {
+    #[error(transparent)]
+    Ask(#[from] TicketError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+}
+
 /// A new lease from the manager, checked and noted: why not, where there is none.
 pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, String> {
+    try_renew(home, link, checked).await.map_err(|error| error.to_string())
+}
+
+/// [`renew`], where it matters what kind of failure it is.
+pub(super) async fn try_renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, RenewError> {
     let Checked { purchase, trust, revoked, .. } = checked;
-    let asked = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await;
-    let envelope = asked.map_err(|error| error.to_string())?;
+    let envelope = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await?;
     let trust = link.known_trust().unwrap_or_else(|| Arc::clone(trust));
-    let lease = judge(&envelope, home.peer_id(), &trust, revoked, now_ms()).map_err(|refusal| refusal.to_string())?;
+    let lease = judge(&envelope, home.peer_id(), &trust, revoked, now_ms())?;
     let purchase = Purchase { envelope, ..purchase.clone() };
-    note(home, &purchase).await.map_err(|error| error.to_string())?;
+    note(home, &purchase).await?;
     tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
     let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
     Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })

@@ -17,8 +17,9 @@ use super::FetchError;
 use super::acks::AckFiles;
 use super::banned;
 use super::debts;
+use super::key::renewed;
 use super::run::{ROUNDS, Run};
-use super::ticket::{self, Checked};
+use super::ticket::Checked;
 use crate::home::blocking;
 use crate::in_place::InPlace;
 use crate::inbox::ask_ticket;
@@ -93,10 +94,12 @@ impl Run<'_> {
                     .await?;
                 }
                 transfer if (is_over(&transfer) || is_void(&transfer)) && round < ROUNDS => {
-                    match ticket::renew(self.home, self.link, checked).await {
+                    // One that was made void stays so, as far as anybody knows: no need to wait for a manager.
+                    let patience = if is_void(&transfer) { Duration::ZERO } else { self.options.manager_patience };
+                    match renewed(self.home, self.link, checked, patience, self.progress, self.cancel).await? {
                         Ok(renewed) => *checked = renewed,
                         Err(_) if is_void(&transfer) => return Err(FetchError::Transfer(transfer)),
-                        Err(renewal) => return Err(FetchError::LeaseOver { transfer, renewal }),
+                        Err(error) => return Err(FetchError::LeaseOver { transfer, renewal: error.to_string() }),
                     }
                 }
                 transfer => {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use delivery::StallCause;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::TicketEnvelope;
@@ -351,7 +352,7 @@ async fn on_another_day_it_goes_on_with_a_renewed_lease() {
     tokio::time::sleep(Duration::from_millis((over + 1).saturating_sub(now_ms()))).await;
     *net.seeders[0].vice.lock().unwrap() = Vice::None;
     let error = client.fetch_with(Target::Transaction(net.sale.transaction), strict()).await.unwrap_err();
-    assert_eq!(error.cause(), "expired", "{error}");
+    assert_eq!(error.cause(), "ticket-expires", "{error}");
     net.manager.tickets.lock().unwrap().push(fresh);
     let outcome = client.fetch_with(Target::Transaction(net.sale.transaction), strict()).await.unwrap();
     album().assert_in(&outcome.path);
@@ -516,7 +517,7 @@ async fn leases_are_renewed_and_mailboxes_read() {
     let over = net.ticket(client.home.peer_id());
     // Nobody renews it: seeders refuse, and the error says both.
     let error = client.fetch(&over).await.unwrap_err();
-    assert!(matches!(&error, FetchError::LeaseOver { .. }) && error.cause() == "expired", "{error}");
+    assert!(matches!(&error, FetchError::LeaseOver { .. }) && error.cause() == "ticket-expires", "{error}");
     assert!(error.to_string().contains("not-entitled"), "{error}");
     net.manager.tickets.lock().unwrap().push(fresh);
     let link = LinkOptions::default();
@@ -552,6 +553,51 @@ async fn a_clock_that_is_behind_is_told_by_how_much() {
     net.manager.ahead.store(0, Ordering::SeqCst);
     let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
     assert!(error.cause() == "not-yet-valid" && !error.to_string().contains("your clock is"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_ahead_is_told_by_how_much() {
+    const DAY: u64 = 24 * 3600 * 1000;
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    // A lease of a week that begins now, as a clock sees it that is eight days ahead.
+    (net.sale.age, net.sale.lifetime) = (8 * DAY, 7 * DAY);
+    net.manager.ahead.store(0u64.wrapping_sub(8 * DAY), Ordering::SeqCst);
+    let ticket = net.ticket(client.home.peer_id());
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(error.to_string().contains("your clock is 8 days ahead"), "{error}");
+    assert_eq!(error.cause(), "clock-off");
+    // A manager whose clock is the same, and that gives a lease that is over: that is not the clock's fault.
+    net.manager.ahead.store(0, Ordering::SeqCst);
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(error.cause() == "ticket-expires" && !error.to_string().contains("your clock is"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_is_over_waits_for_a_manager_that_is_away() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let fresh = net.ticket(client.home.peer_id());
+    (net.sale.age, net.sale.lifetime) = (10_000_000, 1_000);
+    let over = net.ticket(client.home.peer_id());
+    client.fetch(&over).await.unwrap_err();
+    net.manager.tickets.lock().unwrap().push(fresh);
+    net.manager.away.store(true, Ordering::SeqCst);
+    let progress = watch::Sender::new(FetchProgress::default());
+    let mut seen = progress.subscribe();
+    let (out, target) = (client.out(), Target::Envelope(Box::new(over)));
+    let run = fetch(&client.home, target, &out, options(), progress, CancellationToken::new());
+    let comes_back = async {
+        let told = seen.wait_for(|progress| progress.waiting.is_some()).await.unwrap().waiting.clone().unwrap();
+        assert!(told.cause == StallCause::ManagerAway && told.next_try > 0, "{told:?}");
+        net.manager.away.store(false, Ordering::SeqCst);
+    };
+    let both = async { tokio::join!(run, comes_back) };
+    let (outcome, ()) = tokio::time::timeout(LIMIT, both).await.expect("it hangs");
+    album().assert_in(&outcome.unwrap().path);
     net.stop().await;
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Manager {
     pub(super) complaints: Mutex<Vec<(PeerId, u32)>>,
     /// Completions that are refused before the first is taken, to be repeated soon.
     pub(super) busy: AtomicU32,
-    /// How far its clock is ahead, milliseconds.
+    /// How far its clock is ahead, milliseconds; wraps around where it is behind.
     pub(super) ahead: AtomicU64,
     pub(super) peer: Mutex<Option<PeerId>>,
 }

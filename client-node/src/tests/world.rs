@@ -58,7 +58,7 @@ impl World {
         let key_set = Digest::from_bytes([0; 32]);
         let heartbeat = Heartbeat {
             network: self.network,
-            at: now_ms() + ahead,
+            at: now_ms().wrapping_add(ahead),
             epoch: 0,
             key_set_version: 1,
             key_set,

@@ -9,6 +9,7 @@ mod end;
 mod error;
 mod incoming;
 mod progress;
+mod route;
 mod session;
 mod settle;
 mod sources;

@@ -31,6 +31,7 @@ use super::connect::Connect;
 use super::end::EndReason;
 use super::incoming::{self, Incoming, Pulse};
 use super::progress::clock_grace;
+use super::route;
 use crate::clock::now_ms;
 use crate::content_store::{Content, WriteError};
 use crate::pace::Pacing;
@@ -42,6 +43,9 @@ const READ_AHEAD: usize = 1;
 
 /// A window that is used up may open again by an acknowledgement that is on its way.
 const SPENT_GRACE: Duration = Duration::from_secs(1);
+
+/// To open a stream to a seeder to whose addresses there is no route.
+const WITHOUT_ROUTE: Duration = Duration::from_millis(500);
 
 /// What all sessions of a fetch share.
 pub(super) struct Shared {
@@ -171,10 +175,13 @@ impl SessionTask {
         // Closed by nobody; should it be, the fetch is over.
         let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| EndReason::Stopped)?;
         let before = self.remembered_ack().await;
-        let opening = self.shared.connect.open(self.target.clone(), self.shared.limits.open_timeout);
-        let stream = opening.await.map_err(|error| match error {
+        // It is tried all the same: there may be a connection, or an address that only the node knows.
+        let (no_route, limit) = (route::is_missing(&self.target), self.shared.limits.open_timeout);
+        let limit = if no_route { limit.min(WITHOUT_ROUTE) } else { limit };
+        let stream = self.shared.connect.open(self.target.clone(), limit).await.map_err(|error| match error {
             OpenError::Stopped => EndReason::Stopped,
             relayed @ OpenError::RelayedOnly { .. } => EndReason::RelayedOnly(relayed.to_string()),
+            _ if no_route => EndReason::Unreachable("this machine has no route to any of its addresses".to_owned()),
             other => EndReason::Unreachable(other.to_string()),
         })?;
         if stream.peer() != self.id.peer {
