@@ -14,7 +14,7 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
 use libp2p::{Multiaddr, PeerId};
 
-use super::error::dial_reason;
+use super::error::dial_reasons;
 use super::open::Want;
 use crate::address::{is_direct_tcp, is_relayed};
 
@@ -130,9 +130,11 @@ impl Dialling {
         if !pending.running.remove(&dial) {
             return Next::Wait;
         }
-        let (reason, telling) = dial_reason(error);
+        let (reasons, telling) = dial_reasons(error);
         if telling || pending.reasons.is_empty() {
-            pending.reasons.push(reason);
+            // What was dialled for its own sake is dialled once more where another part of the node knows it, too.
+            let new: Vec<String> = reasons.into_iter().filter(|reason| !pending.reasons.contains(reason)).collect();
+            pending.reasons.extend(new);
         }
         if !pending.running.is_empty() {
             return Next::Wait;

@@ -86,22 +86,22 @@ impl OpenError {
     }
 }
 
-/// The reason of a failed dial in one line, and whether it says more than "there was nothing to dial".
-pub(super) fn dial_reason(error: &DialError) -> (String, bool) {
-    match error {
-        DialError::NoAddresses => ("no address is known".to_owned(), false),
-        DialError::DialPeerConditionFalse(_) => ("already connecting".to_owned(), false),
+/// The reasons of a failed dial, a line for each address, and whether they say more than "there was nothing to dial".
+pub(super) fn dial_reasons(error: &DialError) -> (Vec<String>, bool) {
+    let reason = match error {
+        DialError::NoAddresses => return (vec!["no address is known".to_owned()], false),
+        DialError::DialPeerConditionFalse(_) => return (vec!["already connecting".to_owned()], false),
         DialError::Transport(attempts) => {
-            let each: Vec<String> =
-                attempts.iter().map(|(address, error)| format!("{}: {}", shown(address), root_cause(error))).collect();
-            (each.join("; "), true)
+            let each = attempts.iter().map(|(address, error)| format!("{}: {}", shown(address), root_cause(error)));
+            return (each.collect(), true);
         }
         DialError::WrongPeerId { obtained, address } => {
-            (format!("{}: another peer answers there ({obtained})", shown(address)), true)
+            format!("{}: another peer answers there ({obtained})", shown(address))
         }
-        DialError::Denied { cause } => (format!("refused by this node: {}", root_cause(cause)), true),
-        other => (other.to_string(), true),
-    }
+        DialError::Denied { cause } => format!("refused by this node: {}", root_cause(cause)),
+        other => other.to_string(),
+    };
+    (vec![reason], true)
 }
 
 /// Without the peer, which the error names already.

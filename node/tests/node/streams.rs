@@ -105,6 +105,30 @@ async fn a_protocol_nobody_speaks_has_a_name() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_known_from_before_too_is_named_once() {
+    let (a, b) = (TestNode::start(11, |_| {}).await, TestNode::start(12, |_| {}).await);
+    let at = b.at.clone();
+    // Whatever comes of it: the node knows the address from here on by itself.
+    let _ = within(a.open(&at, ECHO, LIMIT)).await;
+    b.stop().await;
+    let failed = async {
+        loop {
+            match a.open(&at, ECHO, LIMIT).await {
+                Err(error @ OpenError::Dial { .. }) => return error.to_string(),
+                // Over the connection of before, until that is seen to be gone.
+                Ok(_) | Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let error = within(failed).await;
+    let reasons: Vec<&str> = error.split("; ").collect();
+    for reason in &reasons {
+        assert_eq!(reasons.iter().filter(|other| other == &reason).count(), 1, "{error}");
+    }
+    a.stop().await;
+}
+
+#[tokio::test]
 async fn dead_addresses_and_wrong_peers_fail_by_name_within_the_limit() {
     let (a, b) = (TestNode::start(9, |_| {}).await, TestNode::start(10, |_| {}).await);
     let nobody = Keypair::from_seed(&[99; 32]).peer_id();
