@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{
-    AskError, BuyRequest, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange, LinkOptions, Target,
-    VerifyTarget,
+    AskError, BuyRequest, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange,
+    LinkOptions, Target, VerifyTarget,
 };
 use protocol::trust::JoinLine;
 use protocol::{PeerAddrs, PeerId, ProductId, TransactionId};
@@ -28,12 +28,28 @@ pub(crate) struct HomeArgs {
 }
 
 impl HomeArgs {
-    /// Opens the home; at first use it is made.
-    pub(crate) fn open(&self) -> Result<Home> {
-        let dir = match &self.home {
+    fn dir(&self) -> Result<PathBuf> {
+        Ok(match &self.home {
             Some(dir) => dir.clone(),
             None => Home::default_dir()?,
-        };
+        })
+    }
+
+    /// Opens the home, for what makes no sense in one that is made for it.
+    fn open_existing(&self) -> Result<Home> {
+        let dir = self.dir()?;
+        if !dir.join("key").exists() {
+            bail!(
+                "there is no home of a client at {}; name another with --home DIR, or make it: willcall id",
+                dir.display()
+            );
+        }
+        self.open()
+    }
+
+    /// Opens the home; at first use it is made.
+    pub(crate) fn open(&self) -> Result<Home> {
+        let dir = self.dir()?;
         let passphrase = passphrase(&dir)?;
         Ok(Home::open(&dir, passphrase.as_deref().map(String::as_str))?)
     }
@@ -281,7 +297,17 @@ pub(crate) async fn inbox(args: InboxArgs, global: &Global) -> Result<ExitCode> 
 /// `willcall fetch`
 pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
-    let target: Target = if args.ticket == "-" { text_argument("-")? } else { args.ticket.clone() }.parse()?;
+    let target: Target = match args.ticket.as_str() {
+        // A file is named, not piped in.
+        "-" => match text_argument("-")?.parse()? {
+            Target::File(_) => bail!(
+                "what came on standard input is not a ticket; a ticket is a line that begins with willcall:, or a \
+                 transaction id"
+            ),
+            target => target,
+        },
+        text => text.parse()?,
+    };
     let mut options = FetchOptions {
         only: args.only,
         sources: args.seeder,
@@ -445,7 +471,7 @@ pub(crate) async fn verify(args: VerifyArgs, global: &Global) -> Result<ExitCode
 
 /// `willcall limit`
 pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode> {
-    let home = args.home.open()?;
+    let home = args.home.open_existing()?;
     let change = LimitChange { process: args.process, transfer: args.download };
     let meant = match args.transaction {
         Some(transaction) => vec![transaction],
@@ -458,6 +484,12 @@ pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode>
             Err(AskError::NotRunning(_)) if args.transaction.is_none() => {}
             Err(error) => return Err(error.into()),
         }
+    }
+    if fetches.is_empty() && change != LimitChange::default() {
+        bail!(
+            "nothing is being fetched at the moment, so nothing was changed; limits for the next time are fetch --limit \
+             and the home's config.toml"
+        );
     }
     let rate = |rate| if rate == 0 { "none".to_owned() } else { format!("{}/s", output::bytes(rate)) };
     let table =
@@ -497,12 +529,18 @@ fn moving(progress: &Value) -> String {
 
 /// `willcall status`
 pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCode> {
-    let home = args.home.open()?;
-    let deliveries = client_node::status(&home).await?;
+    let home = args.home.open_existing()?;
+    let mut deliveries = client_node::status(&home).await?;
     let mut running = serde_json::Map::new();
     // Also those that are done: they may be fetched once more.
-    for delivery in &deliveries {
+    for delivery in &mut deliveries {
         if let Some(progress) = client_node::progress_of(&home, delivery.transaction).await? {
+            let number = |name: &str| progress.get("transfer")?.get(name)?.as_u64();
+            if let (Some(have), Some(total @ 1..)) = (number("have_bytes"), number("total_bytes"))
+                && delivery.state != DeliveryState::Done
+            {
+                (delivery.have_bytes, delivery.total_bytes) = (have, total);
+            }
             running.insert(delivery.transaction.to_string(), progress);
         }
     }

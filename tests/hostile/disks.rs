@@ -63,6 +63,7 @@ fn a_client_with_a_full_disk() {
     // No room for what is to come: said before anything comes.
     let bought = network.buy(&product, "client");
     run(bought.fetching(&out)).refused(&[&place, "bytes are needed", "make room"]);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "nothing came, nothing stays");
     // Room for the product once is enough.
     disk.resize("4m");
     let (_, arrived) = bought.fetch(&out);

@@ -255,6 +255,14 @@ fn purchases_and_tickets() {
         "was delivered to this home",
         "give the path",
     ]);
+    // Nothing came on standard input; and no home is made of a name that is wrong.
+    fetch("-".as_ref(), "client").refused(&["standard input", "not a ticket", "willcall:"]);
+    for command in ["status", "limit"] {
+        run(args![command, "--home", network.path("typo")]).refused(&["no home", "typo", "willcall id"]);
+    }
+    assert!(!network.path("typo").exists());
+    let limit = args!["limit", "--home", network.path("client"), "--download", "1MB"];
+    run(limit).refused(&["nothing is being fetched", "--limit", "config.toml"]);
     let (_, arrived) = bought.fetch(&network.path("out"));
     assert_eq!(fs::read(arrived).unwrap(), b"la la la");
     network.of("manager", args!["transaction", absent]).refused(&["no transaction", absent]);

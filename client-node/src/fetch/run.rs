@@ -232,6 +232,11 @@ async fn fetch_linked(
         };
         blocking(move || library.update(transaction, note)).await?;
     }
+    if result.is_err() && run.store.list().is_empty() {
+        let work = run.work.clone();
+        // Nothing came, so nothing is kept; where anything is in it after all, it stays.
+        let _ = blocking(move || std::fs::remove_dir(work)).await;
+    }
     result
 }
 
