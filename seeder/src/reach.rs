@@ -99,7 +99,10 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
                 json!({ "check": finding.check, "good": finding.good, "says": finding.says, "todo": finding.todo })
             })
             .collect::<Vec<_>>(),
-        "advice": advice(tried, &reached, &reach),
+        "advice": match &dialled {
+            Err(_) => manager_away(&reach),
+            Ok(tried) => advice(tried, &reached, &reach),
+        },
     })
 }
 
@@ -198,6 +201,16 @@ fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, O
     }
 }
 
+/// What to do where nobody outside tried.
+fn manager_away(reach: &Reach) -> &'static str {
+    if reach.reachability == Reachability::Public {
+        return "the manager did not answer, so no address was tried from outside; peers get through, or the configuration \
+                says so: check again when the manager is back";
+    }
+    "the manager did not answer, so no address was tried from outside, and no peer got through yet: check again when the \
+     manager is back"
+}
+
 /// What to do, in a line.
 fn advice(tried: &[(Address, Option<String>)], reached: &[&Address], reach: &Reach) -> &'static str {
     let direct = reached.iter().any(|address| !is_relayed(address)) || reach.reachability == Reachability::Public;
@@ -283,6 +296,7 @@ mod tests {
             [("manager", bad), ("peers", bad), ("translation", bad), ("router", None), ("relay", Some(true))]
         );
         assert!(found.first().and_then(|finding| finding.todo).is_some_and(|todo| todo.contains("forward")));
+        assert!(manager_away(&reach).contains("did not answer"));
         let found = findings(&Err("away".to_owned()), &Reach::default());
         assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
     }

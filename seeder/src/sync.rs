@@ -283,10 +283,18 @@ impl Contact {
                 turned_away: if first { turned_away } else { 0 },
                 now: now_ms(),
             };
-            match seeder.manager.ask(&MeshRequest::Report(report)).await? {
-                MeshResponse::Placements(more) => placements.extend(more),
-                _ => return Err(AskError::Unexpected("a report").into()),
+            let failed = match seeder.manager.ask(&MeshRequest::Report(report)).await {
+                Ok(MeshResponse::Placements(more)) => {
+                    placements.extend(more);
+                    continue;
+                }
+                Ok(_) => AskError::Unexpected("a report"),
+                Err(error) => error,
+            };
+            if first {
+                seeder.deliveries.untold(turned_away);
             }
+            return Err(failed.into());
         }
         self.place(placements).await
     }

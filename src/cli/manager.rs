@@ -738,7 +738,7 @@ fn ledger(answer: &Value) -> String {
     )
 }
 
-/// `64KiB`, `1MiB`, `20GB`, or plain bytes.
+/// `64KiB`, `1.5MB`, `20GB`, or plain bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
         ("KiB", 1 << 10),
@@ -768,12 +768,24 @@ pub(crate) fn parse_time(text: &str) -> Result<u64, String> {
     parse_unit(text, &UNITS).ok_or_else(|| format!("'{text}' is no time; examples: 7d, 12h, 90s, 250ms"))
 }
 
+/// A decimal number of units; a part of the smallest one is left out.
+fn times(number: &str, factor: u64) -> Option<u64> {
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || part.len() > 9 || number.ends_with('.') || !digits(part) {
+        return None;
+    }
+    let of = 10u128.pow(u32::try_from(part.len()).ok()?);
+    let more = format!("0{part}").parse::<u128>().ok()?.checked_mul(u128::from(factor))?.checked_div(of)?;
+    whole.parse::<u64>().ok()?.checked_mul(factor)?.checked_add(u64::try_from(more).ok()?)
+}
+
 fn parse_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     for (unit, factor) in units {
         if let Some(number) = text.strip_suffix(unit)
-            && let Ok(number) = number.trim().parse::<u64>()
+            && let Some(number) = times(number.trim(), *factor)
         {
-            return number.checked_mul(*factor);
+            return Some(number);
         }
     }
     text.parse().ok()
@@ -789,7 +801,12 @@ mod tests {
         assert_eq!(parse_size("64KiB").unwrap(), 65_536);
         assert_eq!(parse_size("20GB").unwrap(), 20_000_000_000);
         assert_eq!(parse_size("17").unwrap(), 17);
-        assert!(parse_size("x").is_err() && parse_size("1.5GB").is_err() && parse_size("99999999TiB").is_err());
+        assert!(parse_size("x").is_err() && parse_size("99999999TiB").is_err() && parse_size("1.5").is_err());
+        assert_eq!(parse_size("1.5MB").unwrap(), 1_500_000);
+        assert_eq!(parse_size("0.25KiB").unwrap(), 256);
+        for bad in [".5GB", "1.GB", "1.-5GB", "1.2.3GB", "-1GB", "1.0000000001GB"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
         assert_eq!(parse_time("7d").unwrap(), 604_800_000);
         assert_eq!(parse_time("250ms").unwrap(), 250);
         assert!(parse_time("5").is_err() && parse_time("5w").is_err());

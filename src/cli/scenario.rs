@@ -27,8 +27,14 @@ pub(crate) struct ScenarioArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Size of the goods
-    #[arg(long, default_value = "16MiB", value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, default_value = "16MiB", value_name = "SIZE", value_parser = goods_size)]
     size: u64,
+}
+
+fn goods_size(text: &str) -> Result<u64, String> {
+    let size = parse_size(text)?;
+    let fits = (1 << 20..=1 << 34).contains(&size);
+    fits.then_some(size).ok_or_else(|| "the goods have from 1MiB to 16GiB".to_owned())
 }
 
 /// Plays one scenario.
@@ -40,9 +46,6 @@ pub(crate) async fn run(args: ScenarioArgs, global: &Global) -> Result<ExitCode>
             .print(global.json)?;
         return Ok(ExitCode::SUCCESS);
     };
-    if !(1 << 20..=1 << 34).contains(&args.size) {
-        bail!("--size is from 1MiB to 16GiB");
-    }
     let options = Options { seed: args.seed, bytes: args.size };
     // Before anything is made that a signal would leave behind.
     let mut stop = StopSignals::install().context("cannot wait for signals")?;

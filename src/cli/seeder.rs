@@ -217,9 +217,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Check(dir) => {
             let answer = daemon::call(&dir.path(), json!({"cmd": "check"})).await?;
             let reachable = answer.get("reachable").and_then(serde_json::Value::as_bool) == Some(true);
+            // Without the manager it is a check of less than was asked for.
+            let tried = answer.get("manager_away").is_none_or(serde_json::Value::is_null);
             let text = findings(&answer);
             Answer::new(answer, text).print(global.json)?;
-            Ok(if reachable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if reachable && tried { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Scrub(dir) => {
             let answer = daemon::call(&dir.path(), json!({"cmd": "scrub"})).await?;

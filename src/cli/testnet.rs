@@ -108,7 +108,14 @@ async fn up(args: UpArgs, global: &Global) -> Result<ExitCode> {
     };
     let result = match result {
         Some(Ok(())) => {
-            stop.wait().await;
+            loop {
+                let ended = tokio::select! {
+                    _ = stop.wait() => break,
+                    ended = network.next_end() => ended,
+                };
+                // The rest goes on: what a network does without one of its nodes is worth a look, too.
+                output::note(&ended);
+            }
             Ok(())
         }
         Some(Err(error)) => Err(error),

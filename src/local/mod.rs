@@ -66,6 +66,15 @@ impl Network {
         result
     }
 
+    /// Waits until a node ends that nobody stopped, and says so in a line; each is told once.
+    pub(crate) async fn next_end(&mut self) -> String {
+        let ends: Vec<_> = self.daemons.iter_mut().map(|daemon| Box::pin(daemon.ended())).collect();
+        if ends.is_empty() {
+            return std::future::pending().await;
+        }
+        futures::future::select_all(ends).await.0
+    }
+
     /// What the nodes' logs say about a failure: the end of the log of any that stopped by itself, else the last
     /// complaints of each.
     pub(crate) fn casualties(&mut self) -> String {

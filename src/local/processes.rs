@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// How long a daemon may take until it is ready, and until it has stopped.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -32,6 +32,10 @@ pub(crate) struct Workshop {
 pub(crate) struct Daemon {
     pub(crate) name: String,
     child: Child,
+    /// It runs as long as this is open; whoever waits for a child closes what is left with it.
+    _stdin: Option<ChildStdin>,
+    /// It ended by itself, and somebody was told.
+    told: bool,
     log: PathBuf,
     /// What it said when it was ready.
     pub(crate) ready: Value,
@@ -117,6 +121,7 @@ impl Workshop {
         command.arg("--until-stdin-closes").stdin(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let stdout = child.stdout.take().context("no standard output")?;
+        let stdin = child.stdin.take();
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(START_LIMIT, lines.next_line()).await;
         let said = match &line {
@@ -136,7 +141,7 @@ impl Workshop {
         };
         // A daemon may go on to print; nobody reads it here, and a full pipe must not stop it.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Ok(Daemon { name: name.to_owned(), child, log, ready })
+        Ok(Daemon { name: name.to_owned(), child, _stdin: stdin, told: false, log, ready })
     }
 }
 
@@ -168,6 +173,19 @@ impl Daemon {
     /// Still there?
     pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it ends by itself, and says how; for ever once it was told.
+    pub(crate) async fn ended(&mut self) -> String {
+        if self.told {
+            return std::future::pending().await;
+        }
+        let how = match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.told = true;
+        format!("{} has ended ({how}); its log is {}", self.name, self.log.display())
     }
 
     /// The last warnings and errors in its log.

@@ -150,6 +150,42 @@ fn a_demo_and_a_testnet_that_are_stopped_at_once_leave_nothing_behind() {
     }
 }
 
+/// One node of it that dies is told in a line, and the rest goes on until it is stopped.
+#[test]
+fn a_testnet_says_when_a_node_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("net");
+    let mut job = Job::start_plain(args!["testnet", "up", "--seeders", "2", "--keep", &kept]);
+    // Both have their copies: nothing that comes before it is ready needs them any more.
+    until("the copies", || {
+        let manager = kept.join("manager");
+        // It may not be there yet.
+        let seen = Job::start(args!["manager", "seeders", "--dir", &manager]).finish();
+        let seeders = serde_json::from_str::<Value>(&seen.stdout).ok()?;
+        let whole = seeders["seeders"].as_array()?.iter().filter(|seeder| seeder["held"] == 1).count();
+        (whole == 3).then_some(())
+    });
+    let seeder = processes_naming(&kept.join("seeder-1"));
+    let [process] = seeder.as_slice() else { panic!("{seeder:?}") };
+    let pid: i32 = process.file_name().unwrap().to_string_lossy().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    job.says("seeder-1 has ended (signal: 9");
+    assert!(!processes_naming(&kept.join("seeder-2")).is_empty());
+    kill_process(Pid::from_raw(i32::try_from(job.pid()).unwrap()).unwrap(), Signal::TERM).unwrap();
+    let ended = job.finish();
+    assert!(ended.stdout.contains("Stopping every process") && !ended.status.success(), "{}", ended.stderr);
+    assert!(processes_naming(&kept).is_empty());
+}
+
+#[test]
+fn a_scenarios_size_is_refused_like_any_other_bad_value() {
+    for (size, why) in [("0", "from 1MiB to 16GiB"), ("17GiB", "from 1MiB to 16GiB"), ("much", "is no size")] {
+        let ended = Job::start_plain(args!["testnet", "scenario", "mixed-links", "--size", size]).finish();
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}
+
 #[test]
 fn a_demo_works_where_the_temporary_folder_has_too_long_a_path_for_a_socket() {
     let dir = tempfile::tempdir().unwrap();

@@ -85,6 +85,12 @@ impl Deliveries {
         self.turned_away.swap(0, Ordering::Relaxed)
     }
 
+    /// The report that was to tell it did not arrive: it is told with the next.
+    pub(crate) fn untold(&self, turned_away: u32) {
+        let add = |now: u32| Some(now.saturating_add(turned_away));
+        let _ = self.turned_away.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
     /// This seeder has no more to give. What one peer may have at most is no sign of that.
     fn full(&self, what: &str) -> Refusal {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
@@ -219,6 +225,8 @@ mod tests {
         assert_eq!(deliveries.load(), (3, 3));
         assert!(deliveries.place(b).err().unwrap().retry_after_ms > 0);
         assert_eq!((deliveries.turned_away(), deliveries.turned_away()), (1, 0), "a peer's own bound is no load");
+        deliveries.untold(2);
+        assert_eq!(deliveries.turned_away(), 2, "what the manager did not hear is told again");
         drop((held, third));
         assert_eq!(deliveries.load(), (0, 3));
         assert!(lock(&deliveries.peers).is_empty());
