@@ -403,7 +403,8 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     for peer in [&one, &two] {
         let enrolled = peer.enrol(invitation).await;
         assert!(matches!(enrolled, MeshResponse::Enrolled(_)), "{enrolled:?}");
-        peer.report(&[content], 1 << 30).await;
+        // Without room for more, so that no copy is ordered before one is asked for.
+        peer.report(&[content], 1000).await;
     }
     let release = |hand_over| MeshRequest::Release { contents: vec![content], hand_over };
     let holders = async || {
@@ -416,8 +417,8 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     assert!(may[0] != may[1], "{may:?}");
     assert_eq!(holders().await, 1);
     if may[1] {
-        one.report(&[], 1 << 30).await;
-        two.report(&[content], 1 << 30).await;
+        one.report(&[], 1000).await;
+        two.report(&[content], 1000).await;
         assert_eq!(one.ask(release(false)).await, released(&[content]));
     }
 
