@@ -233,10 +233,10 @@ impl Db {
         &self.inner.path
     }
 
-    pub(crate) fn snapshot(&self) -> Result<ReadTransaction, StoreError> {
+    fn snapshot(&self) -> Result<Arc<ReadTransaction>, StoreError> {
         let database = self.inner.database.as_ref().ok_or_else(|| self.failure_or("the store is closed"))?;
-        let raw = database.begin_read().map_err(|error| self.inner.shared.health.fail(error.into()))?;
-        Ok(ReadTransaction::over(raw))
+        let shared = &self.inner.shared;
+        shared.newest.get(database).map_err(|error| shared.health.fail(error.into()))
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -262,6 +262,7 @@ impl Drop for Inner {
                 tracing::error!(path = %self.path.display(), "store writer thread panicked");
             }
         }
+        self.shared.newest.forget();
         let Some(database) = self.database.take().and_then(Arc::into_inner) else { return };
         // Over damaged pages redb may panic, and a panic in a drop can end the process.
         let closed = catch_unwind(AssertUnwindSafe(|| database.close().map_err(|error| error.to_string())));

@@ -39,6 +39,17 @@ mod sealed {
             name: &'static str,
             look: impl FnOnce(&Self::Opened) -> Result<R, E>,
         ) -> Result<Option<R>, E>;
+
+        /// Runs `look` on the value under `key`.
+        fn row<R>(
+            &self,
+            name: &'static str,
+            key: &[u8],
+            look: impl FnOnce(Option<&[u8]>) -> R,
+        ) -> Result<R, StoreError>;
+
+        /// Runs `look` on the row with the highest key.
+        fn last<R>(&self, name: &'static str, look: impl FnOnce(Option<(&[u8], &[u8])>) -> R) -> Result<R, StoreError>;
     }
 
     impl Look for ReadTransaction {
@@ -51,6 +62,23 @@ mod sealed {
         ) -> Result<Option<R>, E> {
             self.table(name)?.map(|table| look(&table)).transpose()
         }
+
+        fn row<R>(
+            &self,
+            name: &'static str,
+            key: &[u8],
+            look: impl FnOnce(Option<&[u8]>) -> R,
+        ) -> Result<R, StoreError> {
+            let Some(table) = self.table(name)? else { return Ok(look(None)) };
+            let found = table.get(key)?;
+            Ok(look(found.as_ref().map(|value| value.value())))
+        }
+
+        fn last<R>(&self, name: &'static str, look: impl FnOnce(Option<(&[u8], &[u8])>) -> R) -> Result<R, StoreError> {
+            let Some(table) = self.table(name)? else { return Ok(look(None)) };
+            let found = table.last()?;
+            Ok(look(found.as_ref().map(|(key, value)| (key.value(), value.value()))))
+        }
     }
 
     impl<'t> Look for WriteTransaction<'t> {
@@ -62,6 +90,19 @@ mod sealed {
             look: impl FnOnce(&Self::Opened) -> Result<R, E>,
         ) -> Result<Option<R>, E> {
             WriteTransaction::look(self, name, look).map(Some)
+        }
+
+        fn row<R>(
+            &self,
+            name: &'static str,
+            key: &[u8],
+            look: impl FnOnce(Option<&[u8]>) -> R,
+        ) -> Result<R, StoreError> {
+            WriteTransaction::row(self, name, key, look)
+        }
+
+        fn last<R>(&self, name: &'static str, look: impl FnOnce(Option<(&[u8], &[u8])>) -> R) -> Result<R, StoreError> {
+            WriteTransaction::last(self, name, look)
         }
     }
 }
@@ -104,20 +145,12 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
 
     /// The record under `key`.
     pub fn get<Q: KeyLike<K> + ?Sized>(&self, txn: &impl Txn, key: &Q) -> Result<Option<V>, StoreError> {
-        let found = txn.look(self.name, |table| {
-            let found = table.get(key_bytes(key).as_slice()).map_err(StoreError::from)?;
-            found.map(|value| self.value(value.value())).transpose()
-        })?;
-        Ok(found.flatten())
+        txn.row(self.name, &key_bytes(key), |found| found.map(|value| self.value(value)).transpose())?
     }
 
     /// Whether there is a record under `key`; it is not decoded.
     pub fn contains<Q: KeyLike<K> + ?Sized>(&self, txn: &impl Txn, key: &Q) -> Result<bool, StoreError> {
-        let found = txn.look(self.name, |table| {
-            let found = table.get(key_bytes(key).as_slice()).map_err(StoreError::from)?;
-            Ok::<_, StoreError>(found.is_some())
-        })?;
-        Ok(found.unwrap_or(false))
+        txn.row(self.name, &key_bytes(key), |found| found.is_some())
     }
 
     /// Number of records.
@@ -138,7 +171,7 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
 
     /// The record with the highest key.
     pub fn last(&self, txn: &impl Txn) -> Result<Option<(K, V)>, StoreError> {
-        Ok(self.range_back(txn, .., 1)?.pop())
+        txn.last(self.name, |found| found.map(|(key, value)| Ok((self.key(key)?, self.value(value)?))).transpose())?
     }
 
     /// At most `limit` records in `range`, lowest key first. The next page starts at `Bound::Excluded(last key)`.
@@ -184,10 +217,7 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
         value: &V,
     ) -> Result<(), StoreError> {
         let (key, value) = self.encode(key, value)?;
-        txn.change(self.name, |table| {
-            table.insert(key.as_slice(), value.as_slice())?;
-            Ok(())
-        })
+        txn.set(self.name, key, Some(value))
     }
 
     /// Stores `value` under `key` if nothing is there yet; `false` when something is, which stays as it was.
@@ -201,26 +231,31 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
         value: &V,
     ) -> Result<bool, StoreError> {
         let (key, value) = self.encode(key, value)?;
-        txn.change(self.name, |table| {
-            if table.get(key.as_slice())?.is_some() {
-                return Ok(false);
-            }
-            table.insert(key.as_slice(), value.as_slice())?;
-            Ok(true)
-        })
+        let is_new = txn.row(self.name, &key, |found| found.is_none())?;
+        if is_new {
+            txn.set(self.name, key, Some(value))?;
+        }
+        Ok(is_new)
     }
 
     /// Removes the record under `key`; `false` when there was none.
     pub fn delete<Q: KeyLike<K> + ?Sized>(&self, txn: &WriteTransaction<'_>, key: &Q) -> Result<bool, StoreError> {
-        txn.change(self.name, |table| Ok(table.remove(key_bytes(key).as_slice())?.is_some()))
+        let key = key_bytes(key);
+        let found = txn.row(self.name, &key, |found| found.is_some())?;
+        if found {
+            txn.set(self.name, key, None)?;
+        }
+        Ok(found)
     }
 
     /// Removes and returns the record under `key`.
     pub fn take<Q: KeyLike<K> + ?Sized>(&self, txn: &WriteTransaction<'_>, key: &Q) -> Result<Option<V>, StoreError> {
-        txn.change(self.name, |table| {
-            let found = table.remove(key_bytes(key).as_slice())?;
-            found.map(|value| self.value(value.value())).transpose()
-        })
+        let key = key_bytes(key);
+        let found = txn.row(self.name, &key, |found| found.map(|value| self.value(value)).transpose())??;
+        if found.is_some() {
+            txn.set(self.name, key, None)?;
+        }
+        Ok(found)
     }
 
     /// Removes at most `limit` records in `range`, lowest key first, and says how many. Prune in steps of a few
@@ -274,7 +309,7 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
             let mut entries = table.range::<&[u8]>(borrowed(&range)).map_err(StoreError::from)?;
             while let Some(entry) = if backwards { entries.next_back() } else { entries.next() } {
                 let (key, value) = entry.map_err(StoreError::from)?;
-                let key = K::parse(key.value()).ok_or_else(|| self.corrupt("a key does not parse".to_owned()))?;
+                let key = self.key(key.value())?;
                 let value = self.value(value.value())?;
                 if visit(key, value)?.is_break() {
                     break;
@@ -297,6 +332,10 @@ impl<K: KeyBytes, V: Record> Table<K, V> {
             return too_large("value", value.len(), V::MAX);
         }
         Ok((key, value))
+    }
+
+    fn key(&self, bytes: &[u8]) -> Result<K, StoreError> {
+        K::parse(bytes).ok_or_else(|| self.corrupt("a key does not parse".to_owned()))
     }
 
     fn value(&self, bytes: &[u8]) -> Result<V, StoreError> {

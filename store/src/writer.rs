@@ -11,6 +11,7 @@ use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk::Health;
+use crate::transaction::Newest;
 use crate::{StoreError, WriteTransaction};
 
 /// Most writes in one transaction. Past some hundred the flush no longer dominates, while the last caller's wait and
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) failures: AtomicU64,
     pub(crate) commits: AtomicU64,
     pub(crate) reruns: AtomicU64,
+    pub(crate) newest: Newest,
 }
 
 /// One caller's write, without its types.
@@ -125,7 +127,12 @@ fn commit(database: &Database, jobs: &mut Jobs, shared: &Shared) -> Result<(), S
         if jobs.is_empty() {
             break Ok(());
         }
-        match attempt(database, jobs, size) {
+        // A snapshot that nobody reads from any more would keep pages that this commit could free.
+        shared.newest.forget();
+        let attempted = attempt(database, jobs, size);
+        // Before anybody is answered: whoever was reads what it wrote.
+        shared.newest.forget();
+        match attempted {
             Ok(Attempt::Committed) => {
                 shared.health.recovered();
                 shared.commits.fetch_add(1, Relaxed);
@@ -184,11 +191,19 @@ fn attempt(database: &Database, jobs: &mut Jobs, size: usize) -> Result<Attempt,
     let raw = database.begin_write()?;
     let txn = WriteTransaction::over(&raw);
     let failed = jobs.iter_mut().take(size).position(|job| !job.run(&txn));
+    let settled = if failed.is_none() { txn.settle() } else { Ok(()) };
     // Closes the tables, which writes down where their pages are; redb refuses to commit while one is open.
     drop(txn);
     if let Some(place) = failed {
         raw.abort()?;
         return Ok(Attempt::FailedAt(place));
+    }
+    if let Err(error) = settled {
+        raw.abort()?;
+        return match error {
+            StoreError::DiskFull { .. } | StoreError::Failed { .. } => Err(error),
+            _ => Ok(Attempt::Spoiled(error)),
+        };
     }
     match raw.commit() {
         Ok(()) => Ok(Attempt::Committed),

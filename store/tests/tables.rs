@@ -161,6 +161,9 @@ enum Step {
     Put(u16, u64),
     InsertNew(u16, u64),
     Delete(u16),
+    Take(u16),
+    Get(u16),
+    Last,
     DeleteRange(u16, u16, usize),
     Look(u16, u16, usize),
 }
@@ -171,6 +174,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (key(), any::<u64>()).prop_map(|(key, value)| Step::Put(key, value)),
         2 => (key(), any::<u64>()).prop_map(|(key, value)| Step::InsertNew(key, value)),
         1 => key().prop_map(Step::Delete),
+        1 => key().prop_map(Step::Take),
+        2 => key().prop_map(Step::Get),
+        2 => Just(Step::Last),
         1 => (key(), key(), 0_usize..20).prop_map(|(from, to, limit)| Step::DeleteRange(from, to, limit)),
         2 => (key(), key(), 0_usize..20).prop_map(|(from, to, limit)| Step::Look(from, to, limit)),
     ];
@@ -181,12 +187,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn a_table_behaves_like_an_ordered_map(steps in steps()) {
+    fn a_table_behaves_like_an_ordered_map(first in steps(), second in steps()) {
         const COUNTS: Table<u16, Count> = Table::new("counts");
         let folder = tempfile::tempdir().unwrap();
         let db = open(&folder);
-        let expected = db.write_blocking(move |txn| {
-            let mut map = BTreeMap::new();
+        let run = |before: BTreeMap<u16, Count>, steps: Vec<Step>| db.write_blocking(move |txn| {
+            let mut map = before.clone();
             for step in &steps {
                 match *step {
                     Step::Put(key, value) => {
@@ -197,6 +203,15 @@ proptest! {
                         assert_eq!(COUNTS.insert_new(txn, &key, &Count(value))?, !map.contains_key(&key));
                         map.entry(key).or_insert(Count(value));
                     }
+                    Step::Get(key) => {
+                        assert_eq!(COUNTS.get(txn, &key)?, map.get(&key).cloned());
+                        assert_eq!(COUNTS.contains(txn, &key)?, map.contains_key(&key));
+                    }
+                    Step::Last => {
+                        let last = map.last_key_value().map(|(key, count)| (*key, count.clone()));
+                        assert_eq!(COUNTS.last(txn)?, last);
+                    }
+                    Step::Take(key) => assert_eq!(COUNTS.take(txn, &key)?, map.remove(&key)),
                     Step::Delete(key) => assert_eq!(COUNTS.delete(txn, &key)?, map.remove(&key).is_some()),
                     Step::DeleteRange(from, to, limit) => {
                         let gone: Vec<u16> =
@@ -216,7 +231,48 @@ proptest! {
             }
             Ok::<_, StoreError>(map)
         }).unwrap();
+        // Once with nothing beneath what is written, and once with what the first left.
+        let between = run(BTreeMap::new(), first);
+        let expected = run(between, second);
         let stored = db.read(|txn| COUNTS.range(txn, .., usize::MAX)).unwrap();
         prop_assert_eq!(stored, expected.into_iter().collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn more_than_is_held_in_memory_is_written_all_the_same() {
+    #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
+    struct Large(Vec<u8>);
+    protocol::wire!(Large => 128 * 1024);
+    const LARGE: Table<u64, Large> = Table::new("large");
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(&folder);
+    let row = |n: u64, byte: u8| Large(vec![byte; 100_000 - usize::try_from(n).unwrap()]);
+    db.write_blocking(move |txn| {
+        for n in 0..40 {
+            LARGE.put(txn, &n, &row(n, 1))?;
+            LARGE.put(txn, &(n / 2), &row(n / 2, 2))?;
+            assert_eq!(LARGE.last(txn)?.map(|(key, _)| key), Some(n));
+        }
+        LARGE.delete(txn, &5)?;
+        LARGE.put(txn, &3, &row(3, 3))
+    })
+    .unwrap();
+    let stored = db.read(|txn| LARGE.range(txn, .., usize::MAX)).unwrap();
+    let expected = (0..40).filter(|n| *n != 5).map(|n| {
+        (
+            n,
+            row(
+                n,
+                if n == 3 {
+                    3
+                } else if n < 20 {
+                    2
+                } else {
+                    1
+                },
+            ),
+        )
+    });
+    assert!(stored == expected.collect::<Vec<_>>());
 }

@@ -295,3 +295,31 @@ async fn a_panic_in_a_read_is_an_error_and_the_store_goes_on() {
     db.write(|txn| ENTRIES.put(txn, &1, &entry("x"))).await.unwrap();
     assert_eq!(db.failed(), None);
 }
+
+#[test]
+fn whoever_was_answered_reads_what_it_wrote_while_others_read_and_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(folder.path().join("test.redb"), Options::new(1)).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let db = &db;
+            scope.spawn(move || {
+                for n in 0..100_u64 {
+                    let wanted = entry(&format!("{writer} {n}"));
+                    let written = wanted.clone();
+                    db.write_blocking(move |txn| ENTRIES.put(txn, &writer, &written)).unwrap();
+                    assert_eq!(db.read(|txn| ENTRIES.get(txn, &writer)), Ok::<_, StoreError>(Some(wanted)));
+                }
+            });
+            scope.spawn(move || {
+                let mut newest = 0;
+                while newest < 99 {
+                    let found = db.read(|txn| ENTRIES.get(txn, &writer)).unwrap();
+                    let n = found.and_then(|entry| entry.text.rsplit(' ').next()?.parse().ok()).unwrap_or(0);
+                    assert!(n >= newest, "{n} after {newest}");
+                    newest = n;
+                }
+            });
+        }
+    });
+}
