@@ -21,6 +21,7 @@ use crate::keys::ManagerKeys;
 use crate::placement::Placements;
 use crate::registry::Registry;
 use crate::revocations::Revocations;
+use crate::workers::Workers;
 
 /// Unix milliseconds by this machine's clock.
 pub(crate) fn now_ms() -> u64 {
@@ -67,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) refusals: CounterBy<2>,
     /// Time of the last heartbeat that was signed, unix milliseconds.
     pub(crate) last_beat: Mutex<u64>,
+    /// Where reservations and releases are formed.
+    pub(crate) workers: Workers,
     /// Held by the publication under way.
     pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) trust: RwLock<Arc<Trust>>,

@@ -37,6 +37,7 @@ mod start;
 mod statements;
 mod tables;
 mod transactions;
+mod workers;
 
 pub use archive::{OpenError as ArchiveError, SegmentError};
 pub use audit::{AuditError, AuditReport, HeadsReport, SeenHead, verify_audit};

@@ -31,6 +31,7 @@ use crate::registry::Registry;
 use crate::restore::RestoreError;
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
+use crate::workers::Workers;
 use crate::{
     archive, audit_fetch, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements,
 };
@@ -179,6 +180,7 @@ async fn start_under(
         started_at: now_ms(),
         refusals,
         last_beat: Mutex::default(),
+        workers: Workers::new(),
         publishing: tokio::sync::Mutex::new(()),
         trust: RwLock::new(Arc::new(trust)),
         addresses: RwLock::new(addresses),

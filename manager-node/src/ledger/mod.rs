@@ -186,6 +186,12 @@ pub(crate) fn post(txn: &WriteTransaction<'_>, posting: &Posting) -> Result<bool
     if was_posted(txn, &posting.key)? {
         return Ok(false);
     }
+    enter(txn, posting)?;
+    Ok(true)
+}
+
+/// Makes a posting that was checked and under whose key none was made.
+fn enter(txn: &WriteTransaction<'_>, posting: &Posting) -> Result<(), LedgerError> {
     for entry in &posting.entries {
         let key = (currency_key(entry.currency), entry.account.to_string());
         let before = BALANCES.get(txn, &key)?.map_or(0, |balance| balance.0);
@@ -204,8 +210,7 @@ pub(crate) fn post(txn: &WriteTransaction<'_>, posting: &Posting) -> Result<bool
     };
     let number = newest.saturating_add(1);
     NEWEST.put(txn, &(), &PostingNumber(number))?;
-    put_numbered(txn, number, posting)?;
-    Ok(true)
+    Ok(put_numbered(txn, number, posting)?)
 }
 
 fn put_numbered(txn: &WriteTransaction<'_>, number: u64, posting: &Posting) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ use store::{Table, WriteTransaction};
 
 use crate::statements;
 
-use super::{Account, LedgerError, Posting, currency_key, post, was_posted};
+use super::{Account, LedgerError, Posting, currency_key, enter, was_posted};
 
 pub(crate) use protocol::statement::PARTS_PER_MINOR;
 
@@ -72,11 +72,12 @@ pub(crate) fn pay_seeders(txn: &WriteTransaction<'_>, bill: &Bill<'_>) -> Result
     let mut posting = Posting::new(bill.key.clone(), bill.at, Some(bill.transaction), "delivery closed");
     let currency = bill.currency;
 
-    let ahead = carried(txn, currency, &payer)?;
+    let held = holder(currency, &payer);
+    let ahead = carried(txn, &held)?;
     let short = bill.payouts.parts.saturating_sub(ahead);
     let charge = units(short.div_ceil(PARTS_PER_MINOR), bill, &payer)?;
     // Less than one unit, because only rounding up pays ahead.
-    carry(txn, currency, &payer, ahead + u128::from(charge) * PARTS_PER_MINOR - bill.payouts.parts)?;
+    carry(txn, &held, ahead + u128::from(charge) * PARTS_PER_MINOR - bill.payouts.parts)?;
 
     match bill.source {
         Source::Escrow { minor, merchant } => {
@@ -93,9 +94,10 @@ pub(crate) fn pay_seeders(txn: &WriteTransaction<'_>, bill: &Bill<'_>) -> Result
     let mut paid = 0u64;
     for line in &bill.payouts.lines {
         let account = Account::Seeder(line.seeder);
-        let owed = carried(txn, currency, &account)? + line.parts;
+        let held = holder(currency, &account);
+        let owed = carried(txn, &held)? + line.parts;
         let whole = units(owed / PARTS_PER_MINOR, bill, &account)?;
-        carry(txn, currency, &account, owed % PARTS_PER_MINOR)?;
+        carry(txn, &held, owed % PARTS_PER_MINOR)?;
         posting.credit(account, whole, currency)?;
         let earning = EarningLine {
             delivery: DeliveryId { transaction: bill.transaction, delivery: bill.delivery },
@@ -110,7 +112,8 @@ pub(crate) fn pay_seeders(txn: &WriteTransaction<'_>, bill: &Bill<'_>) -> Result
         paid = paid.saturating_add(whole);
     }
     posting.debit(Account::SeederPot, paid, currency)?;
-    post(txn, &posting)?;
+    posting.check()?;
+    enter(txn, &posting)?;
     Ok(Some(charge))
 }
 
@@ -118,15 +121,19 @@ fn units(minor: u128, bill: &Bill<'_>, account: &Account) -> Result<u64, LedgerE
     u64::try_from(minor).map_err(|_| LedgerError::OutOfRange { key: bill.key.clone(), account: account.to_string() })
 }
 
-fn carried(txn: &WriteTransaction<'_>, currency: Currency, holder: &Account) -> Result<u128, LedgerError> {
-    Ok(CARRIED.get(txn, &(currency_key(currency), holder.to_string()))?.map_or(0, |carried| carried.0))
+/// Under which name a fraction is carried.
+fn holder(currency: Currency, account: &Account) -> ([u8; 3], String) {
+    (currency_key(currency), account.to_string())
 }
 
-fn carry(txn: &WriteTransaction<'_>, currency: Currency, holder: &Account, parts: u128) -> Result<(), LedgerError> {
-    let key = (currency_key(currency), holder.to_string());
+fn carried(txn: &WriteTransaction<'_>, holder: &([u8; 3], String)) -> Result<u128, LedgerError> {
+    Ok(CARRIED.get(txn, holder)?.map_or(0, |carried| carried.0))
+}
+
+fn carry(txn: &WriteTransaction<'_>, holder: &([u8; 3], String), parts: u128) -> Result<(), LedgerError> {
     match parts {
-        0 => drop(CARRIED.delete(txn, &key)?),
-        parts => CARRIED.put(txn, &key, &Carried(parts))?,
+        0 => drop(CARRIED.delete(txn, holder)?),
+        parts => CARRIED.put(txn, holder, &Carried(parts))?,
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ pub(super) fn all(
                     "receipt not counted");
             }
         }
-        statuses.push((receipt, status));
+        statuses.push((receipt, found.as_ref().ok().map(|good| &good.ack), status));
     }
     log::note_all(txn, batch.seeder, &statuses, now)?;
     let outbox = Outbox { number: batch.number, running: batch.running(), at: now };

@@ -2,7 +2,7 @@
 //! did not count in full, with the reason, apart for each seeder.
 
 use bincode::{Decode, Encode};
-use protocol::receipt::{DeliveryId, Receipt};
+use protocol::receipt::{Ack, DeliveryId, Receipt};
 use protocol::statement::{ReceiptFate, ReceiptLine};
 use protocol::{Digest, PeerId, Refusal, RefusalCode, TransactionId, wire};
 use serde_json::{Value, json};
@@ -62,17 +62,21 @@ wire! {
     Rejected => 7 * 1024,
 }
 
-/// Notes what became of the receipts of a batch.
+/// Notes what became of the receipts of a batch. The acknowledgement of one is given where it was decoded before.
 pub(super) fn note_all(
     txn: &WriteTransaction<'_>,
     seeder: PeerId,
-    statuses: &[(&Receipt, Status)],
+    statuses: &[(&Receipt, Option<&Ack>, Status)],
     at: u64,
 ) -> Result<(), StoreError> {
     let mut lines = Vec::with_capacity(statuses.len());
     let mut newest = NOTES.last(txn)?.map_or(0, |(number, _)| number);
-    for (receipt, status) in statuses {
-        let (note, delivery) = note_of(seeder, receipt, status, at);
+    for (receipt, ack, status) in statuses {
+        let (note, delivery) = match ack {
+            Some(ack) => note_of(seeder, receipt, Some(ack), status, at),
+            // What does not decode has no transaction to name.
+            None => note_of(seeder, receipt, receipt.ack.peek().ok().as_ref(), status, at),
+        };
         lines.push(line_of(&note, delivery, status));
         if note.rejected.is_some() {
             keep_rejected(txn, seeder, receipt, &note)?;
@@ -87,16 +91,20 @@ pub(super) fn note_all(
     Ok(())
 }
 
-fn note_of(seeder: PeerId, receipt: &Receipt, status: &Status, at: u64) -> (Note, Option<DeliveryId>) {
-    // What does not decode has no transaction to name.
-    let ack = receipt.ack.peek().ok();
+fn note_of(
+    seeder: PeerId,
+    receipt: &Receipt,
+    ack: Option<&Ack>,
+    status: &Status,
+    at: u64,
+) -> (Note, Option<DeliveryId>) {
     let note = Note {
         at,
         seeder,
         receipt: receipt.id(),
-        transaction: ack.as_ref().map(|ack| ack.delivery.transaction),
-        delivery: ack.as_ref().map_or(0, |ack| ack.delivery.delivery),
-        chunks: ack.as_ref().map_or(0, |ack| ack.chunks.len()),
+        transaction: ack.map(|ack| ack.delivery.transaction),
+        delivery: ack.map_or(0, |ack| ack.delivery.delivery),
+        chunks: ack.map_or(0, |ack| ack.chunks.len()),
         new_chunks: match status {
             Status::Counted { new_chunks, .. } => *new_chunks,
             Status::Duplicate | Status::Rejected(_) => 0,

@@ -12,13 +12,14 @@ use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
 use super::lease::{self, Terms};
-use super::{blocking, own};
+use super::own;
 use crate::context::Context;
 use crate::ledger::{self, Split};
 use crate::transactions::{
     Delivery, Event, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, capture, delivery_of, drop_reservation,
     expose, open_delivery, put_sale,
 };
+use crate::workers;
 
 /// What a release comes to before anything is written.
 enum Formed {
@@ -46,7 +47,7 @@ pub(super) async fn release(
     now: u64,
 ) -> Result<SalesResponse, Refusal> {
     // No thread waits for the disk, as at the reservation.
-    let new = match blocking(ctx, move |ctx| look(ctx, merchant, id, endorsement, now)).await? {
+    let new = match workers::run(ctx, move |ctx| look(ctx, merchant, id, endorsement, now)).await? {
         Formed::Before(answer) => return Ok(answer),
         Formed::New(new) => *new,
     };
@@ -64,7 +65,7 @@ pub(super) async fn release(
             Ok(SalesResponse::Released { ticket, policy: stored.policy })
         }
         // Another call released it first, with other sources.
-        _ => blocking(ctx, move |ctx| released(ctx, &stored)).await,
+        _ => workers::run(ctx, move |ctx| released(ctx, &stored)).await,
     }
 }
 

@@ -12,11 +12,11 @@ use rand::RngExt;
 use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
-use super::blocking;
 use crate::archive;
 use crate::catalogue::Product;
 use crate::context::Context;
 use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation, put_sale};
+use crate::workers;
 
 /// Longest order id, bytes.
 const MAX_ORDER: usize = 64;
@@ -36,7 +36,7 @@ pub(super) async fn reserve(
     now: u64,
 ) -> Result<SalesResponse, Refusal> {
     // No thread waits for the disk: of those who wait for one flush, the last is woken no later than the first.
-    let (id, sale) = match blocking(ctx, move |ctx| look(ctx, merchant, request, now)).await? {
+    let (id, sale) = match workers::run(ctx, move |ctx| look(ctx, merchant, request, now)).await? {
         Formed::Before(answer) => return Ok(answer),
         Formed::New(id, sale) => (id, sale),
     };
