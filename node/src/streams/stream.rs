@@ -16,6 +16,10 @@ use super::accept::OpenGuard;
 /// Bytes that a pair in memory buffers in each direction, as much as a fresh yamux window.
 const PAIR_BUFFER: usize = 256 * 1024;
 
+/// Bytes that a QUIC stream is given at once. The library copies what it is given, and keeps the copy until the last byte of
+/// it is there: of a window's worth at once it would hold two.
+const QUIC_WRITE: usize = 64 * 1024;
+
 /// What carries a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -132,7 +136,11 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = match &mut this.inner {
-            Inner::Net(stream) => ready!(Pin::new(stream).poll_write(cx, buf)),
+            Inner::Net(stream) => {
+                let most = if this.info.transport == Transport::Quic { QUIC_WRITE } else { buf.len() };
+                let piece = buf.get(..most).unwrap_or(buf);
+                ready!(Pin::new(stream).poll_write(cx, piece))
+            }
             Inner::Memory(stream) => ready!(Pin::new(stream).poll_write(cx, buf)),
         };
         Poll::Ready(result.map_err(|error| this.explain(error)))
