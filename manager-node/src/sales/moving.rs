@@ -12,7 +12,7 @@ use protocol::entitlement::{MAX_GENERATIONS, MAX_MOVES, Move, Recovery};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
-use store::{Mark, Txn, WriteTransaction};
+use store::{Mark, StoreError, WriteTransaction};
 use tracing::{info, warn};
 
 use super::lease::{self, Terms};
@@ -38,17 +38,38 @@ struct Wanted {
 pub(super) fn by_holder(ctx: &Context, holder: PeerId, word: Signed<Move>, now: u64) -> Result<u32, SaleError> {
     let said = Move::check(&word, &holder, &ctx.network())?;
     let wanted = Wanted { id: said.transaction, to: said.to, generation: said.generation, word: Word::Holder(word) };
-    let done = ctx.db.read(|txn| earlier(txn, &wanted))?;
-    // The answer to a first try was lost: by now the purchase is somebody else's, and nothing more is said of it.
-    if done.is_some_and(|done| done.from == holder && matches!(done.word, Word::Holder(_))) {
-        return Ok(wanted.generation);
+    let by_this_word = |done: MoveRecord| done.from == holder && matches!(done.word, Word::Holder(_));
+    once(ctx, wanted, by_this_word, |wanted| {
+        let (sale, release) = present(ctx, wanted.id, &holder)?;
+        if wanted.generation > MAX_MOVES {
+            let detail =
+                format!("a purchase is moved {MAX_MOVES} times by its holder; further ones are the merchant's");
+            return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
+        }
+        transfer(ctx, &sale, &release, wanted, now)
+    })
+}
+
+/// Makes a move, unless it was made before: then the answer was lost, by now the purchase is somebody else's, and nothing
+/// more is said of it. It may also be made by another call while this one looks.
+fn once(
+    ctx: &Context,
+    wanted: Wanted,
+    by_this_word: impl Fn(MoveRecord) -> bool,
+    make: impl FnOnce(Wanted) -> Result<u32, SaleError>,
+) -> Result<u32, SaleError> {
+    let (id, generation, to) = (wanted.id, wanted.generation, wanted.to);
+    let is_done = || {
+        let done = ctx.db.read(|txn| MOVES.get(txn, &(id, generation)))?.filter(|done| done.to == to);
+        Ok::<_, StoreError>(done.is_some_and(&by_this_word))
+    };
+    if is_done()? {
+        return Ok(generation);
     }
-    let (sale, release) = present(ctx, wanted.id, &holder)?;
-    if wanted.generation > MAX_MOVES {
-        let detail = format!("a purchase is moved {MAX_MOVES} times by its holder; further ones are the merchant's");
-        return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
+    match make(wanted) {
+        Err(SaleError::Refused(_)) if is_done()? => Ok(generation),
+        made => made,
     }
-    transfer(ctx, &sale, &release, wanted, now)
 }
 
 /// Gives a purchase of this merchant to another peer by the merchant's word.
@@ -63,27 +84,20 @@ pub(super) fn by_merchant(
     ctx.enrolled_merchant(&merchant, now)?;
     let wanted = Wanted { id: said.transaction, to: said.to, generation: said.generation, word: Word::Merchant(word) };
     let answer = SalesResponse::Holder { client: wanted.to, generation: wanted.generation };
-    let done = ctx.db.read(|txn| earlier(txn, &wanted))?;
-    if done.is_some_and(|done| matches!(done.word, Word::Merchant(_))) {
-        return Ok(answer);
-    }
-    if sale.client == wanted.to {
-        let detail = format!("the purchase is at {} already, in generation {}", sale.client, sale.generation);
-        return Err(Refusal::new(RefusalCode::WrongState, detail).into());
-    }
-    if wanted.generation > MAX_GENERATIONS {
-        let detail = format!("a purchase changes hands {MAX_GENERATIONS} times at most; sell it again");
-        return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
-    }
-    let (sale, release) = present(ctx, wanted.id, &sale.client)?;
-    transfer(ctx, &sale, &release, wanted, now)?;
+    let by_this_word = |done: MoveRecord| matches!(done.word, Word::Merchant(_));
+    once(ctx, wanted, by_this_word, |wanted| {
+        if sale.client == wanted.to {
+            let detail = format!("the purchase is at {} already, in generation {}", sale.client, sale.generation);
+            return Err(Refusal::new(RefusalCode::WrongState, detail).into());
+        }
+        if wanted.generation > MAX_GENERATIONS {
+            let detail = format!("a purchase changes hands {MAX_GENERATIONS} times at most; sell it again");
+            return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
+        }
+        let (sale, release) = present(ctx, wanted.id, &sale.client)?;
+        transfer(ctx, &sale, &release, wanted, now)
+    })?;
     Ok(answer)
-}
-
-/// The move that was made before by the same words.
-fn earlier(txn: &impl Txn, wanted: &Wanted) -> Result<Option<MoveRecord>, SaleError> {
-    let found = MOVES.get(txn, &(wanted.id, wanted.generation))?;
-    Ok(found.filter(|done| done.to == wanted.to))
 }
 
 /// The generation that a purchase is in: by its record, or, after a restore from a backup that lacks a move, by what was
