@@ -267,6 +267,7 @@ async fn files_that_were_moved_away_or_changed_while_nothing_ran_are_found_and_f
     let client = Client::new();
     let ticket = net.ticket(client.home.peer_id());
     client.fetch(&ticket).await.unwrap_err();
+    let had = status(&client.home).await.unwrap()[0].have_bytes;
     let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
     let content = work.join(net.product.digest.to_string());
     // Decrypted where it belongs, and nowhere else.
@@ -278,6 +279,7 @@ async fn files_that_were_moved_away_or_changed_while_nothing_ran_are_found_and_f
     *net.seeders[0].vice.lock().unwrap() = Vice::None;
     let outcome = client.fetch(&ticket).await.unwrap();
     album().assert_in(&outcome.path);
+    assert!(outcome.bytes > net.product.manifest.length - had, "what was lost came again");
     assert_eq!(outcome.bytes + outcome.resumed_from, net.product.manifest.length, "what was lost was not resumed");
     assert!(verify(&client.home, VerifyTarget::Path(outcome.path), |_, _| {}).await.unwrap().is_good());
 
