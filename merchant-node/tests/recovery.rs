@@ -206,12 +206,16 @@ async fn connections_that_linger_do_not_hold_the_database() {
         Content-Length: 10\r\n\r\n{";
     body_missing.write_all(head).await.unwrap();
     market.manager.fault(Fault::HoldReserve);
-    let request = body(&market.manager, "cash", "a");
-    let (waiting, ()) = tokio::join!(shop.post("held", &request), async {
-        eventually("at the manager", || async { (market.manager.reserve_calls() == 1).then_some(()) }).await;
+    // Several, so that some are woken by the end of their order's task and some by the stop itself.
+    let requests: Vec<_> = ["a", "b", "c", "d"].map(|token| (token, body(&market.manager, "cash", token))).into();
+    let posts = requests.iter().map(|(key, request)| shop.post(key, request));
+    let (waiting, ()) = tokio::join!(futures::future::join_all(posts), async {
+        eventually("at the manager", || async { (market.manager.reserve_calls() == 4).then_some(()) }).await;
         shop.running.supervisor().stop();
     });
-    assert_eq!(waiting.error(), (503, "shutting-down".to_owned()));
+    for answer in waiting {
+        assert_eq!(answer.error(), (503, "shutting-down".to_owned()));
+    }
     shop.stop().await;
     let mut rest = Vec::new();
     // Closed, with or without an answer.
@@ -219,8 +223,11 @@ async fn connections_that_linger_do_not_hold_the_database() {
     let _ = tokio::time::timeout(LIMIT, body_missing.read_to_end(&mut rest)).await.unwrap();
     market.manager.fault(Fault::None);
     let shop = market.open().await;
-    assert_eq!(shop.post("held", &request).await.status, 201);
-    assert_eq!(market.manager.reservations(), 1);
+    for (key, request) in &requests {
+        let sold = shop.post(key, request).await;
+        assert_eq!(sold.status, 201, "\"pending\" while it stopped is no answer to keep: {}", sold.json());
+    }
+    assert_eq!(market.manager.reservations(), 4);
     shop.stop().await;
     market.manager.down().await;
 }

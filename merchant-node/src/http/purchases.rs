@@ -108,10 +108,7 @@ pub(super) async fn buy(State(shop): State<Arc<Shop>>, request: Request) -> Resp
     let stopping = shop.supervisor.token();
     let outcome = tokio::select! {
         outcome = Box::pin(purchase(&shop, request)) => outcome,
-        () = stopping.cancelled() => {
-            let message = "this shop is stopping; try again in a moment, with the same Idempotency-Key";
-            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", message).retry_after(5))
-        }
+        () = stopping.cancelled() => Err(stops()),
     };
     match outcome {
         Ok((order, answer)) => {
@@ -170,8 +167,18 @@ async fn purchase(shop: &Arc<Shop>, request: Request) -> Result<(OrderId, Answer
     let limit = Duration::from_millis(shop.config.answer_ms);
     // However that ended, the stored order says what to answer.
     let _ = tokio::time::timeout(limit, driven.wait_for(|done| *done)).await;
+    // An order that was put down because the shop stops is pending only until the next start: that must not become
+    // the answer which this key gets for ever.
+    if shop.supervisor.token().is_cancelled() {
+        return Err(stops());
+    }
     let answer = first_answer(shop, &purchase.key, id).await?;
     Ok((id, answer))
+}
+
+fn stops() -> ApiError {
+    let message = "this shop is stopping; try again in a moment, with the same Idempotency-Key";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", message).retry_after(5)
 }
 
 /// Checks what can be checked beforehand, and stores the order.
