@@ -8,9 +8,9 @@ mod fetch;
 mod pace;
 
 pub use content_store::{
-    Bodies, Body, Ciphertext, Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FileError,
-    FinishError, NoSpace, ReadError, SegmentError, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes,
-    free_space, reserve, sendable,
+    Bodies, Body, Ciphertext, Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FRESH_MS,
+    FileError, FinishError, NoSpace, ReadError, ReadVerifiedError, SegmentError, Stamp, SyncError, VerifyProgress,
+    VerifyReport, WriteError, free_inodes, free_space, reserve, sendable,
 };
 pub use fetch::{
     AckMemory, AckStore, Clock, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,

@@ -20,7 +20,8 @@ use fixture::{CHUNK, Product, World, listing};
 use protocol::manifest::{MAX_CHUNK_SIZE, MAX_CHUNKS, Segment};
 use protocol::{ChunkSet, Digest, Signed};
 use willcall_delivery::{
-    Content, ContentStore, CreateError, FinishError, ReadError, SegmentError, WriteError, free_space,
+    Content, ContentStore, CreateError, FRESH_MS, FinishError, ReadError, ReadVerifiedError, SegmentError, WriteError,
+    free_space,
 };
 
 fn setup(chunks: usize) -> (tempfile::TempDir, ContentStore, Product) {
@@ -272,6 +273,41 @@ fn a_disk_that_becomes_full_costs_nothing_that_is_stored() {
     }
     content.finish().unwrap();
     product.assert_equals(&content);
+}
+
+#[test]
+fn a_chunk_is_verified_again_after_a_minute_and_whenever_its_file_was_touched() {
+    let (folder, store, product) = setup(3);
+    let content = product.publish(&store);
+    let started = unix_ms();
+    let mut buffer = Vec::new();
+    let mut read = |chunk, after| content.read_verified(chunk, &mut buffer, started + after);
+    assert!(read(0, 0).unwrap());
+    assert!(read(0, 1).unwrap(), "it was just written: a change could not be told by the file's times");
+    let (settled, later) = (60_000, 60_001);
+    assert!(read(0, settled).unwrap());
+    assert!(!read(0, later).unwrap());
+    assert!(read(1, later).unwrap(), "of another chunk that says nothing");
+    assert!(read(0, settled + FRESH_MS).unwrap());
+    assert!(!read(0, later + FRESH_MS).unwrap());
+
+    let path = store.root().join(product.digest.to_string()).join("content");
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 5).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 5).unwrap();
+    assert!(matches!(read(0, later + FRESH_MS), Err(ReadVerifiedError::Damaged(0))));
+    file.write_all_at(&byte, 5).unwrap();
+    assert!(read(0, later + FRESH_MS).unwrap(), "the file is another one than that which was verified");
+    assert!(!read(0, later + FRESH_MS).unwrap());
+    file.set_len(CHUNK as u64 - 1).unwrap();
+    assert!(matches!(read(2, later + FRESH_MS), Err(ReadVerifiedError::Damaged(2))), "cut off");
+    drop(folder);
+}
+
+fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    now.as_millis() as u64
 }
 
 #[test]

@@ -1,13 +1,14 @@
-//! Chunks from disk, on blocking threads, into buffers that are used again. Every chunk is checked every time that it is
-//! read: disks lose bits silently, and a seeder that passes damage on is dropped by its clients. What it costs, and why no
-//! check is left out, is in `docs/decisions/0017`.
+//! Chunks from disk, on blocking threads, into buffers that are used again. Every chunk is checked when it is read, unless
+//! that was done within the last minute and nobody touched the file since: disks lose bits silently, and a seeder that
+//! passes damage on is dropped by its clients. Why so is in `docs/decisions/0018`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use delivery::{Content, ReadError};
+use delivery::{Content, ReadError, ReadVerifiedError};
 use protocol::ChunkSet;
 
+use crate::clock::now_ms;
 use crate::counts::Counts;
 use crate::scrub::Suspects;
 
@@ -81,21 +82,14 @@ impl ChunkReader {
     /// Reads a chunk and checks it. Blocks.
     pub(crate) fn read(self: &Arc<Self>, content: &Content, chunk: u32) -> Result<ChunkBytes, ChunkError> {
         let mut bytes = ChunkBytes { bytes: self.buffer(), reader: Arc::clone(self) };
-        match content.read_chunk(chunk, &mut bytes.bytes) {
-            Ok(()) => {}
-            Err(ReadError::NotHeld(_) | ReadError::Removed) => return Err(ChunkError::Gone),
-            // A sector that cannot be read, or a file cut off: damage like any other.
-            Err(ReadError::File(error)) if error.source.raw_os_error() == Some(EIO) => {
-                return Err(self.damaged(content, chunk));
+        match content.read_verified(chunk, &mut bytes.bytes, now_ms()) {
+            Ok(true) => {
+                self.counts.chunks_verified.inc();
             }
-            Err(ReadError::File(error)) if error.source.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(self.damaged(content, chunk));
-            }
-            Err(ReadError::File(error)) => return Err(ChunkError::Disk(error.to_string())),
-        }
-        let value = content.chaining_value(chunk).map_err(|error| ChunkError::Disk(error.to_string()))?;
-        if !value.is_some_and(|value| content.manifest().verifies(chunk, &value, &bytes)) {
-            return Err(self.damaged(content, chunk));
+            Ok(false) => {}
+            Err(ReadVerifiedError::Damaged(_)) => return Err(self.damaged(content, chunk)),
+            Err(ReadVerifiedError::Read(ReadError::NotHeld(_) | ReadError::Removed)) => return Err(ChunkError::Gone),
+            Err(ReadVerifiedError::Read(ReadError::File(error))) => return Err(ChunkError::Disk(error.to_string())),
         }
         if self.turns_bits.load(Ordering::Relaxed)
             && let Some(byte) = bytes.bytes.first_mut()
@@ -125,6 +119,3 @@ impl ChunkReader {
         buffer
     }
 }
-
-/// The system's number for an input/output error, on every system that this runs on.
-const EIO: i32 = 5;

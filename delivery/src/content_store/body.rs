@@ -14,6 +14,7 @@ use protocol::manifest::Manifest;
 
 use super::disk::{self, At, FileError};
 use super::error::{ContentError, Damaged};
+use super::freshness::Stamp;
 
 pub(super) const CONTENT: &str = "content";
 
@@ -43,6 +44,15 @@ pub trait Body: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// [`FileError`]: of the kind `UnexpectedEof` when the chunk is not there, or not whole.
     fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError>;
+
+    /// What changes whenever the bytes are written to, by anybody. `None` where there is no telling: then every chunk is
+    /// verified every time that it is read.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    fn stamp(&self) -> Result<Option<Stamp>, FileError> {
+        Ok(None)
+    }
 
     /// Puts a chunk that was verified into its place. What is in `bytes` afterwards is not to be used.
     ///
@@ -129,6 +139,10 @@ impl CiphertextFile {
 impl Body for CiphertextFile {
     fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
         self.file()?.read_exact_at(buffer, self.offset(chunk)).at(&self.path, "read")
+    }
+
+    fn stamp(&self) -> Result<Option<Stamp>, FileError> {
+        self.file()?.metadata().map(|found| Some(Stamp::of(&found))).at(&self.path, "look at")
     }
 
     fn write(&self, chunk: u32, bytes: &mut [u8]) -> Result<(), FileError> {

@@ -14,7 +14,10 @@ use store::Step;
 
 use super::body::{Bodies, Body};
 use super::disk::{self, At, FileError};
-use super::error::{ContentError, Damaged, FinishError, ReadError, SegmentError, SyncError, WriteError};
+use super::error::{
+    ContentError, Damaged, FinishError, ReadError, ReadVerifiedError, SegmentError, SyncError, WriteError,
+};
+use super::freshness::Freshness;
 use super::have;
 use super::segments::Segments;
 
@@ -35,6 +38,7 @@ pub struct Content {
     // One writer of `have` at a time.
     syncing: Mutex<()>,
     removed: AtomicBool,
+    freshness: Mutex<Freshness>,
 }
 
 #[derive(Debug)]
@@ -78,6 +82,7 @@ impl Content {
             held: Mutex::new(Held { chunks, noted: ChunkSet::new(), complete: false }),
             syncing: Mutex::default(),
             removed: AtomicBool::new(false),
+            freshness: Mutex::default(),
             manifest,
         })
     }
@@ -192,6 +197,38 @@ impl Content {
             return Err(ReadError::NotHeld(chunk));
         }
         Ok(self.read_unchecked(chunk, buffer)?)
+    }
+
+    /// Reads a chunk that is here into `buffer`, and verifies it unless that was done less than [`super::FRESH_MS`] ago and the file
+    /// is unchanged since. True when it was verified now. `now_ms` is unix time.
+    ///
+    /// # Errors
+    /// [`ReadVerifiedError`]; what is in `buffer` is not to be used then.
+    pub fn read_verified(&self, chunk: u32, buffer: &mut Vec<u8>, now_ms: u64) -> Result<bool, ReadVerifiedError> {
+        let file = |error| ReadVerifiedError::Read(ReadError::File(error));
+        let before = self.body.stamp().map_err(file)?;
+        match self.read_chunk(chunk, buffer) {
+            Err(ReadError::File(error)) if error.is_damage() => return Err(ReadVerifiedError::Damaged(chunk)),
+            read => read?,
+        }
+        // Looked at after the reading: what was written during it shows.
+        let after = self.body.stamp().map_err(file)?;
+        if after.is_some_and(|stamp| self.freshness().holds(chunk, &stamp, now_ms)) {
+            return Ok(false);
+        }
+        let value = self.chaining_value(chunk).map_err(file)?;
+        if !value.is_some_and(|value| self.manifest.verifies(chunk, &value, buffer)) {
+            return Err(ReadVerifiedError::Damaged(chunk));
+        }
+        if let Some(stamp) = before {
+            self.freshness().note(chunk, stamp, now_ms);
+        }
+        Ok(true)
+    }
+
+    // A thread that panicked while it held this lock left less noted, at worst.
+    fn freshness(&self) -> MutexGuard<'_, Freshness> {
+        self.freshness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn read_unchecked(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {

@@ -24,6 +24,12 @@ impl FileError {
     pub fn is_disk_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
+
+    /// A sector that cannot be read, or a file that was cut off.
+    pub fn is_damage(&self) -> bool {
+        let unreadable = self.source.raw_os_error() == Some(Errno::IO.raw_os_error());
+        unreadable || self.source.kind() == io::ErrorKind::UnexpectedEof
+    }
 }
 
 /// Says what was done to which file when it fails.

@@ -81,6 +81,17 @@ pub enum ReadError {
     File(#[from] FileError),
 }
 
+/// Why a chunk that was to be verified was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadVerifiedError {
+    /// It is not here.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What lies on disk is not the chunk.
+    #[error("chunk {0} is damaged on disk")]
+    Damaged(u32),
+}
+
 /// Why a chunk was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {

@@ -17,6 +17,7 @@ mod body;
 mod content;
 mod disk;
 mod error;
+mod freshness;
 mod have;
 mod segments;
 mod verify;
@@ -36,8 +37,10 @@ pub use content::Content;
 pub(crate) use content::bytes_of;
 pub use disk::{FileError, free_inodes, free_space, reserve};
 pub use error::{
-    ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, SegmentError, SyncError, WriteError,
+    ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, ReadVerifiedError, SegmentError, SyncError,
+    WriteError,
 };
+pub use freshness::{FRESH_MS, Stamp};
 pub use have::sendable;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::ContentWriter;
