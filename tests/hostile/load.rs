@@ -28,9 +28,20 @@ const MOST_KIB: u64 = 400 * 1024;
 /// Clients being let in at once.
 static DOOR: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(16);
 
-/// Moves 2.4 GB over loopback: only when asked for.
+/// TCP, which is what clients prefer for goods.
 #[test]
 fn two_hundred_clients_at_once_cost_a_seeder_less_than_400_mib() {
+    two_hundred_over("/tcp/");
+}
+
+/// Clients whose network lets no TCP through.
+#[test]
+fn two_hundred_clients_at_once_over_quic_cost_a_seeder_less_than_400_mib() {
+    two_hundred_over("/udp/");
+}
+
+/// Moves 2.4 GB over loopback: only when asked for.
+fn two_hundred_over(transport: &str) {
     if std::env::var_os("WILLCALL_BIG_TESTS").is_none() {
         eprintln!("left out: set WILLCALL_BIG_TESTS=1 to serve 200 clients at once");
         return;
@@ -45,9 +56,8 @@ fn two_hundred_clients_at_once_cost_a_seeder_less_than_400_mib() {
     let issued = network.of("merchant", args!["vouchers", "issue", "5000.00", "--currency", "USD"]).ok();
     let voucher = issued["codes"][0].as_str().unwrap().to_owned();
     let seeder = &network.daemons["seeder-1"];
-    // TCP, which is what clients prefer for goods.
     let mut addresses = seeder.ready["addresses"].as_array().unwrap().iter().map(|address| address.as_str().unwrap());
-    let address: Address = addresses.find(|address| address.contains("/tcp/")).unwrap().parse().unwrap();
+    let address: Address = addresses.find(|address| address.contains(transport)).unwrap().parse().unwrap();
     let at = PeerAddrs::new(text(&seeder.ready, "peer").parse().unwrap(), vec![address]);
     let before = seeder.memory_kib("VmRSS:");
 
@@ -90,7 +100,7 @@ fn two_hundred_clients_at_once_cost_a_seeder_less_than_400_mib() {
     assert_eq!(sent, CLIENTS * u64::from(CHUNKS));
     let peak = network.daemons["seeder-1"].memory_kib("VmHWM:");
     eprintln!(
-        "200 clients at once, {} MiB each: the seeder's resident memory was {} MiB before, {} MiB with all of them stalled, {} \
+        "200 clients at once over {transport}, {} MiB each: the seeder's resident memory was {} MiB before, {} MiB with all of them stalled, {} \
          MiB at its peak",
         CHUNKS,
         before / 1024,
