@@ -406,7 +406,12 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Transactions(dir) => {
             let columns = &["id", "state", "title", "price", "client", "formed_at"];
-            ask(&dir.path(), json!({"cmd": "transactions"}), global, |a| listed(a, "transactions", columns)).await
+            let text = |answer: &Value| {
+                let unreadable = rows(answer, "transactions").iter().filter(|row| row.get("error").is_some());
+                let unreadable = unreadable.map(|row| format!("\n{}: {}", field(row, "id"), field(row, "error")));
+                listed(answer, "transactions", columns) + &unreadable.collect::<String>()
+            };
+            ask(&dir.path(), json!({"cmd": "transactions"}), global, text).await
         }
         Command::Transaction(args) => {
             let request = json!({"cmd": "transaction", "id": args.transaction});

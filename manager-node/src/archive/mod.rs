@@ -28,7 +28,7 @@ use store::{Db, Mark, StoreError, Table, Txn, WriteTransaction};
 
 pub(crate) use chore::{start, step};
 pub use segments::SegmentError;
-pub(crate) use segments::{Head, Kind, Place, Segments};
+pub(crate) use segments::{End, Head, Kind, Place, Segments};
 pub(crate) use whole::Whole;
 
 use crate::context::{Context, now_ms};
@@ -36,6 +36,8 @@ use crate::transactions::{ORDER_IDS, RESTING, SALES, Sale, SaleRef};
 
 /// How far the segments are good.
 const HEAD: Table<(), Head> = Table::new("segments");
+/// How far each segment is good, by its number. Empty for those that an earlier version wrote.
+const ENDS: Table<u32, End> = Table::new("segment-ends");
 /// Transactions that moved out.
 const ARCHIVED: Table<TransactionId, Archived> = Table::new("archived-sales");
 /// Which of them a merchant's order id stands for, by a digest of both: a quarter of the row that it replaces.
@@ -61,8 +63,9 @@ pub(crate) struct Archive {
 impl Archive {
     /// Opens the segments that `db` knows of. Blocks.
     pub(crate) fn open(dir: &Path, db: &Db) -> Result<Archive, OpenError> {
-        let head = db.read(head)?;
-        Ok(Archive { segments: Segments::open(&dir.join("segments"), head)?, moving: Mutex::default() })
+        let (head, ends) = db.read(|txn| Ok::<_, StoreError>((head(txn)?, ENDS.range(txn, .., usize::MAX)?)))?;
+        let ends: Vec<End> = ends.into_iter().map(|(_, end)| end).collect();
+        Ok(Archive { segments: Segments::open(&dir.join("segments"), head, &ends)?, moving: Mutex::default() })
     }
 
     /// A transaction with all that is kept of it, wherever it lies.
@@ -106,6 +109,7 @@ impl Archive {
         let (places, after) = self.segments.append(db.read(head)?, records)?;
         db.write_blocking(move |txn| {
             rows(txn, &places)?;
+            ENDS.put(txn, &after.segment, &End { segment: after.segment, length: after.length })?;
             HEAD.put(txn, &(), &after)
         })
     }

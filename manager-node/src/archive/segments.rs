@@ -65,7 +65,17 @@ pub(crate) struct Head {
     pub(crate) records: u64,
 }
 
+/// How far one segment is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct End {
+    /// Its number.
+    pub(crate) segment: u32,
+    /// Its bytes up to the end of its newest record that counts.
+    pub(crate) length: u64,
+}
+
 wire! {
+    End => 16,
     Place => 32,
     Head => 64,
 }
@@ -126,11 +136,12 @@ struct Writer {
 }
 
 impl Segments {
-    /// Opens the folder, which is made if it is not there, and checks that what the store knows of is there.
+    /// Opens the folder, which is made if it is not there, and checks that what the store knows of is there: `ends` are the
+    /// ends of the segments, the newest of which is `head`.
     ///
     /// # Errors
-    /// [`SegmentError`].
-    pub(crate) fn open(dir: &Path, head: Head) -> Result<Segments, SegmentError> {
+    /// [`SegmentError`] names the first segment that is missing or cut off.
+    pub(crate) fn open(dir: &Path, head: Head, ends: &[End]) -> Result<Segments, SegmentError> {
         let failed = |source| SegmentError::Io { path: dir.to_owned(), source };
         DirBuilder::new().mode(0o700).recursive(true).create(dir).map_err(failed)?;
         let mut newest = head.segment;
@@ -141,14 +152,23 @@ impl Segments {
         }
         let writer = Mutex::new(Writer { open: None, next: newest.saturating_add(1) });
         let segments = Segments { dir: dir.to_owned(), writer };
-        if head.segment > 0 {
-            let (path, file) = segments.file(head.segment)?;
-            let length = file.metadata().map_err(|source| SegmentError::Io { path: path.clone(), source })?.len();
-            if length < head.length {
-                return Err(SegmentError::Damaged { path, what: "is shorter than it was" });
-            }
+        let newest = (head.segment > 0).then_some(End { segment: head.segment, length: head.length });
+        for end in ends.iter().copied().chain(newest) {
+            segments.reaches(end)?;
         }
         Ok(segments)
+    }
+
+    fn reaches(&self, end: End) -> Result<(), SegmentError> {
+        let path = self.path(end.segment);
+        match fs::metadata(&path) {
+            Ok(found) if found.len() >= end.length => Ok(()),
+            Ok(_) => Err(SegmentError::Damaged { path, what: "is shorter than it was" }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(SegmentError::Damaged { path, what: "is missing" })
+            }
+            Err(source) => Err(SegmentError::Io { path, source }),
+        }
     }
 
     fn path(&self, segment: u32) -> PathBuf {
@@ -265,6 +285,16 @@ impl Segments {
     }
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+impl Segments {
+    /// Damages the body of a record.
+    pub(super) fn spoil(&self, place: Place) {
+        let file = OpenOptions::new().write(true).open(self.path(place.segment)).unwrap();
+        file.write_all_at(&[0xff; 8], place.offset + RECORD_HEADER as u64).unwrap();
+    }
+}
+
 fn digest_of(before: &Digest, kind: u8, body: &[u8]) -> Digest {
     Digest::of("willcall 2026-11 segment record", &[before.as_bytes(), &[kind], body])
 }
@@ -325,7 +355,7 @@ mod tests {
     #[test]
     fn what_was_flushed_and_is_not_in_the_store_does_not_count_and_spoils_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let segments = Segments::open(dir.path(), Head::NONE).unwrap();
+        let segments = Segments::open(dir.path(), Head::NONE, &[]).unwrap();
         let (places, first) = segments.append(Head::NONE, &[record("one"), record("two")]).unwrap();
         // A commit that failed: the next records go after `first` all the same.
         segments.append(first, &[record("lost")]).unwrap();
@@ -333,7 +363,7 @@ mod tests {
         assert_ne!(second.segment, first.segment, "nothing is written behind what does not count");
         // A run that ended between the flush and the commit.
         segments.append(second, &[record("lost again")]).unwrap();
-        let segments = Segments::open(dir.path(), second).unwrap();
+        let segments = Segments::open(dir.path(), second, &[]).unwrap();
         let (last, third) = segments.append(second, &[record("four")]).unwrap();
         let texts: Vec<Vec<u8>> = [places, more, last]
             .concat()
@@ -347,9 +377,40 @@ mod tests {
     }
 
     #[test]
+    fn an_older_segment_that_is_missing_or_cut_off_is_named_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut head, mut ends) = (Head::NONE, Vec::new());
+        for text in ["one", "two", "three"] {
+            let segments = Segments::open(dir.path(), head, &ends).unwrap();
+            head = segments.append(head, &[record(text)]).unwrap().1;
+            ends.push(End { segment: head.segment, length: head.length });
+            // What does not count may be missing.
+            segments.append(Head::NONE, &[record("lost")]).unwrap();
+        }
+        for uncounted in [2, 4, 6] {
+            fs::remove_file(dir.path().join(format!("{uncounted:08}.seg"))).unwrap();
+        }
+        assert_eq!(ends.iter().map(|end| end.segment).collect::<Vec<_>>(), [1, 3, 5]);
+        let open = || Segments::open(dir.path(), head, &ends);
+        let segments = open().unwrap();
+        for end in &ends {
+            let path = segments.path(end.segment);
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+            let error = open().unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()) && error.contains("shorter"), "{error}");
+            fs::remove_file(&path).unwrap();
+            let error = open().unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()) && error.contains("missing"), "{error}");
+            fs::write(&path, &whole).unwrap();
+        }
+        open().unwrap();
+    }
+
+    #[test]
     fn what_is_missing_cut_off_or_changed_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let segments = Segments::open(dir.path(), Head::NONE).unwrap();
+        let segments = Segments::open(dir.path(), Head::NONE, &[]).unwrap();
         let (places, head) = segments.append(Head::NONE, &[record("one"), record("two")]).unwrap();
         let path = segments.path(1);
         let whole = fs::read(&path).unwrap();
@@ -370,9 +431,9 @@ mod tests {
         assert!(segments.read(places[0], Kind::Audit).is_err());
 
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        assert!(why(Segments::open(dir.path(), head).unwrap_err()).contains("shorter"));
+        assert!(why(Segments::open(dir.path(), head, &[]).unwrap_err()).contains("shorter"));
         fs::remove_file(&path).unwrap();
-        assert!(why(Segments::open(dir.path(), head).unwrap_err()).contains("missing"));
+        assert!(why(Segments::open(dir.path(), head, &[]).unwrap_err()).contains("missing"));
         assert!(why(segments.verify(head).unwrap_err()).contains("missing"));
     }
 }

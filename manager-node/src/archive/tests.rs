@@ -88,6 +88,25 @@ async fn whatever_is_asked_of_a_transaction_that_moved_out_is_answered_as_before
 }
 
 #[tokio::test]
+async fn a_record_that_cannot_be_read_is_named_in_the_list_and_hides_no_other() {
+    let shop = Shop::open(Terms::default()).await;
+    let mut outbox = Outbox::of(&shop, 0);
+    let damaged = settled(&shop, &mut outbox, "o").await;
+    move_out(&shop).await;
+    let sound = settled(&shop, &mut outbox, "p").await;
+    move_out(&shop).await;
+    let place = shop.ctx.db.read(|txn| ARCHIVED.get(txn, &damaged)).unwrap().unwrap().place;
+    shop.ctx.archive.segments.spoil(place);
+    let listed = shop.control(json!({"cmd": "transactions"})).await.unwrap();
+    let lines = listed["transactions"].as_array().unwrap();
+    let line = |id: TransactionId| lines.iter().find(|line| line["id"] == json!(id)).unwrap();
+    assert_eq!(line(sound)["order"], "p");
+    assert_eq!(line(damaged)["state"], "settled");
+    assert!(line(damaged)["error"].as_str().unwrap().contains("damaged record"), "{listed}");
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn a_purchase_that_moved_out_is_fetched_again_and_refunded_like_any_other() {
     let shop = Shop::open(Terms::default()).await;
     let mut outbox = Outbox::of(&shop, 0);

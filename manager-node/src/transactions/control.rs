@@ -209,8 +209,11 @@ fn list(ctx: &Context, txn: &impl Txn, listing: &Listing, limit: usize) -> Resul
         for (id, state, sale) in page {
             before = Bound::Excluded(id);
             if listing.state.is_none_or(|wanted| wanted == state) {
-                let sale = sale.map_or_else(|| ctx.archive.sale(txn, &id), |sale| Ok(Some(sale)))?;
-                lines.extend(sale.map(|sale| line(id, &sale)));
+                match sale.map_or_else(|| ctx.archive.sale(txn, &id), |sale| Ok(Some(sale))) {
+                    Ok(sale) => lines.extend(sale.map(|sale| line(id, &sale))),
+                    // One record that cannot be read does not hide the others.
+                    Err(error) => lines.push(json!({"id": id, "state": state, "error": error.to_string()})),
+                }
             }
             if lines.len() == limit {
                 return Ok(json!({"transactions": lines}));
