@@ -41,8 +41,10 @@ pub(super) struct Plan {
 
 /// Who is there.
 struct Seeders {
-    /// Those whose copies count.
+    /// Those whose copies count: a seeder may be away for a while before its copies are made elsewhere.
     present: HashSet<PeerId>,
+    /// Those of them who are here now.
+    here: HashSet<PeerId>,
     /// Those who may be given more.
     candidates: Vec<Candidate>,
 }
@@ -52,7 +54,7 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
     let (config, origin) = (&ctx.config, ctx.registry.origin());
     ctx.db.read(|txn| {
         let leaving = handover::leaving(txn, now)?;
-        let Seeders { present, mut candidates } = seeders(ctx, txn, &leaving, now)?;
+        let Seeders { present, here, mut candidates } = seeders(ctx, txn, &leaving, now)?;
         let mut products = Vec::new();
         let mut lengths = HashMap::new();
         PRODUCTS.scan::<StoreError>(txn, .., |_, record| {
@@ -77,6 +79,7 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             let taken = reserved.get(&candidate.peer).copied().unwrap_or(0);
             candidate.room = candidate.room.saturating_sub(taken);
         }
+        let leaving_of: HashSet<Digest> = leaving.iter().map(|(_, manifest)| *manifest).collect();
         let (mut wanted, mut moved, mut short) = (Vec::new(), 0, false);
         for (manifest, length) in products {
             let holders: HashSet<PeerId> =
@@ -88,7 +91,13 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             }
             // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
             let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
-            let counts = |peer: &&PeerId| present.contains(*peer) && !gone(peer);
+            // Somebody waits to let go of it, and may when enough others are here: a copy that may come back is of no use to
+            // that one. Nor is a copy that was only ordered, as long as nobody is there to make it.
+            let handed_over = leaving_of.contains(&manifest);
+            let counts = |peer: &&PeerId| {
+                let there = if handed_over || !holders.contains(*peer) { &here } else { &present };
+                there.contains(*peer) && !gone(peer)
+            };
             let serving: Vec<PeerId> = holders.iter().filter(counts).copied().collect();
             let copies = copies_of(ctx, &manifest, &serving, now);
             let missing = copies.saturating_sub(there.iter().filter(counts).count());
@@ -126,12 +135,13 @@ fn seeders(
     let (config, origin) = (&ctx.config, ctx.registry.origin());
     // Who sent something else than the content is no place for content until it passes again.
     let failed = audit_fetch::failed(txn)?;
-    let (mut present, mut candidates) = (HashSet::new(), Vec::new());
+    let (mut present, mut here, mut candidates) = (HashSet::new(), HashSet::new(), Vec::new());
     SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
         let out = ctx.revocations.with(|revoked| revoked.has_peer(&peer)) || failed.contains(&peer);
         if !out && is_here(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
             present.insert(peer);
             if is_here(record.last_report, now, config.seeder_away_ms) {
+                here.insert(peer);
                 candidates.push(Candidate { peer, capacity: record.capacity, room: record.free });
             }
         }
@@ -140,7 +150,7 @@ fn seeders(
     // Who wants to let go of content is given no other.
     let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
     candidates.retain(|candidate: &Candidate| !full.contains(&candidate.peer));
-    Ok(Seeders { present, candidates })
+    Ok(Seeders { present, here, candidates })
 }
 
 /// How many copies there are to be of a content that these seeders serve.
@@ -156,4 +166,103 @@ fn copies_of(ctx: &Context, manifest: &Digest, serving: &[PeerId], now: u64) -> 
     }
     let most = config.max_copies.max(config.copies);
     copies.min(usize::try_from(most).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::Address;
+    use protocol::api::{MeshRequest, SeederReport};
+
+    use super::*;
+    use crate::context::now_ms;
+    use crate::sales::tests::shop::{Shop, Terms, random_key};
+
+    async fn report(shop: &Shop, peer: PeerId, held: bool) {
+        let held = Vec::from_iter(held.then_some(shop.manifest));
+        let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
+        let report =
+            SeederReport { addrs, held, first: true, free: 1 << 30, capacity: 1 << 31, ..SeederReport::default() };
+        shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap();
+    }
+
+    /// Not heard of for a while, which is not so long that it is given up.
+    async fn away(shop: &Shop, peer: PeerId) {
+        let away_ms = shop.ctx.config.seeder_away_ms;
+        assert!(2 * away_ms < shop.ctx.config.seeder_lost_ms);
+        shop.ctx
+            .db
+            .write(move |txn| {
+                let mut record = SEEDERS.get(txn, &peer)?.unwrap();
+                record.last_report -= 2 * away_ms;
+                SEEDERS.put(txn, &peer, &record)
+            })
+            .await
+            .unwrap();
+    }
+
+    async fn market(seeders: usize) -> (Shop, Vec<PeerId>) {
+        let mut shop = Shop::open(Terms::default()).await;
+        while shop.seeders.len() < seeders {
+            let seeder = random_key();
+            shop.enrol_seeder(&seeder).await;
+            shop.seeders.push(seeder);
+        }
+        let peers = shop.seeders.iter().map(protocol::Keypair::peer_id).collect();
+        (shop, peers)
+    }
+
+    fn ordered_at(shop: &Shop) -> HashSet<PeerId> {
+        let origin = shop.ctx.registry.origin();
+        let plan = plan(&shop.ctx, now_ms()).unwrap();
+        let mut at: HashSet<PeerId> = plan.wanted.iter().map(|wanted| wanted.peer).collect();
+        let pending = |txn: &store::ReadTransaction| {
+            let mut found = Vec::new();
+            PENDING.scan::<StoreError>(txn, .., |(peer, _), _| {
+                found.push(peer);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok::<_, StoreError>(found)
+        };
+        at.extend(shop.ctx.db.read(pending).unwrap());
+        at.retain(|peer| Some(*peer) != origin);
+        at
+    }
+
+    #[tokio::test]
+    async fn a_copy_at_a_seeder_that_is_away_does_not_hold_up_one_that_wants_to_leave() {
+        let (shop, peers) = market(5).await;
+        assert_eq!(shop.ctx.config.copies, 3);
+        for (n, peer) in peers.iter().enumerate() {
+            report(&shop, *peer, n < 4).await;
+        }
+        away(&shop, peers[1]).await;
+        assert!(!ordered_at(&shop).contains(&peers[4]), "it may come back, and there are enough copies");
+        let (released, kept) =
+            handover::release(&shop.ctx, peers[0], vec![shop.manifest], true, now_ms()).await.unwrap();
+        assert_eq!((released.len(), kept.len()), (0, 1), "two are here of the three that there are to be");
+        assert!(ordered_at(&shop).contains(&peers[4]), "so it is copied to the one with room");
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_ordered_at_a_seeder_that_went_away_is_ordered_elsewhere() {
+        let (shop, peers) = market(4).await;
+        for (n, peer) in peers.iter().take(3).enumerate() {
+            report(&shop, *peer, n < 2).await;
+        }
+        let third = HashSet::from([peers[2]]);
+        assert_eq!(ordered_at(&shop), third);
+        shop.ctx.placements.wake();
+        let given = async {
+            while shop.ctx.db.read(|txn| PENDING.len(txn)).unwrap() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), given).await.unwrap();
+        away(&shop, peers[2]).await;
+        report(&shop, peers[3], false).await;
+        assert!(ordered_at(&shop).contains(&peers[3]));
+        shop.close().await;
+    }
 }
