@@ -178,11 +178,12 @@ mod tests {
     use crate::context::now_ms;
     use crate::sales::tests::shop::{Shop, Terms, random_key};
 
+    /// Who holds nothing has room, and so small a capacity that nothing is its share: it gets what is missing, only.
     async fn report(shop: &Shop, peer: PeerId, held: bool) {
+        let capacity = if held { 1 << 40 } else { 1 };
         let held = Vec::from_iter(held.then_some(shop.manifest));
         let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
-        let report =
-            SeederReport { addrs, held, first: true, free: 1 << 30, capacity: 1 << 31, ..SeederReport::default() };
+        let report = SeederReport { addrs, held, first: true, free: 1 << 30, capacity, ..SeederReport::default() };
         shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap();
     }
 
