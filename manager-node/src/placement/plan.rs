@@ -169,7 +169,7 @@ fn copies_of(ctx: &Context, manifest: &Digest, serving: &[PeerId], now: u64) -> 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use protocol::Address;
     use protocol::api::{MeshRequest, SeederReport};
@@ -230,19 +230,35 @@ mod tests {
         at
     }
 
+    /// Waits until a copy is ordered.
+    async fn ordered(shop: &Shop) {
+        shop.ctx.placements.wake();
+        let given = async {
+            while shop.ctx.db.read(|txn| PENDING.len(txn)).unwrap() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), given).await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_copy_at_a_seeder_that_is_away_does_not_hold_up_one_that_wants_to_leave() {
-        let (shop, peers) = market(5).await;
+        let (shop, peers) = market(6).await;
         assert_eq!(shop.ctx.config.copies, 3);
-        for (n, peer) in peers.iter().enumerate() {
-            report(&shop, *peer, n < 4).await;
-        }
-        away(&shop, peers[1]).await;
-        assert!(!ordered_at(&shop).contains(&peers[4]), "it may come back, and there are enough copies");
-        let (released, kept) =
-            handover::release(&shop.ctx, peers[0], vec![shop.manifest], true, now_ms()).await.unwrap();
+        let [leaves, comes_back, third, fourth, has_room, was_asked] = peers[..] else { panic!() };
+        report(&shop, leaves, true).await;
+        report(&shop, comes_back, true).await;
+        report(&shop, was_asked, false).await;
+        ordered(&shop).await;
+        report(&shop, third, true).await;
+        report(&shop, fourth, true).await;
+        report(&shop, has_room, false).await;
+        away(&shop, comes_back).await;
+        away(&shop, was_asked).await;
+        assert!(!ordered_at(&shop).contains(&has_room), "who is away may come back, and there are enough copies");
+        let (released, kept) = handover::release(&shop.ctx, leaves, vec![shop.manifest], true, now_ms()).await.unwrap();
         assert_eq!((released.len(), kept.len()), (0, 1), "two are here of the three that there are to be");
-        assert!(ordered_at(&shop).contains(&peers[4]), "so it is copied to the one with room");
+        assert!(ordered_at(&shop).contains(&has_room), "so it is copied to the one with room");
         shop.close().await;
     }
 
@@ -252,15 +268,8 @@ mod tests {
         for (n, peer) in peers.iter().take(3).enumerate() {
             report(&shop, *peer, n < 2).await;
         }
-        let third = HashSet::from([peers[2]]);
-        assert_eq!(ordered_at(&shop), third);
-        shop.ctx.placements.wake();
-        let given = async {
-            while shop.ctx.db.read(|txn| PENDING.len(txn)).unwrap() == 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(20), given).await.unwrap();
+        ordered(&shop).await;
+        assert_eq!(ordered_at(&shop), HashSet::from([peers[2]]));
         away(&shop, peers[2]).await;
         report(&shop, peers[3], false).await;
         assert!(ordered_at(&shop).contains(&peers[3]));
