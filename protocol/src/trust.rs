@@ -381,15 +381,26 @@ impl Trust {
         }
     }
 
+    /// Is what `key` signed for `purpose` at `issued_at` good `now`? For documents whose signature was verified before.
+    ///
+    /// # Errors
+    /// `unknown-key`, `key-retired`.
+    pub fn still_good(&self, key: &PeerId, purpose: KeyPurpose, issued_at: u64, now: u64) -> Result<(), Refusal> {
+        let entry = self.keys.keys.iter().find(|entry| entry.purpose == purpose && entry.key == *key);
+        entry.ok_or_else(|| self.unknown_key())?.check_state(issued_at, now)
+    }
+
+    fn unknown_key(&self) -> Refusal {
+        let detail = format!("key set version {} holds no such key for this purpose", self.keys.version);
+        Refusal::new(RefusalCode::UnknownKey, detail)
+    }
+
     /// The entry of the key that `signed` names, if it may sign such documents for `purpose`, whatever its state.
     pub(crate) fn key_for<T: Document>(&self, signed: &Signed<T>, purpose: KeyPurpose) -> Result<&KeyEntry, Refusal> {
         let mut entries = self.keys.keys.iter();
         entries
             .find(|entry| entry.purpose == purpose && purpose.signs(T::PURPOSE) && entry.key == signed.signer())
-            .ok_or_else(|| {
-                let detail = format!("key set version {} holds no such key for this purpose", self.keys.version);
-                Refusal::new(RefusalCode::UnknownKey, detail)
-            })
+            .ok_or_else(|| self.unknown_key())
     }
 
     /// `not-yet-valid` or `expired` when `now` is outside of `from..until` by more than the grace.

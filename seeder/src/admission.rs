@@ -8,6 +8,7 @@ use protocol::deliver::{Credential, Grant};
 use protocol::receipt::DeliveryId;
 use protocol::replication::ReplicationOrder;
 use protocol::ticket::Admission;
+use protocol::trust::{KeyPurpose, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 
 use crate::accounts;
@@ -22,6 +23,24 @@ pub(crate) fn claimed(credential: &Credential) -> Option<TransactionId> {
     }
 }
 
+/// Who signed a lease or order, and when: its key may be given up while the delivery runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Warrant {
+    signer: PeerId,
+    /// Unix milliseconds.
+    issued_at: u64,
+}
+
+impl Warrant {
+    /// Does the network still stand by the key?
+    ///
+    /// # Errors
+    /// `key-retired`, `unknown-key`.
+    pub(crate) fn still_good(&self, trust: &Trust, now: u64) -> Result<(), Refusal> {
+        trust.still_good(&self.signer, KeyPurpose::Ticket, self.issued_at, now)
+    }
+}
+
 /// Checks what `peer`, as the connection proved it, shows. Reads the disk: call it on a blocking thread.
 ///
 /// # Errors
@@ -32,7 +51,7 @@ pub(crate) fn admit(
     peer: PeerId,
     credential: &Credential,
     now: u64,
-) -> Result<(Grant, Arc<Content>), Refusal> {
+) -> Result<(Grant, Warrant, Arc<Content>), Refusal> {
     let unknown = || Refusal::new(RefusalCode::NotEnrolled, "this seeder does not know its network's keys yet");
     let trust = seeder.network.trust().ok_or_else(unknown)?;
     let revoked = seeder.network.revoked();
@@ -45,11 +64,11 @@ pub(crate) fn admit(
         continuation_ms: continuation(seeder, peer, credential, now)?,
         now,
     };
-    let grant = match credential {
+    let (grant, issued_at) = match credential {
         Credential::Ticket(ticket) => {
             let admitted = ticket.check(&admission)?;
             let (data, lease) = (admitted.data, admitted.lease);
-            Grant {
+            let grant = Grant {
                 delivery: DeliveryId { transaction: data.transaction, delivery: lease.delivery },
                 generation: lease.generation,
                 manifest: data.manifest,
@@ -58,11 +77,12 @@ pub(crate) fn admit(
                 listed: admitted.listed,
                 rate: lease.rate,
                 until: lease.end,
-            }
+            };
+            (grant, lease.issued_at)
         }
         Credential::Order(order) => {
             let order = ReplicationOrder::check(order, &admission)?;
-            Grant {
+            let grant = Grant {
                 delivery: DeliveryId { transaction: order.order, delivery: ReplicationOrder::DELIVERY },
                 generation: 0,
                 manifest: order.manifest,
@@ -72,8 +92,13 @@ pub(crate) fn admit(
                 listed: true,
                 rate: order.rate,
                 until: order.until,
-            }
+            };
+            (grant, order.issued_at)
         }
+    };
+    let signer = match credential {
+        Credential::Ticket(ticket) => ticket.lease.signer(),
+        Credential::Order(order) => order.signer(),
     };
     if revoked.has_peer(&peer) {
         return Err(Refusal::new(RefusalCode::Revoked, "this client was revoked"));
@@ -98,7 +123,7 @@ pub(crate) fn admit(
         return Err(not_held());
     }
     seeder.served.note(grant.manifest, now);
-    Ok((grant, content))
+    Ok((grant, Warrant { signer, issued_at }, content))
 }
 
 /// For how long past its lease a ticket is good here: a delivery that the client has acknowledged part of goes on.

@@ -24,5 +24,6 @@ mod mistakes;
 mod products;
 mod proofs;
 mod reach;
+mod stolen_key;
 mod support;
 mod trust;

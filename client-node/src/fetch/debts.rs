@@ -8,7 +8,7 @@ use delivery::{FetchLimits, SettleJob};
 use futures::StreamExt;
 use protocol::deliver::Credential;
 use protocol::receipt::{Completion, DeliveryId};
-use protocol::ticket::{Lease, TransactionData};
+use protocol::ticket::{Lease, Ticket, TransactionData};
 use protocol::{PeerAddrs, Refusal, Signed, TransactionId};
 
 use super::acks::AckFiles;
@@ -84,6 +84,7 @@ enum PayError {
 }
 
 async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId, debt: Debt) -> Result<(), PayError> {
+    let debt = Debt { ticket: newest(home, delivery, &debt).await?, ..debt };
     let (data, lease) = terms(&debt)?;
     let (trust, _) = link.trust().await?;
     if data.network != trust.network() {
@@ -115,6 +116,20 @@ async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId, debt: Debt) -> 
         blocking(move || library.set_debt(delivery, debt)).await?;
     }
     Ok(())
+}
+
+/// The ticket by which it is settled: that of the debt, or a later one of the same delivery, because the key that signed
+/// the first may be one that the network gave up since.
+async fn newest(home: &Home, delivery: DeliveryId, debt: &Debt) -> Result<Ticket, LibraryError> {
+    let library = home.library();
+    let known = blocking(move || library.get(&delivery.transaction)).await?;
+    let known = known.filter(|known| known.checked).map(|known| known.envelope.ticket);
+    let lease = |ticket: &Ticket| ticket.lease.peek().ok();
+    let later = known.filter(|known| match (lease(known), lease(&debt.ticket)) {
+        (Some(known), Some(old)) => known.delivery == delivery.delivery && known.issued_at > old.issued_at,
+        _ => false,
+    });
+    Ok(later.unwrap_or_else(|| debt.ticket.clone()))
 }
 
 fn terms(debt: &Debt) -> Result<(TransactionData, Lease), Refusal> {

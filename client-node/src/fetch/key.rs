@@ -7,15 +7,15 @@ use delivery::StallCause;
 use protocol::api::{MailboxRequest, MailboxResponse};
 use protocol::cipher::ContentSecret;
 use protocol::receipt::Completion;
-use protocol::ticket::KeyGrant;
+use protocol::ticket::{KeyGrant, TicketEnvelope};
 use protocol::{Keypair, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ticket::{Checked, RenewError, try_renew};
-use super::{FetchError, FetchProgress, Waiting};
+use super::{FetchError, FetchProgress, Purchase, Waiting};
 use crate::home::{Home, now_ms};
-use crate::inbox::TicketError;
+use crate::inbox::{TicketError, ask_ticket};
 use crate::library::Delivery;
 use crate::link::{Link, ManagerError, TrustError};
 
@@ -94,6 +94,45 @@ pub(super) async fn meet(
     }
 }
 
+/// How long to wait for a manager without which nothing goes on, where that is shown, and what ends it.
+#[derive(Clone, Copy)]
+pub(super) struct Patience<'a> {
+    pub(super) time: Duration,
+    pub(super) progress: &'a watch::Sender<FetchProgress>,
+    pub(super) cancel: &'a CancellationToken,
+}
+
+/// The purchase's ticket as the manager has it now, in place of one that no seeder takes any more. While the manager is
+/// away it is waited for.
+///
+/// # Errors
+/// The outer one when the fetch is stopped meanwhile; the inner one says why there is none.
+pub(super) async fn current(
+    home: &Home,
+    link: &Link,
+    purchase: &Purchase,
+    Patience { time, progress, cancel }: Patience<'_>,
+) -> Result<Result<TicketEnvelope, TicketError>, FetchError> {
+    let mut retry = Retry::new(time, progress, cancel);
+    loop {
+        let asked = tokio::select! {
+            asked = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()) => asked,
+            () = cancel.cancelled() => return Err(FetchError::Cancelled),
+        };
+        match asked {
+            Err(TicketError::Manager(error)) => {
+                if !retry.pause(&error).await? {
+                    return Ok(Err(error.into()));
+                }
+            }
+            other => {
+                progress.send_modify(|p| p.waiting = None);
+                return Ok(other);
+            }
+        }
+    }
+}
+
 /// A lease in place of one that is over. While the manager is away it is waited for: nothing can go on without it.
 ///
 /// # Errors
@@ -102,11 +141,9 @@ pub(super) async fn renewed(
     home: &Home,
     link: &Link,
     checked: &Checked,
-    patience: Duration,
-    progress: &watch::Sender<FetchProgress>,
-    cancel: &CancellationToken,
+    Patience { time, progress, cancel }: Patience<'_>,
 ) -> Result<Result<Checked, RenewError>, FetchError> {
-    let mut retry = Retry::new(patience, progress, cancel);
+    let mut retry = Retry::new(time, progress, cancel);
     loop {
         let asked = tokio::select! {
             asked = try_renew(home, link, checked) => asked,

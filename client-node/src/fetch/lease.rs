@@ -4,7 +4,9 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use protocol::RefusalCode;
 use protocol::deliver::Credential;
+use protocol::ticket::Lease;
 use tokio::sync::watch;
 
 use super::run::Run;
@@ -17,11 +19,16 @@ const LOOK_MS: u64 = 60_000;
 /// Tries are a sixteenth of the lease's life apart, within these bounds.
 const RETRY_MS: std::ops::RangeInclusive<u64> = 250..=600_000;
 
+/// Where the network gave up the key that signed the lease: the first pause between tries, and the longest.
+const GONE_RETRY_MS: (u64, u64) = (500, 30_000);
+
 impl Run<'_> {
     /// Keeps `checked` and `credential` at the newest lease, for as long as it is polled.
     pub(super) async fn keep_lease(&self, checked: &mut Checked, credential: &watch::Sender<Credential>) -> Infallible {
         let mut next = ticket::half_life(&checked.lease);
         let mut problem = None;
+        let (mut gone_next, mut gone_wait) = (0, GONE_RETRY_MS.0);
+        let mut progress = self.progress.subscribe();
         loop {
             let (now, lease) = (now_ms(), &checked.lease);
             let view = LeaseView { until: lease.end, next_try: next, problem: problem.clone() };
@@ -30,14 +37,25 @@ impl Run<'_> {
                 p.lease = Some(view);
                 changed
             });
-            if now < next {
-                tokio::time::sleep(Duration::from_millis((next - now).min(LOOK_MS))).await;
+            let gone = key_is_gone(&progress.borrow_and_update()) && now >= gone_next;
+            if now < next && !gone {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis((next - now).min(LOOK_MS))) => {}
+                    _ = progress.changed() => {}
+                }
                 continue;
             }
+            if gone {
+                (gone_next, gone_wait) = (now.saturating_add(gone_wait), (gone_wait * 2).min(GONE_RETRY_MS.1));
+                if let Err(error) = self.link.refresh().await {
+                    tracing::debug!(%error, "key set not refreshed");
+                }
+            }
             let retry = (lease.end.saturating_sub(lease.start) / 16).clamp(*RETRY_MS.start(), *RETRY_MS.end());
-            let (end, delivery) = (lease.end, lease.delivery);
+            let Lease { end, delivery, issued_at, .. } = *lease;
+            let is_newer = |lease: &Lease| lease.end > end || gone && lease.issued_at > issued_at;
             match ticket::renew(self.home, self.link, checked).await {
-                Ok(renewed) if renewed.lease.delivery == delivery && renewed.lease.end > end => {
+                Ok(renewed) if renewed.lease.delivery == delivery && is_newer(&renewed.lease) => {
                     credential.send_replace(renewed.credential());
                     next = ticket::half_life(&renewed.lease).max(now_ms().saturating_add(retry));
                     problem = None;
@@ -45,11 +63,19 @@ impl Run<'_> {
                     continue;
                 }
                 // What was bought on completion has one lease; and a closed delivery has a further one.
+                Ok(_) if gone => {}
                 Ok(_) => problem = Some("the manager gives no longer one".to_owned()),
                 Err(error) => problem = Some(error),
             }
             tracing::info!(transaction = %self.transaction, problem, "lease not renewed yet");
-            next = now_ms().saturating_add(retry);
+            if now >= next {
+                next = now_ms().saturating_add(retry);
+            }
         }
     }
+}
+
+/// A seeder said that the key that signed the lease is void; others may not have heard of it yet.
+fn key_is_gone(progress: &FetchProgress) -> bool {
+    progress.transfer.sources.iter().any(|source| source.refusal == Some(RefusalCode::KeyRetired))
 }

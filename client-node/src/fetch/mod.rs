@@ -269,6 +269,16 @@ pub enum FetchError {
         /// Why there is no new lease.
         renewal: String,
     },
+    /// The network gave up the key that signed the lease, and there is no other lease yet.
+    #[error("the lease is void ({refusal}) and was not replaced: {renewal}; fetch again to go on")]
+    LeaseVoid {
+        /// Why no seeder takes it.
+        refusal: Refusal,
+        /// Why there is no new lease.
+        renewal: String,
+        /// The same for machines.
+        cause: &'static str,
+    },
     /// There is not enough space.
     #[error(
         "{} has {free} bytes free, and unpacking needs {needed}; make room there or choose another folder, then fetch \
@@ -329,6 +339,7 @@ impl FetchError {
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),
             FetchError::LeaseOver { .. } => "ticket-expires",
+            FetchError::LeaseVoid { cause, .. } => cause,
             FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
             FetchError::OnlyWithoutKey => "only-without-key",
             FetchError::Key(ManagerError::Refused(refusal)) => refusal.code.as_str(),

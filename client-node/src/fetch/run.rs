@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::debts;
 use super::finish::outcome_of;
-use super::key::{complete, complete_for_key, meet, open_grant};
+use super::key::{Patience, complete, complete_for_key, meet, open_grant};
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
@@ -167,8 +167,9 @@ async fn fetch_linked(
 ) -> Result<FetchOutcome, FetchError> {
     let transaction = purchase.transaction;
     meet(link, options.manager_patience, progress, cancel).await?;
+    let patience = Patience { time: options.manager_patience, progress, cancel };
     let checked = tokio::select! {
-        checked = ticket::check(home, link, purchase) => checked?,
+        checked = ticket::check(home, link, purchase, patience) => checked?,
         () = cancel.cancelled() => return Err(FetchError::Cancelled),
     };
     keep_fresh(link, &checked, progress);

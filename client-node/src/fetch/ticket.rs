@@ -12,6 +12,7 @@ use protocol::ticket::{Admission, Lease, TicketEnvelope};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 
+use super::key::{Patience, current};
 use super::{FetchError, FetchOptions, Purchase, Target};
 use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{TicketError, ask_ticket};
@@ -128,7 +129,12 @@ impl Checked {
 }
 
 /// Checks the ticket against the network's keys, fetching newer ones, and a newer lease, where that helps.
-pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> Result<Checked, FetchError> {
+pub(super) async fn check(
+    home: &Home,
+    link: &Link,
+    mut purchase: Purchase,
+    waiting: Patience<'_>,
+) -> Result<Checked, FetchError> {
     let (mut trust, mut fresh) = link.trust().await?;
     let revoked = Arc::new(link.revocations(&trust).await?);
     let mut not_renewed = None;
@@ -144,6 +150,14 @@ pub(super) async fn check(home: &Home, link: &Link, mut purchase: Purchase) -> R
             Err(refusal) => refusal,
         };
         match refusal.code {
+            // A key that was given up does not come back: what helps is another lease.
+            RefusalCode::KeyRetired if !renewed => {
+                renewed = true;
+                match current(home, link, &purchase, waiting).await? {
+                    Ok(envelope) => (purchase.envelope, fresh) = (envelope, false),
+                    Err(error) => return Err(void(refusal, &RenewError::Ask(error))),
+                }
+            }
             _ if wants_newer_keys(&refusal) && !fresh => match link.refresh().await {
                 Ok(newer) => (trust, fresh) = (newer, true),
                 Err(error) => {
@@ -244,13 +258,36 @@ pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result
 pub(super) async fn try_renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, RenewError> {
     let Checked { purchase, trust, revoked, .. } = checked;
     let envelope = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await?;
-    let trust = link.known_trust().unwrap_or_else(|| Arc::clone(trust));
-    let lease = judge(&envelope, home.peer_id(), &trust, revoked, now_ms())?;
+    let mut trust = link.known_trust().unwrap_or_else(|| Arc::clone(trust));
+    let mut judged = judge(&envelope, home.peer_id(), &trust, revoked, now_ms());
+    if judged.as_ref().is_err_and(wants_newer_keys)
+        && let Ok(newer) = link.refresh().await
+    {
+        // The manager's keys changed since they were asked for.
+        judged = judge(&envelope, home.peer_id(), &newer, revoked, now_ms());
+        trust = newer;
+    }
+    let lease = judged?;
     let purchase = Purchase { envelope, ..purchase.clone() };
     note(home, &purchase).await?;
     tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
     let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
     Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
+}
+
+/// No seeder takes the lease any more, and why there is no other yet.
+pub(super) fn void(refusal: Refusal, error: &RenewError) -> FetchError {
+    let cause = match error {
+        RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
+            return FetchError::Revoked(said.clone());
+        }
+        RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) | RenewError::Refused(said) => {
+            said.code.as_str()
+        }
+        RenewError::Ask(_) => "manager-away",
+        RenewError::Library(_) => "disk",
+    };
+    FetchError::LeaseVoid { refusal, renewal: error.to_string(), cause }
 }
 
 /// From half of its life on a lease is renewed, so that one that is needed is hardly ever over.

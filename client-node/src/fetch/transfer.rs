@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stored};
+use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, StallCause, Stored};
 use futures::FutureExt;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
-use protocol::{ChunkSet, Digest, PeerAddrs, RefusalCode};
+use protocol::{ChunkSet, Digest, PeerAddrs, Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,9 +17,9 @@ use super::FetchError;
 use super::acks::AckFiles;
 use super::banned;
 use super::debts;
-use super::key::renewed;
+use super::key::{Patience, renewed};
 use super::run::{ROUNDS, Run};
-use super::ticket::Checked;
+use super::ticket::{self, Checked};
 use crate::home::blocking;
 use crate::in_place::InPlace;
 use crate::inbox::ask_ticket;
@@ -35,6 +35,8 @@ const DHT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Complaints of one transfer: a network with more liars than that has other worries.
 const MAX_COMPLAINTS: usize = 8;
 const COMPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// In whatever words the seeders said it.
+const KEY_GONE: &str = "the network gave up the key that signed the lease";
 
 /// What came of the transfers of one run.
 #[derive(Default)]
@@ -93,13 +95,24 @@ impl Run<'_> {
                     })
                     .await?;
                 }
-                transfer if (is_over(&transfer) || is_void(&transfer)) && round < ROUNDS => {
-                    // One that was made void stays so, as far as anybody knows: no need to wait for a manager.
-                    let patience = if is_void(&transfer) { Duration::ZERO } else { self.options.manager_patience };
-                    match renewed(self.home, self.link, checked, patience, self.progress, self.cancel).await? {
+                transfer if let Some(end) = lease_end(&transfer).filter(|_| round < ROUNDS) => {
+                    // A purchase that was revoked stays so, as far as anybody knows: no need to wait for a manager.
+                    let time = if end == LeaseEnd::Revoked { Duration::ZERO } else { self.options.manager_patience };
+                    let patience = Patience { time, progress: self.progress, cancel: self.cancel };
+                    if let LeaseEnd::KeyGone(_) = end
+                        && let Err(error) = self.link.refresh().await
+                    {
+                        tracing::debug!(%error, "key set not refreshed");
+                    }
+                    match renewed(self.home, self.link, checked, patience).await? {
                         Ok(renewed) => *checked = renewed,
-                        Err(_) if is_void(&transfer) => return Err(FetchError::Transfer(transfer)),
-                        Err(error) => return Err(FetchError::LeaseOver { transfer, renewal: error.to_string() }),
+                        Err(error) => {
+                            return Err(match end {
+                                LeaseEnd::Revoked => FetchError::Transfer(transfer),
+                                LeaseEnd::KeyGone(refusal) => ticket::void(refusal, &error),
+                                LeaseEnd::Over => FetchError::LeaseOver { transfer, renewal: error.to_string() },
+                            });
+                        }
                     }
                 }
                 transfer => {
@@ -338,19 +351,31 @@ fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> 
     sources
 }
 
-/// Did it end because the lease was made void? The purchase may be this client's all the same.
-fn is_void(error: &delivery::FetchError) -> bool {
-    matches!(error, delivery::FetchError::Refused { refusal, .. } if refusal.code == RefusalCode::Revoked)
+/// Why a transfer ended that may go on with another lease.
+#[derive(Debug, PartialEq, Eq)]
+enum LeaseEnd {
+    /// It is over.
+    Over,
+    /// The purchase was revoked, or this lease alone: then the purchase is this client's all the same.
+    Revoked,
+    /// The network gave up the key that signed it.
+    KeyGone(Refusal),
 }
 
-/// Did it end because the lease is over?
-fn is_over(error: &delivery::FetchError) -> bool {
+fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {
+    let refused = |code| match code {
+        RefusalCode::Revoked => Some(LeaseEnd::Revoked),
+        RefusalCode::KeyRetired => Some(LeaseEnd::KeyGone(Refusal::new(code, KEY_GONE))),
+        _ => None,
+    };
     match error {
         // Another lease is no help to a clock that is off.
-        delivery::FetchError::Refused { refusal, .. } => {
-            refusal.code == RefusalCode::Expired && !super::clock(refusal).is_off()
+        delivery::FetchError::Refused { refusal, .. } if refusal.code == RefusalCode::Expired => {
+            (!super::clock(refusal).is_off()).then_some(LeaseEnd::Over)
         }
-        delivery::FetchError::NoSource { cause, .. } => *cause == delivery::StallCause::TicketExpires,
-        _ => false,
+        delivery::FetchError::Refused { refusal, .. } => refused(refusal.code),
+        delivery::FetchError::NoSource { cause: StallCause::TicketExpires, .. } => Some(LeaseEnd::Over),
+        delivery::FetchError::NoSource { cause: StallCause::AllRefused { code }, .. } => refused(*code),
+        _ => None,
     }
 }

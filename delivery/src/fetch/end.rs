@@ -54,6 +54,8 @@ impl EndReason {
     pub(super) fn takes_no_more(&self) -> bool {
         match self {
             EndReason::Finished | EndReason::Violation(_) => true,
+            // With a lease that a living key signed it does.
+            EndReason::Refused(refusal) if refusal.code == RefusalCode::KeyRetired => false,
             EndReason::Refused(_) => self.loss() == Loss::Useless,
             _ => false,
         }
@@ -151,6 +153,7 @@ mod tests {
         assert_eq!(loss_of(&busy()), Loss::ComeBack(70));
         assert!(!EndReason::Refused(busy()).takes_no_more() && !EndReason::Closed(String::new()).takes_no_more());
         assert!(EndReason::Refused(Refusal::new(RefusalCode::Revoked, "")).takes_no_more());
+        assert!(!EndReason::Refused(Refusal::new(RefusalCode::KeyRetired, "")).takes_no_more());
         assert_eq!(loss_of(&Refusal::new(RefusalCode::ContentNotHeld, "")), Loss::Useless);
     }
 }

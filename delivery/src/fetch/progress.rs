@@ -80,6 +80,8 @@ pub struct SourceProgress {
     pub next_try: Option<u64>,
     /// Why its last stream ended.
     pub last_reason: Option<String>,
+    /// The name of its refusal, if that was why.
+    pub refusal: Option<RefusalCode>,
 }
 
 /// This machine's clock beside others'.

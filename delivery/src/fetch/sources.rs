@@ -259,6 +259,10 @@ impl SourceBook {
         self.entries.get(peer)?.last.as_ref().map(|last| last.text.clone())
     }
 
+    pub(super) fn last_refusal(&self, peer: &PeerId) -> Option<RefusalCode> {
+        self.entries.get(peer)?.last.as_ref()?.refusal.as_ref().map(|refusal| refusal.code)
+    }
+
     pub(super) fn reports(&self) -> Vec<SourceReport> {
         let report = |(peer, entry): (&PeerId, &Entry)| SourceReport {
             peer: *peer,

@@ -15,7 +15,7 @@ use node::{Protocol, Supervisor};
 use protocol::api::{MeshResponse, SEEDER_PROTOCOL, SeederRequest, SeederResponse};
 use protocol::replication::{Placement, ReplicationOrder};
 use protocol::trust::KeyPurpose;
-use protocol::{Digest, PeerId, Signed, TransactionId};
+use protocol::{Digest, PeerId, RefusalCode, Signed, TransactionId};
 use rand::RngExt;
 use store::{Db, StoreError};
 use tokio::sync::{Notify, mpsc};
@@ -223,17 +223,21 @@ fn made_at(order: &TransactionId) -> u64 {
     order.as_bytes().iter().take(6).fold(0, |ms, byte| ms << 8 | u64::from(*byte))
 }
 
-/// What a seeder is to fetch now: its pending orders, the ones that end soon signed anew under the same id.
+/// What a seeder is to fetch now: its pending orders, the ones that end soon, or whose key was given up, signed anew under
+/// the same id.
 pub(crate) async fn for_seeder(ctx: &Arc<Context>, peer: PeerId, now: u64) -> Result<Vec<Placement>, StoreError> {
     let reading = Arc::clone(ctx);
     let found = tokio::task::spawn_blocking(move || pending_of(&reading, peer, now))
         .await
         .map_err(|e| StoreError::Panicked(e.to_string()))??;
     let mut renewed = Vec::new();
+    let trust = ctx.trust();
     let mut placements = Vec::with_capacity(found.len());
     for (id, mut placement) in found {
         let Ok(mut order) = placement.order.peek() else { continue };
-        if order.until.saturating_sub(now) < ctx.config.order_ms / 4 {
+        let opened = trust.open(&placement.order, KeyPurpose::Ticket, |order| order.issued_at, now);
+        let void = opened.is_err_and(|refusal| refusal.code == RefusalCode::KeyRetired);
+        if void || order.until.saturating_sub(now) < ctx.config.order_ms / 4 {
             order.issued_at = now;
             order.until = now.saturating_add(ctx.config.order_ms);
             placement.order = ctx.keys.sign(KeyPurpose::Ticket, &order);

@@ -10,7 +10,7 @@ use protocol::api::{self, MailItem, MailboxRequest, MailboxResponse, Transaction
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::Lease;
-use protocol::trust::KeyState;
+use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
 use store::{Step, Table};
 use tracing::{info, warn};
@@ -144,10 +144,10 @@ pub(super) fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Resu
     Ok(found)
 }
 
-/// The key that signed the lease was revoked since: no seeder takes it.
-fn is_void(ctx: &Context, release: &Release) -> bool {
-    let (trust, signer) = (ctx.trust(), release.lease.signer());
-    trust.key_set().keys.iter().any(|entry| entry.key == signer && entry.state == KeyState::Revoked)
+/// The key that signed the lease was revoked, or is over: no seeder takes it.
+fn is_void(ctx: &Context, release: &Release, now: u64) -> bool {
+    let opened = ctx.trust().open(&release.lease, KeyPurpose::Ticket, |lease: &Lease| lease.issued_at, now);
+    opened.is_err_and(|refusal| refusal.code == RefusalCode::KeyRetired)
 }
 
 /// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
@@ -161,8 +161,11 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     let open = delivery.is_some_and(|delivery| delivery.closed.is_none() && !delivery.counting.is_completed());
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
-    let (sale, release) = if renewable && (now >= half || !open || is_void(ctx, &release)) {
-        let sale = renew(ctx, id, client, &sale, &release, open, now)?;
+    // Where the key that signed it was given up, another lease takes its place for the time that was left.
+    let end = (!renewable).then_some(release.lease_end);
+    let replace = is_void(ctx, &release, now) && (renewable || open && now < release.lease_end);
+    let (sale, release) = if replace || renewable && (now >= half || !open) {
+        let sale = renew(ctx, id, client, (&sale, &release), Renewal { open, end }, now)?;
         entitled(Some(sale), &client)?
     } else {
         // Also for content that was taken down since.
@@ -174,15 +177,22 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     Ok(MailboxResponse::Ticket(Box::new(lease::envelope(ctx, &sale, &release)?)))
 }
 
+/// What kind of lease takes the place of another.
+struct Renewal {
+    /// For the delivery that is under way.
+    open: bool,
+    /// When it ends, where that is not to be later than before.
+    end: Option<u64>,
+}
+
 /// Signs and stores a new lease: for the same delivery while that is open; after it was closed and paid, for a further
 /// one, which nobody pays for and which therefore names the origin alone.
 fn renew(
     ctx: &Context,
     id: TransactionId,
     client: PeerId,
-    sale: &Sale,
-    release: &Release,
-    open: bool,
+    (sale, release): (&Sale, &Release),
+    Renewal { open, end }: Renewal,
     now: u64,
 ) -> Result<Sale, SaleError> {
     let product = lease::product_of(ctx, sale)?;
@@ -201,7 +211,7 @@ fn renew(
         rate: if open { old_lease.rate } else { 0 },
         ceiling: if open { old_lease.ceiling } else { 0 },
         sources,
-        end: None,
+        end,
     };
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);

@@ -26,6 +26,7 @@ use super::reading::Reading;
 use super::sending::{Line, Outgoing, Progress, SendEnd, Way, send};
 use super::{LAST_WORD, bad_frame, internal, linger, note_refusal, shutting_down};
 use crate::accounts;
+use crate::admission::Warrant;
 use crate::chunks::ChunkError;
 use crate::clock::now_ms;
 use crate::context::Seeder;
@@ -39,6 +40,7 @@ pub(super) struct Parts {
     pub(super) seeder: Arc<Seeder>,
     pub(super) peer: PeerId,
     pub(super) grant: Grant,
+    pub(super) warrant: Warrant,
     pub(super) content: Arc<Content>,
     pub(super) key: AccountKey,
     pub(super) machine: ServeMachine,
@@ -214,9 +216,13 @@ impl Driver {
         }
     }
 
-    /// A revocation cuts a running delivery: of the transaction, the content, the client or this seeder.
+    /// A revocation cuts a running delivery: of the key that signed the lease, the transaction, the content, the client or
+    /// this seeder.
     fn still_allowed(&self) -> Result<(), Refusal> {
-        let Parts { seeder, grant, content, .. } = &self.parts;
+        let Parts { seeder, grant, warrant, content, .. } = &self.parts;
+        if let Some(trust) = seeder.network.trust() {
+            warrant.still_good(&trust, now_ms())?;
+        }
         let revoked = seeder.network.revoked();
         let no = |what| Err(Refusal::new(RefusalCode::Revoked, what));
         if revoked.has_transaction(&grant.delivery.transaction) {

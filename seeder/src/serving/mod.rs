@@ -157,7 +157,7 @@ async fn admit(
 
     let checking = Arc::clone(seeder);
     let checked = blocking(move || admission::admit(&checking, peer, &credential, now_ms())).await.map_err(named)?;
-    let (grant, content) = checked.map_err(named)?;
+    let (grant, warrant, content) = checked.map_err(named)?;
     let id = grant.delivery.transaction;
     tracing::info!(step = 10, transaction = %id, %peer, manifest = %grant.manifest, "product determined");
 
@@ -175,6 +175,7 @@ async fn admit(
         seeder: Arc::clone(seeder),
         peer,
         grant,
+        warrant,
         content,
         key,
         machine,

@@ -49,6 +49,7 @@ impl Coordinator {
                 bytes_per_second: view.rate,
                 next_try: view.next_try.map(unix_ms),
                 last_reason: self.book.last_reason(&view.peer),
+                refusal: self.book.last_refusal(&view.peer),
             })
             .collect();
         let quiet = now.saturating_sub(self.last_sign(now)) >= STALL_TOLD_MS;
