@@ -76,9 +76,9 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
     let reached: Vec<&Address> = tried.iter().filter(|(_, why)| why.is_none()).map(|(address, _)| address).collect();
     let trials = reach.tried.iter().map(|tried| json!({ "address": tried.address, "why_not": tried.why_not }));
     json!({
-        "reachable": !reached.is_empty() || reach.reachability == Reachability::Public,
+        "reachable": !reached.is_empty() || peers_got_through(&reach),
         "public": reached.iter().any(|address| is_public(address)),
-        "direct": reached.iter().any(|address| !is_relayed(address)) || reach.reachability == Reachability::Public,
+        "direct": reached.iter().any(|address| !is_relayed(address)) || peers_got_through(&reach),
         "addresses": tried
             .iter()
             .map(|(address, why)| json!({ "address": address, "reached": why.is_none(), "why_not": why }))
@@ -106,6 +106,11 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
     })
 }
 
+/// That an address is configured, or forwarded by the router, does not show that anybody gets through to it.
+fn peers_got_through(reach: &Reach) -> bool {
+    reach.tried.iter().any(|tried| tried.why_not.is_none())
+}
+
 fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |check, good, says: String, todo| findings.push(Finding { check, good, says, todo });
@@ -123,13 +128,15 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
     match reach.reachability {
         Reachability::Unknown => find("peers", None, "no peer has tried to get through yet".to_owned(), None),
         Reachability::Public => {
-            let at: Vec<&str> = reach.external.iter().map(Address::as_str).collect();
-            find(
-                "peers",
-                Some(true),
-                format!("peers get through, or the configuration says so: {}", at.join(" ")),
-                None,
-            );
+            let through = reach.tried.iter().filter(|tried| tried.why_not.is_none());
+            let at: Vec<&str> = through.map(|tried| tried.address.as_str()).collect();
+            if at.is_empty() {
+                let told: Vec<&str> = reach.external.iter().map(Address::as_str).collect();
+                let says = format!("no peer has got through yet; others are told {}", told.join(" "));
+                find("peers", None, says, None);
+            } else {
+                find("peers", Some(true), format!("peers get through to {}", at.join(" ")), None);
+            }
         }
         Reachability::Private => {
             let failed = reach.tried.iter().filter(|tried| tried.why_not.is_some()).count();
@@ -151,7 +158,7 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
     let held: Vec<String> =
         reach.slots.iter().filter(|slot| !slot.addresses.is_empty()).map(|slot| slot.relay.to_string()).collect();
     let trouble = reach.slots.iter().find_map(|slot| slot.trouble.as_deref());
-    let direct = reach.reachability == Reachability::Public;
+    let direct = peers_got_through(reach);
     match (held.as_slice(), trouble) {
         ([], _) if direct => find("relay", None, "not needed: others get through directly".to_owned(), None),
         ([], Some(trouble)) => find("relay", Some(false), format!("no slot at a relay: {trouble}"), None),
@@ -203,9 +210,9 @@ fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, O
 
 /// What to do where nobody outside tried.
 fn manager_away(reach: &Reach) -> &'static str {
-    if reach.reachability == Reachability::Public {
-        return "the manager did not answer, so no address was tried from outside; peers get through, or the configuration \
-                says so: check again when the manager is back";
+    if peers_got_through(reach) {
+        return "the manager did not answer, so it tried no address from outside; peers get through: check again when the \
+                manager is back";
     }
     "the manager did not answer, so no address was tried from outside, and no peer got through yet: check again when the \
      manager is back"
@@ -213,7 +220,7 @@ fn manager_away(reach: &Reach) -> &'static str {
 
 /// What to do, in a line.
 fn advice(tried: &[(Address, Option<String>)], reached: &[&Address], reach: &Reach) -> &'static str {
-    let direct = reached.iter().any(|address| !is_relayed(address)) || reach.reachability == Reachability::Public;
+    let direct = reached.iter().any(|address| !is_relayed(address)) || peers_got_through(reach);
     let relayed = reach.slots.iter().any(|slot| !slot.addresses.is_empty());
     if !direct && relayed {
         return "reached through a relay: clients get through wherever hole punching works; to be reached by all, forward \
@@ -222,6 +229,11 @@ fn advice(tried: &[(Address, Option<String>)], reached: &[&Address], reach: &Rea
     if tried.is_empty() && !direct {
         return "this seeder tells no address that others could use: set external in config.toml, for example \
                 [\"/ip4/203.0.113.7/tcp/4602\"], and start it again";
+    }
+    if !direct && !reach.external.is_empty() {
+        return "nobody gets through to the addresses that others are told: see that external in config.toml is the public \
+                address of this machine or its router, that the listening ports (TCP, and UDP for QUIC) are open in the \
+                firewall, and that the router forwards them";
     }
     if !direct {
         return "nobody gets through: open the listening ports (TCP, and UDP for QUIC) in this machine's firewall, forward \
@@ -251,10 +263,12 @@ fn is_public(address: &Address) -> bool {
             // 100.64.0.0/10 lies behind a provider's translation (RFC 6598).
             let [a, b, ..] = ip.octets();
             let shared = a == 100 && (64..128).contains(&b);
-            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || shared)
+            let no_host = ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || no_host || shared)
         }),
         (Some("ip6"), Some(host)) => host.parse::<std::net::Ipv6Addr>().is_ok_and(|ip| {
-            !(ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local())
+            let no_host = ip.is_unspecified() || ip.is_multicast();
+            !(ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local() || no_host)
         }),
         (Some("dns" | "dns4" | "dns6"), Some(_)) => true,
         _ => false,
@@ -296,6 +310,19 @@ mod tests {
             [("manager", bad), ("peers", bad), ("translation", bad), ("router", None), ("relay", Some(true))]
         );
         assert!(found.first().and_then(|finding| finding.todo).is_some_and(|todo| todo.contains("forward")));
+        // An address that is configured and leads nowhere.
+        let mut configured = Reach { reachability: Reachability::Public, ..Reach::default() };
+        configured.external = vec![open.clone()];
+        assert!(!peers_got_through(&configured));
+        assert!(advice(&[(open.clone(), no())], &[], &configured).contains("external"));
+        let found = findings(&Ok(vec![(open.clone(), no())]), &configured);
+        let verdicts: Vec<_> = found.iter().map(|finding| (finding.check, finding.good)).collect();
+        assert!(verdicts.contains(&("manager", bad)) && verdicts.contains(&("peers", None)), "{verdicts:?}");
+        assert!(!manager_away(&configured).contains("peers get through"));
+        configured.tried = vec![node::Tried { address: open.clone(), why_not: None }];
+        assert!(peers_got_through(&configured));
+        assert!(advice(&[(open.clone(), no())], &[], &configured).contains("cost them time"));
+
         assert!(manager_away(&reach).contains("did not answer"));
         let found = findings(&Err("away".to_owned()), &Reach::default());
         assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
