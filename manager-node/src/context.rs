@@ -60,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) audits: Audits,
     /// Counts up each time that the manager came back from a backup.
     pub(crate) restore: u64,
+    /// When it ran again after the newest of these, unix milliseconds.
+    pub(crate) restored_at: Option<u64>,
     /// This manager.
     pub(crate) peer: PeerId,
     /// Unix milliseconds of the start.

@@ -14,7 +14,7 @@ use store::{StoreError, Table, Txn, WriteTransaction};
 
 use crate::archive::Whole;
 use crate::context::{Context, now_ms};
-use crate::transactions::{MOVES, PAID_DELIVERY, SaleError};
+use crate::transactions::{MOVES, PAID_DELIVERY, Sale, SaleError};
 
 /// When the first acknowledgement or completion of a transaction came in.
 const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
@@ -48,6 +48,13 @@ fn whole(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Whole, Sale
     Ok(ctx.archive.whole(txn, &id)?.ok_or_else(unknown)?)
 }
 
+/// When this manager last came back from a backup, where that was after the sale was formed: of such a sale it may have
+/// forgotten what came in, and what seeders send again comes in late.
+fn restored_at(ctx: &Context, sale: &Sale) -> Result<Option<u64>, SaleError> {
+    let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
+    Ok(ctx.restored_at.filter(|restored| formed_at < *restored))
+}
+
 /// Everything signed of a transaction, as it is stored now.
 pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<EvidencePack, SaleError> {
     ctx.db.read(|txn| {
@@ -67,6 +74,7 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             first_at: whole.first_at,
             completed_at: None,
             closed_at: None,
+            restored_at: restored_at(ctx, sale)?,
         };
         if let Some(release) = &sale.release {
             pack.endorsement = Some(release.endorsement.clone());
@@ -100,6 +108,14 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
         let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
+    let restored_at = restored_at(ctx, &sale)?;
+    if let Some(restored) = restored_at.filter(|restored| by < *restored) {
+        let detail = format!(
+            "this manager came back from a backup at {restored} ms and may have forgotten what came in before; it can \
+             speak of times from {restored} ms on, and only of what came in since"
+        );
+        return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
+    }
     let mut pack = pack(ctx, id, now)?;
     let word = NonDelivery {
         network: ctx.network(),
@@ -107,6 +123,7 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
         transaction_data: sale.data.digest(),
         by,
         issued_at: now,
+        restored_at,
     };
     pack.non_delivery = Some(ctx.keys.sign(KeyPurpose::Settlement, &word));
     Ok(pack)

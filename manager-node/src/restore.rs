@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use store::{Db, StoreError};
+use bincode::{Decode, Encode};
+use protocol::wire;
+use store::{Db, StoreError, Table};
 
 use crate::audit;
 use crate::tables::MANAGER;
@@ -36,6 +38,28 @@ pub enum RestoreError {
     Store(#[from] StoreError),
 }
 
+/// When the manager first ran again after its newest restore.
+const RESTORED: Table<(), Restored> = Table::new("restored");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Restored {
+    /// Which restore.
+    number: u64,
+    /// Unix milliseconds.
+    at: u64,
+}
+
+wire!(Restored => 32);
+
+/// The newest restore from a backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restore {
+    /// Its number; 0 where there was none.
+    pub(crate) number: u64,
+    /// When the manager ran again, unix milliseconds: what it took in between the backup and then it may have forgotten.
+    pub(crate) at: Option<u64>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     restores: u64,
@@ -46,8 +70,8 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("restores")
 }
 
-/// Counts this start, in the database and beside it, and returns the restore number. Blocks.
-pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
+/// Counts this start, in the database and beside it, and returns the newest restore. Blocks.
+pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<Restore, RestoreError> {
     let mut counts = read(dir)?;
     let starts = db.write_blocking(|txn| {
         let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
@@ -63,16 +87,25 @@ pub(crate) fn count_start(dir: &Path, db: &Db) -> Result<u64, RestoreError> {
     counts.starts = starts;
     write(dir, counts)?;
     note(db, counts.restores)?;
-    Ok(counts.restores)
+    let known = db.read(|txn| RESTORED.get(txn, &()))?.filter(|restored| restored.number == counts.restores);
+    let at = known.map_or_else(|| end_of_second(counts.restores), |restored| restored.at);
+    Ok(Restore { number: counts.restores, at: (counts.restores > 0).then_some(at) })
 }
 
-/// Puts a restore into the audit log, once: it explains why the log has fewer entries than seeders were told of.
+/// A restore number is the second in which the restore was made.
+fn end_of_second(number: u64) -> u64 {
+    number.saturating_add(1).saturating_mul(1000)
+}
+
+/// Puts a restore into the audit log, once: it explains why the log has fewer entries than seeders were told of. The time
+/// is that of the first run after it: until then the manager from before may have run elsewhere and taken more in.
 fn note(db: &Db, restore: u64) -> Result<(), StoreError> {
     let now = crate::context::now_ms();
     db.write_blocking(move |txn| {
         let mut record = MANAGER.get(txn, &())?.unwrap_or_default();
         if record.restore < restore {
             record.restore = restore;
+            RESTORED.put(txn, &(), &Restored { number: restore, at: now })?;
             audit::note(txn, now, audit::RESTORE, restore, "the manager came back from a backup")?;
             MANAGER.put(txn, &(), &record)?;
         }
@@ -130,12 +163,18 @@ mod tests {
     fn an_older_database_counts_as_a_restore() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("m.redb");
-        let start = || count_start(dir.path(), &Db::open(&file, store::Options::new(1)).unwrap()).unwrap();
-        assert_eq!((start(), start()), (0, 0));
+        let whole = || count_start(dir.path(), &Db::open(&file, store::Options::new(1)).unwrap()).unwrap();
+        let start = || whole().number;
+        assert_eq!((start(), whole()), (0, Restore::default()));
         let backup = fs::read(&file).unwrap();
         assert_eq!(start(), 0);
         fs::write(&file, backup).unwrap();
-        let (first, again) = (start(), start());
+        let before = crate::context::now_ms();
+        let (restore, again) = (whole(), start());
+        let first = restore.number;
+        // The time at which it ran again, and the same at every later start.
+        assert!(restore.at.is_some_and(|at| at >= before), "{restore:?}");
+        assert_eq!(whole(), restore);
         assert!(first > 1_700_000_000 && again == first, "{first} {again}");
         let marked = mark_restored(dir.path()).unwrap();
         assert!(marked > first);

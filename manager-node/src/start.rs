@@ -28,7 +28,7 @@ use crate::keys::{KeysError, ManagerKeys};
 use crate::placement::Placements;
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest, Published};
 use crate::registry::Registry;
-use crate::restore::RestoreError;
+use crate::restore::{Restore, RestoreError};
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
 use crate::workers::Workers;
@@ -113,7 +113,7 @@ struct Opened {
     lock: DirLock,
     db: Db,
     archive: Archive,
-    restore: u64,
+    restore: Restore,
     keys: ManagerKeys,
     trust: Trust,
     node_key: protocol::Keypair,
@@ -159,7 +159,7 @@ async fn start_under(
     })
     .await
     .map_err(|e| StartError::Thread(e.to_string()))??;
-    revocations.begin_anew(restore).await?;
+    revocations.begin_anew(restore.number).await?;
     let refusals = node.metrics().counter_by("refusals", "Requests refused, by service and code", ["service", "code"]);
     let ctx = Arc::new(Context {
         catalogue: Catalogue::new(db.clone()),
@@ -176,7 +176,8 @@ async fn start_under(
         clocks: Clocks::default(),
         demand: Demand::new(config.demand_ms),
         audits: Audits::new(&node),
-        restore,
+        restore: restore.number,
+        restored_at: restore.at,
         started_at: now_ms(),
         refusals,
         last_beat: Mutex::default(),

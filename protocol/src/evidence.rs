@@ -43,10 +43,14 @@ pub struct DeliveryRecord {
     pub completed_at: Option<u64>,
     /// When its paid delivery was closed, unix milliseconds.
     pub closed_at: Option<u64>,
+    /// When the manager last came back from a backup, where that was after the sale was formed, unix milliseconds: what
+    /// came in between the backup and then it may have forgotten, and have taken again later.
+    pub restored_at: Option<u64>,
 }
 
 /// The manager's word that nothing of a transaction had been acknowledged to it by a given time: neither an
-/// acknowledgement nor a completion of any of its deliveries.
+/// acknowledgement nor a completion of any of its deliveries. A manager that came back from a backup speaks only of the
+/// time since: what came in before that it may have forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct NonDelivery {
     /// The network.
@@ -59,13 +63,16 @@ pub struct NonDelivery {
     pub by: u64,
     /// When this was signed, unix milliseconds.
     pub issued_at: u64,
+    /// Nothing is said of the time before this, unix milliseconds: when the manager last came back from a backup, where
+    /// that was after the sale was formed.
+    pub restored_at: Option<u64>,
 }
 
 /// What a merchant says of an order beyond what it signed. The amounts can be checked against the commitments in the
 /// transaction data and the endorsement; that the order is this one cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct OrderWords {
-    /// The merchant's name of the order; at most 64 bytes.
+    /// The merchant's name of the order; at most [`OrderWords::MAX_ORDER`] bytes.
     pub order: String,
     /// Digest of what was ordered.
     pub body: Digest,
@@ -75,8 +82,15 @@ pub struct OrderWords {
     pub price_salt: Nonce,
     /// Opens, with the authorisation, the commitment to the payment in the endorsement.
     pub payment_salt: Nonce,
-    /// Name of the payment's authorisation; at most 128 bytes.
+    /// Name of the payment's authorisation; at most [`OrderWords::MAX_AUTHORISATION`] bytes.
     pub authorisation: String,
+}
+
+impl OrderWords {
+    /// Longest name of an order, bytes.
+    pub const MAX_ORDER: usize = 64;
+    /// Longest name of an authorisation, bytes.
+    pub const MAX_AUTHORISATION: usize = 128;
 }
 
 document! {
@@ -155,6 +169,46 @@ pub enum EvidenceError {
         /// Why.
         source: CodecError,
     },
+    /// A section of a kind that a file has once.
+    #[error("section {number} is a second {name}: a file has one, and no check would show both")]
+    Second {
+        /// 1 for the first.
+        number: usize,
+        /// What it is.
+        name: &'static str,
+    },
+    /// The same document once more.
+    #[error("section {number} ({name}) is in the file already")]
+    Again {
+        /// 1 for the first.
+        number: usize,
+        /// What it is.
+        name: &'static str,
+    },
+    /// Sections have an order.
+    #[error("section {number} ({name}) does not stand where a file has it")]
+    Order {
+        /// 1 for the first.
+        number: usize,
+        /// What it is.
+        name: &'static str,
+    },
+    /// A section whose bytes say more than the document in them.
+    #[error("section {number} ({name}) is not written in the one way in which it is written")]
+    Form {
+        /// 1 for the first.
+        number: usize,
+        /// What it is.
+        name: &'static str,
+    },
+    /// A section of no kind that there is.
+    #[error("section {number} is of a kind ({kind}) that this version does not know")]
+    Unknown {
+        /// 1 for the first.
+        number: usize,
+        /// What it says it is.
+        kind: u8,
+    },
     /// Sections that do not make a whole.
     #[error("the file {0}")]
     Incomplete(&'static str),
@@ -194,12 +248,67 @@ fn section<T: Wire>(kind: u8, document: &T) -> Section {
     Section { kind, bytes: codec::encode(document) }
 }
 
-fn read<T: Wire>(format: &Format, number: usize, section: &Section) -> Result<T, EvidenceError> {
-    codec::decode(&section.bytes).map_err(|source| EvidenceError::Codec {
-        number: number + 1,
-        name: format.name(section.kind),
-        source,
-    })
+/// Reads sections so that whatever is in a file is shown by its check: each document in its one byte form, in the order in
+/// which files are written, none twice.
+struct Reader<'a> {
+    format: &'a Format,
+    sections: &'a [Section],
+    number: usize,
+    section: &'a Section,
+}
+
+impl<'a> Reader<'a> {
+    fn each(format: &'a Format, sections: &'a [Section]) -> impl Iterator<Item = Result<Reader<'a>, EvidenceError>> {
+        sections.iter().enumerate().map(move |(at, section)| {
+            let reader = Reader { format, sections, number: at + 1, section };
+            let before = sections.get(..at).unwrap_or_default();
+            match () {
+                () if usize::from(section.kind) > format.names.len() => {
+                    Err(EvidenceError::Unknown { number: reader.number, kind: section.kind })
+                }
+                () if before.last().is_some_and(|before| before.kind > section.kind) => {
+                    Err(EvidenceError::Order { number: reader.number, name: reader.name() })
+                }
+                () => Ok(reader),
+            }
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        self.format.name(self.section.kind)
+    }
+
+    fn before(&self) -> &[Section] {
+        self.sections.get(..self.number - 1).unwrap_or_default()
+    }
+
+    fn document<T: Wire>(&self) -> Result<T, EvidenceError> {
+        let (number, name) = (self.number, self.name());
+        let document =
+            codec::decode(&self.section.bytes).map_err(|source| EvidenceError::Codec { number, name, source })?;
+        match codec::encode(&document) == self.section.bytes {
+            true => Ok(document),
+            false => Err(EvidenceError::Form { number, name }),
+        }
+    }
+
+    /// The only one of its kind.
+    fn one<T: Wire>(&self, into: &mut Option<T>) -> Result<(), EvidenceError> {
+        let document = self.document()?;
+        match into.replace(document) {
+            None => Ok(()),
+            Some(_) => Err(EvidenceError::Second { number: self.number, name: self.name() }),
+        }
+    }
+
+    /// One of several.
+    fn next<T: Wire>(&self, into: &mut Vec<T>) -> Result<(), EvidenceError> {
+        if self.before().contains(self.section) {
+            return Err(EvidenceError::Again { number: self.number, name: self.name() });
+        }
+        into.push(self.document()?);
+        Ok(())
+    }
 }
 
 impl EvidencePack {
@@ -260,26 +369,27 @@ impl EvidencePack {
     /// Reads a file; nothing in it is checked yet but its frame.
     ///
     /// # Errors
-    /// [`EvidenceError`] names the section that was changed.
+    /// [`EvidenceError`] names the section that was changed, or that would not be shown.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
         let sections = EVIDENCE.read(bytes)?;
         let (mut about, mut data) = (None, None);
         let (mut key_sets, mut leases, mut acks, mut completions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut endorsement, mut manifest, mut record, mut non_delivery, mut order) = (None, None, None, None, None);
-        for (number, found) in sections.iter().enumerate() {
-            match found.kind {
-                1 => about = Some(read(&EVIDENCE, number, found)?),
-                2 => key_sets.push(read(&EVIDENCE, number, found)?),
-                3 => data = Some(read(&EVIDENCE, number, found)?),
-                4 => endorsement = Some(read(&EVIDENCE, number, found)?),
-                5 => leases.push(read(&EVIDENCE, number, found)?),
-                6 => manifest = Some(read(&EVIDENCE, number, found)?),
-                7 => acks.push(read(&EVIDENCE, number, found)?),
-                8 => completions.push(read(&EVIDENCE, number, found)?),
-                9 => record = Some(read(&EVIDENCE, number, found)?),
-                10 => non_delivery = Some(read(&EVIDENCE, number, found)?),
-                11 => order = Some(read(&EVIDENCE, number, found)?),
-                _ => return Err(EvidenceError::Incomplete("has a section of a kind that this version does not know")),
+        for section in Reader::each(&EVIDENCE, &sections) {
+            let section = section?;
+            match section.section.kind {
+                1 => section.one(&mut about)?,
+                2 => section.next(&mut key_sets)?,
+                3 => section.one(&mut data)?,
+                4 => section.one(&mut endorsement)?,
+                5 => section.next(&mut leases)?,
+                6 => section.one(&mut manifest)?,
+                7 => section.next(&mut acks)?,
+                8 => section.next(&mut completions)?,
+                9 => section.one(&mut record)?,
+                10 => section.one(&mut non_delivery)?,
+                11 => section.one(&mut order)?,
+                kind => return Err(EvidenceError::Unknown { number: section.number, kind }),
             }
         }
         if key_sets.len() > Self::MAX_KEY_SETS
@@ -327,14 +437,15 @@ impl StatementFile {
     /// Reads a file; nothing in it is checked yet but its frame.
     ///
     /// # Errors
-    /// [`EvidenceError`] names the section that was changed.
+    /// [`EvidenceError`] names the section that was changed, or that would not be shown.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
         let (mut key_sets, mut statements) = (Vec::new(), Vec::new());
-        for (number, found) in STATEMENTS.read(bytes)?.iter().enumerate() {
-            match found.kind {
-                1 => key_sets.push(read(&STATEMENTS, number, found)?),
-                2 => statements.push(read(&STATEMENTS, number, found)?),
-                _ => return Err(EvidenceError::Incomplete("has a section of a kind that this version does not know")),
+        for section in Reader::each(&STATEMENTS, &STATEMENTS.read(bytes)?) {
+            let section = section?;
+            match section.section.kind {
+                1 => section.next(&mut key_sets)?,
+                2 => section.next(&mut statements)?,
+                kind => return Err(EvidenceError::Unknown { number: section.number, kind }),
             }
         }
         Ok(StatementFile { key_sets, statements })

@@ -132,6 +132,9 @@ impl Format {
                 return Err(SectionError::Changed { number, name: name.to_owned(), from, to });
             }
             if kind == END {
+                if !content.is_empty() {
+                    return Err(SectionError::Trailing(content.len() + after.len()));
+                }
                 return if after.is_empty() { Ok(sections) } else { Err(SectionError::Trailing(after.len())) };
             }
             if sections.len() >= max_sections {

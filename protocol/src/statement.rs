@@ -23,7 +23,8 @@ pub enum ReceiptFate {
     Accepted,
     /// It said nothing new.
     Duplicate,
-    /// It names a delivery that the manager never released.
+    /// It names a delivery that the manager does not know: one that it never released, or, under a restore number other
+    /// than 0, that it may have forgotten when it came back from a backup.
     Unknown,
     /// It does not count, and why.
     Rejected {
@@ -333,6 +334,9 @@ pub struct Explanation {
     pub earning: Option<EarningLine>,
     /// When the delivery is closed at the latest, where it is open, unix milliseconds.
     pub due_at: Option<u64>,
+    /// When the manager came back from a backup, where the receipt came in after that, unix milliseconds: it may have
+    /// forgotten the delivery.
+    pub restored_at: Option<u64>,
 }
 
 wire! { Explanation => 2048 }
@@ -343,7 +347,13 @@ impl Explanation {
         let mut text = match &self.line.fate {
             ReceiptFate::Accepted => format!("accepted: {} chunks were new", self.line.new_chunks),
             ReceiptFate::Duplicate => "duplicate: every chunk of it was known of this seeder before".to_owned(),
-            ReceiptFate::Unknown => "unknown: the manager never released the delivery that it names".to_owned(),
+            ReceiptFate::Unknown => match self.restored_at {
+                None => "unknown: the manager never released the delivery that it names".to_owned(),
+                Some(at) => format!(
+                    "unknown: the manager does not know the delivery that it names; it came back from a backup at {at} ms \
+                     and may have forgotten it"
+                ),
+            },
             ReceiptFate::Rejected { code, reason } => format!("rejected: {code}: {reason}"),
         };
         match (&self.earning, self.due_at) {

@@ -12,33 +12,49 @@ extern crate willcall_protocol as protocol;
 
 mod world;
 
-use protocol::evidence::{EvidencePack, Exporter, OrderWords};
+use protocol::evidence::{
+    DeliveryRecord, EvidenceError, EvidencePack, Exporter, NonDelivery, OrderWords, StatementFile,
+};
 use protocol::receipt::Ack;
+use protocol::sections::{Format, Section};
 use protocol::signed::Document;
 use protocol::ticket::TransactionData;
 use protocol::trust::{KeyPurpose, KeyState};
-use protocol::{ChunkSet, Digest, Signed};
+use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use world::{NOW, samples, *};
 
 /// A sale with everything that a file can hold.
 fn pack() -> EvidencePack {
+    pack_of(transaction())
+}
+
+/// Everything about another sale of the same network, product and parties.
+fn other_pack() -> EvidencePack {
+    pack_of(TransactionId::from_bytes([77; 16]))
+}
+
+fn pack_of(transaction: TransactionId) -> EvidencePack {
     let manifest = Signed::sign(&samples::manifest(), &network_key(KeyPurpose::Catalogue));
-    let data = TransactionData { manifest: manifest.digest(), ..transaction_data() };
+    let data = TransactionData { manifest: manifest.digest(), transaction, ..transaction_data() };
     let data = Signed::sign(&data, &network_key(KeyPurpose::Ticket));
     let endorsement = Signed::sign(&endorsement(&data), &merchant());
     let lease = Signed::sign(&lease(&data, &endorsement), &network_key(KeyPurpose::Ticket));
     let mut pack = EvidencePack::new(Exporter::Merchant, NOW, data.clone());
     pack.key_sets.push(Signed::sign(&key_set(), &root()));
     let ack = |seeder, range: std::ops::Range<u32>| {
-        let ack = Ack { manifest: manifest.digest(), seeder, ..ack_of(ChunkSet::from_range(range), NOW) };
+        let mut ack = Ack { manifest: manifest.digest(), seeder, ..ack_of(ChunkSet::from_range(range), NOW) };
+        ack.delivery.transaction = transaction;
         Signed::sign(&ack, &client())
     };
     pack.add_ack(ack(seeder().peer_id(), 0..2));
     pack.add_ack(ack(stranger().peer_id(), 1..3));
-    let completion = protocol::receipt::Completion { manifest: manifest.digest(), ..samples::completion() };
+    let mut completion = protocol::receipt::Completion { manifest: manifest.digest(), ..samples::completion() };
+    completion.delivery.transaction = transaction;
     pack.completions.push(Signed::sign(&completion, &client()));
-    let record = protocol::evidence::DeliveryRecord { transaction_data: data.digest(), ..samples::delivery_record() };
+    let transaction_data = data.digest();
+    let record = DeliveryRecord { transaction, transaction_data, ..samples::delivery_record() };
     pack.record = Some(Signed::sign(&record, &network_key(KeyPurpose::Settlement)));
+    pack.non_delivery = Some(non_delivery_of(&pack, NOW));
     pack.manifest = Some(manifest);
     pack.endorsement = Some(endorsement);
     pack.leases.push(lease);
@@ -51,6 +67,12 @@ fn pack() -> EvidencePack {
         authorisation: "pi_42".into(),
     });
     pack
+}
+
+fn non_delivery_of(pack: &EvidencePack, by: u64) -> Signed<NonDelivery> {
+    let transaction = pack.data.peek().unwrap().transaction;
+    let word = NonDelivery { transaction, transaction_data: pack.data.digest(), by, ..samples::non_delivery() };
+    Signed::sign(&NonDelivery { issued_at: NOW + DAY, ..word }, &network_key(KeyPurpose::Settlement))
 }
 
 #[test]
@@ -110,6 +132,165 @@ fn whoever_makes_the_checksums_fit_again_is_caught_by_the_signatures() {
     // A lease or record of another, real sale.
     let other = Signed::sign(&samples::delivery_record(), &network_key(KeyPurpose::Settlement));
     assert_eq!(bad(&|p| p.record = Some(other.clone())), ["delivery record"]);
+}
+
+/// The frame without any rule of what is in it: whoever forges a file makes the checksums fit.
+const FRAME: Format =
+    Format { magic: b"willcall evid 1\n", what: "evidence file", names: &[], max_bytes: 1 << 20, max_sections: 256 };
+
+/// Length of a section without bytes, which is how a file ends.
+const END: usize = 1 + 4 + 32;
+
+/// Kinds of which a file has several, and shows each.
+const SEVERAL: [u8; 4] = [2, 5, 7, 8];
+
+#[test]
+fn nothing_of_another_file_can_be_spliced_in_unseen() {
+    let (mine, theirs) = (pack().to_bytes(), other_pack().to_bytes());
+    let (mine, theirs) = (FRAME.read(&mine).unwrap(), FRAME.read(&theirs).unwrap());
+    let judge = |sections: &[Section]| {
+        EvidencePack::from_bytes(&FRAME.write(sections)).map(|pack| pack.verify(&root().peer_id()))
+    };
+    let whole = judge(&mine).unwrap();
+    assert!(whole.ok && mine.iter().map(|section| section.kind).collect::<std::collections::BTreeSet<_>>().len() == 11);
+    let shown = |section: &Section| if section.kind == 11 { 2 } else { 1 };
+    for foreign in &theirs {
+        for at in 0..=mine.len() {
+            let mut spliced = mine.clone();
+            spliced.insert(at, foreign.clone());
+            let what = format!("kind {} at {at}", foreign.kind);
+            match judge(&spliced) {
+                Err(EvidenceError::Second { .. } | EvidenceError::Again { .. } | EvidenceError::Order { .. }) => {}
+                Err(error) => panic!("{what}: {error}"),
+                // One more of a kind of which there may be more: it has a line of its own.
+                Ok(report) => {
+                    assert!(SEVERAL.contains(&foreign.kind), "{what}");
+                    assert_eq!(report.lines.len(), whole.lines.len() + 1, "{what}: {:#?}", report.lines);
+                    assert!(!report.ok, "{what}: a line of another sale holds");
+                }
+            }
+            // In the place of one of the same kind: what is shown of it says so.
+            if mine.get(at).is_some_and(|own| own.kind == foreign.kind && own != foreign) {
+                spliced.remove(at + 1);
+                let report = judge(&spliced).unwrap();
+                assert!(!report.ok, "{what}: {:#?}", report.lines);
+            }
+        }
+    }
+    for (at, own) in mine.iter().enumerate() {
+        for to in 0..=mine.len() {
+            let mut twice = mine.clone();
+            twice.insert(to, own.clone());
+            assert!(judge(&twice).is_err(), "kind {} of {at} again at {to}", own.kind);
+        }
+        let mut moved = mine.clone();
+        let own = moved.remove(at);
+        match judge(&moved) {
+            Err(EvidenceError::Incomplete(_)) => assert!([1, 3].contains(&own.kind)),
+            Err(error) => panic!("without {at}: {error}"),
+            Ok(report) => assert!(report.lines.len() <= whole.lines.len() - shown(&own), "without {at}"),
+        }
+        for to in (0..mine.len()).filter(|to| mine[*to].kind != own.kind) {
+            let mut swapped = mine.clone();
+            swapped.swap(at, to);
+            assert!(matches!(judge(&swapped), Err(EvidenceError::Order { .. })), "{at} and {to}");
+        }
+    }
+}
+
+#[test]
+fn a_file_has_no_room_for_bytes_that_its_check_does_not_show() {
+    let sections = FRAME.read(&pack().to_bytes()).unwrap();
+    let refused = |sections: &[Section]| EvidencePack::from_bytes(&FRAME.write(sections)).unwrap_err().to_string();
+    for kind in [12, 99, 255] {
+        let mut more = sections.clone();
+        more.push(Section { kind, bytes: b"a note".to_vec() });
+        assert!(refused(&more).contains("does not know"), "{}", refused(&more));
+    }
+    for at in 0..sections.len() {
+        let mut longer = sections.clone();
+        longer[at].bytes.push(0);
+        assert!(refused(&longer).contains("left over"), "{at}: {}", refused(&longer));
+    }
+    // The same number, written longer: `about` is version, exporter, time as a prefix and eight bytes, left out.
+    let mut other_form = sections.clone();
+    assert_eq!(other_form[0].bytes.pop(), Some(0));
+    other_form[0].bytes.extend([251, 0, 0]);
+    assert!(refused(&other_form).contains("the one way"), "{}", refused(&other_form));
+    // In the mark at the end, and after it.
+    let mut more = sections.clone();
+    more.push(Section { kind: 0, bytes: b"a note".to_vec() });
+    let file = FRAME.write(&more);
+    assert!(EvidencePack::from_bytes(&file[..file.len() - END]).unwrap_err().to_string().contains("follow the end"));
+    assert!(EvidencePack::from_bytes(&file).is_err());
+    // A name that would draw lines of its own.
+    let mut drawn = pack();
+    drawn.order.as_mut().unwrap().order = "7\nok   the client signed: all".to_owned();
+    let lines = EvidencePack::from_bytes(&drawn.to_bytes()).unwrap().verify(&root().peer_id()).lines;
+    assert!(lines.iter().all(|line| !line.claim.contains('\n')), "{lines:#?}");
+    drawn.order.as_mut().unwrap().order = "7".repeat(OrderWords::MAX_ORDER + 1);
+    assert!(!drawn.verify(&root().peer_id()).ok);
+
+    // Statements are files of the same frame.
+    let statement = Signed::sign(&samples::statement(), &network_key(KeyPurpose::Settlement));
+    let keys = Signed::sign(&key_set(), &root());
+    let file = StatementFile { key_sets: vec![keys], statements: vec![statement] };
+    let frame = Format { magic: b"willcall stmt 1\n", ..FRAME };
+    let sections = frame.read(&file.to_bytes()).unwrap();
+    let read = |sections: &[Section]| StatementFile::from_bytes(&frame.write(sections));
+    assert_eq!(read(&sections).unwrap(), file);
+    let [keys, statement] = <[Section; 2]>::try_from(sections).unwrap();
+    let (one, two) = (keys.clone(), statement.clone());
+    assert!(matches!(read(&[two.clone(), one.clone()]), Err(EvidenceError::Order { .. })));
+    assert!(matches!(read(&[one.clone(), two.clone(), two]), Err(EvidenceError::Again { .. })));
+    assert!(matches!(read(&[one.clone(), one, statement]), Err(EvidenceError::Again { .. })));
+}
+
+#[test]
+fn several_acknowledgements_of_one_seeder_are_one_share() {
+    let mut pack = pack();
+    let older = forged_and_signed(&pack.acks[0], |ack| (ack.chunks, ack.at) = (ChunkSet::from_range(0..1), NOW - 5));
+    pack.add_ack(older);
+    let report = EvidencePack::from_bytes(&pack.to_bytes()).unwrap().verify(&root().peer_id());
+    assert!(report.ok);
+    let mut chunks: Vec<u32> = report.facts.seeders.iter().map(|share| share.chunks).collect();
+    chunks.sort_unstable();
+    assert_eq!((chunks.as_slice(), report.facts.last_acknowledged_at), ([2, 2].as_slice(), Some(NOW)));
+}
+
+/// What the client signed, with a change that it signed as well.
+fn forged_and_signed(signed: &Signed<Ack>, change: impl Fn(&mut Ack)) -> Signed<Ack> {
+    let mut ack = signed.peek().unwrap();
+    change(&mut ack);
+    Signed::sign(&ack, &client())
+}
+
+#[test]
+fn that_nothing_came_in_holds_only_for_the_time_that_the_manager_knows_of() {
+    let with = |restored_at: Option<u64>, by: u64, first_at: Option<u64>| {
+        let mut pack = pack();
+        let key = network_key(KeyPurpose::Settlement);
+        let word = NonDelivery { restored_at, ..non_delivery_of(&pack, by).peek().unwrap() };
+        pack.non_delivery = Some(Signed::sign(&word, &key));
+        let record = DeliveryRecord { first_at, restored_at, ..pack.record.unwrap().peek().unwrap() };
+        pack.record = Some(Signed::sign(&record, &key));
+        pack.verify(&root().peer_id())
+    };
+    let report = with(None, NOW, Some(NOW + 2));
+    assert!(report.ok && report.facts.nothing_acknowledged_by == Some(NOW), "{report:#?}");
+    assert_eq!(report.facts.nothing_acknowledged_since, None);
+    let report = with(Some(NOW - 5), NOW, Some(NOW + 2));
+    assert!(report.ok && report.facts.nothing_acknowledged_since == Some(NOW - 5), "{report:#?}");
+    assert_eq!(report.facts.manager_restored_at, Some(NOW - 5));
+    for line in ["non-delivery", "delivery record"] {
+        let line = report.lines.iter().find(|found| found.section == line).unwrap();
+        assert!(line.claim.contains("came back from a backup"), "{line:?}");
+    }
+    // Of the time before it says nothing, and against its own record neither.
+    for bad in [with(Some(NOW + 1), NOW, Some(NOW + 2)), with(None, NOW, Some(NOW)), with(None, NOW + 2, Some(NOW + 2))]
+    {
+        assert!(!bad.ok && bad.facts.nothing_acknowledged_by.is_none(), "{bad:#?}");
+    }
 }
 
 #[test]

@@ -202,7 +202,7 @@ pub(crate) async fn explain(seeder: &Seeder, receipt: Digest) -> Result<Value, A
     let MeshResponse::Explained(explanation) = answer else {
         return Err(AskError::Unexpected("a question about a receipt"));
     };
-    let Explanation { line, repeats, statement, earning, due_at } = &*explanation;
+    let Explanation { line, repeats, statement, earning, due_at, restored_at } = &*explanation;
     let (code, reason) = match &line.fate {
         protocol::statement::ReceiptFate::Rejected { code, reason } => (Some(code.as_str()), Some(reason)),
         _ => (None, None),
@@ -211,7 +211,7 @@ pub(crate) async fn explain(seeder: &Seeder, receipt: Digest) -> Result<Value, A
         "receipt": line.receipt, "fate": line.fate.as_str(), "summary": explanation.summary(),
         "transaction": explanation.transaction(), "delivery": line.delivery.map(|id| id.delivery),
         "at": line.at, "chunks": line.chunks, "new_chunks": line.new_chunks, "code": code, "reason": reason,
-        "repeats": repeats, "statement": statement, "delivery_due_at": due_at,
+        "repeats": repeats, "statement": statement, "delivery_due_at": due_at, "manager_restored_at": restored_at,
         "earning": earning.as_ref().map(|e| json!({
             "at": e.at, "bytes": e.bytes, "credited_minor": e.credited, "currency": e.currency, "capped": e.capped,
         })),

@@ -109,8 +109,17 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             lines.push(format!("  bytes acknowledged  {bytes}"));
             lines.push(format!("  last acknowledged   {}", when(facts.last_acknowledged_at)));
             lines.push(format!("  completed           {}", when(facts.completed_at)));
-            if facts.nothing_acknowledged_by.is_some() {
-                lines.push(format!("  nothing came in by  {}", when(facts.nothing_acknowledged_by)));
+            let by = when(facts.nothing_acknowledged_by);
+            match (facts.nothing_acknowledged_by, facts.nothing_acknowledged_since) {
+                (Some(_), None) => lines.push(format!("  nothing came in by  {by}")),
+                (Some(_), since) => lines.push(format!("  nothing came in     from {} to {by}", when(since))),
+                (None, _) => {}
+            }
+            if facts.manager_restored_at.is_some() {
+                lines.push(format!(
+                    "  the manager         came back from a backup at {}, and may have forgotten what came in before",
+                    when(facts.manager_restored_at)
+                ));
             }
         }
         _ => lines.push("Nothing is proven.".to_owned()),
@@ -143,6 +152,13 @@ pub(crate) fn verify_statement(args: &VerifyArgs, global: &Global) -> Result<Exi
     let mut summary = Vec::new();
     for s in &statements {
         let totals = s.totals();
+        if s.restore > 0 && totals.unknown > 0 {
+            shown_lines.push(format!(
+                "statement {}: {} receipts are of deliveries that the manager does not know; it came back from a backup \
+                 (restore number {}) and may have forgotten them",
+                s.number, totals.unknown, s.restore
+            ));
+        }
         for b in &s.balances {
             shown_lines.push(format!(
                 "statement {}: {} before {}, credited {}, paid {}, after {} minor units",
@@ -150,7 +166,8 @@ pub(crate) fn verify_statement(args: &VerifyArgs, global: &Global) -> Result<Exi
             ));
         }
         summary.push(json!({
-            "seeder": s.seeder, "number": s.number, "from": s.from, "until": s.until, "totals": totals,
+            "seeder": s.seeder, "number": s.number, "from": s.from, "until": s.until, "restore": s.restore,
+            "totals": totals,
             "receipts": s.receipts.iter().map(|r| json!({
                 "receipt": r.receipt, "transaction": r.delivery.map(|d| d.transaction), "at": r.at,
                 "chunks": r.chunks, "new_chunks": r.new_chunks, "fate": r.fate.as_str(),

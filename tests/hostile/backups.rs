@@ -2,10 +2,11 @@
 //! sold before the backup has to end as if nothing had happened.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::support::{Network, Settings, args, bytes, run, same, text, until};
+use super::support::{Bought, Finished, Network, Settings, args, bytes, run, same, text, until};
 
 fn network() -> Network {
     let settings = Settings {
@@ -21,6 +22,18 @@ fn network() -> Network {
 fn counted(shown: &Value, seeder: &str) -> u64 {
     let seeders = shown["deliveries"][0]["seeders"].as_array().unwrap();
     seeders.iter().find(|s| s["seeder"] == seeder).map_or(0, |s| s["chunks"].as_u64().unwrap())
+}
+
+/// What the manager signs of a purchase.
+fn evidence(network: &Network, of: &Bought, to: &str, more: &[&str]) -> Finished {
+    let mut asked = args!["evidence", &of.transaction, "-o", network.path(to)];
+    asked.extend(more.iter().map(Into::into));
+    network.of("manager", asked)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
 }
 
 #[test]
@@ -40,6 +53,12 @@ fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts
     assert!(backup["records"].as_u64().unwrap() > 10, "{backup}");
     between.fetch(&network.path("out-between"));
     let counted_once = network.settled(&between.transaction);
+    evidence(&network, &between, "true.evidence", &[]).ok();
+    // And a sale of which the backup knows nothing.
+    let lost = network.buy(&product, "lost");
+    lost.fetch(&network.path("out-lost"));
+    network.settled(&lost.transaction);
+    let delivered = now_ms();
 
     // The disk dies.
     network.daemons.remove("manager").unwrap().kill();
@@ -56,6 +75,32 @@ fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts
     let closings = closings.filter(|p| p["key"].as_str().unwrap().starts_with("close:")).count();
     assert_eq!(closings, 1, "{again}");
     assert_eq!(network.transaction(&before.transaction)["postings"], settled["postings"], "once is enough");
+
+    // It may have forgotten what came in, and signs nothing else.
+    let nothing = |of, to: &str, by: u64| evidence(&network, of, to, &["--non-delivery", "--by", &by.to_string()]);
+    for of in [&between, &after] {
+        nothing(of, "lie", delivered).refused(&["came back from a backup at", "it can speak of times from"]);
+    }
+    let root = text(&network.of("manager", args!["status"]).ok(), "root");
+    let judge = |file: &str| run(args!["verify-evidence", network.path(file), "--network", &root]).ok();
+    let told = |file: &str| judge(file)["facts"].clone();
+    nothing(&after, "nothing.evidence", now_ms()).ok();
+    let facts = told("nothing.evidence");
+    assert!(facts["nothing_acknowledged_since"].as_u64().is_some_and(|since| since > delivered), "{facts}");
+    assert!(judge("nothing.evidence").to_string().contains("of what came in before that nothing is said"));
+    // Its record says the same of what came in again.
+    assert_eq!(told("true.evidence")["manager_restored_at"], Value::Null);
+    evidence(&network, &between, "again.evidence", &[]).ok();
+    assert_eq!(told("again.evidence")["manager_restored_at"], facts["nothing_acknowledged_since"]);
+    // A receipt of the sale that it forgot.
+    let explained = until("what became of the receipts of a forgotten sale", || {
+        let listed = network.of("seeder-1", args!["receipts"]).ok();
+        let ids = listed["receipts"].as_array().unwrap().iter().map(|line| text(line, "id")).collect::<Vec<_>>();
+        let told = ids.iter().map(|id| network.of("seeder-1", args!["receipts", "explain", id]));
+        let told: Vec<Value> = told.filter(|told| told.status.success()).map(Finished::ok).collect();
+        told.into_iter().find(|told| told["fate"] == "unknown" && told["transaction"] == lost.transaction.as_str())
+    });
+    assert!(text(&explained, "summary").contains("came back from a backup"), "{explained}");
 
     let (_, arrived) = after.fetch(&network.path("out-after"));
     same(&goods, &arrived);

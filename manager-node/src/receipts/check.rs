@@ -11,13 +11,14 @@ use crate::context::Context;
 use crate::transactions::{Delivery, SaleError, get_delivery};
 
 /// Why a receipt is about nothing: there is no such delivery …
-pub(super) const NEVER_RELEASED: &str = "no such delivery was ever released";
+pub(super) const UNKNOWN_DELIVERY: &str =
+    "no such delivery is known here: it was never released, or forgotten in a restore";
 /// … or replication.
 const NO_ORDER: &str = "there is no such replication order";
 
 /// Is it a receipt about nothing that this manager knows?
 pub(super) fn is_unknown(refusal: &Refusal) -> bool {
-    refusal.code == RefusalCode::BadReceipt && [NEVER_RELEASED, NO_ORDER].contains(&refusal.detail.as_str())
+    refusal.code == RefusalCode::BadReceipt && [UNKNOWN_DELIVERY, NO_ORDER].contains(&refusal.detail.as_str())
 }
 
 /// A receipt whose signatures hold.
@@ -65,7 +66,7 @@ fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<G
     })?;
     let replication = match (&known, id.delivery) {
         (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),
-        (None, _) => return Err(bad(NEVER_RELEASED).into()),
+        (None, _) => return Err(bad(UNKNOWN_DELIVERY).into()),
         (Some(_), _) => None,
     };
     let delivery = known.as_ref().or(replication.as_ref()).ok_or_else(|| bad("no such delivery"))?;

@@ -9,7 +9,7 @@ use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 use tracing::{info, warn};
 
-use super::check::{Checked, Good, NEVER_RELEASED};
+use super::check::{Checked, Good, UNKNOWN_DELIVERY};
 use super::log::{self, Status};
 use crate::evidence;
 use crate::transactions::{
@@ -150,7 +150,7 @@ fn one(
         }
         // Closed: it is judged below as if it were here, and nothing of it is stored.
         (None, None, Some(closed)) => closed.clone(),
-        (None, None, None) => return bad(RefusalCode::BadReceipt, NEVER_RELEASED),
+        (None, None, None) => return bad(RefusalCode::BadReceipt, UNKNOWN_DELIVERY),
     };
     let mut sale = SALES.get(txn, &id.transaction)?;
     // Asked before anything is changed: what a state forbids is this receipt's fault at most.

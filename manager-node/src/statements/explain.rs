@@ -30,6 +30,8 @@ pub(crate) fn explain(ctx: &Context, seeder: PeerId, receipt: Digest) -> Result<
             }
             due_at = get_delivery(txn, id)?.filter(|d| d.closed.is_none()).map(|delivery| delivery.due_at);
         }
-        Ok(Explanation { line, repeats: fate.repeats, statement, earning, due_at })
+        // What was unknown before that was unknown to a manager that had forgotten nothing.
+        let restored_at = ctx.restored_at.filter(|restored| *restored <= line.at);
+        Ok(Explanation { line, repeats: fate.repeats, statement, earning, due_at, restored_at })
     })
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{EvidencePack, Exporter, StatementFile};
+use super::{EvidencePack, Exporter, OrderWords, StatementFile};
 use crate::amount::Amount;
 use crate::ids::{Digest, NetworkId, PeerId, ProductId, TransactionId};
 use crate::manifest::Manifest;
@@ -108,8 +108,13 @@ pub struct Facts {
     pub completed_at: Option<u64>,
     /// What each seeder was acknowledged for.
     pub seeders: Vec<SeederShare>,
-    /// By then nothing had been acknowledged to the manager, unix milliseconds.
+    /// By then nothing had been acknowledged to the manager, unix milliseconds …
     pub nothing_acknowledged_by: Option<u64>,
+    /// … as far as it knows since this time, when it came back from a backup; absent where it knows all of it.
+    pub nothing_acknowledged_since: Option<u64>,
+    /// When the manager came back from a backup after the sale was formed, unix milliseconds: what it says to have come
+    /// in after this may be what came in before.
+    pub manager_restored_at: Option<u64>,
     /// Price, where the merchant opened the commitment to it.
     pub price: Option<Amount>,
     /// Newest key set in the file: later revocations are not known to it.
@@ -251,6 +256,39 @@ impl EvidencePack {
     }
 }
 
+/// What a manager says of where a transaction stood.
+fn record(r: &super::DeliveryRecord) -> String {
+    let ms = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| format!("at {at} ms"));
+    let mut claim = format!(
+        "the order with digest {} was {} at {} ms; released {}, first acknowledged {}, completed {}, closed {}",
+        r.order,
+        r.state.as_str(),
+        r.at,
+        ms(r.released_at),
+        ms(r.first_at),
+        ms(r.completed_at),
+        ms(r.closed_at)
+    );
+    if let Some(restored) = r.restored_at {
+        claim.push_str(&format!(
+            "; the manager came back from a backup at {restored} ms: what is missing or later here may have come in before"
+        ));
+    }
+    claim
+}
+
+/// What a manager says not to have got.
+fn nothing(n: &super::NonDelivery) -> String {
+    match n.restored_at {
+        None => format!("by {} ms no acknowledgement and no completion had come in", n.by),
+        Some(restored) => format!(
+            "from {restored} to {} ms no acknowledgement and no completion came in; the manager came back from a backup \
+             at {restored} ms, and of what came in before that nothing is said",
+            n.by
+        ),
+    }
+}
+
 /// The lines that hang on the transaction data.
 struct Check<'a> {
     pack: &'a EvidencePack,
@@ -347,6 +385,7 @@ impl Check<'_> {
     fn acks(&mut self, leases: &[Lease], layout: Option<Layout>) {
         let network = self.network();
         let mut union: BTreeMap<u32, ChunkSet> = BTreeMap::new();
+        let mut shares: BTreeMap<(u32, PeerId), (ChunkSet, u64)> = BTreeMap::new();
         for (number, signed) in self.pack.acks.iter().enumerate() {
             let found = signed.peek().map_err(|e| e.to_string()).and_then(|ack| {
                 let delivery = DeliveryId { transaction: self.data.transaction, delivery: ack.delivery.delivery };
@@ -380,15 +419,21 @@ impl Check<'_> {
                 self.facts.last_acknowledged_at = self.facts.last_acknowledged_at.max(Some(ack.at));
                 let all = union.entry(ack.delivery.delivery).or_default();
                 *all = all.union(&ack.chunks);
-                self.facts.seeders.push(SeederShare {
-                    seeder: ack.seeder,
-                    delivery: ack.delivery.delivery,
-                    chunks: ack.chunks.len(),
-                    bytes: bytes(&ack),
-                    at: ack.at,
-                });
+                // An older one of the same seeder adds nothing to it.
+                let share = shares.entry((ack.delivery.delivery, ack.seeder)).or_default();
+                *share = (share.0.union(&ack.chunks), share.1.max(ack.at));
             }
         }
+        self.facts.seeders = shares
+            .into_iter()
+            .map(|((delivery, seeder), (chunks, at))| SeederShare {
+                seeder,
+                delivery,
+                chunks: chunks.len(),
+                bytes: layout.map(|layout| layout.bytes(&chunks)),
+                at,
+            })
+            .collect();
         // Of several downloads the one that came furthest says how much the client had.
         self.facts.acknowledged_bytes =
             layout.map(|layout| union.values().map(|chunks| layout.bytes(chunks)).max().unwrap_or(0));
@@ -426,41 +471,39 @@ impl Check<'_> {
     fn manager_words(&mut self) {
         let this = (self.data.transaction, self.pack.data.digest());
         let other = || "it is about another transaction".to_owned();
+        let mut first = None;
         if let Some(signed) = &self.pack.record {
             let found = self.keys.open(signed, KeyPurpose::Settlement, |r| r.at).map_err(|e| text(&e));
             let found = found.and_then(|r| match (r.transaction, r.transaction_data) == this {
                 true => Ok(r),
                 false => Err(other()),
             });
-            let ms = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| format!("at {at} ms"));
-            let claim = |record: Option<&super::DeliveryRecord>| match record {
-                Some(r) => format!(
-                    "the order with digest {} was {} at {} ms; released {}, first acknowledged {}, completed {}, closed {}",
-                    r.order,
-                    r.state.as_str(),
-                    r.at,
-                    ms(r.released_at),
-                    ms(r.first_at),
-                    ms(r.completed_at),
-                    ms(r.closed_at)
-                ),
-                None => "where it stood".to_owned(),
-            };
-            self.lines.add(Claimant::ManagerSigned, "delivery record", claim, found);
+            let claim = |r: Option<&super::DeliveryRecord>| r.map_or_else(|| "where it stood".to_owned(), record);
+            if let Some(r) = self.lines.add(Claimant::ManagerSigned, "delivery record", claim, found) {
+                self.facts.manager_restored_at = self.facts.manager_restored_at.max(r.restored_at);
+                first = [r.first_at, r.completed_at].into_iter().flatten().min();
+            }
         }
         if let Some(signed) = &self.pack.non_delivery {
             let found = self.keys.open(signed, KeyPurpose::Settlement, |n| n.issued_at).map_err(|e| text(&e));
-            let found = found.and_then(|n| match (n.transaction, n.transaction_data) == this {
-                true if n.by > n.issued_at => Err("it speaks of a time after it was signed".to_owned()),
-                true => Ok(n),
-                false => Err(other()),
+            let found = found.and_then(|n| {
+                if (n.transaction, n.transaction_data) != this {
+                    Err(other())
+                } else if n.by > n.issued_at {
+                    Err("it speaks of a time after it was signed".to_owned())
+                } else if n.restored_at.is_some_and(|restored| n.by < restored) {
+                    Err("it speaks of a time before the manager came back from a backup".to_owned())
+                } else if first.is_some_and(|first| first <= n.by) {
+                    Err("the delivery record says that something had come in by then".to_owned())
+                } else {
+                    Ok(n)
+                }
             });
-            let claim = |n: Option<&super::NonDelivery>| match n {
-                Some(n) => format!("by {} ms no acknowledgement and no completion had come in", n.by),
-                None => "that nothing was delivered".to_owned(),
-            };
+            let claim = |n: Option<&super::NonDelivery>| n.map_or_else(|| "that nothing came in".to_owned(), nothing);
             if let Some(n) = self.lines.add(Claimant::ManagerSigned, "non-delivery", claim, found) {
                 self.facts.nothing_acknowledged_by = Some(n.by);
+                self.facts.nothing_acknowledged_since = n.restored_at;
+                self.facts.manager_restored_at = self.facts.manager_restored_at.max(n.restored_at);
             }
         }
     }
@@ -469,21 +512,25 @@ impl Check<'_> {
         let Some(order) = &self.pack.order else { return };
         let price = remuneration_commitment(&order.price_salt, &order.amount) == self.data.remuneration;
         let found = match price {
+            _ if order.order.len() > OrderWords::MAX_ORDER => Err("its name is too long".to_owned()),
             true => Ok(()),
             false => Err("it is not the price that the transaction data commit to".to_owned()),
         };
-        let claim = |_: Option<&()>| format!("order {} (digest {}) cost {}", order.order, order.body, order.amount);
+        // Anybody's text: a line break in it would look like a line of its own.
+        let name = order.order.escape_debug();
+        let claim = |_: Option<&()>| format!("order {name} (digest {}) cost {}", order.body, order.amount);
         if self.lines.add(Claimant::MerchantAsserts, "order", claim, found).is_some() {
             self.facts.price = Some(order.amount);
         }
         let endorsed = self.pack.endorsement.as_ref().and_then(|signed| signed.peek().ok());
         let payment = payment_commitment(&order.payment_salt, &order.authorisation, &order.amount);
         let found = match endorsed {
+            _ if order.authorisation.len() > OrderWords::MAX_AUTHORISATION => Err("its name is too long".to_owned()),
             Some(endorsement) if endorsement.payment == payment => Ok(()),
             Some(_) => Err("it is not the payment that the endorsement commits to".to_owned()),
             None => Err("there is no endorsement to compare it with".to_owned()),
         };
-        let claim = |_: Option<&()>| format!("its payment is authorisation {}", order.authorisation);
+        let claim = |_: Option<&()>| format!("its payment is authorisation {}", order.authorisation.escape_debug());
         self.lines.add(Claimant::MerchantAsserts, "order", claim, found);
     }
 }

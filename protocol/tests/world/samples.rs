@@ -250,6 +250,7 @@ pub fn delivery_record() -> DeliveryRecord {
         first_at: Some(NOW + 2),
         completed_at: Some(NOW + 9000),
         closed_at: None,
+        restored_at: None,
     }
 }
 
@@ -260,6 +261,7 @@ pub fn non_delivery() -> NonDelivery {
         transaction_data: ticket().data.digest(),
         by: NOW,
         issued_at: NOW + 1,
+        restored_at: Some(NOW - 1000),
     }
 }
 
@@ -525,6 +527,7 @@ fn mesh() -> Vec<Sample> {
         statement: Some(1),
         earning: Some(earning_line()),
         due_at: None,
+        restored_at: Some(NOW - 1000),
     };
     let address = Address::new("/ip4/192.0.2.1/tcp/4001").unwrap();
     let reach = vec![(address.clone(), None), (address.clone(), Some("connection refused".into()))];
