@@ -390,6 +390,21 @@ impl Network {
         Ok(until(&format!("transaction {id} being {state}"), there).await?)
     }
 
+    /// Waits until the seeders of a transaction's first delivery are credited with `chunks` chunks together, and gives how
+    /// many they are.
+    ///
+    /// # Errors
+    /// [`NetworkError`] when they are not in time.
+    pub async fn until_counted(&self, id: TransactionId, chunks: u64) -> Result<u64, NetworkError> {
+        let there = || async {
+            let found = self.transaction(id).await.ok()?;
+            let seeders = found.pointer("/deliveries/0/seeders").and_then(Value::as_array)?;
+            let counted = seeders.iter().filter_map(|seeder| seeder.get("chunks")?.as_u64()).sum::<u64>();
+            (counted >= chunks).then_some(counted)
+        };
+        Ok(until(&format!("{chunks} chunks of transaction {id} being counted"), there).await?)
+    }
+
     /// Takes a transaction, seeder, merchant or content back.
     ///
     /// # Errors

@@ -94,9 +94,11 @@ impl Set {
             }
         }
         let (settled, of) = (settle.len() - unsettled.len(), settle.len());
-        let detail =
-            format!("{settled} of {of} sales{}", unsettled.iter().map(|e| format!("; {e}")).collect::<String>());
-        self.report.invariant("sales-settle", unsettled.is_empty(), detail);
+        if of > 0 {
+            let detail =
+                format!("{settled} of {of} sales{}", unsettled.iter().map(|e| format!("; {e}")).collect::<String>());
+            self.report.invariant("sales-settle", unsettled.is_empty(), detail);
+        }
         let (done, all) = (self.report.completed, self.report.deliveries);
         self.report.invariant("every-honest-buyer-complete", done == all, format!("{done} of {all} deliveries"));
         if self.network.manager.running().is_ok() {
