@@ -10,10 +10,12 @@ use std::time::Duration;
 use node::{NodeHandle, Protocol};
 use protocol::api::{
     MESH_PROTOCOL, MeshRequest, MeshResponse, ProductInfo, SALES_PROTOCOL, SalesRequest, SalesResponse,
+    TransactionState,
 };
 use protocol::certificate::MerchantCert;
 use protocol::codec::Wire;
-use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, JoinLine, KeySet, RevocationState, Trust};
+use protocol::ticket::TransactionData;
+use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationState, Trust};
 use protocol::{PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError};
 use tokio::sync::{Notify, watch};
@@ -36,6 +38,11 @@ const FRESH_MS: u64 = 1000;
 const FRESH_WAIT: Duration = Duration::from_secs(2);
 /// An unknown product makes the catalogue be fetched at once, but no more often than this: who asks sooner waits.
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
+
+const OTHER_NETWORK: &str = "the sale was made in another network than this shop's join line names now";
+const NO_MANAGER: &str = "the manager of this shop's join line is not one that the network's key set names";
+const NOT_RESTORED: &str = "the manager does not know this sale, and does not say that it was restored from a backup \
+                            since; if it was, its operator is to say so: `willcall manager restored`";
 
 /// Why the manager did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -61,6 +68,17 @@ impl AskError {
     fn unexpected() -> Self {
         AskError::Away("the manager answered something else than was asked".to_owned())
     }
+}
+
+/// What the network's managers say of a sale that was released to this merchant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It stands so.
+    Known(TransactionState),
+    /// They came back from a backup that was made before it, and know nothing of it: nobody can deliver it any more.
+    Forgotten,
+    /// They know nothing of it, and that proves nothing; why.
+    Unclear(&'static str),
 }
 
 /// Why keys, certificate or catalogue could not be brought up to date.
@@ -231,6 +249,44 @@ impl Link {
             SalesResponse::Refused(refusal) => Err(AskError::of(refusal)),
             answer => Ok(answer),
         }
+    }
+
+    /// What became of sales, by the word of every manager of the join line. One that was restored says so, signed, in its
+    /// heartbeat: that it does not know a sale counts only if the sale was formed before that.
+    pub(crate) async fn fates(&self, sales: &[TransactionData]) -> Result<Vec<Fate>, AskError> {
+        let away = |why: String| AskError::Away(why);
+        let trust = self.trust().ok_or_else(|| away("the network's keys are missing".to_owned()))?;
+        if self.join.managers.is_empty() {
+            return Err(away("the join line names no manager".to_owned()));
+        }
+        let mut fates = vec![Fate::Forgotten; sales.len()];
+        for manager in &self.join.managers {
+            let failed = |error| away(format!("manager {}: {error}", short(manager)));
+            let transactions = sales.iter().map(|sale| sale.transaction).collect();
+            let question = SalesRequest::Status { transactions };
+            let states = match self.node.call(manager, SALES, &question, self.call).await.map_err(failed)? {
+                SalesResponse::States(states) if states.len() == sales.len() => states,
+                SalesResponse::Refused(refusal) => return Err(AskError::of(refusal)),
+                _ => return Err(AskError::unexpected()),
+            };
+            let heard = self.node.call(manager, MESH, &MeshRequest::Heartbeat, self.call).await.map_err(failed)?;
+            let MeshResponse::Heartbeat(signed) = heard else { return Err(AskError::unexpected()) };
+            let opened = trust.open(&signed, KeyPurpose::Revocation, |heartbeat: &Heartbeat| heartbeat.at, now_ms());
+            let restore = opened.map_err(|refusal| away(format!("manager {}: {refusal}", short(manager))))?.restore;
+            let named = trust.key_set().managers.contains(&manager.peer);
+            for ((fate, sale), state) in fates.iter_mut().zip(sales).zip(states) {
+                match (state, &fate) {
+                    (Some(state), _) => *fate = Fate::Known(state),
+                    (None, Fate::Known(_)) => {}
+                    (None, _) if sale.network != trust.network() => *fate = Fate::Unclear(OTHER_NETWORK),
+                    (None, _) if !named => *fate = Fate::Unclear(NO_MANAGER),
+                    // A restore's number is its time in seconds.
+                    (None, _) if sale.formed_at / 1000 > restore => *fate = Fate::Unclear(NOT_RESTORED),
+                    (None, _) => {}
+                }
+            }
+        }
+        Ok(fates)
     }
 
     /// Fetches the network's keys.

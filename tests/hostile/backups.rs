@@ -142,3 +142,46 @@ fn a_shop_restored_from_a_backup_goes_on_with_its_orders() {
     network.settled(&bought.transaction);
     network.assert_books();
 }
+
+#[test]
+fn orders_that_a_restored_manager_forgot_get_their_money_back_at_the_shop() {
+    let mut network = network();
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let at_release = network.publish(&goods, &[]);
+    let on_completion = network.publish(&goods, &["--policy", "on-completion"]);
+    let file = network.path("yesterday");
+    network.of("manager", args!["backup", "-o", &file]).ok();
+    let fetched = network.buy(&at_release, "fetched");
+    fetched.fetch(&network.path("out"));
+    let held = network.buy(&on_completion, "held");
+    let orders = network.of("merchant", args!["orders"]).ok();
+    let order_of = |bought: &Bought| {
+        let mut orders = orders["orders"].as_array().unwrap().iter();
+        text(orders.find(|order| order["transaction"] == bought.transaction.as_str()).unwrap(), "order")
+    };
+    let (fetched_order, held_order) = (order_of(&fetched), order_of(&held));
+    let order = |network: &Network, id: &str| network.of("merchant", args!["order", id]).ok();
+    until("the capture", || (order(&network, &fetched_order)["stage"] == "done").then_some(()));
+
+    network.daemons.remove("manager").unwrap().kill();
+    fs::remove_dir_all(network.path("manager")).unwrap();
+    network.of("manager", args!["restore", &file]).ok();
+    network.run_role("manager");
+
+    // What was only held goes back by itself; what was taken, when the merchant says so.
+    until("the payment that was held", || (order(&network, &held_order)["stage"] == "refunded").then_some(()));
+    for _ in 0..2 {
+        let refunded = network.of("merchant", args!["refund", &fetched_order]).ok();
+        assert_eq!(refunded["stage"], "refunded", "{refunded}");
+    }
+    for id in [&fetched_order, &held_order] {
+        let shown = order(&network, id);
+        assert_eq!(shown["error"]["code"], "forgotten", "{shown}");
+        assert!(text(&shown["error"], "message").contains("restored from a backup"), "{shown}");
+    }
+    let vouchers = network.of("merchant", args!["vouchers", "list"]).ok();
+    let voucher = &vouchers["vouchers"][0];
+    assert_eq!((&voucher["spent"], &voucher["held"]), (&0.into(), &0.into()), "{voucher}");
+    network.assert_books();
+}

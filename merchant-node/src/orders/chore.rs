@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::steps::is_over;
 use super::{Failure, Order, OrderId, Stage};
 use crate::clock::now_ms;
+use crate::link::Fate;
 use crate::shop::Shop;
 use crate::tables::{BY_TIME, KEYS, OPEN, ORDERS, TICKETS};
 
@@ -119,13 +120,45 @@ async fn ask_status(shop: &Arc<Shop>, awaiting: Vec<(OrderId, TransactionId)>) -
                 return Ok(());
             }
         };
+        let mut unknown = Vec::new();
         for ((id, transaction), state) in page.iter().zip(states) {
-            let Some(state) = state else {
-                tracing::warn!(%transaction, order = %id, "the manager does not know this transaction");
-                continue;
-            };
             let Some(order) = shop.order(id)? else { continue };
-            judge(shop, order, *transaction, state).await?;
+            match state {
+                Some(state) => judge(shop, order, *transaction, state).await?,
+                None => unknown.push(order),
+            }
+        }
+        if !unknown.is_empty() {
+            let_go_forgotten(shop, unknown).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A manager that came back from a backup knows nothing of what it released since: the key of such a sale can never be
+/// given, and its payment waits for nothing.
+async fn let_go_forgotten(shop: &Arc<Shop>, orders: Vec<Order>) -> Result<(), StoreError> {
+    let (orders, sales): (Vec<_>, Vec<_>) =
+        orders.into_iter().filter_map(|order| order.sale().map(|sale| (order, sale))).unzip();
+    let fates = match shop.link.fates(&sales).await {
+        Ok(fates) => fates,
+        Err(error) => {
+            tracing::debug!(%error, "sales that the manager does not know are not asked about again");
+            return Ok(());
+        }
+    };
+    for ((order, sale), fate) in orders.into_iter().zip(sales).zip(fates) {
+        let transaction = sale.transaction;
+        match fate {
+            Fate::Forgotten => {
+                tracing::warn!(%transaction, order = %order.id, "the manager forgot the sale: the payment is let go");
+                shop.completed(order, Err((Stage::Refunded, Failure::forgotten()))).await?;
+            }
+            Fate::Unclear(why) => {
+                tracing::warn!(%transaction, order = %order.id, why, "the manager does not know this transaction");
+                shop.desk.note(order.id, why.to_owned());
+            }
+            Fate::Known(state) => judge(shop, order, transaction, state).await?,
         }
     }
     Ok(())

@@ -129,6 +129,16 @@ impl Failure {
         }
     }
 
+    /// The manager forgot a sale that it had released.
+    pub(crate) fn forgotten() -> Self {
+        Failure {
+            status: 410,
+            code: "forgotten".to_owned(),
+            message: "the manager does not know this sale any more (restored from a backup); the payment goes back"
+                .to_owned(),
+        }
+    }
+
     /// What the manager answered does not hold.
     pub(crate) fn untrusted(refusal: &Refusal) -> Self {
         Failure {
@@ -209,9 +219,14 @@ pub(crate) struct Order {
 wire!(Order => 8 * 1024);
 
 impl Order {
-    /// The transaction, once the manager formed it.
+    /// The sale, once the manager formed it.
+    pub(crate) fn sale(&self) -> Option<TransactionData> {
+        self.data.as_ref().and_then(|data| data.peek().ok())
+    }
+
+    /// Its id.
     pub(crate) fn transaction(&self) -> Option<TransactionId> {
-        self.data.as_ref().and_then(|data| data.peek().ok()).map(|data| data.transaction)
+        self.sale().map(|sale| sale.transaction)
     }
 
     /// Commitment to the payment.

@@ -9,7 +9,7 @@ use protocol::{Refusal, RefusalCode, Signed, TransactionId};
 
 use super::{Failure, Order, Stage, verify};
 use crate::clock::now_ms;
-use crate::link::AskError;
+use crate::link::{AskError, Fate};
 use crate::payments::PaymentError;
 use crate::shop::Shop;
 
@@ -202,10 +202,22 @@ impl Shop {
             Err(AskError::Away(why)) => return Err(Pause(why)),
             Err(AskError::Refused(refusal)) => Some(refusal),
         };
-        let Some(refusal) = refusal else {
+        let Some(mut refusal) = refusal else {
             tracing::info!(%transaction, order = %order.id, "sale revoked");
             return Ok(at(order, Stage::Voiding).into());
         };
+        // Only a sale that was released is one that a manager can have forgotten.
+        if refusal.code == RefusalCode::NotYourReservation && order.before_refund.is_some() {
+            match self.fate_of(&order).await? {
+                Fate::Forgotten => {
+                    tracing::warn!(%transaction, order = %order.id, "refunded although the manager forgot the sale");
+                    order.failure = Some(Failure::forgotten());
+                    return Ok(at(order, Stage::Voiding).into());
+                }
+                Fate::Unclear(why) => refusal = Refusal::new(refusal.code, why),
+                Fate::Known(_) => {}
+            }
+        }
         let over = self.state_of(transaction).await?.is_some_and(is_over);
         match order.before_refund.take() {
             Some(before) if !over => {
@@ -216,6 +228,12 @@ impl Shop {
             }
             _ => Ok(at(order, Stage::Voiding).into()),
         }
+    }
+
+    async fn fate_of(&self, order: &Order) -> Result<Fate, Pause> {
+        let Some(sale) = order.sale() else { return Ok(Fate::Unclear("the order lost its transaction data")) };
+        let fates = self.link.fates(&[sale]).await.map_err(|error| Pause(error.to_string()))?;
+        Ok(fates.into_iter().next().unwrap_or(Fate::Unclear("nobody was asked")))
     }
 
     async fn state_of(&self, transaction: TransactionId) -> Result<Option<TransactionState>, Pause> {

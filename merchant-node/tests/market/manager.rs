@@ -16,7 +16,7 @@ use protocol::manifest::KeyPolicy;
 use protocol::ticket::{
     Endorsement, KeyGrant, Lease, Payer, Ticket, TicketEnvelope, TransactionData, remuneration_commitment,
 };
-use protocol::trust::{Invitation, InvitedRole, JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
+use protocol::trust::{Heartbeat, Invitation, InvitedRole, JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{
     Address, Currency, Digest, Keypair, NetworkId, Nonce, PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed,
     TransactionId,
@@ -76,6 +76,7 @@ struct Books {
     policy: KeyPolicy,
     products: Vec<ProductInfo>,
     enrol: Option<RefusalCode>,
+    restore: u64,
 }
 
 struct Inner {
@@ -116,7 +117,11 @@ impl Manager {
             network: NetworkId::of_root(&root.peer_id()),
             version: 1,
             issued_at: now(),
-            keys: vec![entry(KeyPurpose::Ticket, &ticket), entry(KeyPurpose::Enrolment, &enrolment)],
+            keys: vec![
+                entry(KeyPurpose::Ticket, &ticket),
+                entry(KeyPurpose::Enrolment, &enrolment),
+                entry(KeyPurpose::Revocation, &key(5)),
+            ],
             managers: vec![keypair.peer_id()],
             gossip_shards: 1,
             next_root: None,
@@ -134,7 +139,8 @@ impl Manager {
             content_bytes: 1100,
             files: 3,
         };
-        let books = Books { sales: HashMap::new(), policy: KeyPolicy::AtRelease, products: vec![info], enrol: None };
+        let policy = KeyPolicy::AtRelease;
+        let books = Books { sales: HashMap::new(), policy, products: vec![info], enrol: None, restore: 0 };
         let inner = Arc::new(Inner {
             root,
             ticket,
@@ -171,11 +177,12 @@ impl Manager {
         })
         .await
         .unwrap();
-        let key_set = self.inner.key_set.clone();
+        let (key_set, beating) = (self.inner.key_set.clone(), Arc::clone(&self.inner));
         let mesh = Protocol::new(MESH_PROTOCOL);
         serve_calls(&supervisor, &node, mesh, CallLimits::default(), move |_, request| {
             let answer = match request {
                 MeshRequest::KeySet => MeshResponse::KeySet(key_set.clone()),
+                MeshRequest::Heartbeat => MeshResponse::Heartbeat(beating.heartbeat()),
                 _ => MeshResponse::Refused(Refusal::new(RefusalCode::Internal, "not in this test")),
             };
             async move { answer }
@@ -231,6 +238,13 @@ impl Manager {
         books.products.sort_by_key(|p| p.id);
     }
 
+    /// Knows no sale any more; says that it was restored, or does not.
+    pub(crate) fn forget(&self, says_so: bool) {
+        let mut books = self.inner.books.lock().unwrap();
+        books.sales.clear();
+        books.restore = if says_so { now() / 1000 } else { 0 };
+    }
+
     /// Sets the state of every sale.
     pub(crate) fn set_state(&self, state: TransactionState) {
         self.inner.books.lock().unwrap().sales.values_mut().for_each(|sale| sale.state = state);
@@ -260,6 +274,19 @@ impl Manager {
 }
 
 impl Inner {
+    fn heartbeat(&self) -> Signed<Heartbeat> {
+        let heartbeat = Heartbeat {
+            network: NetworkId::of_root(&self.root.peer_id()),
+            at: now(),
+            epoch: 0,
+            key_set_version: 1,
+            key_set: self.key_set.digest(),
+            restore: self.books.lock().unwrap().restore,
+            audit: None,
+        };
+        Signed::sign(&heartbeat, &key(5))
+    }
+
     async fn sales(&self, peer: PeerId, request: SalesRequest) -> SalesResponse {
         let fault = *self.fault.borrow();
         match request {

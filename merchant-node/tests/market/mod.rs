@@ -1,7 +1,7 @@
 //! A manager that can be made to misbehave, and a shop beside it, over real sockets: what a merchant does about bad
 //! answers cannot be seen with a manager that gives good ones only.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 mod manager;
 
