@@ -322,3 +322,22 @@ fn removed_content_is_no_longer_read_or_written() {
     assert!(store.get(&product.digest).is_none());
     product.assert_equals(&product.publish(&store));
 }
+
+#[test]
+fn a_whole_content_gets_a_further_name_and_loses_nothing_by_it() {
+    let (_folder, store, product) = setup(3);
+    let held = product.publish(&store);
+    let again = protocol::manifest::Manifest { published_at: 77, ..held.manifest().clone() };
+    let signed = Signed::sign(&again, &protocol::Keypair::from_seed(&[5; 32]));
+    let named = store.name_again(&held, &signed, &again).unwrap();
+    product.assert_equals(&named);
+    assert!(named.is_complete() && named.digest() == signed.digest());
+    store.remove(&held.digest()).unwrap();
+    let store = reopened(store);
+    product.assert_equals(&store.get(&signed.digest()).unwrap());
+    // Other bytes are no further name of these.
+    let named = store.get(&signed.digest()).unwrap();
+    let other = protocol::manifest::Manifest { root: Digest::from_bytes([9; 32]), ..again };
+    let signed = Signed::sign(&other, &protocol::Keypair::from_seed(&[5; 32]));
+    assert!(matches!(store.name_again(&named, &signed, &other), Err(FinishError::Manifest(_))));
+}

@@ -1,15 +1,18 @@
-//! What is on sale. A product is written once, when its content is whole on disk, and only ever marked as withdrawn
-//! afterwards: purchases made before keep pointing at it.
+//! What is on sale. A product is written once, when its content is whole on disk, and afterwards only marked as withdrawn,
+//! or given a new manifest of the same bytes where the key that signed its manifest was revoked. Purchases made before keep
+//! pointing at what they were made of.
 
 use std::ops::Bound;
 
 use protocol::api::ProductInfo;
 use protocol::cipher::ContentSecret;
 use protocol::manifest::Manifest;
-use protocol::{ContentId, Digest, ProductId, Signed};
+use protocol::trust::{KeyPurpose, RevocationState, Trust};
+use protocol::{ContentId, Digest, ProductId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError, Txn, WriteTransaction};
 
 use crate::tables::{MANIFESTS, PRODUCT_OF_CONTENT, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord, ProductRef};
+use crate::{audit, placement};
 
 /// A product with everything that selling and delivering it takes.
 #[derive(Clone, Debug)]
@@ -71,10 +74,53 @@ impl Catalogue {
         self.db.read(|txn| Ok(PRODUCT_OF_CONTENT.get(txn, content)?.map(|found| found.id)))
     }
 
-    /// At most `limit` products on sale, in order of id, after the given one.
-    pub(crate) fn product_page(&self, after: Option<ProductId>, limit: usize) -> Result<Vec<ProductInfo>, StoreError> {
-        let records = self.record_page(after, limit, |record| !record.withdrawn)?;
-        Ok(records.iter().map(|(id, record)| info(*id, record)).collect())
+    /// At most `limit` products that can be bought now, in order of id, after the given one.
+    pub(crate) fn product_page(
+        &self,
+        after: Option<ProductId>,
+        limit: usize,
+        sellable: impl Fn(&ProductRecord, &Signed<Manifest>) -> bool,
+    ) -> Result<Vec<ProductInfo>, StoreError> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.db.read(|txn| {
+            let mut page = Vec::new();
+            PRODUCTS.scan::<StoreError>(txn, (start, Bound::Unbounded), |id, record| {
+                if page.len() >= limit {
+                    return Ok(std::ops::ControlFlow::Break(()));
+                }
+                if !record.withdrawn && MANIFESTS.get(txn, &record.manifest)?.is_some_and(|m| sellable(&record, &m)) {
+                    page.push(info(id, &record));
+                }
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            Ok(page)
+        })
+    }
+
+    /// Gives a product another manifest of the same bytes, unless it has another one than `before` by now. What was sold
+    /// under the one before stays named by it. Blocks.
+    pub(crate) fn replace_manifest_blocking(
+        &self,
+        id: ProductId,
+        before: Digest,
+        signed: Signed<Manifest>,
+        published_at: u64,
+    ) -> Result<bool, StoreError> {
+        self.db.write_blocking(move |txn| {
+            let Some(mut record) = PRODUCTS.get(txn, &id)?.filter(|record| record.manifest == before) else {
+                return Ok(false);
+            };
+            let digest = signed.digest();
+            record.manifest = digest;
+            record.published_at = published_at;
+            PRODUCTS.put(txn, &id, &record)?;
+            MANIFESTS.put(txn, &digest, &signed)?;
+            PRODUCT_OF_MANIFEST.put(txn, &digest, &ProductRef { id })?;
+            // Nobody is to copy what nobody can be sent.
+            placement::cancel(txn, &before)?;
+            audit::note(txn, published_at, "republished", id, format!("manifest {digest} for {before}"))?;
+            Ok(true)
+        })
     }
 
     /// At most `limit` stored products that `wanted` takes, in order of id, after the given one.
@@ -118,6 +164,30 @@ impl Catalogue {
             PRODUCT_OF_MANIFEST.put(txn, &record.manifest, &ProductRef { id })?;
             PRODUCT_OF_CONTENT.put(txn, &record.content, &ProductRef { id })
         })
+    }
+}
+
+/// Why content with this manifest can be delivered to nobody, although it may be here: the key that signed it was revoked,
+/// or is over. `None` where it can.
+pub(crate) fn void(trust: &Trust, signed: &Signed<Manifest>, published_at: u64, now: u64) -> Option<Refusal> {
+    let refusal = trust.still_good(&signed.signer(), KeyPurpose::Catalogue, published_at, now).err()?;
+    let detail = format!("the product's manifest is void, nobody could fetch it: {}", refusal.detail);
+    // An entry that was dead goes out of the key set in time; it is one case to those who sell.
+    Some(Refusal::new(RefusalCode::KeyRetired, detail))
+}
+
+/// Whether it can be sold, and why not: the name in lists.
+pub(crate) fn state(
+    record: &ProductRecord,
+    signed: Option<&Signed<Manifest>>,
+    (trust, revoked): (&Trust, &RevocationState),
+    now: u64,
+) -> &'static str {
+    match signed {
+        _ if revoked.has_content(&record.content) => "taken-down",
+        _ if record.withdrawn => "withdrawn",
+        Some(signed) if void(trust, signed, record.published_at, now).is_some() => "void",
+        _ => "on-sale",
     }
 }
 

@@ -51,11 +51,18 @@ pub(crate) async fn answer(
             publish(ctx, parse(request)?, progress).await
         }
         "invite" => invite(ctx, parse(request)?).await,
+        "republish" => {
+            let ProductArgs { id } = parse(request)?;
+            let again = publish::again::again(ctx, id).await;
+            let again = again.map_err(|error| ControlError::new(error.code(), error.to_string()))?;
+            serde_json::to_value(again).map_err(|e| ControlError::new("internal", e.to_string()))
+        }
         "products" => products(ctx, &parse(request)?),
         "product" => product(ctx, &parse(request)?),
         "merchants" => merchants(ctx, &parse(request)?),
         "seeders" => seeders(ctx, &parse(request)?),
         "revoke" => revoke(ctx, request).await,
+        "keys-void" => key_change::void(ctx).await,
         "keys-list" => Ok(key_change::list(ctx)),
         "keys-prepare" => key_change::prepare(ctx, parse(request)?).await,
         "keys-install" => key_change::install(ctx, parse(request)?).await,
@@ -179,13 +186,20 @@ impl<T> PageArgs<T> {
 
 fn products(ctx: &Context, args: &PageArgs<ProductId>) -> Result<Value, ControlError> {
     let page = ctx.catalogue.record_page(args.after, args.limit(), |_| true).map_err(failed)?;
-    let lines: Vec<Value> = page.iter().map(|(id, record)| product_json(*id, record)).collect();
-    Ok(json!({ "products": lines }))
+    let lines: Result<Vec<Value>, _> = page.iter().map(|(id, record)| product_json(ctx, *id, record)).collect();
+    let next = (page.len() == args.limit()).then(|| page.last().map(|(id, _)| *id)).flatten();
+    Ok(json!({ "products": lines?, "next": next }))
 }
 
-fn product_json(id: ProductId, record: &crate::tables::ProductRecord) -> Value {
+fn product_json(ctx: &Context, id: ProductId, record: &crate::tables::ProductRecord) -> Result<Value, ControlError> {
     let info = catalogue::info(id, record);
-    json!({
+    let (trust, now) = (ctx.trust(), now_ms());
+    let manifest = ctx.catalogue.manifest(&record.manifest).map_err(failed)?;
+    let void = manifest.as_ref().and_then(|signed| catalogue::void(&trust, signed, record.published_at, now));
+    let state = ctx.revocations.with(|revoked| catalogue::state(record, manifest.as_ref(), (&trust, revoked), now));
+    Ok(json!({
+        "state": state,
+        "void_because": void.map(|refusal| refusal.detail),
         "product": info.id,
         "title": info.title,
         "price": info.price,
@@ -201,7 +215,7 @@ fn product_json(id: ProductId, record: &crate::tables::ProductRecord) -> Value {
         "staleness_ms": record.staleness_ms,
         "published_at": record.published_at,
         "withdrawn": record.withdrawn,
-    })
+    }))
 }
 
 #[derive(Deserialize)]
@@ -215,7 +229,7 @@ fn product(ctx: &Context, args: &ProductArgs) -> Result<Value, ControlError> {
         .read(|txn| crate::tables::PRODUCTS.get(txn, &args.id))
         .map_err(failed)?
         .ok_or_else(|| not_found(format!("there is no product {}", args.id)))?;
-    let mut line = product_json(args.id, &record);
+    let mut line = product_json(ctx, args.id, &record)?;
     let (holders, pending) = placement::copies(&ctx.db, &record.manifest, MAX_PAGE).map_err(failed)?;
     if let Some(object) = line.as_object_mut() {
         object.insert("holders".to_owned(), json!(holders));

@@ -111,7 +111,8 @@ pub(crate) async fn release(
 
 fn is_withdrawn(txn: &impl Txn, manifest: &Digest) -> Result<bool, StoreError> {
     let Some(product) = PRODUCT_OF_MANIFEST.get(txn, manifest)? else { return Ok(true) };
-    Ok(PRODUCTS.get(txn, &product.id)?.is_none_or(|record| record.withdrawn))
+    // Or has another manifest by now.
+    Ok(PRODUCTS.get(txn, &product.id)?.is_none_or(|record| record.withdrawn || record.manifest != *manifest))
 }
 
 /// Copies that their seeders want to let go of, as far as they still mean it.

@@ -2,21 +2,30 @@
 //! and the signed set is checked, stored, announced to the mesh, and from then on signed with. Nothing is stopped, and
 //! the manager never sees the root key.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
 
 use node::ControlError;
-use protocol::api::News;
+use protocol::api::{News, TransactionState};
+use protocol::manifest::Manifest;
 use protocol::trust::{KeyPurpose, KeySet, KeyState};
 use protocol::{PeerId, Signed, codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use store::StoreError;
 
+use crate::catalogue;
 use crate::context::{Context, now_ms};
 use crate::init::write_file;
 use crate::keys::{self, ManagerKeys, key_set_path, purpose_name};
 use crate::news;
 use crate::rotate::{Change, OldKey, next_set};
+use crate::tables::{MANIFESTS, PRODUCTS};
+use crate::transactions::SALES;
 
+/// Products and purchases that are listed in one answer; all are counted.
+const LISTED: usize = 200;
 /// Keys that are given up go on signing for so long at most, until the set that says so is signed and brought back.
 const MAX_MARGIN_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
@@ -97,10 +106,76 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
         _ => return Err(failed("one thing is changed at a time: a purpose's key, a key to revoke, or the root key")),
     };
     let (work, margin) = (Arc::clone(ctx), args.margin_ms.min(MAX_MARGIN_MS));
-    let made = tokio::task::spawn_blocking(move || next_set(&work.dir, &work.trust(), change, now_ms(), margin)).await;
-    let (set, report) = made.map_err(failed)?.map_err(failed)?;
+    let made = tokio::task::spawn_blocking(move || {
+        let (set, report) = next_set(&work.dir, &work.trust(), change, now_ms(), margin).map_err(failed)?;
+        let revoked = |key: &PeerId| set.keys.iter().any(|e| e.key == *key && e.state == KeyState::Revoked);
+        let was = work.trust();
+        let newly = |key: &PeerId| {
+            revoked(key) && was.key_set().keys.iter().any(|e| e.key == *key && e.state != KeyState::Revoked)
+        };
+        let affected = void_goods(&work, |signed, _| newly(&signed.signer())).map_err(failed)?;
+        Ok::<_, ControlError>((set, report, affected))
+    });
+    let (set, report, affected) = made.await.map_err(failed)??;
     Ok(json!({
         "request": codec::encode(&set), "version": report.version, "key": report.key, "replaced": report.replaced,
+        "void": affected,
+    }))
+}
+
+/// What is void now because of the key that signed it.
+pub(crate) async fn void(ctx: &Arc<Context>) -> Result<Value, ControlError> {
+    let (work, trust, now) = (Arc::clone(ctx), ctx.trust(), now_ms());
+    let looking = tokio::task::spawn_blocking(move || {
+        void_goods(&work, |signed, published_at| catalogue::void(&trust, signed, published_at, now).is_some())
+    });
+    looking.await.map_err(failed)?.map_err(failed)
+}
+
+/// Products whose manifest `is_void`, as far as they are on sale, and purchases of such content that were paid for and are
+/// not delivered: their buyers cannot fetch it, also not when the product is published again.
+fn void_goods(ctx: &Context, is_void: impl Fn(&Signed<Manifest>, u64) -> bool) -> Result<Value, StoreError> {
+    let mut manifests = HashSet::new();
+    ctx.db.read(|txn| {
+        MANIFESTS.scan::<StoreError>(txn, .., |digest, signed| {
+            // One that cannot be read is looked for elsewhere.
+            if signed.peek().is_ok_and(|manifest| is_void(&signed, manifest.published_at)) {
+                manifests.insert(digest);
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    let (mut products, mut purchases) = (Vec::new(), Vec::new());
+    let (mut product_count, mut purchase_count) = (0u64, 0u64);
+    if !manifests.is_empty() {
+        ctx.db.read(|txn| {
+            PRODUCTS.scan::<StoreError>(txn, .., |id, record| {
+                let off = record.withdrawn || ctx.revocations.with(|revoked| revoked.has_content(&record.content));
+                if !off && manifests.contains(&record.manifest) {
+                    product_count += 1;
+                    if products.len() < LISTED {
+                        products.push(json!({"product": id, "title": record.title}));
+                    }
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            SALES.scan::<StoreError>(txn, .., |id, sale| {
+                let waiting = matches!(sale.state, TransactionState::Released | TransactionState::Delivering);
+                if waiting && manifests.contains(&sale.manifest) {
+                    purchase_count += 1;
+                    if purchases.len() < LISTED {
+                        purchases.push(json!({
+                            "transaction": id, "order": sale.request.order, "merchant": sale.merchant,
+                            "title": sale.title,
+                        }));
+                    }
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+    }
+    Ok(json!({
+        "products": products, "product_count": product_count, "purchases": purchases, "purchase_count": purchase_count,
     }))
 }
 
@@ -125,7 +200,7 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     // Whoever misses the set learns of its number.
     news::beat(ctx).await.map_err(failed)?;
     tracing::warn!(version, "a new key set is in force");
-    Ok(json!({"version": version}))
+    Ok(json!({"version": version, "void": void(ctx).await?}))
 }
 
 /// Gives its version, and whether it makes the key of the revocation epochs void.
@@ -279,6 +354,31 @@ mod tests {
         assert_eq!(install(Signed::sign(&set, &root)).await.unwrap()["version"], 2);
         // Again is no error.
         assert_eq!(install(Signed::sign(&set, &root)).await.unwrap()["version"], 2);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_reserved_before_the_catalogue_key_was_revoked_is_not_released_after_it() {
+        use protocol::api::{SalesRequest, SalesResponse};
+        let shop = Shop::open(Terms::default()).await;
+        let data = shop.reserve("before").await;
+        let offered = async || match shop.sales(SalesRequest::Products { after: None }).await.unwrap() {
+            SalesResponse::Products(products) => products.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(offered().await, 1);
+        let stolen = json!({"cmd": "keys-prepare", "purpose": "catalogue", "stolen": true, "margin_ms": 0});
+        let prepared = change(&shop, stolen).await.unwrap();
+        assert_eq!((&prepared["void"]["product_count"], &prepared["void"]["purchase_count"]), (&json!(1), &json!(0)));
+        let (transaction, endorsement) = (data.peek().unwrap().transaction, shop.endorse(&data, "before"));
+        let released = shop.sales(SalesRequest::Release { transaction, endorsement }).await.unwrap_err();
+        assert_eq!(released.code, RefusalCode::KeyRetired, "{released}");
+        let reserved = shop.sales(SalesRequest::Reserve(shop.order("after"))).await.unwrap_err();
+        assert_eq!(reserved.code, RefusalCode::KeyRetired, "{reserved}");
+        assert_eq!(offered().await, 0);
+        // This origin has nothing of it: only its files could bring it back.
+        let again = shop.running.control(json!({"cmd": "republish", "id": shop.product})).await.unwrap_err();
+        assert_eq!(again.code, "content-not-held", "{again:?}");
         shop.close().await;
     }
 }

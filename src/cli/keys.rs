@@ -13,6 +13,7 @@ use super::Global;
 use super::client::write_whole;
 use super::daemon::{ask, call};
 use super::facts::listed;
+use super::goods::void;
 use super::manager::{DirArgs, parse_time};
 use super::output::{Answer, field};
 
@@ -21,6 +22,8 @@ use super::output::{Answer, field};
 pub(crate) enum Command {
     /// List the network's keys and their state
     List(DirArgs),
+    /// List products on sale, and purchases that are not delivered, which are void because a catalogue key was revoked
+    Void(DirArgs),
     /// Replace the key of a purpose; what the old one signed stays good for a time
     Rotate(RotateArgs),
     /// Make void everything that a key signed
@@ -172,6 +175,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let columns = &["purpose", "key", "state", "not_issued_after", "dead_after", "private_half_here"];
             ask(&dir.path(), json!({"cmd": "keys-list"}), global, |a| listed(a, "keys", columns)).await
         }
+        Command::Void(dir) => {
+            let text = |a: &Value| match void(Some(a)) {
+                text if text.is_empty() => "nothing on sale, and no purchase, is void".to_owned(),
+                text => text.trim_start().to_owned(),
+            };
+            ask(&dir.path(), json!({"cmd": "keys-void"}), global, text).await
+        }
         Command::Rotate(args) => {
             let purpose = args.purpose.to_possible_value().map(|value| value.get_name().to_owned());
             let request = json!({"purpose": purpose, "stolen": args.stolen, "good_for_ms": args.good_for});
@@ -207,7 +217,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Install(args) => {
             let request = json!({"cmd": "keys-install", "signed": read(&args.signed)?});
-            ask(&args.dir.path(), request, global, |a| format!("key set {} is in force", field(a, "version"))).await
+            let text = |a: &Value| format!("key set {} is in force{}", field(a, "version"), void(a.get("void")));
+            ask(&args.dir.path(), request, global, text).await
         }
     }
 }
@@ -235,9 +246,13 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
     if let Some(path) = &root.request {
         write_whole(path, &bytes)?;
         let text = format!(
-            "{}\nNext, where the root key is: willcall manager keys sign {} --root-key FILE -o SIGNED",
+            "{}\nNext, where the root key is: willcall manager keys sign {} --root-key FILE -o SIGNED{}",
             changed(&prepared),
-            path.display()
+            path.display(),
+            match void(prepared.get("void")) {
+                text if text.is_empty() => text,
+                text => format!("\n\nOnce it is in force:{text}"),
+            }
         );
         prepared.as_object_mut().map(|fields| fields.insert("path".into(), json!(path)));
         Answer::new(prepared, text).print(global.json)?;
@@ -245,7 +260,8 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
     }
     let signed = sign(&bytes, &root_key)?;
     call(dir, json!({"cmd": "keys-install", "signed": signed})).await?;
-    let text = format!("{}\nkey set {} is in force", changed(&prepared), field(&prepared, "version"));
+    let void = void(prepared.get("void"));
+    let text = format!("{}\nkey set {} is in force{void}", changed(&prepared), field(&prepared, "version"));
     Answer::new(prepared, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,9 +10,9 @@ use protocol::{Address, Amount, Currency};
 use serde_json::{Value, json};
 
 use super::daemon::{self, RunArgs, ask};
-use super::facts::{listed, money, page};
+use super::facts::{listed, page};
 use super::output::{self, Answer, field, rows};
-use super::{Global, backup, config_edit, progress};
+use super::{Global, backup, config_edit, goods, progress};
 
 /// Commands of the manager.
 #[derive(Debug, Subcommand)]
@@ -29,8 +29,10 @@ pub(crate) enum Command {
     Join(DirArgs),
     /// Show how the manager is
     Status(DirArgs),
-    /// List the catalogue
+    /// List the catalogue: what is on sale, withdrawn, taken down, or void because the key that signed it was revoked
     Products(DirArgs),
+    /// Sign a product again whose manifest is void because the key that signed it was revoked; its files are not needed
+    Republish(goods::RepublishArgs),
     /// Show one product, and which seeders hold it
     Product(ProductArgs),
     /// List enrolled merchants
@@ -392,7 +394,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Invite(args) => invite(&args, global).await,
         Command::Join(dir) => ask(&dir.path(), json!({"cmd": "join"}), global, |a| field(a, "join")).await,
         Command::Status(dir) => ask(&dir.path(), json!({"cmd": "status"}), global, page).await,
-        Command::Products(dir) => ask(&dir.path(), json!({"cmd": "products"}), global, products).await,
+        Command::Products(dir) => goods::products(&dir, global).await,
+        Command::Republish(args) => goods::republish(args, global).await,
         Command::Product(args) => {
             ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, page).await
         }
@@ -683,24 +686,6 @@ async fn invite(args: &InviteArgs, global: &Global) -> Result<ExitCode> {
     };
     let request = json!({"cmd": "invite", "role": role, "uses": args.uses});
     ask(&args.dir.path(), request, global, |a| field(a, "join")).await
-}
-
-fn products(answer: &Value) -> String {
-    let table = rows(answer, "products")
-        .iter()
-        .map(|p| {
-            let size = output::bytes(p.get("plain_bytes").and_then(Value::as_u64).unwrap_or_default());
-            vec![
-                field(p, "product"),
-                field(p, "title"),
-                money(p.get("price")),
-                field(p, "policy"),
-                field(p, "files"),
-                size,
-            ]
-        })
-        .collect();
-    output::table(&["product", "title", "price", "policy", "files", "size"], table)
 }
 
 fn ledger(answer: &Value) -> String {

@@ -7,6 +7,7 @@ mod daemon;
 mod device;
 mod evidence;
 mod facts;
+mod goods;
 mod keys;
 mod logs;
 mod manager;

@@ -24,6 +24,7 @@ mod mistakes;
 mod products;
 mod proofs;
 mod reach;
+mod stolen_catalogue;
 mod stolen_key;
 mod support;
 mod trust;

@@ -240,6 +240,12 @@ pub enum FetchError {
     /// The purchase was taken back.
     #[error("this purchase was revoked or refunded: {0}")]
     Revoked(Refusal),
+    /// The manifest that it was sold by is void.
+    #[error(
+        "what was bought cannot be delivered any more: {0}. A new ticket does not help; ask the merchant for a refund, \
+         and buy it again where it is still sold"
+    )]
+    ContentVoid(Refusal),
     /// No such purchase anywhere.
     #[error("transaction {0} is neither in the library nor in the mailbox of a network known here{1}")]
     Unknown(TransactionId, String),
@@ -332,6 +338,7 @@ impl FetchError {
             FetchError::OtherClient { .. } => "wrong-client",
             FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal_cause(refusal.code),
+            FetchError::ContentVoid(_) => "content-void",
             FetchError::Unknown(..) => "not-entitled",
             FetchError::Running { .. } => "running",
             FetchError::Start(_) | FetchError::Control(_) => "not-started",

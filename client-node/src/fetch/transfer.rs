@@ -23,6 +23,7 @@ use super::ticket::{self, Checked};
 use crate::home::blocking;
 use crate::in_place::InPlace;
 use crate::inbox::ask_ticket;
+use crate::link::wants_newer_keys;
 use crate::plain::PlainError;
 use crate::unpack::UnpackError;
 
@@ -77,7 +78,7 @@ impl Run<'_> {
         checked: &mut Checked,
         only: Option<ChunkSet>,
     ) -> Result<FetchReport, FetchError> {
-        let mut round = 0;
+        let (mut round, mut fresh) = (0, false);
         loop {
             round += 1;
             let error = match self.transfer_once(checked, only.clone()).await? {
@@ -94,6 +95,18 @@ impl Run<'_> {
                         Err(_) => store.remove(&digest).map(drop),
                     })
                     .await?;
+                }
+                delivery::FetchError::Manifest(refusal) if wants_newer_keys(&refusal) => {
+                    // The product may have been signed with a key that is newer than those known here.
+                    if !fresh
+                        && refusal.code == RefusalCode::UnknownKey
+                        && round < ROUNDS
+                        && let Ok(trust) = self.link.refresh().await
+                    {
+                        (checked.trust, fresh) = (trust, true);
+                        continue;
+                    }
+                    return Err(FetchError::ContentVoid(refusal));
                 }
                 transfer if let Some(end) = lease_end(&transfer).filter(|_| round < ROUNDS) => {
                     // A purchase that was revoked stays so, as far as anybody knows: no need to wait for a manager.

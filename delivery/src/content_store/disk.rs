@@ -99,6 +99,16 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     file.sync_all().at(path, DOING)
 }
 
+/// Gives the file `from`, which is durable, the further name `to`; a copy where the file system knows no second names.
+pub(super) fn link_or_copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    const DOING: &str = "copy";
+    fs::copy(from, to).at(from, DOING)?;
+    File::open(to).and_then(|file| file.sync_all()).at(to, "sync")
+}
+
 /// Replaces a file in one step: after a crash it holds the old bytes or the new ones. The old ones stay in [`spare`]'s
 /// file where the file system can exchange two names, and the next replacement is written over them: one of the same
 /// length needs no room then, so it succeeds on a disk that has become full.

@@ -12,7 +12,7 @@ use protocol::manifest::{self, Manifest, SEGMENT_CHUNKS, Segment};
 
 use super::disk::{self, At, FileError};
 
-const SEGMENTS: &str = "segments";
+pub(super) const SEGMENTS: &str = "segments";
 const VALUE: u64 = 32;
 /// Segments kept in memory per content: 64 of 32 KiB cover 64 GiB of content at the usual chunk size. Beyond that the
 /// one read longest ago is dropped and read again when it is needed.

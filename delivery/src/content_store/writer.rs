@@ -24,6 +24,37 @@ pub struct ContentWriter {
     expected: u64,
 }
 
+impl ContentStore {
+    /// The bytes of a whole content under a further name: another signed manifest of the same ciphertext. Nothing is
+    /// copied where the file system can give a file a second name. Blocks.
+    ///
+    /// # Errors
+    /// [`FinishError`], above all where `held` is not whole or the manifest is of other bytes; nothing is left then.
+    pub fn name_again(
+        &self,
+        held: &Content,
+        signed: &Signed<Manifest>,
+        manifest: &Manifest,
+    ) -> Result<Arc<Content>, FinishError> {
+        error::check_pair(signed, manifest)?;
+        let same = |m: &Manifest| (m.root, m.length, m.chunk_size, m.segments.clone());
+        if same(manifest) != same(held.manifest()) {
+            return Err(FinishError::Manifest("it is of other bytes"));
+        }
+        if !held.is_complete() || held.is_removed() {
+            return Err(FinishError::Manifest("not all of its bytes are here"));
+        }
+        let unfinished = self.unfinished(0)?;
+        let folder = &unfinished.path;
+        for name in [CONTENT, segments::SEGMENTS] {
+            disk::link_or_copy(&held.folder().join(name), &folder.join(name))?;
+        }
+        disk::write_new(&folder.join(MANIFEST), &protocol::codec::encode(signed))?;
+        disk::write_new(&folder.join(COMPLETE), b"")?;
+        Ok(self.adopt(unfinished, signed.digest())?)
+    }
+}
+
 impl ContentWriter {
     pub(super) fn start(store: ContentStore, unfinished: Unfinished, expected: u64) -> Result<Self, CreateError> {
         let path = unfinished.path.join(CONTENT);

@@ -13,6 +13,7 @@ use protocol::{Digest, Keypair, Nonce, PeerId, Refusal, Signed, TransactionId, w
 use rand::RngExt;
 use store::Table;
 
+use crate::catalogue;
 use crate::context::Context;
 use crate::ledger::{Split, Terms};
 use crate::sales::allowance;
@@ -47,7 +48,10 @@ pub(super) fn make(ctx: &Context, seeder: PeerId, manifest: Digest, now: u64) ->
     let signed = product.manifest.clone();
     let content = signed.peek().map_err(Refusal::from)?;
     let void = ctx.revocations.with(|revoked| revoked.has_peer(&seeder) || revoked.has_content(&content.content));
-    if void || product.withdrawn {
+    // Also where the product has another manifest by now: a fetch of it would prove nothing about this one.
+    let stale = product.info.manifest != manifest
+        || catalogue::void(&ctx.trust(), &signed, content.published_at, now).is_some();
+    if void || stale || product.withdrawn {
         return Ok(None);
     }
     let shop = shop(ctx, now)?;

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::context::{Context, now_ms};
 use crate::pricing;
-use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS};
+use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord};
 use plan::{Plan, Wanted, plan};
 
 const PROTOCOL: Protocol = Protocol::new(SEEDER_PROTOCOL);
@@ -184,7 +184,8 @@ pub(crate) async fn repair(ctx: &Arc<Context>, peer: PeerId, damaged: Vec<Digest
             let mut wanted = Vec::new();
             for manifest in damaged {
                 let Some(product) = PRODUCT_OF_MANIFEST.get(txn, &manifest)? else { continue };
-                let Some(record) = PRODUCTS.get(txn, &product.id)?.filter(|record| !record.withdrawn) else { continue };
+                let sold = |record: &ProductRecord| !record.withdrawn && record.manifest == manifest;
+                let Some(record) = PRODUCTS.get(txn, &product.id)?.filter(sold) else { continue };
                 if !PENDING.contains(txn, &(peer, manifest))? {
                     wanted.push(Wanted { peer, manifest, length: record.content_bytes });
                 }

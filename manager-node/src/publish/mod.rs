@@ -1,6 +1,7 @@
 //! Puts files on sale. Nothing of a publication is visible before its ciphertext is whole on the origin's disk, and one
 //! that is stopped, by whatever, leaves nothing behind; each draws a secret of its own.
 
+pub(crate) mod again;
 pub(crate) mod pack;
 pub(crate) mod scan;
 
@@ -164,6 +165,23 @@ pub enum PublishError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nothing to be published again.
+    #[error("there is no product {0}")]
+    NoProduct(ProductId),
+    /// Withdrawn or taken down.
+    #[error("product {0} is not on sale any more: it is not published again")]
+    OffSale(ProductId),
+    /// The origin lost it.
+    #[error(
+        "the origin has no whole copy of product {product} any more (content {manifest}): take it down, and publish it \
+         from its files as a new product"
+    )]
+    NoContent {
+        /// Which.
+        product: ProductId,
+        /// The name of its content.
+        manifest: Digest,
+    },
     /// The publishing thread.
     #[error("the publishing thread failed: {0}")]
     Thread(String),
@@ -178,6 +196,9 @@ impl PublishError {
             PublishError::Packing(PackingError::Changed { .. }) => "file-changed",
             PublishError::Packing(PackingError::Stopped) => "stopped",
             PublishError::TooLarge { .. } => "too-large",
+            PublishError::NoProduct(_) => "not-found",
+            PublishError::OffSale(_) => "wrong-state",
+            PublishError::NoContent { .. } => "content-not-held",
             PublishError::Create(CreateError::NoSpace(_)) => "disk-full",
             _ => "internal",
         }

@@ -21,14 +21,16 @@ use std::time::Duration;
 
 use node::{CallLimits, Protocol, Supervisor, serve_calls};
 use protocol::api::{self, SalesRequest, SalesResponse, TransactionState};
-use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
+use protocol::manifest::Manifest;
+use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use store::Step;
 use tracing::{info, warn};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
+use crate::tables::ProductRecord;
 use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back};
-use crate::{archive, evidence};
+use crate::{archive, catalogue, evidence};
 
 pub(crate) use lease::allowance;
 
@@ -101,7 +103,13 @@ fn answer_blocking(
         SalesRequest::Cancel { transaction } => Ok(SalesResponse::State(cancel(ctx, merchant, transaction, now)?)),
         SalesRequest::Products { after } => {
             ctx.enrolled_merchant(&merchant, now)?;
-            Ok(SalesResponse::Products(ctx.catalogue.product_page(after, SalesResponse::PRODUCTS_PAGE)?))
+            let trust = ctx.trust();
+            let sellable = |record: &ProductRecord, manifest: &Signed<Manifest>| {
+                !ctx.revocations.with(|revoked| revoked.has_content(&record.content))
+                    && catalogue::void(&trust, manifest, record.published_at, now).is_none()
+            };
+            let page = ctx.catalogue.product_page(after, SalesResponse::PRODUCTS_PAGE, sellable)?;
+            Ok(SalesResponse::Products(page))
         }
         SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
         SalesRequest::Evidence { transaction } => {

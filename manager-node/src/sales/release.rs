@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::lease::{self, Terms};
 use super::own;
+use crate::catalogue;
 use crate::context::Context;
 use crate::ledger::{self, Split};
 use crate::transactions::{
@@ -83,6 +84,13 @@ fn look(
     let record = ctx.enrolled_merchant(&merchant, now)?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;
+    // As it was reserved: a key may have been revoked since, and the product be published anew.
+    if let Some(signed) = ctx.catalogue.manifest(&sale.manifest)? {
+        let published_at = signed.peek().map_err(Refusal::from)?.published_at;
+        if let Some(void) = catalogue::void(&ctx.trust(), &signed, published_at, now) {
+            return Err(void.into());
+        }
+    }
     info!(step = 7, transaction = %id, %merchant, "delivery request from merchant");
 
     let sources = ctx.registry.sources_for(&sale.manifest, now, Lease::MAX_SOURCES)?;

@@ -13,7 +13,7 @@ use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
 use crate::archive;
-use crate::catalogue::Product;
+use crate::catalogue::{self, Product};
 use crate::context::Context;
 use crate::transactions::{EXPIRING, ORDER_IDS, SALES, Sale, SaleError, SaleRef, add_reservation, put_sale};
 use crate::workers;
@@ -106,6 +106,9 @@ fn form(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<S
     let manifest = product.manifest.peek().map_err(Refusal::from)?;
     if ctx.revocations.with(|revoked| revoked.has_content(&manifest.content)) {
         return Err(unknown().into());
+    }
+    if let Some(void) = catalogue::void(&ctx.trust(), &product.manifest, manifest.published_at, now) {
+        return Err(void.into());
     }
     check_price(&product, request.price)?;
     if !keys::is_usable(&request.client) {

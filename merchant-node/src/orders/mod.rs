@@ -155,7 +155,9 @@ fn status_of(code: RefusalCode) -> u16 {
         RefusalCode::UnknownProduct => 404,
         RefusalCode::Malformed | RefusalCode::WrongClient => 400,
         RefusalCode::TooLarge => 413,
+        // A retired key: not for sale until it is published again; a later purchase is another one.
         RefusalCode::PriceBelowFloor
+        | RefusalCode::KeyRetired
         | RefusalCode::IdempotencyConflict
         | RefusalCode::AlreadyReleased
         | RefusalCode::WrongState => 409,

@@ -178,7 +178,8 @@ impl Shop {
             AskError::Away(why) => return Err(Pause(why)),
             AskError::Refused(refusal) => refusal,
         };
-        if matches!(refusal.code, RefusalCode::PriceBelowFloor | RefusalCode::UnknownProduct) {
+        let stale = [RefusalCode::PriceBelowFloor, RefusalCode::UnknownProduct, RefusalCode::KeyRetired];
+        if stale.contains(&refusal.code) {
             self.link.nudge();
         }
         let transaction = order.transaction().map(|id| id.to_string()).unwrap_or_default();
