@@ -10,7 +10,7 @@ use std::sync::Arc;
 use node::KeyFileError;
 use protocol::{Digest, Keypair, PeerId, TransactionId};
 
-use crate::library::Library;
+use crate::library::{Library, Shelf};
 use crate::networks::Networks;
 
 /// A client's private folder and the key in it. Clones are the same home.
@@ -23,6 +23,7 @@ pub struct Home {
 struct Inner {
     dir: PathBuf,
     keypair: Keypair,
+    shelf: Arc<Shelf>,
 }
 
 /// Why a home could not be opened.
@@ -101,7 +102,7 @@ impl Home {
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(failed("make private"))?;
         }
         let keypair = node::load_or_create_key(&dir.join("key"), passphrase)?;
-        Ok(Home { inner: Arc::new(Inner { dir, keypair }) })
+        Ok(Home { inner: Arc::new(Inner { dir, keypair, shelf: Arc::default() }) })
     }
 
     /// The folder.
@@ -120,7 +121,7 @@ impl Home {
     }
 
     pub(crate) fn library(&self) -> Library {
-        Library::new(self.dir().join("library"))
+        Library::new(self.dir().join("library"), Arc::clone(&self.inner.shelf))
     }
 
     pub(crate) fn networks(&self) -> Networks {

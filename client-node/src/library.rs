@@ -1,9 +1,12 @@
 //! What was bought and where it went. The database can be open in one process at a time, and a fetch runs for hours
-//! beside other commands: so it is opened for each access only, with a bounded wait for whoever has it.
+//! beside other commands: so it is opened for an access and stays open for a moment, since opening and closing it costs
+//! more than what is done with it, and a command makes several accesses at its start. Others wait, within bounds, for
+//! whoever has it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
@@ -20,6 +23,10 @@ const SCHEMA: u32 = 1;
 /// Every access takes milliseconds; whoever holds the database for longer than this is stuck.
 const WAIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(15);
+/// It is let go of when nobody asked for so long …
+const LINGER: Duration = Duration::from_millis(50);
+/// … and, so that other commands get their turn, at the latest after so long.
+const MOST_OPEN: Duration = Duration::from_millis(400);
 /// Most records that one listing shows: far above what one person buys, and at some KiB each it fits in memory.
 pub(crate) const MAX_LISTED: usize = 10_000;
 
@@ -212,16 +219,63 @@ pub enum LibraryError {
     Lock(DirLockError),
 }
 
+/// The database while it is open in this process. Declared in the order in which they are let go of.
+#[derive(Debug)]
+struct Open {
+    db: Db,
+    _lock: DirLock,
+    since: Instant,
+    used: Instant,
+}
+
+/// One home's database, open or not.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    open: Mutex<Option<Open>>,
+}
+
+impl Shelf {
+    // A thread that panicked while it held this lock left the database as its last transaction did.
+    fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets go of the database in time; ends with that, or with the home.
+fn close_in_time(shelf: &Weak<Shelf>, since: Instant) {
+    loop {
+        std::thread::sleep(LINGER);
+        let Some(shelf) = shelf.upgrade() else { return };
+        let mut slot = shelf.open();
+        match &*slot {
+            Some(open) if open.since == since => {
+                let long = open.since.elapsed() >= MOST_OPEN;
+                if long || open.used.elapsed() >= LINGER {
+                    *slot = None;
+                    if long {
+                        // Whoever polls for it gets it now, and not the one who has had it all the time.
+                        std::thread::sleep(2 * POLL);
+                    }
+                    return;
+                }
+            }
+            // Closed after an error, and maybe opened anew, with a closer of its own.
+            _ => return,
+        }
+    }
+}
+
 /// The library of one home. All methods block.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {
     dir: PathBuf,
     wait: Duration,
+    shelf: Arc<Shelf>,
 }
 
 impl Library {
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Library { dir, wait: WAIT }
+    pub(crate) fn new(dir: PathBuf, shelf: Arc<Shelf>) -> Self {
+        Library { dir, wait: WAIT, shelf }
     }
 
     /// The same, with another limit to how long it waits for others.
@@ -231,9 +285,24 @@ impl Library {
     }
 
     fn with<R>(&self, work: impl FnOnce(&Db) -> Result<R, StoreError>) -> Result<R, LibraryError> {
+        let mut slot = self.shelf.open();
+        let mut open = match slot.take() {
+            Some(open) => open,
+            None => self.open()?,
+        };
+        let result = work(&open.db);
+        // After an error it is opened anew, which repairs what can be repaired.
+        if result.is_ok() {
+            open.used = Instant::now();
+            *slot = Some(open);
+        }
+        Ok(result?)
+    }
+
+    fn open(&self) -> Result<Open, LibraryError> {
         make_private_dir(&self.dir)?;
         let deadline = Instant::now() + self.wait;
-        let _lock = loop {
+        let lock = loop {
             match DirLock::acquire(&self.dir) {
                 Ok(lock) => break lock,
                 Err(DirLockError::Held { pid, .. }) if Instant::now() >= deadline => {
@@ -243,8 +312,17 @@ impl Library {
                 Err(error) => return Err(LibraryError::Lock(error)),
             }
         };
-        let db = Db::open(self.dir.join("library.redb"), Options { cache_bytes: 4 * 1024 * 1024, schema: SCHEMA })?;
-        Ok(work(&db)?)
+        let path = self.dir.join("library.redb");
+        let db = Db::open(&path, Options { cache_bytes: 4 * 1024 * 1024, schema: SCHEMA })?;
+        let since = Instant::now();
+        let shelf = Arc::downgrade(&self.shelf);
+        let closer = std::thread::Builder::new().name("library".to_owned());
+        closer.spawn(move || close_in_time(&shelf, since)).map_err(|source| FileError {
+            doing: "start a thread for",
+            path,
+            source,
+        })?;
+        Ok(Open { db, _lock: lock, since, used: since })
     }
 
     pub(crate) fn get(&self, transaction: &TransactionId) -> Result<Option<Delivery>, LibraryError> {

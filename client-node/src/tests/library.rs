@@ -22,11 +22,41 @@ fn commands_on_one_home_take_turns_and_a_stuck_one_is_named() {
             });
         }
     });
-    let held = node::DirLock::acquire(&home.dir().join("library")).unwrap();
+    let began = std::time::Instant::now();
+    let held = loop {
+        // Open in this process for a moment after its last access, and no longer.
+        match node::DirLock::acquire(&home.dir().join("library")) {
+            Ok(lock) => break lock,
+            Err(node::DirLockError::Held { .. }) if began.elapsed().as_secs() < 20 => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
     let error = home.library().waiting(std::time::Duration::from_millis(100)).list().unwrap_err();
     assert!(matches!(&error, LibraryError::Busy { pid, .. } if *pid == std::process::id().to_string()), "{error}");
     drop(held);
     home.library().list().unwrap();
+}
+
+#[test]
+fn a_command_that_asks_all_the_time_lets_others_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (Home::open(dir.path(), None).unwrap(), Home::open(dir.path(), None).unwrap());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            let mut asked = 0u32;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                one.library().debts(1).unwrap();
+                asked += 1;
+            }
+            asked
+        });
+        for n in 0..3u8 {
+            other.library().begin_attempt(Digest::from_bytes([n; 32]), "key".into(), 1).unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(busy.join().unwrap() > 0);
+    });
 }
 
 #[test]
