@@ -291,6 +291,9 @@ fn not_found(message: String) -> ControlError {
 struct RevokeArgs {
     kind: String,
     id: String,
+    /// A transaction that this manager does not know.
+    #[serde(default)]
+    unknown: bool,
 }
 
 async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
@@ -308,7 +311,9 @@ async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlErro
         "transaction" => {
             let id: TransactionId = args.id.parse().map_err(invalid)?;
             // Its state and its money first: the epoch is what others see of it.
-            if let Some(Err(error)) = transactions::control(ctx, "revoke-transaction", &json!({ "id": id })).await {
+            if let Some(Err(error)) =
+                transactions::control(ctx, "revoke-transaction", &json!({ "id": id, "unknown": args.unknown })).await
+            {
                 return Err(error);
             }
             ctx.revocations.revoke(Added { transactions: vec![id], ..Added::default() }).await.map_err(failed)?

@@ -202,6 +202,7 @@ fn status(shop: &Shop, addresses: &Addresses) -> Result<Value, ControlError> {
     let vouchers = shop.prepaid.count().map_err(|e| failed(&e))?;
     let catalogue = shop.link.catalogue();
     let certificate = shop.link.certificate();
+    let revoked = shop.link.revoked();
     let reachable = *shop.link.reachable().borrow();
     Ok(json!({
         "role": "merchant",
@@ -211,7 +212,8 @@ fn status(shop: &Shop, addresses: &Addresses) -> Result<Value, ControlError> {
         "addresses": addresses.node,
         "http": addresses.http,
         "metrics": addresses.metrics,
-        "enrolled": certificate.is_some(),
+        "enrolled": certificate.is_some() && revoked.is_none(),
+        "revoked": revoked,
         "certificate_until": certificate.map(|c| c.until),
         "key_set_version": shop.link.trust().map(|trust| trust.key_set().version),
         "manager": {

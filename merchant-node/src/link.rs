@@ -98,6 +98,8 @@ struct Contact {
     last: u64,
     trouble: Option<String>,
     enrolment: Option<String>,
+    /// Why this merchant may not sell any more.
+    revoked: Option<String>,
 }
 
 /// The catalogue.
@@ -198,6 +200,11 @@ impl Link {
             Some(why) => format!("this merchant is not enrolled yet: {why}"),
             None => "this merchant is not enrolled yet: the manager is being asked".to_owned(),
         })
+    }
+
+    /// The manager's word that this merchant's certificate was revoked.
+    pub(crate) fn revoked(&self) -> Option<String> {
+        self.contact().revoked.clone()
     }
 
     /// What is wrong with the manager, if anything.
@@ -373,8 +380,18 @@ impl Link {
         let mut products = BTreeMap::new();
         let mut after = None;
         while products.len() < MAX_PRODUCTS {
-            let SalesResponse::Products(page) = self.sales(SalesRequest::Products { after }).await.map_err(failed)?
-            else {
+            let answer = self.sales(SalesRequest::Products { after }).await;
+            match &answer {
+                Ok(_) => self.contact().revoked = None,
+                Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::Revoked => {
+                    let before = self.contact().revoked.replace(refusal.detail.clone());
+                    if before.is_none() {
+                        tracing::error!(%refusal, "this merchant's certificate was revoked: it sells nothing any more");
+                    }
+                }
+                Err(_) => {}
+            }
+            let SalesResponse::Products(page) = answer.map_err(failed)? else {
                 return Err(failed(AskError::unexpected()));
             };
             let full = page.len() >= SalesResponse::PRODUCTS_PAGE;

@@ -66,6 +66,9 @@ impl Shop {
         {
             reasons.push("this merchant's certificate has ended: ask the manager's operator for a new one".to_owned());
         }
+        if let Some(why) = self.link.revoked() {
+            reasons.push(format!("revoked: the manager sells nothing through this merchant any more ({why})"));
+        }
         if let Some(why) = self.db.failed() {
             reasons.push(why);
         }

@@ -51,7 +51,7 @@ pub(crate) enum Command {
     Revoke(RevokeArgs),
     /// Take content down: off sale, out of every lease, and purged by every seeder that has it
     Takedown(TakedownArgs),
-    /// Give a transaction's money back and stop its delivery
+    /// Give a transaction's money back and stop its delivery; the shop hears of it and gives the payment back by itself
     Refund(TransactionArgs),
     /// Statements of account of seeders
     #[command(subcommand)]
@@ -202,6 +202,9 @@ pub(crate) struct RevokeArgs {
     kind: Revocable,
     /// Transaction id, peer ID or product id
     id: String,
+    /// Revoke a transaction that this manager does not know: one that a restore from a backup lost
+    #[arg(long)]
+    unknown: bool,
     #[command(flatten)]
     dir: DirArgs,
 }
@@ -432,7 +435,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
                 Revocable::Seeder => "seeder",
                 Revocable::Content => "content",
             };
-            let request = json!({"cmd": "revoke", "kind": kind, "id": args.id});
+            let request = json!({"cmd": "revoke", "kind": kind, "id": args.id, "unknown": args.unknown});
             ask(&args.dir.path(), request, global, |a| format!("revoked; epoch {}", field(a, "epoch"))).await
         }
         Command::Takedown(args) => {
@@ -472,7 +475,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Refund(args) => {
             let request = json!({"cmd": "refund", "id": args.transaction});
-            ask(&args.dir.path(), request, global, |a| format!("state: {}", field(a, "state"))).await
+            ask(&args.dir.path(), request, global, |a| {
+                format!("state: {}; the shop hears of it and gives the payment back by itself", field(a, "state"))
+            })
+            .await
         }
     }
 }

@@ -27,4 +27,5 @@ mod reach;
 mod stolen_catalogue;
 mod stolen_key;
 mod support;
+mod taken_back;
 mod trust;

@@ -29,7 +29,9 @@ use tracing::{info, warn};
 use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::tables::ProductRecord;
-use crate::transactions::{Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back};
+use crate::transactions::{
+    Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back, taken_back,
+};
 use crate::{archive, catalogue, evidence};
 
 pub(crate) use lease::allowance;
@@ -112,6 +114,10 @@ fn answer_blocking(
             Ok(SalesResponse::Products(page))
         }
         SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
+        SalesRequest::TakenBack { after } => {
+            let sales = ctx.db.read(|txn| taken_back(txn, merchant, after))?;
+            Ok(SalesResponse::TakenBack { restore: ctx.restore, sales })
+        }
         SalesRequest::Evidence { transaction } => {
             own(ctx.db.read(|txn| ctx.archive.sale(txn, &transaction))?, &merchant)?;
             Ok(SalesResponse::Evidence(evidence::pack(ctx, transaction, now)?.to_bytes()))

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{
     Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError,
-    drop_reservation, get_delivery, internal, put_delivery, put_sale, unexpose,
+    drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back, unexpose,
 };
 use crate::audit;
 use crate::ledger::{Bill, Source, pay_seeders, post};
@@ -236,6 +236,7 @@ pub(crate) fn take_back(
     put_sale(txn, &id, Some(before), sale)?;
     if sale.release.is_some() {
         REVOKING.put(txn, &id, &Mark)?;
+        taken_back::note(txn, id, sale)?;
     }
     info!(transaction = %id, from = before.as_str(), to = after.as_str(), "sale taken back");
     Ok(())

@@ -83,6 +83,14 @@ struct One {
 }
 
 #[derive(Deserialize)]
+struct Revoke {
+    id: TransactionId,
+    /// Although this manager knows no such transaction.
+    #[serde(default)]
+    unknown: bool,
+}
+
+#[derive(Deserialize)]
 struct Credit {
     merchant: protocol::PeerId,
     currency: String,
@@ -153,10 +161,14 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             Ok(json!({"id": id, "state": state}))
         }
         "revoke-transaction" => {
-            let One { id } = parse(request)?;
+            let Revoke { id, unknown: lost } = parse(request)?;
             archive::bring_back(ctx, id)?;
-            // Also an id without a sale can be revoked: a replication order, or a sale that a restore lost.
-            let state = ctx.db.write_blocking(move |txn| take_back_by_id(txn, id, Event::Revoke))?;
+            // An id without a sale is a replication order's; or a sale's that a restore lost, where the operator says so.
+            let may_lack = lost || ctx.placements.order(&id)?.is_some();
+            let state = ctx.db.write_blocking(move |txn| match take_back_by_id(txn, id, Event::Revoke)? {
+                None if !may_lack => Err(SaleError::from(unknown(id))),
+                state => Ok(state),
+            })?;
             Ok(json!({"id": id, "state": state}))
         }
         "credit" => credit(ctx, parse(request)?),

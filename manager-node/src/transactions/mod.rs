@@ -5,6 +5,7 @@ pub(crate) mod chore;
 mod closing;
 mod control;
 mod state;
+mod taken_back;
 
 use bincode::{Decode, Encode};
 use protocol::api::{Reserve, TransactionState};
@@ -22,6 +23,7 @@ use crate::ledger::{LedgerError, Split, currency_key};
 pub(crate) use closing::{after_count, capture, end_lease, move_due, take_back};
 pub(crate) use control::control;
 pub(crate) use state::{Event, is_over};
+pub(crate) use taken_back::taken_back;
 
 /// Every sale.
 pub(crate) const SALES: Table<TransactionId, Sale> = Table::new("sales");

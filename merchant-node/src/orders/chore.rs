@@ -12,7 +12,7 @@ use store::{Mark, StoreError, Table};
 use tokio::time::Instant;
 
 use super::steps::is_over;
-use super::{Failure, Order, OrderId, Stage};
+use super::{Failure, Order, OrderId, Stage, taken_back};
 use crate::clock::now_ms;
 use crate::link::Fate;
 use crate::shop::Shop;
@@ -42,6 +42,7 @@ pub(crate) async fn run(shop: Arc<Shop>) -> Result<(), StoreError> {
     let token = shop.supervisor.token();
     let mut reachable = shop.link.reachable();
     let mut asked: Option<Instant> = None;
+    let mut asked_back: Option<Instant> = None;
     let mut pruned: Option<Instant> = None;
     loop {
         let pass = async {
@@ -50,6 +51,12 @@ pub(crate) async fn run(shop: Arc<Shop>) -> Result<(), StoreError> {
             if status_due && !awaiting.is_empty() {
                 asked = Some(Instant::now());
                 ask_status(&shop, awaiting).await?;
+            }
+            if asked_back.is_none_or(|at| at.elapsed() >= Duration::from_millis(shop.config.status_ms))
+                && shop.link.certificate().is_some()
+            {
+                asked_back = Some(Instant::now());
+                taken_back::ask(&shop).await?;
             }
             if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
                 pruned = Some(Instant::now());
@@ -63,10 +70,11 @@ pub(crate) async fn run(shop: Arc<Shop>) -> Result<(), StoreError> {
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(shop.config.orders_ms)) => {}
-            () = shop.desk.nudge.notified() => asked = None,
+            () = shop.desk.nudge.notified() => (asked, asked_back) = (None, None),
             changed = reachable.changed() => {
                 if changed.is_ok() && *reachable.borrow_and_update() == Some(true) {
                     shop.desk.all_due();
+                    asked_back = None;
                 }
             }
             () = token.cancelled() => return Ok(()),

@@ -4,9 +4,11 @@
 mod chore;
 mod desk;
 mod steps;
+mod taken_back;
 mod verify;
 
 use bincode::{Decode, Encode};
+use protocol::api::TransactionState;
 use protocol::manifest::KeyPolicy;
 use protocol::ticket::{Endorsement, TransactionData};
 use protocol::{Amount, Digest, Nonce, PeerId, ProductId, Refusal, RefusalCode, Signed, TransactionId, wire};
@@ -137,6 +139,18 @@ impl Failure {
             message: "the manager does not know this sale any more (restored from a backup); the payment goes back"
                 .to_owned(),
         }
+    }
+
+    /// The manager's operator took the sale back.
+    pub(crate) fn taken_back(state: TransactionState) -> Self {
+        let message = match state {
+            TransactionState::Revoked => {
+                "the manager revoked this sale: nothing is delivered for it any more, and the payment stays taken unless \
+                 the shop refunds it"
+            }
+            _ => "the manager refunded this sale: nothing is delivered for it any more, and the payment goes back",
+        };
+        Failure { status: 410, code: state.as_str().to_owned(), message: message.to_owned() }
     }
 
     /// What the manager answered does not hold.

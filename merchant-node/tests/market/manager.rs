@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use node::{CallLimits, Node, NodeConfig, NodeHandle, Protocol, Supervisor, serve_calls};
 use protocol::api::{
     MESH_PROTOCOL, MeshRequest, MeshResponse, ProductInfo, Reserve, SALES_PROTOCOL, SalesRequest, SalesResponse,
-    TransactionState,
+    TakenBack, TransactionState,
 };
 use protocol::certificate::MerchantCert;
 use protocol::cipher::ContentSecret;
@@ -77,6 +77,8 @@ struct Books {
     products: Vec<ProductInfo>,
     enrol: Option<RefusalCode>,
     restore: u64,
+    taken_back: Vec<TakenBack>,
+    revoked: bool,
 }
 
 struct Inner {
@@ -140,7 +142,15 @@ impl Manager {
             files: 3,
         };
         let policy = KeyPolicy::AtRelease;
-        let books = Books { sales: HashMap::new(), policy, products: vec![info], enrol: None, restore: 0 };
+        let books = Books {
+            sales: HashMap::new(),
+            policy,
+            products: vec![info],
+            enrol: None,
+            restore: 0,
+            taken_back: vec![],
+            revoked: false,
+        };
         let inner = Arc::new(Inner {
             root,
             ticket,
@@ -245,6 +255,27 @@ impl Manager {
         books.restore = if says_so { now() / 1000 } else { 0 };
     }
 
+    /// Its operator takes the sale of an order back.
+    pub(crate) fn take_back(&self, order: &str, state: TransactionState) {
+        let mut books = self.inner.books.lock().unwrap();
+        let number = books.taken_back.len() as u64 + 1;
+        let sale = books.sales.get_mut(order).unwrap();
+        sale.state = state;
+        let transaction = sale.data.peek().unwrap().transaction;
+        books.taken_back.push(TakenBack { number, transaction, order: order.to_owned(), state });
+    }
+
+    /// Comes back from a backup of before it took anything back.
+    pub(crate) fn restored(&self) {
+        let mut books = self.inner.books.lock().unwrap();
+        (books.taken_back, books.restore) = (Vec::new(), now() / 1000);
+    }
+
+    /// From now on this merchant's certificate is revoked, or not any more.
+    pub(crate) fn revoke_merchant(&self, revoked: bool) {
+        self.inner.books.lock().unwrap().revoked = revoked;
+    }
+
     /// Sets the state of every sale.
     pub(crate) fn set_state(&self, state: TransactionState) {
         self.inner.books.lock().unwrap().sales.values_mut().for_each(|sale| sale.state = state);
@@ -329,6 +360,7 @@ impl Inner {
                     MerchantCert { network, merchant: peer, name, from: now() - 1, until: now() + 1_000_000_000 };
                 Ok(SalesResponse::Enrolled(Signed::sign(&cert, &self.enrolment)))
             }
+            SalesRequest::Products { .. } if books.revoked => no(RefusalCode::Revoked),
             SalesRequest::Products { after } => {
                 let rest = books.products.iter().filter(|p| after.is_none_or(|after| p.id > after));
                 Ok(SalesResponse::Products(rest.take(SalesResponse::PRODUCTS_PAGE).cloned().collect()))
@@ -391,6 +423,10 @@ impl Inner {
             SalesRequest::Status { transactions } => {
                 let state = |id| find(&mut books, id).map(|sale| sale.state);
                 Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
+            }
+            SalesRequest::TakenBack { after } => {
+                let sales = books.taken_back.iter().filter(|sale| sale.number > after).cloned().collect();
+                Ok(SalesResponse::TakenBack { restore: books.restore, sales })
             }
             SalesRequest::Evidence { .. } | SalesRequest::Holder { .. } | SalesRequest::Recover { .. } => {
                 no(RefusalCode::NotYourReservation)

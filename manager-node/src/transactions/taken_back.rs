@@ -1,0 +1,45 @@
+//! Which released sales were taken back, counted for each merchant: its shop asks what is new, and gives the payment back
+//! of what this manager's operator refunded.
+
+use bincode::{Decode, Encode};
+use protocol::api::{SalesResponse, TakenBack, TransactionState};
+use protocol::{PeerId, TransactionId, wire};
+use store::{StoreError, Table, Txn, WriteTransaction};
+
+use super::Sale;
+
+/// By merchant and number.
+const TAKEN_BACK: Table<(PeerId, u64), Row> = Table::new("sales-taken-back");
+/// Rows kept of one merchant, the newest: a shop that did not ask for so long learns of older ones when it asks for the
+/// order alone.
+const KEPT: u64 = 65_536;
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Row {
+    transaction: TransactionId,
+    order: String,
+    state: TransactionState,
+}
+
+wire!(Row => 256);
+
+/// Notes that a sale was taken back.
+pub(super) fn note(txn: &WriteTransaction<'_>, id: TransactionId, sale: &Sale) -> Result<(), StoreError> {
+    let all = (sale.merchant, 0)..=(sale.merchant, u64::MAX);
+    let last = TAKEN_BACK.range_back(txn, all, 1)?.first().map_or(0, |((_, number), _)| *number);
+    let number = last.saturating_add(1);
+    let row = Row { transaction: id, order: sale.request.order.clone(), state: sale.state };
+    TAKEN_BACK.put(txn, &(sale.merchant, number), &row)?;
+    if let Some(old) = number.checked_sub(KEPT) {
+        TAKEN_BACK.delete(txn, &(sale.merchant, old))?;
+    }
+    Ok(())
+}
+
+/// One page after the given number.
+pub(crate) fn taken_back(txn: &impl Txn, merchant: PeerId, after: u64) -> Result<Vec<TakenBack>, StoreError> {
+    let range = (merchant, after.saturating_add(1))..=(merchant, u64::MAX);
+    let rows = TAKEN_BACK.range(txn, range, SalesResponse::TAKEN_BACK_PAGE)?;
+    let told = |((_, number), Row { transaction, order, state })| TakenBack { number, transaction, order, state };
+    Ok(rows.into_iter().map(told).collect())
+}

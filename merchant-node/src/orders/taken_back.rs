@@ -1,0 +1,105 @@
+//! Sales that the manager took back on its own: its operator refunded or revoked one. The shop asks what is new since it
+//! last asked, and gives back what the buyer paid.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use protocol::api::{SalesRequest, SalesResponse, TakenBack, TransactionState};
+use protocol::wire;
+use store::{StoreError, Table};
+
+use super::{Failure, OrderId, Stage};
+use crate::shop::Shop;
+
+/// Up to where the manager was asked. One row.
+const ASKED: Table<(), Asked> = Table::new("merchant.taken-back");
+/// Pages in one pass of the chore; the next pass goes on.
+const PAGES: usize = 16;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+struct Asked {
+    /// The manager's count of restores.
+    restore: u64,
+    /// The last number seen.
+    number: u64,
+}
+
+wire!(Asked => 32);
+
+/// Asks for what is new, and does what it calls for. What was done is noted afterwards: to do it again changes nothing.
+pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
+    for _ in 0..PAGES {
+        let before = shop.db.read(|txn| ASKED.get(txn, &()))?.unwrap_or_default();
+        let (restore, sales) = match shop.link.sales(SalesRequest::TakenBack { after: before.number }).await {
+            Ok(SalesResponse::TakenBack { restore, sales }) => (restore, sales),
+            Ok(_) => {
+                tracing::warn!("the manager's answer on sales taken back does not fit the question");
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::debug!(%error, "sales taken back not asked for");
+                return Ok(());
+            }
+        };
+        let mut asked = Asked { restore, ..before };
+        let anew = restore != before.restore && before.number > 0;
+        if anew {
+            // A manager that came back from a backup counts from where that was.
+            asked.number = 0;
+        } else {
+            for sale in &sales {
+                if sale.number <= asked.number {
+                    tracing::warn!("the manager's list of sales taken back does not count up");
+                    return Ok(());
+                }
+                take_back(shop, sale).await?;
+                asked.number = sale.number;
+            }
+        }
+        if asked != before {
+            shop.db.write(move |txn| ASKED.put(txn, &(), &asked)).await?;
+        }
+        if !anew && sales.len() < SalesResponse::TAKEN_BACK_PAGE {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The order whose sale was taken back: what its buyer paid goes back where the manager's books gave it back, too.
+async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<(), StoreError> {
+    let Ok(id) = sale.order.parse::<OrderId>() else {
+        tracing::warn!(order = sale.order.escape_debug().to_string(), "a sale taken back is of no order of this shop");
+        return Ok(());
+    };
+    // Again where the order moved meanwhile; it has few stages.
+    loop {
+        let known = shop.order(&id)?.filter(|order| order.transaction() == Some(sale.transaction));
+        let Some(mut order) = known else {
+            tracing::warn!(order = %id, transaction = %sale.transaction, "the sale of an unknown order was taken back");
+            return Ok(());
+        };
+        let before = order.stage;
+        match (before, sale.state) {
+            (
+                Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done,
+                TransactionState::Refunded,
+            ) => {
+                order = order.failing(Stage::Refunded, Failure::taken_back(sale.state));
+            }
+            // Its money stays where it is, in the manager's books, too: whether the buyer gets it is the merchant's to say.
+            (Stage::Released | Stage::Completed | Stage::Done, TransactionState::Revoked)
+                if order.failure.is_none() =>
+            {
+                order.failure = Some(Failure::taken_back(sale.state));
+            }
+            _ => return Ok(()),
+        }
+        if shop.save(before, order, None).await? {
+            let state = sale.state.as_str();
+            tracing::warn!(order = %id, transaction = %sale.transaction, state, "the manager took the sale back");
+            shop.drive(id);
+            return Ok(());
+        }
+    }
+}

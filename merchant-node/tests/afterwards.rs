@@ -1,0 +1,151 @@
+//! What a shop hears of its sales after they were released: that the manager lost them, or took them back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+mod market;
+
+use market::{LIMIT, Market, Shop, body, eventually};
+use protocol::api::TransactionState;
+use protocol::manifest::KeyPolicy;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_sale_that_a_restored_manager_forgot_is_refunded_at_the_shop_and_no_other() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let code = shop.voucher(999).await;
+    let bought = shop.post("k", &body(&market.manager, "prepaid", &code)).await;
+    shop.at_stage(&market.dir, &bought.id(), "done").await;
+    let refund = json!({ "cmd": "refund", "order": bought.id() });
+
+    // A manager that merely does not know it proves nothing.
+    market.manager.forget(false);
+    let refused = shop.control(&market.dir, refund.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("restored from a backup") && refused.contains("manager restored"), "{refused}");
+    assert_eq!(shop.stage(&market.dir, &bought.id()).await, "done");
+    assert_eq!(shop.balance(&market.dir).await, (0, 0, 999));
+
+    market.manager.forget(true);
+    for _ in 0..2 {
+        let done = shop.control(&market.dir, refund.clone()).await.unwrap();
+        assert_eq!((&done["stage"], &done["error"]["code"]), (&json!("refunded"), &json!("forgotten")), "{done}");
+        assert_eq!(shop.balance(&market.dir).await, (999, 0, 0));
+    }
+    shop.running.stop(LIMIT).await.unwrap();
+    market.manager.down().await;
+}
+
+#[tokio::test]
+async fn a_payment_that_waits_for_a_forgotten_sale_is_let_go() {
+    let market = Market::new().await;
+    market.manager.policy(KeyPolicy::OnCompletion);
+    let shop = market.open().await;
+    let code = shop.voucher(999).await;
+    let bought = shop.post("k", &body(&market.manager, "prepaid", &code)).await;
+    shop.at_stage(&market.dir, &bought.id(), "awaiting-completion").await;
+
+    market.manager.forget(false);
+    let order = json!({ "cmd": "order", "order": bought.id() });
+    eventually("what it waits for", || async {
+        let shown = shop.control(&market.dir, order.clone()).await.unwrap();
+        shown["waits"].as_str().is_some_and(|why| why.contains("restored from a backup")).then_some(())
+    })
+    .await;
+    assert_eq!(shop.stage(&market.dir, &bought.id()).await, "awaiting-completion");
+
+    market.manager.forget(true);
+    shop.at_stage(&market.dir, &bought.id(), "refunded").await;
+    assert_eq!(shop.balance(&market.dir).await, (999, 0, 0));
+    let shown = shop.control(&market.dir, order).await.unwrap();
+    assert_eq!((&shown["error"]["code"], &shown["waits"]), (&json!("forgotten"), &json!(null)), "{shown}");
+    shop.running.stop(LIMIT).await.unwrap();
+    market.manager.down().await;
+}
+
+async fn sold(market: &Market, shop: &Shop, key: &str, code: &str) -> String {
+    let order = shop.post(key, &body(&market.manager, "prepaid", code)).await.id();
+    shop.at_stage(&market.dir, &order, "done").await;
+    order
+}
+
+#[tokio::test]
+async fn what_the_manager_refunds_is_paid_back_also_to_a_shop_that_was_away_and_after_a_restore() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let code = shop.voucher(4 * 999).await;
+    let first = sold(&market, &shop, "k1", &code).await;
+    let away = sold(&market, &shop, "k2", &code).await;
+    let later = sold(&market, &shop, "k3", &code).await;
+    let kept = sold(&market, &shop, "k4", &code).await;
+
+    market.manager.take_back(&first, TransactionState::Refunded);
+    shop.at_stage(&market.dir, &first, "refunded").await;
+    assert_eq!(shop.balance(&market.dir).await, (999, 0, 3 * 999));
+    let shown = shop.get(&format!("/v1/purchases/{first}")).await.json();
+    assert_eq!((&shown["payment"], &shown["error"]["code"]), (&json!("returned"), &json!("refunded")), "{shown}");
+    assert_eq!(market.manager.refund_calls(), 0, "the manager did it already");
+
+    shop.stop().await;
+    market.manager.take_back(&away, TransactionState::Refunded);
+    let shop = market.open().await;
+    shop.at_stage(&market.dir, &away, "refunded").await;
+
+    // The numbers begin anew: what comes now is not taken for what was seen before.
+    market.manager.restored();
+    market.manager.take_back(&later, TransactionState::Refunded);
+    shop.at_stage(&market.dir, &later, "refunded").await;
+    assert_eq!(shop.balance(&market.dir).await, (3 * 999, 0, 999));
+    assert_eq!(shop.stage(&market.dir, &kept).await, "done");
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test]
+async fn what_the_manager_revokes_says_so_and_is_paid_back_when_the_merchant_wants_it() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let code = shop.voucher(999).await;
+    let order = sold(&market, &shop, "k", &code).await;
+    market.manager.take_back(&order, TransactionState::Revoked);
+    let show = json!({ "cmd": "order", "order": order });
+    eventually("the reason on the order", || async {
+        shop.running.nudge();
+        let shown = shop.control(&market.dir, show.clone()).await.unwrap();
+        (shown["error"]["code"] == "revoked").then_some(())
+    })
+    .await;
+    assert_eq!(shop.stage(&market.dir, &order).await, "done");
+    assert_eq!(shop.balance(&market.dir).await, (0, 0, 999));
+    let refunded = shop.control(&market.dir, json!({ "cmd": "refund", "order": order })).await.unwrap();
+    assert_eq!(refunded["stage"], "refunded");
+    assert_eq!(shop.balance(&market.dir).await, (999, 0, 0));
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test]
+async fn a_merchant_whose_certificate_was_revoked_says_so() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let status = || async { shop.control(&market.dir, json!({ "cmd": "status" })).await.unwrap() };
+    assert_eq!((&status().await["enrolled"], shop.get("/health").await.status), (&json!(true), 200));
+    market.manager.revoke_merchant(true);
+    let shown = eventually("the revocation", || async {
+        let shown = status().await;
+        (shown["enrolled"] == false).then_some(shown)
+    })
+    .await;
+    assert!(shown["revoked"].is_string() && shown["health"]["ok"] == false, "{shown}");
+    let health = shop.get("/health").await;
+    assert_eq!(health.status, 503);
+    assert!(health.json()["reasons"][0].as_str().unwrap().starts_with("revoked: "), "{:?}", health.json());
+    market.manager.revoke_merchant(false);
+    eventually("the end of it", || async { (status().await["enrolled"] == true).then_some(()) }).await;
+    shop.stop().await;
+    market.manager.down().await;
+}

@@ -1,0 +1,60 @@
+//! What a manager's operator takes back: the buyer's money follows by itself, and those concerned say what happened.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::support::{Network, Settings, args, bytes, text, until};
+
+#[test]
+fn what_the_manager_refunds_is_paid_back_by_the_shop() {
+    let settings = Settings {
+        manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=2000"],
+        merchant: &["orders-ms=100", "status-ms=200", "refresh-ms=500", "retry-min-ms=50", "retry-max-ms=500"],
+        seeder: &["retry-ms=100", "receipt-batch-ms=50", "receipt-direct-ms=200"],
+    };
+    let mut network = Network::start_set(1, 1, settings);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let at_release = network.publish(&goods, &[]);
+    let on_completion = network.publish(&goods, &["--policy", "on-completion"]);
+    let (plain, completed, kept) =
+        (network.buy(&at_release, "plain"), network.buy(&on_completion, "completed"), network.buy(&at_release, "kept"));
+    completed.fetch(&network.path("out"));
+    network.settled(&completed.transaction);
+    let orders = |network: &Network| network.of("merchant", args!["orders"]).ok()["orders"].as_array().unwrap().clone();
+    let order_of = |network: &Network, id: &str| -> Value {
+        orders(network).into_iter().find(|order| order["transaction"] == id).unwrap()
+    };
+    until("the captures", || orders(&network).iter().all(|order| order["stage"] == "done").then_some(()));
+    let voucher = |network: &Network| network.of("merchant", args!["vouchers", "list"]).ok()["vouchers"][0].clone();
+    assert_eq!(voucher(&network)["spent"], json!(3 * 999));
+
+    let said = network.of_plain("manager", args!["refund", &plain.transaction]);
+    assert!(said.status.success() && said.stdout.contains("refunded; the shop hears of it"), "{}", said.stdout);
+    until("the payment back", || (order_of(&network, &plain.transaction)["stage"] == "refunded").then_some(()));
+    // Another while the shop is away.
+    network.daemons.remove("merchant").unwrap().kill();
+    network.of("manager", args!["refund", &completed.transaction]).ok();
+    network.run_role("merchant");
+    until("the payment back", || (order_of(&network, &completed.transaction)["stage"] == "refunded").then_some(()));
+    assert_eq!(order_of(&network, &plain.transaction)["error"]["code"], "refunded");
+    assert_eq!(order_of(&network, &kept.transaction)["stage"], "done");
+    assert_eq!((&voucher(&network)["spent"], &voucher(&network)["held"]), (&json!(999), &json!(0)));
+    network.assert_books();
+
+    // Nobody's transaction is no transaction; one that a restore lost can be revoked by who says so.
+    let epoch = || network.of("manager", args!["status"]).ok()["epoch"].clone();
+    let (before, nobodys) = (epoch(), "019b0000-0000-7000-8000-000000000001");
+    network.of("manager", args!["revoke", "transaction", nobodys]).refused(&[nobodys]);
+    assert_eq!(epoch(), before);
+    network.of("manager", args!["revoke", "transaction", nobodys, "--unknown"]).ok();
+    assert_ne!(epoch(), before);
+
+    let merchant = text(&network.of("merchant", args!["status"]).ok(), "peer");
+    network.of("manager", args!["revoke", "merchant", merchant]).ok();
+    until("the shop saying so", || {
+        let status = network.of("merchant", args!["status"]).ok();
+        (status["enrolled"] == false && status["health"]["ok"] == false && status["revoked"].is_string()).then_some(())
+    });
+}
