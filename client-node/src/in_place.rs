@@ -165,6 +165,11 @@ impl InPlace {
         })
     }
 
+    /// The folder that the files are made in.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.folder.join(FILES)
+    }
+
     /// Name of the file or folder that it becomes, once the list of files is here.
     pub(crate) fn name(&self) -> Option<String> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

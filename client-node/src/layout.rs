@@ -199,21 +199,32 @@ impl Layout {
 
     /// Reads a chunk's plain bytes back, filling `plain`. Of the kind `UnexpectedEof` when a file is gone or cut off.
     pub(crate) fn read(&self, chunk: u32, plain: &mut [u8]) -> Result<(), FileError> {
+        self.read_or(None, chunk, plain)
+    }
+
+    /// The same, where files that are gone or cut off are looked for in `other`, which has the same list.
+    pub(crate) fn read_or(&self, other: Option<&Layout>, chunk: u32, plain: &mut [u8]) -> Result<(), FileError> {
         let head = self.head_of(chunk, plain.len());
         if let Some(place) = plain.get_mut(..head.len()) {
             place.copy_from_slice(head);
         }
         for part in self.parts(chunk, plain.len()) {
-            let path = self.path(part.file);
-            let Some(place) = plain.get_mut(part.range) else { continue };
-            let read = match self.kept_open(part.file) {
-                Some(file) => file.read_exact_at(place, part.within),
-                None => File::open(&path).and_then(|file| file.read_exact_at(place, part.within)),
-            };
-            read.map_err(|error| if is_gone(&error) { io::ErrorKind::UnexpectedEof.into() } else { error })
-                .at("read", &path)?;
+            let Some(place) = plain.get_mut(part.range.clone()) else { continue };
+            match (self.read_part(&part, place), other) {
+                (Err(error), Some(other)) if is_gone(&error) => other.read_part(&part, place),
+                (read, _) => read,
+            }
+            .map_err(|error| if is_gone(&error) { io::ErrorKind::UnexpectedEof.into() } else { error })
+            .at("read", &self.path(part.file))?;
         }
         Ok(())
+    }
+
+    fn read_part(&self, part: &Part, place: &mut [u8]) -> io::Result<()> {
+        match self.kept_open(part.file) {
+            Some(file) => file.read_exact_at(place, part.within),
+            None => open_plain(&self.path(part.file)).and_then(|file| file.read_exact_at(place, part.within)),
+        }
     }
 
     /// Makes durable what was written.
@@ -426,6 +437,12 @@ fn creating(executable: bool) -> OpenOptions {
     let mode = if executable { 0o777 } else { 0o666 };
     options.read(true).write(true).create(true).mode(mode).custom_flags(no_follow());
     options
+}
+
+/// For reading what may lie where others write, too: not through a link, and a pipe is not waited for.
+fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(i32::try_from(flags.bits()).unwrap_or(0)).open(path)
 }
 
 fn no_follow() -> i32 {

@@ -11,6 +11,7 @@ mod inbox;
 mod layout;
 mod library;
 mod link;
+mod merge;
 mod networks;
 mod place;
 mod plain;

@@ -1,15 +1,16 @@
 //! The last step of a delivery is one rename: until it, nothing bears the product's name, and after it, everything is
-//! there. What lies at that name already is somebody's work and stays, unless it is this very delivery's.
+//! there. What lies at that name already is somebody's work and stays; where it is this very delivery's, what came goes
+//! into it.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use rustix::fs::CWD;
 use store::Step;
 
-use crate::home::{At, FileError, sync_dir};
+use crate::home::{At, FileError, make_private_dir, sync_dir};
+use crate::merge::{merge, rename_new};
 
 /// Why a finished product was not moved into its place.
 #[derive(Debug, thiserror::Error)]
@@ -28,47 +29,39 @@ pub enum PlaceError {
     File(#[from] FileError),
 }
 
-/// Moves `from` to `to`. With `replace`, what an earlier run of the same delivery put there is set aside into `aside`
-/// first, and removed.
-pub(crate) fn place(from: &Path, to: &Path, replace: bool, aside: &Path) -> Result<(), PlaceError> {
+/// Moves `from` to `to`. Where an earlier run of the same delivery put something there, `known` is its device and inode:
+/// it is gone into then, and what is kept aside is given.
+pub(crate) fn place(from: &Path, to: &Path, known: Option<(u64, u64)>) -> Result<Vec<PathBuf>, PlaceError> {
     Step::ClientPlaced.before();
-    let moved = match move_new(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && replace => {
-            clear(aside)?;
-            fs::rename(to, aside).at("set aside", to)?;
-            let moved = move_new(from, to);
-            if moved.is_err() {
-                // Better the old goods than none; should this fail, they are found beside, in the work folder.
-                let _ = fs::rename(aside, to);
-            }
-            moved
+    let kept = match (rename_new(CWD, from.as_os_str(), CWD, to.as_os_str()), known) {
+        (Err(error), Some(known)) if error.kind() == io::ErrorKind::AlreadyExists => merge(from, to, known)?,
+        (Err(error), None) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(PlaceError::Exists { path: to.to_owned() });
         }
-        other => other,
+        (moved, _) => {
+            moved.at("move the product to", to)?;
+            Vec::new()
+        }
     };
-    match moved {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(PlaceError::Exists { path: to.to_owned() }),
-        other => {
-            other.at("move the product to", to)?;
-            sync_dir(to.parent().unwrap_or(to))?;
-            Step::ClientPlaced.after();
-            Ok(())
-        }
-    }
+    sync_dir(to.parent().unwrap_or(to))?;
+    Step::ClientPlaced.after();
+    Ok(kept)
 }
 
-/// A rename that overwrites nothing, where the file system can do that; else with a look before it.
-fn move_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match fs::symlink_metadata(to) {
-            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
-            Err(error) => Err(error),
-        },
-        other => other.map_err(|errno| match errno {
-            Errno::EXIST | Errno::NOTEMPTY => io::ErrorKind::AlreadyExists.into(),
-            errno => errno.into(),
-        }),
+/// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to
+/// elsewhere, is not used.
+pub(crate) fn make_work_dir(work: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    make_private_dir(work)?;
+    let found = fs::symlink_metadata(work).at("look at", work)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        let source = io::Error::other("it is not this user's own folder; remove it");
+        return Err(FileError { doing: "use the work folder", path: work.to_owned(), source });
     }
+    if found.mode() & 0o077 != 0 {
+        fs::set_permissions(work, fs::Permissions::from_mode(0o700)).at("make private", work)?;
+    }
+    Ok(())
 }
 
 /// Removes a file or folder, if it is there.
@@ -91,17 +84,19 @@ mod tests {
 
     #[test]
     fn nothing_of_others_is_overwritten() {
+        use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
-        let (from, to, aside) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("aside"));
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, "new").unwrap();
         fs::write(&to, "theirs").unwrap();
-        assert!(matches!(place(&from, &to, false, &aside), Err(PlaceError::Exists { .. })));
+        assert!(matches!(place(&from, &to, None), Err(PlaceError::Exists { .. })));
         assert_eq!(fs::read_to_string(&to).unwrap(), "theirs");
-        place(&from, &to, true, &aside).unwrap();
+        let known = fs::metadata(&to).map(|found| (found.dev(), found.ino())).unwrap();
+        assert_eq!(place(&from, &to, Some(known)).unwrap(), [dir.path().join("to.kept-1")]);
         assert_eq!(fs::read_to_string(&to).unwrap(), "new");
         fs::create_dir(&from).unwrap();
         fs::create_dir(dir.path().join("empty")).unwrap();
-        assert!(place(&from, &dir.path().join("empty"), false, &aside).is_err(), "not even an empty folder");
-        place(&from, &dir.path().join("free"), false, &aside).unwrap();
+        assert!(place(&from, &dir.path().join("empty"), None).is_err(), "not even an empty folder");
+        assert!(place(&from, &dir.path().join("free"), None).unwrap().is_empty());
     }
 }

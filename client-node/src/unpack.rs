@@ -1,5 +1,6 @@
 //! Files out of ciphertext that is all here: of products whose key came last, or of which only some files were asked for.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use protocol::pack::FileList;
@@ -84,10 +85,23 @@ impl Selection {
         Ok(Selection { chosen: Some(chosen) })
     }
 
+    /// The entries of these paths.
+    pub(crate) fn where_is(list: &FileList, chosen: impl Fn(&str) -> bool) -> Selection {
+        Selection { chosen: Some(list.entries.iter().map(|entry| chosen(&entry.path)).collect()) }
+    }
+
     /// Is this entry of the list wanted?
     pub(crate) fn has(&self, index: usize) -> bool {
         self.chosen.as_ref().is_none_or(|chosen| chosen.get(index).copied().unwrap_or(false))
     }
+}
+
+/// Is this path, or a folder that it lies in, one of these?
+pub(crate) fn is_below(path: &str, paths: &HashSet<String>) -> bool {
+    path.match_indices('/')
+        .map(|(at, _)| at)
+        .chain([path.len()])
+        .any(|end| path.get(..end).is_some_and(|part| paths.contains(part)))
 }
 
 pub(crate) fn selects(wanted: &str, path: &str) -> bool {

@@ -154,7 +154,7 @@ pub async fn verify(
     let home = home.clone();
     blocking(move || {
         let (transaction, delivery, path) = find(&home, target)?;
-        compare(&home, transaction, &delivery, path, progress)
+        compare(&home, transaction, &delivery, path, progress).map(|(report, _)| report)
     })
     .await
 }
@@ -202,13 +202,23 @@ fn canonical(path: &Path) -> Option<PathBuf> {
     fs::canonicalize(path).ok().or_else(|| Some(fs::canonicalize(parent).ok()?.join(name)))
 }
 
+/// How what was delivered to `path` fares, and the product's list. Blocks.
+pub(crate) fn look_over(
+    home: &Home,
+    transaction: TransactionId,
+    delivery: &Delivery,
+    path: PathBuf,
+) -> Result<(VerifyReport, FileList), VerifyError> {
+    compare(home, transaction, delivery, path, |_, _| {})
+}
+
 fn compare(
     home: &Home,
     transaction: TransactionId,
     delivery: &Delivery,
     path: PathBuf,
     progress: impl FnMut(u64, u64),
-) -> Result<VerifyReport, VerifyError> {
+) -> Result<(VerifyReport, FileList), VerifyError> {
     let not_delivered = || VerifyError::NotDelivered(transaction);
     let signed = delivery.manifest.as_ref().ok_or_else(not_delivered)?;
     let data = delivery.envelope.ticket.data.peek().map_err(|_| not_delivered())?;
@@ -229,7 +239,7 @@ fn compare(
         return Err(VerifyError::NoRecord { path: folder.join(INVENTORY) });
     }
     let (extra, extra_count) = extra_entries(&path, &list);
-    Ok(VerifyReport {
+    let report = VerifyReport {
         transaction,
         path,
         files: reader.reports(&checked.bad)?,
@@ -238,13 +248,14 @@ fn compare(
         chunks: checked.compared,
         unproven_chunks: checked.unproven,
         bytes: reader.read,
-    })
+    };
+    Ok((report, list))
 }
 
 pub(crate) const INVENTORY: &str = "files";
 pub(crate) const SEGMENTS: &str = "segments";
 
-fn read_inventory(folder: &Path) -> Result<(Inventory, FileList), VerifyError> {
+pub(crate) fn read_inventory(folder: &Path) -> Result<(Inventory, FileList), VerifyError> {
     let path = folder.join(INVENTORY);
     let bytes = read_file(&path, <Inventory as Wire>::MAX)?;
     let inventory = bytes.and_then(|bytes| codec::decode::<Inventory>(&bytes).ok());
@@ -256,7 +267,11 @@ fn read_inventory(folder: &Path) -> Result<(Inventory, FileList), VerifyError> {
 }
 
 /// The chaining value of each chunk, as far as it is known.
-fn read_values(folder: &Path, manifest: &Manifest, partial: bool) -> Result<Vec<Option<[u8; 32]>>, VerifyError> {
+pub(crate) fn read_values(
+    folder: &Path,
+    manifest: &Manifest,
+    partial: bool,
+) -> Result<Vec<Option<[u8; 32]>>, VerifyError> {
     let path = folder.join(SEGMENTS);
     let expected = manifest.chunks() as usize * 32;
     let bytes = read_file(&path, expected)?.filter(|bytes| bytes.len() == expected);
@@ -564,7 +579,7 @@ fn extra_entries(root: &Path, list: &FileList) -> (Vec<String>, usize) {
     (names, count)
 }
 
-/// Keeps what verification needs later, durably.
+/// Keeps what verification needs later, durably, with what is known from runs that brought other files of it.
 pub(crate) fn keep_records(
     home: &Home,
     manifest: &Digest,
@@ -573,6 +588,21 @@ pub(crate) fn keep_records(
 ) -> Result<(), FileError> {
     let folder = home.content_dir(manifest);
     crate::home::make_private_dir(&folder)?;
+    let (mut inventory, mut values) = (inventory.clone(), values.to_vec());
+    // Of the same content both say the same, as far as they say anything; what is damaged shows by the manifest.
+    if let Ok((before, _)) = read_inventory(&folder)
+        && before.list == inventory.list
+    {
+        for (part, known) in inventory.parts.iter_mut().zip(before.parts) {
+            *part = part.or(known);
+        }
+    }
+    let known = read_file(&folder.join(SEGMENTS), values.len() * 32)?.unwrap_or_default();
+    for (value, known) in values.iter_mut().zip(known.as_chunks::<32>().0) {
+        if *value == [0; 32] {
+            *value = *known;
+        }
+    }
     crate::home::replace_file(&folder.join(SEGMENTS), values.as_flattened(), true)?;
-    crate::home::replace_file(&folder.join(INVENTORY), &codec::encode(inventory), true)
+    crate::home::replace_file(&folder.join(INVENTORY), &codec::encode(&inventory), true)
 }

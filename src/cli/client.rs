@@ -127,10 +127,12 @@ pub(crate) struct InboxArgs {
 pub(crate) struct FetchArgs {
     /// Ticket file, `willcall:` line, - for a line on standard input, or a transaction id
     ticket: String,
-    /// Folder that the goods are put into
+    /// Folder that the goods are put into. Where an earlier delivery of them lies there, only what is missing or damaged is
+    /// fetched, and all else there stays; what stands where a file of the product belongs and is another one is kept aside
+    /// as NAME.kept-1
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
-    /// Fetch only these files, folders or patterns; may be repeated
+    /// Fetch only these files, folders or patterns, besides what is there from earlier fetches; may be repeated
     #[arg(long, value_name = "PATH")]
     only: Vec<String>,
     /// Join line of the network, where a transaction id is given that this client has not seen
@@ -355,7 +357,7 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
         object.insert("seconds".into(), json!(seconds(outcome.transfer_ms)));
         object.insert("mib_per_s".into(), json!(rate));
     }
-    let text = if outcome.already_here {
+    let mut text = if outcome.already_here {
         format!("{} is here already, and sound", outcome.path.display())
     } else {
         format!(
@@ -372,6 +374,9 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
             }
         )
     };
+    for kept in &outcome.kept_aside {
+        text.push_str(&format!("\nkept aside, because it is not what was sold: {}", kept.display()));
+    }
     Answer::new(json, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }

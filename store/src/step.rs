@@ -86,6 +86,10 @@ steps! {
     ClientUnpacked = "client.unpacked",
     /// Which files are about to get their names.
     ClientPlacing = "client.placing",
+    /// What stood in the way of one of them has another name.
+    ClientKeptAside = "client.kept-aside",
+    /// One of them has its name, in a folder that was there before.
+    ClientMerged = "client.merged",
     /// The product has its name.
     ClientPlaced = "client.placed",
     /// The library says so.

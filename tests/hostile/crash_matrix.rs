@@ -1,7 +1,7 @@
 //! Every durable step of a sale, and on both sides of it a process that dies there and is started again. Afterwards each
 //! sale has ended as it should: goods are what was sold, money and chunks are counted once, and the books balance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -63,7 +63,7 @@ const OF_SEEDER: [Step; 7] = [
     Step::SeederStatement,
     Step::SeederRestored,
 ];
-const OF_CLIENT: [Step; 12] = [
+const OF_CLIENT: [Step; 14] = [
     Step::ClientAttempt,
     Step::ClientTicket,
     Step::ContentMade,
@@ -74,6 +74,8 @@ const OF_CLIENT: [Step; 12] = [
     Step::ClientKey,
     Step::ClientUnpacked,
     Step::ClientPlacing,
+    Step::ClientKeptAside,
+    Step::ClientMerged,
     Step::ClientPlaced,
     Step::ClientDone,
 ];
@@ -120,6 +122,8 @@ struct Matrix {
     on_completion: Value,
     buyers: usize,
     sales: Vec<(String, End)>,
+    /// Bytes of the content of sales of another product, by transaction.
+    others: BTreeMap<String, u64>,
     killed: Vec<String>,
 }
 
@@ -141,7 +145,16 @@ impl Matrix {
         fs::write(&goods, bytes(7, SIZE)).unwrap();
         let at_release = network.publish(&goods, &[]);
         let on_completion = network.publish(&goods, &["--policy", "on-completion"]);
-        Matrix { network, goods, at_release, on_completion, buyers: 0, sales: Vec::new(), killed: Vec::new() }
+        Matrix {
+            network,
+            goods,
+            at_release,
+            on_completion,
+            buyers: 0,
+            sales: Vec::new(),
+            others: BTreeMap::new(),
+            killed: Vec::new(),
+        }
     }
 
     fn buyer(&mut self, product: &Value) -> Buyer {
@@ -225,7 +238,7 @@ impl Matrix {
 
     /// Everything that has to hold in the end.
     fn finish(self, steps: &[Step]) {
-        let (network, content) = (&self.network, self.at_release["content_bytes"].as_u64().unwrap());
+        let (network, usual) = (&self.network, self.at_release["content_bytes"].as_u64().unwrap());
         let (mut taken, mut open) = (0, Vec::new());
         for (id, end) in &self.sales {
             let (state, stage) = match end {
@@ -241,6 +254,7 @@ impl Matrix {
             assert_eq!(keys.len(), postings.len(), "a posting twice: {shown}");
             let captures = keys.iter().filter(|key| key.starts_with("capture:")).count();
             assert!(captures <= 1 && (*end != End::Settled || captures == 1), "{shown}");
+            let content = self.others.get(id).copied().unwrap_or(usual);
             for delivery in shown["deliveries"].as_array().unwrap() {
                 let paid: u64 =
                     delivery["seeders"].as_array().unwrap().iter().map(|s| s["paid_bytes"].as_u64().unwrap()).sum();
@@ -432,9 +446,13 @@ fn a_seeder_dies_at_every_step() {
 fn a_client_dies_at_every_step() {
     let mut matrix = Matrix::start();
     let (at_release, on_completion) = (matrix.at_release.clone(), matrix.on_completion.clone());
-    let (held_back, rest): (Vec<Step>, Vec<Step>) = OF_CLIENT.iter().partition(|step| **step == Step::ClientKey);
+    // These come only where goods are put to others that are there.
+    let into = [Step::ClientKeptAside, Step::ClientMerged];
+    let first = OF_CLIENT.iter().filter(|step| !into.contains(step));
+    let (held_back, rest): (Vec<Step>, Vec<Step>) = first.partition(|step| **step == Step::ClientKey);
     matrix.client_dies(&at_release, &rest);
     matrix.client_dies(&on_completion, &held_back);
+    matrix.mending_dies(&into);
     matrix.finish(&OF_CLIENT);
 }
 
@@ -460,6 +478,52 @@ impl Matrix {
             same(&self.goods, &buyer.out.join("goods.bin"));
             self.sales.push((id, End::Settled));
         }
+    }
+
+    /// Fetches into the folder of an earlier delivery, dying at one point after the other: a part that grows to the whole,
+    /// and a whole that is mended. The buyer's own files outlast all of it.
+    fn mending_dies(&mut self, steps: &[Step]) {
+        let goods = self.network.path("folder");
+        fs::create_dir_all(goods.join("sub")).unwrap();
+        let names = ["a", "b", "sub/c", "sub/d"];
+        for (seed, name) in (20..).zip(names) {
+            fs::write(goods.join(name), bytes(seed, SIZE)).unwrap();
+        }
+        let product = self.network.publish(&goods, &[]);
+        let buyer = self.buyer(&product);
+        let id = buyer.buy();
+        let place = buyer.out.join("folder");
+        let mut part = buyer.fetching.clone();
+        part.extend(args!["--only", "b"]);
+        run(part).ok();
+        fs::write(place.join("mine"), "mine").unwrap();
+        for whole in [false, true] {
+            if whole {
+                fs::remove_file(place.join("sub/c")).unwrap();
+            }
+            fs::create_dir_all(place.join("sub")).unwrap();
+            fs::write(place.join("sub/save"), "mine").unwrap();
+            fs::write(place.join("b"), "my own").unwrap();
+            let points = steps.iter().flat_map(|step| SIDES.map(|side| format!("{} {side}", step.name())));
+            for point in points {
+                self.command_dies(&buyer.fetching, &mut vec![point.clone()], &point);
+                assert!(place.join("mine").exists() && place.join("sub/save").exists(), "{point}");
+                for name in names {
+                    // Whole, or not there, or the buyer's still.
+                    let (sold, now) = (fs::read(goods.join(name)).unwrap(), fs::read(place.join(name)));
+                    assert!(now.is_err() || now.is_ok_and(|now| now == sold || now == b"my own"), "{name} {point}");
+                }
+            }
+            let last = run(buyer.fetching.clone()).ok();
+            assert_eq!(last["bytes"], 0, "the work folder and the goods had all of it: {last}");
+            for name in names {
+                same(&goods.join(name), &place.join(name));
+            }
+            let kept = place.join(if whole { "b.kept-2" } else { "b.kept-1" });
+            assert_eq!(fs::read_to_string(kept).unwrap(), "my own");
+        }
+        self.others.insert(id.clone(), product["content_bytes"].as_u64().unwrap());
+        self.sales.push((id, End::Settled));
     }
 
     /// Repeats a command until it gets through; each time but the last it dies at another point, and no more after it

@@ -19,6 +19,7 @@ mod demo;
 mod disks;
 mod garbage;
 mod gift;
+mod goods;
 mod load;
 mod mistakes;
 mod products;

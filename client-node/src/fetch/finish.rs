@@ -9,6 +9,7 @@ use protocol::TransactionId;
 use protocol::cipher::ContentSecret;
 use store::Step;
 
+use super::delivered::{list_of, sum};
 use super::run::{Run, millis};
 use super::transfer::Tally;
 use super::{FetchError, FetchOutcome, FetchPhase};
@@ -19,13 +20,13 @@ use crate::library::{Delivery, DeliveryState, Library};
 use crate::place::{PlaceError, clear, place};
 use crate::plain::{Plain, Stored, payload};
 use crate::shop::printable;
-use crate::unpack::{Selection, UnpackError, unpack};
+use crate::unpack::{UnpackError, unpack};
 use crate::verify::keep_records;
 
 impl Run<'_> {
     /// The files, from chunks that are all here.
     pub(super) async fn unpack(&self, content: &Arc<Content>, secret: &ContentSecret) -> Result<Unpacked, FetchError> {
-        if content.body::<InPlace>().is_some() && self.options.only.is_empty() {
+        if content.body::<InPlace>().is_some() && self.wanted.is_everything() {
             let content = Arc::clone(content);
             let finish = move || content.body::<InPlace>().map_or(Err(UnpackError::Stopped), InPlace::finish);
             let unpacked = blocking(finish).await?;
@@ -39,10 +40,10 @@ impl Run<'_> {
         let manifest = content.manifest();
         let mut plain = Plain::new(Stored(Arc::clone(content)), manifest, secret).map_err(FetchError::Plain)?;
         let (payload, cancel, progress) = (payload(manifest), self.cancel.clone(), self.progress.clone());
-        let (only, out, dir) = (self.options.only.clone(), self.out.clone(), self.work.join("unpacked"));
+        let (wanted, out, dir) = (self.wanted.clone(), self.out.clone(), self.work.join("unpacked"));
         blocking(move || {
             let listed = plain.list().map_err(UnpackError::Plain)?;
-            let selection = Selection::of(&listed.list, &only)?;
+            let selection = wanted.selection(&listed.list)?;
             let layout = Layout::new(dir.clone(), listed, selection, payload);
             let needed = layout.bytes();
             // What an earlier run left there is not needed any more, and takes space.
@@ -83,26 +84,36 @@ impl Run<'_> {
     ) -> Result<FetchOutcome, FetchError> {
         let (home, transaction, out, work) = (self.home.clone(), self.transaction, self.out.clone(), self.work.clone());
         let (only, resumed) = (self.options.only.clone(), self.resumed(&content));
+        tracing::debug!(%transaction, files = unpacked.files, bytes = unpacked.bytes, "files are whole");
         let outcome = blocking(move || {
+            let list = list_of(&unpacked.inventory, content.manifest()).map_err(FetchError::Plain)?;
             keep_records(&home, &content.digest(), &unpacked.inventory, &chaining_values(&content)?)?;
             let to = out.join(unpacked.top.file_name().unwrap_or_default());
             let library = home.library();
             let there = what_is_there(&library, transaction, &to)?;
-            let ours = there.is_some();
+            let before = library.get(&transaction)?.filter(|_| there.is_some()).map(|before| before.only);
+            let sum = sum(&content, &list, before.as_deref(), &only);
             // Noted before the rename: a crash right after it must not make a stranger of what was just put there.
-            let new = inode_of(&unpacked.top);
-            let both: Vec<_> = there.into_iter().chain(new).collect();
-            library.update_step(Step::ClientPlacing, transaction, move |delivery| delivery.inodes.clone_from(&both))?;
-            place(&unpacked.top, &to, ours, &work.join("replaced"))?;
-            let (path, files, bytes) = (to.clone(), unpacked.files, unpacked.bytes);
+            let both: Vec<_> = there.into_iter().chain(inode_of(&unpacked.top)).collect();
+            let (inodes, chosen) = (both.clone(), sum.only.clone());
+            library.update_step(Step::ClientPlacing, transaction, move |delivery| {
+                delivery.inodes.clone_from(&inodes);
+                if delivery.state != DeliveryState::Done {
+                    delivery.only.clone_from(&chosen);
+                }
+            })?;
+            let kept_aside = place(&unpacked.top, &to, there)?;
+            let now = inode_of(&to).filter(|now| both.contains(now));
+            let (path, length) = (to.clone(), content.manifest().length);
             library.update_step(Step::ClientDone, transaction, move |delivery| {
                 delivery.state = DeliveryState::Done;
                 delivery.set_place(&path);
-                delivery.inodes = new.into_iter().collect();
-                delivery.only = only.clone();
+                delivery.inodes = now.into_iter().collect();
+                delivery.only.clone_from(&sum.only);
                 delivery.reported |= reported;
                 delivery.finished_at = now_ms();
-                (delivery.files, delivery.plain_bytes) = (files, bytes);
+                (delivery.files, delivery.plain_bytes) = (sum.files, sum.bytes);
+                (delivery.have_bytes, delivery.total_bytes) = (sum.have, length);
                 delivery.trouble = None;
             })?;
             if let Err(error) = clear(&work) {
@@ -110,7 +121,7 @@ impl Run<'_> {
                 tracing::warn!(%error, "work folder not removed");
             }
             let delivery = library.get(&transaction)?.ok_or(FetchError::Unknown(transaction, String::new()))?;
-            Ok::<_, FetchError>(outcome_of(transaction, &delivery, to))
+            Ok::<_, FetchError>(FetchOutcome { kept_aside, ..outcome_of(transaction, &delivery, to) })
         })
         .await?;
         tracing::info!(step = 11, %transaction, files = outcome.files, path = %outcome.path.display(), "product in its place");
@@ -129,7 +140,7 @@ impl Run<'_> {
 ///
 /// # Errors
 /// [`PlaceError::Exists`] where it is anything else.
-fn what_is_there(
+pub(super) fn what_is_there(
     library: &Library,
     transaction: TransactionId,
     place: &Path,
@@ -155,7 +166,7 @@ fn chaining_values(content: &Content) -> Result<Vec<[u8; 32]>, FetchError> {
     Ok(values)
 }
 
-fn inode_of(path: &Path) -> Option<(u64, u64)> {
+pub(super) fn inode_of(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
@@ -177,5 +188,6 @@ pub(super) fn outcome_of(transaction: TransactionId, delivery: &Delivery, path: 
         state: delivery.state,
         reported: delivery.reported,
         already_here: false,
+        kept_aside: Vec::new(),
     }
 }

@@ -4,6 +4,7 @@
 mod acks;
 mod banned;
 mod debts;
+mod delivered;
 mod finish;
 mod key;
 mod lease;
@@ -178,7 +179,8 @@ pub struct FetchOutcome {
     pub title: String,
     /// Ciphertext bytes fetched in this run.
     pub bytes: u64,
-    /// Ciphertext bytes that were there from earlier runs.
+    /// Ciphertext bytes of what was asked for that were there from earlier runs: in the work folder, or in the files that
+    /// they delivered.
     pub resumed_from: u64,
     /// Bytes of chunks that came twice.
     pub duplicate_bytes: u64,
@@ -188,7 +190,7 @@ pub struct FetchOutcome {
     pub total_ms: u64,
     /// Time until the first new chunk was here and verified, milliseconds; `None` when none came.
     pub first_chunk_ms: Option<u64>,
-    /// Files unpacked.
+    /// Files in their place, of this run and earlier ones.
     pub files: u32,
     /// Bytes of these files.
     pub plain_bytes: u64,
@@ -202,6 +204,8 @@ pub struct FetchOutcome {
     pub reported: bool,
     /// Nothing was fetched: all of it was in its place already, and was found sound.
     pub already_here: bool,
+    /// What stood where a file belongs and is another one: it lies here now.
+    pub kept_aside: Vec<PathBuf>,
 }
 
 /// Why a fetch did not end with files.
@@ -420,7 +424,8 @@ struct Purchase {
 
 /// Fetches a purchase into the folder `out`, which is made if there is none: the product's own file or folder appears
 /// in it in one step when everything is there and checked. Until then a hidden work folder beside holds what was
-/// fetched, and the same call goes on from it after any interruption.
+/// fetched, and the same call goes on from it after any interruption. Where an earlier delivery of the same purchase
+/// lies, only what is missing or damaged of it is fetched and put in, and everything else there stays.
 ///
 /// # Errors
 /// [`FetchError`]; each says what to do, and nothing that was fetched is lost.

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::debts;
-use super::finish::outcome_of;
+use super::delivered::{Delivered, Standing, Wanted, standing};
 use super::key::{Patience, complete, complete_for_key, meet, open_grant};
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
@@ -28,18 +28,18 @@ use crate::inbox::ask_ticket;
 use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState, Trouble};
 use crate::link::Link;
+use crate::place::make_work_dir;
 use crate::plain::{Plain, PlainError, Stored, payload};
 use crate::running::{self, Limits};
 use crate::shop::printable;
-use crate::unpack::{Selection, UnpackError};
-use crate::verify::{VerifyTarget, verify};
+use crate::unpack::UnpackError;
 
 /// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
 pub(super) const ROUNDS: u32 = 4;
 /// For the completion of a product whose key is here already: the manager gets it from the seeders, too.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-type Reporter = watch::Sender<FetchProgress>;
+pub(super) type Reporter = watch::Sender<FetchProgress>;
 
 pub(super) async fn run(
     home: &Home,
@@ -103,14 +103,17 @@ async fn fetch_purchase(
         }
     })
     .await?;
-    if let Some(outcome) = already_here(home, transaction, &out, &options).await? {
-        debts::pay_alone(home, &purchase, &options).await;
-        return Ok(outcome);
-    }
+    let wanted = match standing(home, transaction, &out, &options).await? {
+        Standing::Here(outcome) => {
+            debts::pay_alone(home, &purchase, &options).await;
+            return Ok(*outcome);
+        }
+        Standing::Wanting(wanted) => wanted,
+    };
     let mut link = options.link.clone();
     link.seeders.extend(options.sources.iter().chain(&purchase.envelope.sources).cloned());
     let link = Link::start(home, &purchase.envelope.join, link).await?;
-    let result = fetch_asked(home, &link, purchase, out, options, progress, cancel).await;
+    let result = fetch_asked(home, &link, purchase, (out, wanted), options, progress, cancel).await;
     link.stop().await;
     result
 }
@@ -120,7 +123,7 @@ async fn fetch_asked(
     home: &Home,
     link: &Link,
     purchase: Purchase,
-    out: PathBuf,
+    goal: (PathBuf, Wanted),
     mut options: FetchOptions,
     progress: &Reporter,
     cancel: &CancellationToken,
@@ -131,36 +134,14 @@ async fn fetch_asked(
     options.limits.pacing = pacing.and(Arc::clone(&limits.process)).and(Arc::clone(&limits.transfer));
     let transaction = purchase.transaction;
     let _asked = running::answer(link.supervisor(), home, transaction, progress.subscribe(), limits).await?;
-    fetch_linked(home, link, purchase, out, options, progress, cancel).await
-}
-
-/// A delivery that was done into this folder and is still sound is not fetched again.
-async fn already_here(
-    home: &Home,
-    transaction: TransactionId,
-    out: &Path,
-    options: &FetchOptions,
-) -> Result<Option<FetchOutcome>, FetchError> {
-    let library = home.library();
-    let Some(delivery) = blocking(move || library.get(&transaction)).await? else { return Ok(None) };
-    let Some(path) = delivery.place() else { return Ok(None) };
-    let covers = delivery.only.is_empty() || delivery.only == options.only;
-    if delivery.state != DeliveryState::Done || path.parent() != Some(out) || !covers {
-        return Ok(None);
-    }
-    // What cannot be verified, or is damaged, is fetched again.
-    match verify(home, VerifyTarget::Transaction(transaction), |_, _| {}).await {
-        Ok(report) if report.is_good() => {}
-        Ok(_) | Err(_) => return Ok(None),
-    }
-    Ok(Some(FetchOutcome { already_here: true, ..outcome_of(transaction, &delivery, path) }))
+    fetch_linked(home, link, purchase, goal, options, progress, cancel).await
 }
 
 async fn fetch_linked(
     home: &Home,
     link: &Link,
     purchase: Purchase,
-    out: PathBuf,
+    (out, wanted): (PathBuf, Wanted),
     options: FetchOptions,
     progress: &Reporter,
     cancel: &CancellationToken,
@@ -175,16 +156,18 @@ async fn fetch_linked(
     keep_fresh(link, &checked, progress);
     tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
     let work = out.join(format!(".willcall-{transaction}"));
-    let store = {
-        let (home, work, whole) = (home.clone(), work.clone(), options.only.is_empty());
+    let (store, delivered) = {
+        let (home, out, work, whole) = (home.clone(), out.clone(), work.clone(), wanted.is_everything());
+        let manifest = checked.manifest;
         blocking(move || {
             make_work_dir(&work)?;
             let secret = home.library().get(&transaction)?.and_then(|delivery| open_grant(home.keypair(), &delivery));
+            let delivered = Delivered::find(&home, transaction, &manifest, &out, secret.clone())?;
             let store = match secret {
                 Some(secret) => ContentStore::open_with(&work, Arc::new(InPlaceBodies::new(secret, whole))),
                 None => ContentStore::open(&work),
             };
-            Ok::<_, FetchError>(store?)
+            Ok::<_, FetchError>((store?, delivered.map(Arc::new)))
         })
         .await?
     };
@@ -194,7 +177,22 @@ async fn fetch_linked(
     let unproven = before.filter(|content| content.body::<InPlace>().is_some()).map(|content| content.have());
     let earlier = Mutex::new(Earlier { sound: earlier, unproven: unproven.unwrap_or_default() });
     let settling = tokio::sync::Mutex::new(JoinSet::new());
-    let run = Run { home, link, options: &options, progress, cancel, store, work, out, transaction, earlier, settling };
+    let options = &options;
+    let run = Run {
+        home,
+        link,
+        options,
+        progress,
+        cancel,
+        store,
+        work,
+        out,
+        transaction,
+        wanted,
+        delivered,
+        earlier,
+        settling,
+    };
     let (library, out) = (home.library(), run.out.clone());
     blocking(move || {
         library.update(transaction, move |delivery| {
@@ -239,22 +237,6 @@ async fn fetch_linked(
         let _ = blocking(move || std::fs::remove_dir(work)).await;
     }
     result
-}
-
-/// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to
-/// elsewhere, is not used.
-fn make_work_dir(work: &Path) -> Result<(), FileError> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    make_private_dir(work)?;
-    let found = std::fs::symlink_metadata(work).at("look at", work)?;
-    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-        let source = std::io::Error::other("it is not this user's own folder; remove it");
-        return Err(FileError { doing: "use the work folder", path: work.to_owned(), source });
-    }
-    if found.mode() & 0o077 != 0 {
-        std::fs::set_permissions(work, std::fs::Permissions::from_mode(0o700)).at("make private", work)?;
-    }
-    Ok(())
 }
 
 /// Beside the fetch: newer keys and revocations for the next time.
@@ -302,6 +284,10 @@ pub(super) struct Run<'a> {
     pub(super) work: PathBuf,
     pub(super) out: PathBuf,
     pub(super) transaction: TransactionId,
+    /// Which part of it this run is to bring.
+    pub(super) wanted: Wanted,
+    /// What lies in its place from earlier runs.
+    pub(super) delivered: Option<Arc<Delivered>>,
     earlier: Mutex<Earlier>,
     /// Seeders of transfers that are over are being told so.
     pub(super) settling: tokio::sync::Mutex<JoinSet<()>>,
@@ -309,9 +295,9 @@ pub(super) struct Run<'a> {
 
 /// Chunks that earlier runs left.
 #[derive(Default)]
-struct Earlier {
+pub(super) struct Earlier {
     /// All but those that turned out damaged.
-    sound: ChunkSet,
+    pub(super) sound: ChunkSet,
     /// Those that were put into their files and not read since.
     unproven: ChunkSet,
 }
@@ -322,7 +308,7 @@ impl Run<'_> {
         let mut round = 0;
         loop {
             round += 1;
-            let attempt = match self.options.only.is_empty() {
+            let attempt = match self.wanted.is_everything() {
                 true => self.everything(&mut checked, &mut tally).await,
                 false => self.some_files(&mut checked, &mut tally).await,
             };
@@ -386,6 +372,7 @@ impl Run<'_> {
     ) -> Result<(Arc<Content>, Option<Signed<Completion>>), FetchError> {
         let (mut signed, manifest) = (None, checked.manifest);
         for round in 0..ROUNDS {
+            self.take_over().await?;
             let here = self.store.get(&manifest).filter(|content| content.is_complete());
             if here.is_none() && round == 0 {
                 self.ask_for_further_delivery(checked).await?;
@@ -442,7 +429,7 @@ impl Run<'_> {
     }
 
     // A thread that panicked while it held this lock was between two plain assignments.
-    fn earlier(&self) -> MutexGuard<'_, Earlier> {
+    pub(super) fn earlier(&self) -> MutexGuard<'_, Earlier> {
         self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -569,6 +556,10 @@ impl Run<'_> {
         let delivery = self.delivery().await?;
         let secret = delivery.and_then(|d| open_grant(self.home.keypair(), &d)).ok_or(FetchError::OnlyWithoutKey)?;
         self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
+        self.take_over().await?;
+        if !self.has_all_wanted(checked)? {
+            self.ask_for_further_delivery(checked).await?;
+        }
         let first = self.need(checked, tally, ChunkSet::from_range(0..1)).await?;
         let reader = |content: &Arc<Content>| Plain::new(Stored(Arc::clone(content)), content.manifest(), &secret);
         let mut plain = reader(&first).map_err(FetchError::Plain)?;
@@ -579,7 +570,7 @@ impl Run<'_> {
         let mut plain = reader(&content).map_err(FetchError::Plain)?;
         let listed = blocking(move || plain.list()).await.map_err(FetchError::Plain)?;
         self.check_place(&listed.list.name).await?;
-        let selection = Selection::of(&listed.list, &self.options.only)?;
+        let selection = self.wanted.selection(&listed.list)?;
         let wanted = Layout::new(self.work.clone(), listed, selection, payload).chunks();
         let content = self.need(checked, tally, wanted).await?;
         let (library, transaction) = (self.home.library(), self.transaction);
@@ -588,7 +579,9 @@ impl Run<'_> {
         blocking(move || {
             library.update(transaction, move |delivery| {
                 delivery.manifest = Some(manifest.clone());
-                (delivery.have_bytes, delivery.total_bytes) = (have, length);
+                if delivery.state != DeliveryState::Done {
+                    (delivery.have_bytes, delivery.total_bytes) = (have, length);
+                }
             })
         })
         .await?;

@@ -1,0 +1,344 @@
+//! What earlier runs put in its place is the nearest seeder: before anything is asked for, intact chunks are read back out
+//! of the delivered files, so that only what is damaged, missing or was never chosen comes over the network.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delivery::{Content, ContentStore, CreateError, SyncError, WriteError};
+use protocol::cipher::{ContentSecret, FrameCipher, TAG_LEN};
+use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
+use protocol::pack::{self, EntryKind, FileList};
+use protocol::{ChunkSet, Digest, Signed, TransactionId};
+use tokio_util::sync::CancellationToken;
+
+use super::finish::{inode_of, outcome_of, what_is_there};
+use super::run::{Reporter, Run};
+use super::ticket::Checked;
+use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase};
+use crate::home::{Home, blocking};
+use crate::in_place::InPlace;
+use crate::layout::{Inventory, Layout};
+use crate::library::{Delivery, DeliveryState};
+use crate::plain::{Listed, PlainError, listed, payload, plain_length};
+use crate::unpack::{Selection, UnpackError, is_below, selects};
+use crate::verify::{FileState, look_over, read_inventory, read_values};
+
+/// Which part of a product a run is to bring.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    /// All of it.
+    Everything,
+    /// What these name: paths, folders, patterns.
+    Named(Vec<String>),
+    /// These entries, and what is in those of them that are folders: all else that was asked for is in its place, sound.
+    Mending(Arc<HashSet<String>>),
+}
+
+impl Wanted {
+    pub(super) fn of(only: &[String]) -> Wanted {
+        if only.is_empty() { Wanted::Everything } else { Wanted::Named(only.to_vec()) }
+    }
+
+    pub(super) fn is_everything(&self) -> bool {
+        matches!(self, Wanted::Everything)
+    }
+
+    pub(super) fn selection(&self, list: &FileList) -> Result<Selection, UnpackError> {
+        match self {
+            Wanted::Everything => Ok(Selection::all()),
+            Wanted::Named(only) => Selection::of(list, only),
+            Wanted::Mending(paths) => Ok(Selection::where_is(list, |path| is_below(path, paths))),
+        }
+    }
+}
+
+/// What is to be done, after a look at what earlier runs delivered into the folder.
+pub(super) enum Standing {
+    /// Nothing: what is asked for is there, and sound.
+    Here(Box<FetchOutcome>),
+    /// This much is to come.
+    Wanting(Wanted),
+}
+
+/// Looks at what was delivered into this folder before.
+pub(super) async fn standing(
+    home: &Home,
+    transaction: TransactionId,
+    out: &Path,
+    options: &FetchOptions,
+) -> Result<Standing, FetchError> {
+    let (home, out, only) = (home.clone(), out.to_owned(), options.only.clone());
+    blocking(move || {
+        let all = Standing::Wanting(Wanted::of(&only));
+        let Some(delivery) = home.library().get(&transaction)? else { return Ok(all) };
+        let Some(path) = delivery.place().filter(|path| path.parent() == Some(&out)) else { return Ok(all) };
+        if delivery.state != DeliveryState::Done || inode_of(&path).is_none() {
+            return Ok(all);
+        }
+        // Of what cannot be verified everything is asked for; chunks that fit are still taken from it.
+        let Ok((report, list)) = look_over(&home, transaction, &delivery, path.clone()) else { return Ok(all) };
+        // Names what is not in the product.
+        let asked = Selection::of(&list, &only)?;
+        // A part that grows to the whole is completed as one, and the manager told so.
+        if only.is_empty() && !delivery.only.is_empty() {
+            return Ok(all);
+        }
+        let bad = report.files.into_iter().filter(|file| file.state != FileState::Ok);
+        let mut bad: HashSet<String> = bad.map(|file| file.path).collect();
+        let chosen = |path: &str| delivery.only.is_empty() || delivery.only.iter().any(|only| selects(only, path));
+        bad.extend(list.entries.iter().map(|entry| &entry.path).filter(|path| !chosen(path)).cloned());
+        let entries = list.entries.iter().enumerate().filter(|(index, _)| asked.has(*index));
+        let (mut needed, mut total, mut wanting) = (0, 0, HashSet::new());
+        for (_, entry) in entries {
+            let size = if let EntryKind::File { size, .. } = entry.kind { size } else { 0 };
+            total += size;
+            if is_below(&entry.path, &bad) {
+                needed += size;
+                wanting.insert(entry.path.clone());
+            }
+        }
+        Ok(match wanting.is_empty() {
+            true => Standing::Here(Box::new(FetchOutcome {
+                already_here: true,
+                ..outcome_of(transaction, &delivery, path)
+            })),
+            // Where most of it is gone, it is decrypted as it comes, which takes less space than a part does.
+            false if only.is_empty() && needed > total / 2 => all,
+            false => Standing::Wanting(Wanted::Mending(Arc::new(wanting))),
+        })
+    })
+    .await
+}
+
+/// What the library says of a place that several runs may have brought something to.
+pub(super) struct Sum {
+    /// What was chosen of it, by all of them; empty for everything.
+    pub(super) only: Vec<String>,
+    pub(super) files: u32,
+    pub(super) bytes: u64,
+    /// Ciphertext bytes of these files.
+    pub(super) have: u64,
+}
+
+/// What one run brought, `only`, and with `before` what lay in its place from earlier ones.
+pub(super) fn sum(content: &Content, list: &Listed, before: Option<&[String]>, only: &[String]) -> Sum {
+    let manifest = content.manifest();
+    let only = match before {
+        Some(before) if before.is_empty() || only.is_empty() => Vec::new(),
+        Some(before) => union(before, only),
+        None => only.to_vec(),
+    };
+    let selection = Selection::of(&list.list, &only).unwrap_or_else(|_| Selection::all());
+    let chosen = list.list.entries.iter().enumerate().filter(|(index, _)| selection.has(*index));
+    let sizes = chosen.filter_map(|(_, entry)| match entry.kind {
+        EntryKind::File { size, .. } => Some(size),
+        _ => None,
+    });
+    let (files, bytes) = sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size));
+    let layout = Layout::new(PathBuf::new(), list.clone(), selection, payload(manifest));
+    let chunks = layout.chunks().union(&head_chunks(list.head, manifest));
+    let have = if only.is_empty() { manifest.length } else { content.bytes_of(&chunks) };
+    Sum { only, files, bytes, have }
+}
+
+/// All that either names, without what another one of them stands for.
+fn union(before: &[String], only: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = before.to_vec();
+    for new in only {
+        if !all.iter().any(|known| selects(known, new)) {
+            all.retain(|known| !selects(new, known));
+            all.push(new.clone());
+        }
+    }
+    all
+}
+
+/// The list of an inventory, checked.
+pub(super) fn list_of(inventory: &Inventory, manifest: &Manifest) -> Result<Listed, PlainError> {
+    let mut head = pack::header(inventory.list.len() as u64).to_vec();
+    head.extend_from_slice(&inventory.list);
+    listed(&head, plain_length(manifest))
+}
+
+fn head_chunks(head: u64, manifest: &Manifest) -> ChunkSet {
+    ChunkSet::from_range(0..u32::try_from(head.div_ceil(payload(manifest))).unwrap_or(u32::MAX).min(manifest.chunks()))
+}
+
+/// A delivery of this purchase that lies where the next one is to be put.
+pub(super) struct Delivered {
+    out: PathBuf,
+    listed: Listed,
+    signed: Signed<Manifest>,
+    manifest: Manifest,
+    values: Vec<Option<[u8; 32]>>,
+    secret: ContentSecret,
+}
+
+impl Delivered {
+    /// What lies there of the same content, if anything does and this home has its records.
+    pub(super) fn find(
+        home: &Home,
+        transaction: TransactionId,
+        digest: &Digest,
+        out: &Path,
+        secret: Option<ContentSecret>,
+    ) -> Result<Option<Delivered>, FetchError> {
+        let library = home.library();
+        let delivery: Option<Delivery> = library.get(&transaction)?;
+        let signed = delivery.and_then(|delivery| delivery.manifest).filter(|signed| signed.digest() == *digest);
+        let (Some(signed), Some(secret)) = (signed, secret) else { return Ok(None) };
+        let Some(manifest) = signed.peek().ok().filter(|manifest| manifest.check(manifest.network).is_ok()) else {
+            return Ok(None);
+        };
+        let folder = home.content_dir(digest);
+        let records = read_inventory(&folder).and_then(|(inventory, _)| {
+            let values = read_values(&folder, &manifest, true)?;
+            Ok((inventory, values))
+        });
+        let Ok((inventory, values)) = records else { return Ok(None) };
+        let Ok(listed) = list_of(&inventory, &manifest) else { return Ok(None) };
+        let place = out.join(&listed.list.name);
+        if what_is_there(&library, transaction, &place)?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Delivered { out: out.to_owned(), listed, signed, manifest, values, secret }))
+    }
+
+    /// The chunks with the bytes of what is chosen, and those with the list of files.
+    pub(super) fn chunks(&self, wanted: &Wanted) -> Result<ChunkSet, FetchError> {
+        if wanted.is_everything() {
+            return Ok(ChunkSet::from_range(0..self.manifest.chunks()));
+        }
+        let chosen = self.layout(wanted.selection(&self.listed.list)?).chunks();
+        Ok(chosen.union(&head_chunks(self.listed.head, &self.manifest)))
+    }
+
+    fn layout(&self, selection: Selection) -> Layout {
+        self.layout_in(self.out.clone(), selection)
+    }
+
+    fn layout_in(&self, dir: PathBuf, selection: Selection) -> Layout {
+        Layout::new(dir, self.listed.clone(), selection, payload(&self.manifest))
+    }
+
+    /// Takes over what is intact of these chunks; returns which. What cannot be read, or does not fit, is not.
+    pub(super) fn give(
+        &self,
+        store: &ContentStore,
+        needed: &ChunkSet,
+        progress: &Reporter,
+        cancel: &CancellationToken,
+    ) -> Result<ChunkSet, FetchError> {
+        let mut given = ChunkSet::new();
+        let content = match store.create(&self.signed, &self.manifest) {
+            Ok(content) => content,
+            // The transfer names what keeps it from being made, or mends it.
+            Err(CreateError::File(error)) => return Err(error.into()),
+            Err(_) => return Ok(given),
+        };
+        let cipher = FrameCipher::new(&self.secret, self.manifest.content, self.manifest.chunks());
+        let Some(cipher) = cipher else { return Ok(given) };
+        // A run that ended while it put its files in place has some of a chunk's here and some there.
+        let delivered = self.layout(Selection::all());
+        let begun = content.body::<InPlace>().map(|body| self.layout_in(body.files(), Selection::all()));
+        let sources: Vec<&Layout> = std::iter::once(&delivered).chain(&begun).collect();
+        let total = content.bytes_of(needed);
+        let (mut shown, mut frame) = (Instant::now(), Vec::new());
+        'chunks: for chunk in needed.difference(&content.have()).iter() {
+            if cancel.is_cancelled() {
+                break;
+            }
+            if content.chaining_value(chunk)?.is_none() && !self.put_segment(&content, chunk / SEGMENT_CHUNKS) {
+                continue;
+            }
+            for from in &sources {
+                frame.resize((self.manifest.chunk_len(chunk) as usize).saturating_sub(TAG_LEN), 0);
+                if from.read_or(Some(&delivered), chunk, &mut frame).is_err() || cipher.seal(chunk, &mut frame).is_err()
+                {
+                    continue;
+                }
+                match content.write_verified_chunk(chunk, &mut frame) {
+                    Ok(_) => {
+                        given.insert(chunk);
+                        break;
+                    }
+                    Err(WriteError::Mismatch(_) | WriteError::NoChainingValue(_)) => {}
+                    // With the rest still to come, the transfer says it.
+                    Err(WriteError::DiskFull { .. } | WriteError::Removed) => break 'chunks,
+                    Err(WriteError::Io(error)) => return Err(error.into()),
+                }
+            }
+            if shown.elapsed() > Duration::from_millis(100) {
+                shown = Instant::now();
+                let have = content.bytes_of(&content.have().intersection(needed));
+                progress.send_modify(|p| (p.transfer.have_bytes, p.transfer.total_bytes) = (have, total));
+            }
+        }
+        if given.is_empty() {
+            return Ok(given);
+        }
+        match content.sync() {
+            Err(SyncError::File(error)) => return Err(error.into()),
+            Ok(()) | Err(SyncError::Removed) => {}
+        }
+        if content.has_all()
+            && let Err(error) = content.finish()
+        {
+            tracing::warn!(%error, "all of it was taken over, and it is not whole");
+        }
+        tracing::info!(chunks = given.len(), "taken over from what was delivered before");
+        Ok(given)
+    }
+
+    fn put_segment(&self, content: &Content, index: u32) -> bool {
+        let range = self.manifest.segment_chunks(index);
+        let values = self.values.get(range.start as usize..range.end as usize).unwrap_or_default();
+        let values: Option<Vec<[u8; 32]>> = values.iter().copied().collect();
+        values.is_some_and(|values| content.put_segment(index, Segment { values }).is_ok())
+    }
+}
+
+impl Run<'_> {
+    /// Takes over what is intact in the files that earlier runs delivered.
+    pub(super) async fn take_over(&self) -> Result<(), FetchError> {
+        let Some(delivered) = self.delivered.clone() else { return Ok(()) };
+        let (needed, asked) = (delivered.chunks(&self.wanted)?, delivered.chunks(&Wanted::of(&self.options.only))?);
+        let (store, progress, cancel) = (self.store.clone(), self.progress.clone(), self.cancel.clone());
+        progress.send_modify(|p| p.phase = FetchPhase::Fetching);
+        let sound = blocking(move || {
+            let given = delivered.give(&store, &needed, &progress, &cancel)?;
+            // What was asked for and is not to come lies in its place, sound.
+            Ok::<_, FetchError>(asked.difference(&needed).union(&given))
+        })
+        .await?;
+        if self.cancel.is_cancelled() {
+            return Err(FetchError::Cancelled);
+        }
+        let mut earlier = self.earlier();
+        earlier.sound = earlier.sound.union(&sound);
+        Ok(())
+    }
+
+    /// Is all of it here that this run is to bring, as far as that is known before the list came?
+    pub(super) fn has_all_wanted(&self, checked: &Checked) -> Result<bool, FetchError> {
+        let (Some(delivered), Some(content)) = (&self.delivered, self.store.get(&checked.manifest)) else {
+            return Ok(false);
+        };
+        Ok(content.have().is_superset(&delivered.chunks(&self.wanted)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_add_up_without_what_another_stands_for() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(union(&names(&["a"]), &names(&["b", "a"])), names(&["a", "b"]));
+        assert_eq!(union(&names(&["art/x", "b"]), &names(&["art"])), names(&["b", "art"]));
+        assert_eq!(union(&names(&["art"]), &names(&["art/x", "*.flac"])), names(&["art", "*.flac"]));
+    }
+}

@@ -1,0 +1,176 @@
+//! What lies in a delivery's folder is the buyer's: a second fetch brings what is missing or damaged, from the goods that
+//! are there as far as they go, and takes nothing away.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::support::{Bought, Network, args, bytes, run, same, text};
+
+/// Bytes of a chunk as it is sent.
+const CHUNK: u64 = 65_536;
+
+/// A folder of four files, the larger ones of several chunks.
+fn folder(network: &Network) -> PathBuf {
+    let goods = network.path("goods");
+    fs::create_dir_all(goods.join("sub")).unwrap();
+    for (name, size) in [("big.bin", 900_000), ("b.bin", 200_000), ("sub/c.bin", 150_000), ("run", 10)] {
+        fs::write(goods.join(name), bytes(size as u64, size)).unwrap();
+    }
+    fs::set_permissions(goods.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    goods
+}
+
+#[track_caller]
+fn fetch(bought: &Bought, out: &Path, only: &[&str]) -> Value {
+    let mut fetching = bought.fetching(out);
+    for name in only {
+        fetching.extend(args!["--only", *name]);
+    }
+    run(fetching).ok()
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or_else(|| panic!("no number '{name}' in {value}"))
+}
+
+fn delivery(bought: &Bought) -> Value {
+    run(args!["status", "--home", &bought.home]).ok()["deliveries"][0].clone()
+}
+
+/// How `verify` finds each file.
+fn verified(bought: &Bought, place: &Path) -> (bool, Vec<(String, String)>) {
+    let report = run(args!["verify", place, "--home", &bought.home]).json();
+    let files = report["files"].as_array().unwrap().iter();
+    (report["ok"] == true, files.map(|file| (text(file, "path"), text(file, "state"))).collect())
+}
+
+fn is_same(sold: &Path, arrived: &Path, name: &str) {
+    same(&sold.join(name), &arrived.join(name));
+}
+
+#[test]
+fn parts_of_a_product_add_up() {
+    let network = Network::start(1);
+    let goods = folder(&network);
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let (out, place) = (network.path("out"), network.path("out/goods"));
+    fetch(&bought, &out, &["big.bin"]);
+    let inode = fs::metadata(place.join("big.bin")).unwrap().ino();
+    fs::write(place.join("notes.txt"), "mine").unwrap();
+
+    let second = fetch(&bought, &out, &["b.bin"]);
+    assert_eq!(number(&second, "files"), 2, "{second}");
+    assert_eq!(fs::metadata(place.join("big.bin")).unwrap().ino(), inode, "it was not touched");
+    for name in ["big.bin", "b.bin"] {
+        is_same(&goods, &place, name);
+    }
+    let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
+    let (good, files) = verified(&bought, &place);
+    assert!(good && files.contains(&state("big.bin", "ok")) && files.contains(&state("b.bin", "ok")), "{files:?}");
+    assert!(files.contains(&state("sub/c.bin", "not-fetched")), "{files:?}");
+    let shown = delivery(&bought);
+    assert_eq!((&shown["only"], &shown["files"]), (&json!(["big.bin", "b.bin"]), &json!(2)), "{shown}");
+    assert!(number(&shown, "have_bytes") < number(&shown, "total_bytes"), "{shown}");
+    // Damage to a part of an earlier run shows.
+    fs::write(place.join("big.bin"), "x").unwrap();
+    assert!(!verified(&bought, &place).0);
+    fs::remove_file(place.join("big.bin")).unwrap();
+    fetch(&bought, &out, &["big.bin"]);
+    assert!(verified(&bought, &place).0);
+
+    // The whole later: what is there is not sent again.
+    let whole = fetch(&bought, &out, &[]);
+    let total = number(&product, "content_bytes");
+    assert_eq!(number(&whole, "bytes") + number(&whole, "resumed_from"), total, "{whole}");
+    assert!(number(&whole, "bytes") <= 150_000 + 3 * CHUNK, "{whole}");
+    let shown = delivery(&bought);
+    assert_eq!((&shown["only"], &shown["files"], &shown["have_bytes"]), (&json!([]), &json!(4), &json!(total)));
+    assert_eq!(fs::read_to_string(place.join("notes.txt")).unwrap(), "mine");
+    fs::remove_file(place.join("notes.txt")).unwrap();
+    same(&goods, &place);
+    let settled = network.settled(&bought.transaction);
+    assert_eq!(settled["deliveries"][0]["whole"], true, "{settled}");
+    network.assert_books();
+}
+
+#[test]
+fn a_damaged_delivery_is_mended_and_nothing_of_the_buyers_is_lost() {
+    let network = Network::start(1);
+    let goods = folder(&network);
+    let bought = network.buy(&network.publish(&goods, &[]), "client");
+    let (out, place, outside) = (network.path("out"), network.path("out/goods"), network.path("outside"));
+    let first = fetch(&bought, &out, &[]);
+    let total = number(&first, "bytes");
+    network.settled(&bought.transaction);
+    let inode = fs::metadata(place.join("big.bin")).unwrap().ino();
+
+    // One file gone, and asked for alone.
+    fs::remove_file(place.join("b.bin")).unwrap();
+    let mended = fetch(&bought, &out, &["b.bin"]);
+    assert!(number(&mended, "bytes") <= 200_000 + 2 * CHUNK, "{mended}");
+    same(&goods, &place);
+    assert_eq!((&delivery(&bought)["only"], verified(&bought, &place).0), (&json!([]), true));
+
+    // One gone, one changed, a save, and a folder that leads elsewhere.
+    fs::write(place.join("notes.txt"), "hi").unwrap();
+    fs::write(place.join("sub/save"), "level 3").unwrap();
+    fs::remove_file(place.join("b.bin")).unwrap();
+    let mut changed = fs::read(place.join("sub/c.bin")).unwrap();
+    changed[100_000] ^= 1;
+    fs::write(place.join("sub/c.bin"), &changed).unwrap();
+    fs::set_permissions(place.join("run"), fs::Permissions::from_mode(0o644)).unwrap();
+    let mended = fetch(&bought, &out, &[]);
+    assert_eq!(mended["kept_aside"], json!([place.join("sub/c.bin.kept-1")]), "{mended}");
+    assert!(number(&mended, "bytes") <= 200_000 + 3 * CHUNK, "{mended}");
+    assert_eq!(number(&mended, "bytes") + number(&mended, "resumed_from"), total, "{mended}");
+    assert!(fs::read(place.join("sub/c.bin.kept-1")).unwrap() == changed);
+    assert_eq!(fs::read_to_string(place.join("notes.txt")).unwrap(), "hi");
+    assert_eq!(fs::read_to_string(place.join("sub/save")).unwrap(), "level 3");
+    assert_eq!(fs::metadata(place.join("big.bin")).unwrap().ino(), inode, "it was not touched");
+    for name in ["notes.txt", "sub/save", "sub/c.bin.kept-1"] {
+        fs::remove_file(place.join(name)).unwrap();
+    }
+    same(&goods, &place);
+
+    // Nothing is written through a link, and what it leads to is good for reading.
+    fs::rename(place.join("sub"), &outside).unwrap();
+    fs::write(outside.join("mine"), "mine").unwrap();
+    symlink(&outside, place.join("sub")).unwrap();
+    let mended = fetch(&bought, &out, &[]);
+    assert_eq!((&mended["kept_aside"], &mended["bytes"]), (&json!([place.join("sub.kept-1")]), &json!(0)), "{mended}");
+    assert_eq!(fs::read_link(place.join("sub.kept-1")).unwrap(), outside);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    fs::remove_file(place.join("sub.kept-1")).unwrap();
+    same(&goods, &place);
+    // People are told, too.
+    fs::write(place.join("b.bin"), "mine").unwrap();
+    let told = super::support::run_plain(bought.fetching(&out)).stdout;
+    assert!(told.contains("kept aside") && told.contains("b.bin.kept-1"), "{told}");
+    // Nothing is left beside.
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    network.assert_books();
+}
+
+#[test]
+fn a_single_file_that_was_changed_is_mended_and_kept_aside() {
+    let network = Network::start(1);
+    let goods = network.path("one.bin");
+    fs::write(&goods, bytes(5, 900_000)).unwrap();
+    let bought = network.buy(&network.publish(&goods, &[]), "client");
+    let (out, place) = (network.path("out"), network.path("out/one.bin"));
+    fetch(&bought, &out, &[]);
+    let mut changed = bytes(5, 900_000);
+    changed[500_000] ^= 1;
+    fs::write(&place, &changed).unwrap();
+    let mended = fetch(&bought, &out, &[]);
+    assert_eq!(mended["kept_aside"], json!([network.path("out/one.bin.kept-1")]), "{mended}");
+    assert_eq!(number(&mended, "bytes"), CHUNK, "{mended}");
+    same(&goods, &place);
+    assert!(fs::read(network.path("out/one.bin.kept-1")).unwrap() == changed);
+    assert!(verified(&bought, &place).0);
+    assert_eq!(fetch(&bought, &out, &[])["already_here"], true);
+}
