@@ -2,8 +2,10 @@
 //! the words do not fit together.
 
 use protocol::api::{News, news_topic};
-use protocol::trust::{AuditHead, KeyPurpose, KeySet, RevocationEpoch, Revocations};
-use protocol::{ContentId, Digest, RefusalCode, Signed, codec};
+use protocol::deliver::{ClientMessage, SeederMessage};
+use protocol::ticket::Ticket;
+use protocol::trust::{AuditHead, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
+use protocol::{ChunkSet, ContentId, Digest, Keypair, RefusalCode, Signed, codec};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -40,6 +42,43 @@ async fn two_key_sets_of_one_version_are_told_also_after_a_restart_until_a_newer
     says(News::KeySet(sign(&KeySet { version: 2, ..first }))).await;
     let clear = || async { seeder.status().unwrap()["fork"].is_null().then_some(()) };
     eventually("the newer key set ending it", clear).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_ends_what_runs_by_its_word_and_another_lease_goes_on_from_there() {
+    let world = World::new(true).await;
+    let goods = world.publish(1, 8);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let (handle, topic) = (&world.manager.handle, news_topic(&world.office.network));
+    let _listening = handle.subscribe(&topic, 16).await.unwrap();
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..1).await;
+    talk.chunk().await.unwrap();
+    talk.say(ClientMessage::Ack(client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1)))).await;
+    let heard = talk.hear().await;
+    assert!(matches!(heard, Some(SeederMessage::Window { .. })), "{heard:?}");
+
+    let next = Keypair::from_seed(&[230; 32]);
+    let mut set = world.office.key_set().peek().unwrap();
+    let stolen = set.keys.iter_mut().find(|entry| entry.purpose == KeyPurpose::Ticket).unwrap();
+    stolen.state = KeyState::Revoked;
+    set.keys.push(KeyEntry { purpose: KeyPurpose::Ticket, key: next.peer_id(), state: KeyState::Active });
+    let set = Signed::sign(&KeySet { version: 2, ..set }, &world.office.root);
+    let news = codec::encode(&News::KeySet(set));
+    eventually("a mesh", || async { handle.publish(&topic, news.clone()).await.ok() }).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::KeyRetired);
+    assert_eq!(client.show(&at, &ticket).await.refusal().await.code, RefusalCode::KeyRetired);
+
+    // The sale is the same one, by the old key; the lease is by the new.
+    let lease = Signed::sign(&ticket.lease.peek().unwrap(), &next);
+    let (mut talk, welcome) = client.begin(&at, &Ticket { lease, ..ticket }).await;
+    assert_eq!(welcome.ack.unwrap().peek().unwrap().chunks, ChunkSet::from_range(0..1));
+    talk.want(1..2).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(1));
     stop(seeder).await;
 }
 
