@@ -19,10 +19,10 @@ use crate::catalogue;
 use crate::context::{Context, now_ms};
 use crate::init::write_file;
 use crate::keys::{self, ManagerKeys, key_set_path, purpose_name};
-use crate::news;
 use crate::rotate::{Change, OldKey, next_set};
 use crate::tables::{MANIFESTS, PRODUCTS};
 use crate::transactions::SALES;
+use crate::{news, statements};
 
 /// Products and purchases that are listed in one answer; all are counted.
 const LISTED: usize = 200;
@@ -194,6 +194,13 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     if chain_is_void {
         // What a stolen key signed is void, and a newcomer could not follow the chain: it is said again.
         ctx.revocations.begin_anew(now_ms() / 1000).await.map_err(failed)?;
+    }
+    let work = Arc::clone(ctx);
+    match tokio::task::spawn_blocking(move || statements::renew_all(&work, now_ms())).await {
+        Ok(Ok(())) => {}
+        // The keys are in force all the same, and each seeder's are looked at whenever it asks.
+        Ok(Err(error)) => tracing::error!(%error, "statements could not be signed again"),
+        Err(error) => tracing::error!(%error, "statements could not be signed again"),
     }
     let trust = ctx.trust();
     news::publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;

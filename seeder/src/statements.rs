@@ -1,12 +1,14 @@
 //! The manager's statements of account, fetched, checked and kept: what this seeder was paid, line by line, and when
 //! receipts may go, because the manager has signed what became of them.
 
+mod replaced;
+
 use std::sync::Arc;
 
 use protocol::api::{MeshRequest, MeshResponse};
 use protocol::evidence::StatementFile;
 use protocol::statement::{Explanation, Statement};
-use protocol::trust::KeyPurpose;
+use protocol::trust::{KeyPurpose, Trust};
 use protocol::{Digest, Refusal, RefusalCode, Signed};
 use serde_json::{Value, json};
 use store::{Db, Step, StoreError};
@@ -42,15 +44,30 @@ impl From<StoreError> for FetchError {
 /// Fetches statements until there is no further one; says how many came.
 pub(crate) async fn fetch(seeder: &Seeder) -> Result<usize, FetchError> {
     reconcile(seeder).await?;
+    replaced::renew(seeder, false).await?;
+    let mut again = true;
     for count in 0..AT_ONCE {
         let after = last(&seeder.db)?.map_or(0, |(number, _)| number);
-        match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
-            MeshResponse::Statement(None) => return Ok(count),
-            MeshResponse::Statement(Some(signed)) => take(seeder, *signed).await?,
-            _ => return Err(AskError::Unexpected("a question for statements").into()),
+        let Some(signed) = ask(seeder, after).await? else { return Ok(count) };
+        match take(seeder, &signed).await {
+            Err(TakeError::Refused(refusal)) if again && replaced::is_elsewhere(&seeder.db, &signed)? => {
+                tracing::info!(%refusal, "the statements here were signed again by the manager");
+                again = false;
+                replaced::renew(seeder, true).await?;
+                take(seeder, &signed).await?;
+            }
+            taken => taken?,
         }
     }
     Ok(AT_ONCE)
+}
+
+/// The manager's statement after that number.
+async fn ask(seeder: &Seeder, after: u64) -> Result<Option<Signed<Statement>>, AskError> {
+    match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
+        MeshResponse::Statement(statement) => Ok(statement.map(|statement| *statement)),
+        _ => Err(AskError::Unexpected("a question for statements")),
+    }
 }
 
 /// After the manager came back from a backup it has fewer statements than it gave out, and makes others in their place. The
@@ -66,11 +83,8 @@ async fn reconcile(seeder: &Seeder) -> Result<(), FetchError> {
     let mut held = Some(signed);
     while let Some(ours) = held {
         let after = common.saturating_sub(1);
-        let theirs = match seeder.manager.ask(&MeshRequest::Statement { after }).await? {
-            MeshResponse::Statement(theirs) => theirs,
-            _ => return Err(AskError::Unexpected("a question for statements").into()),
-        };
-        if theirs.is_some_and(|theirs| *theirs == ours) {
+        // One that was only signed again is the same one.
+        if ask(seeder, after).await?.is_some_and(|theirs| replaced::is_same(&theirs, &ours)) {
             break;
         }
         common = after;
@@ -109,16 +123,29 @@ fn last(db: &Db) -> Result<Option<(u64, Signed<Statement>)>, StoreError> {
     db.read(|txn| STATEMENTS.last(txn))
 }
 
-/// Checks a statement, does its sums again, and keeps it.
-async fn take(seeder: &Seeder, signed: Signed<Statement>) -> Result<(), TakeError> {
+fn wrong(detail: String) -> TakeError {
+    Refusal::new(RefusalCode::BadReceipt, detail).into()
+}
+
+fn trust(seeder: &Seeder) -> Result<Arc<Trust>, TakeError> {
     let unknown = || Refusal::new(RefusalCode::NotEnrolled, "the network's keys are not known here yet");
-    let trust = seeder.network.trust().ok_or_else(unknown)?;
-    let statement = trust.open(&signed, KeyPurpose::Settlement, |s| s.issued_at, now_ms())?;
-    let wrong = |detail: String| TakeError::from(Refusal::new(RefusalCode::BadReceipt, detail));
+    Ok(seeder.network.trust().ok_or_else(unknown)?)
+}
+
+/// A statement for this seeder that a good key signed, and whose sums are right.
+fn open(seeder: &Seeder, trust: &Trust, signed: &Signed<Statement>) -> Result<Statement, TakeError> {
+    let statement = trust.open(signed, KeyPurpose::Settlement, |s| s.issued_at, now_ms())?;
     if statement.seeder != seeder.peer {
         return Err(wrong("the manager sent the statement of another seeder".to_owned()));
     }
     statement.check().map_err(|error| wrong(error.to_string()))?;
+    Ok(statement)
+}
+
+/// Checks a statement, does its sums again, and keeps it.
+async fn take(seeder: &Seeder, signed: &Signed<Statement>) -> Result<(), TakeError> {
+    let (trust, signed) = (trust(seeder)?, signed.clone());
+    let statement = open(seeder, &trust, &signed)?;
     match last(&seeder.db)? {
         Some((_, before)) => {
             let digest = before.digest();

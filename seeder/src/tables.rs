@@ -49,6 +49,8 @@ pub(crate) const STATEMENTS: Table<u64, Signed<Statement>> = Table::new("stateme
 pub(crate) const SUPERSEDED: Table<(u64, u64), Signed<Statement>> = Table::new("superseded statements");
 /// When a statement first dealt with all batches of this outbox up to a number.
 pub(crate) const COVERS: Table<u64, CoveredAt> = Table::new("batches covered");
+/// Version of the key set under which all statements were last found to hold.
+pub(crate) const FOUND_GOOD: Table<(), Version> = Table::new("statements found good");
 /// Key sets by version, under which statements were signed.
 pub(crate) const OLD_KEY_SETS: Table<u64, Signed<KeySet>> = Table::new("old key sets");
 
@@ -131,6 +133,10 @@ pub(crate) struct CoveredAt {
     pub(crate) at: u64,
 }
 
+/// A version of the key set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Version(pub(crate) u64);
+
 /// One receipt, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ReceiptLine {
@@ -149,6 +155,7 @@ wire! {
     ForkNote => 512,
     Due => 16,
     CoveredAt => 16,
+    Version => 16,
     OutboxState => 128,
     BatchRecord => 64 * 1024,
     ReceiptLine => 128,

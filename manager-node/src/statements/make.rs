@@ -12,6 +12,7 @@ use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed, codec};
 use store::{Step, StoreError, Txn, WriteTransaction};
 use tracing::{error, info};
 
+use super::renew::renew_void;
 use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS};
 use crate::archive::Kind;
 use crate::context::{Context, now_ms};
@@ -85,6 +86,7 @@ fn has_news(books: &Books) -> bool {
 /// Makes statements of everything about a seeder that is in none; gives the number of the newest. Seeders about whom
 /// there is nothing new get none.
 pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleError> {
+    renew_void(ctx, seeder, now)?;
     loop {
         let Some((statement, books)) = ctx.db.read(|txn| next(ctx, txn, seeder, now))? else {
             return Ok(ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number));
@@ -182,7 +184,9 @@ fn put(
     signed: &Signed<Statement>,
 ) -> Result<bool, StoreError> {
     let Some(mut books) = BOOKS.get(txn, &seeder)? else { return Ok(false) };
-    if books.number.saturating_add(1) != number {
+    // Also where the one before was signed again meanwhile: this one would name it as it was.
+    let names = signed.peek().map(|statement| statement.previous);
+    if books.number.saturating_add(1) != number || names != Ok(books.last) {
         return Ok(false);
     }
     // Receipts without a line that came since the snapshot stay for the next one.
@@ -251,6 +255,7 @@ fn move_old(ctx: &Context, seeder: PeerId, before: u64) -> Result<bool, StoreErr
 
 /// The statement of a seeder after the given number.
 pub(crate) fn after(ctx: &Context, seeder: PeerId, number: u64) -> Result<Option<Signed<Statement>>, SaleError> {
+    renew_void(ctx, seeder, now_ms())?;
     let newest = ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number);
     if number > newest {
         let detail = format!("the newest statement here is {newest}; the manager came back from an older backup");

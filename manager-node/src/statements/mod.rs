@@ -4,6 +4,7 @@
 mod explain;
 mod make;
 mod payouts;
+mod renew;
 
 use bincode::{Decode, Encode};
 use protocol::statement::{EarningLine, PaymentLine, ReceiptFate, ReceiptLine, Statement, Unlisted};
@@ -15,6 +16,7 @@ use crate::archive::{Archive, Kind, Place};
 pub(crate) use explain::explain;
 pub(crate) use make::{after, make, start, step};
 pub(crate) use payouts::{file, list, make_now, payouts};
+pub(crate) use renew::renew_all;
 
 /// What happened to a seeder's account, in order, until the statement that tells of it is old.
 const JOURNAL: Table<(PeerId, u64), Entry> = Table::new("statement-journal");

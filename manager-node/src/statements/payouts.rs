@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Txn};
 
+use super::renew::renew_void;
 use super::{BOOKS, STATEMENTS, get, make};
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account};
@@ -125,6 +126,7 @@ pub(crate) struct FileArgs {
 /// Writes statements of one seeder, from the given number on, into a file that can be checked without asking anybody.
 pub(crate) fn file(ctx: &Context, args: FileArgs) -> Result<Value, SaleError> {
     let first = args.first.unwrap_or(1).max(1);
+    renew_void(ctx, args.seeder, now_ms())?;
     let statements = ctx.db.read(|txn| {
         let found = (first..).map_while(|number| get(&ctx.archive, txn, args.seeder, number).transpose());
         found.take(MOST_IN_FILE).collect::<Result<Vec<_>, StoreError>>()

@@ -1,0 +1,131 @@
+//! Statements whose key was revoked, or is over, prove nothing, and no seeder takes them. So they are signed again with the
+//! present key: the same numbers and lines, each naming the one before as that is now signed. A seeder that has the old ones
+//! puts the new ones in their place.
+
+use std::ops::ControlFlow;
+
+use bincode::{Decode, Encode};
+use protocol::statement::Statement;
+use protocol::trust::{KeyPurpose, KeyState, Trust};
+use protocol::{Digest, PeerId, Refusal, Signed, wire};
+use store::{Step, StoreError, Table, WriteTransaction};
+use tracing::warn;
+
+use super::{BOOKS, OLD_STATEMENTS, STATEMENTS, get};
+use crate::context::Context;
+use crate::transactions::SaleError;
+
+/// Under which keys each seeder's statements were last found to hold, all of them.
+const FOUND_GOOD: Table<PeerId, FoundGood> = Table::new("statements-found-good");
+
+/// Statements signed again in one database transaction: with the longest some 3 MiB.
+const STEP: u64 = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct FoundGood {
+    /// Version of the key set.
+    version: u64,
+    /// Until one of its keys is over, unix milliseconds.
+    until: u64,
+}
+
+wire!(FoundGood => 32);
+
+/// Signs a seeder's statements again from the first one on that does not hold. Cheap where all of them did when it was
+/// last asked and the keys are the same since.
+pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), SaleError> {
+    let trust = ctx.trust();
+    let version = trust.key_set().version;
+    let known = ctx.db.read(|txn| FOUND_GOOD.get(txn, &seeder))?;
+    if known.is_some_and(|known| known.version == version && now < known.until) {
+        return Ok(());
+    }
+    // What is made meanwhile may name one that is replaced: looked at again until nothing is left.
+    let mut renewed = 0u64;
+    while let Some(first) = first_void(ctx, &trust, seeder, now)? {
+        renewed = renewed.saturating_add(sign_again(ctx, seeder, first, now)?);
+    }
+    if renewed > 0 {
+        warn!(%seeder, statements = renewed, "statements whose key is void were signed again");
+    }
+    let dead = trust.key_set().keys.iter().filter_map(|entry| match entry.state {
+        KeyState::Retiring { dead_after, .. } if entry.purpose == KeyPurpose::Settlement && dead_after > now => {
+            Some(dead_after)
+        }
+        _ => None,
+    });
+    let good = FoundGood { version, until: dead.min().unwrap_or(u64::MAX) };
+    Ok(ctx.db.write_blocking(move |txn| FOUND_GOOD.put(txn, &seeder, &good))?)
+}
+
+/// The same for every seeder.
+pub(crate) fn renew_all(ctx: &Context, now: u64) -> Result<(), SaleError> {
+    let mut seeders = Vec::new();
+    ctx.db.read(|txn| {
+        BOOKS.scan::<StoreError>(txn, .., |seeder, books| {
+            if books.number > 0 {
+                seeders.push(seeder);
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    seeders.into_iter().try_for_each(|seeder| renew_void(ctx, seeder, now))
+}
+
+/// The first statement that is void, or does not name the one before it as that is signed.
+fn first_void(ctx: &Context, trust: &Trust, seeder: PeerId, now: u64) -> Result<Option<u64>, SaleError> {
+    ctx.db.read(|txn| {
+        let newest = BOOKS.get(txn, &seeder)?.map_or(0, |books| books.number);
+        let mut before: Option<Digest> = None;
+        for number in 1..=newest {
+            let Some(signed) = get(&ctx.archive, txn, seeder, number)? else { return Ok(None) };
+            let statement = signed.peek().map_err(Refusal::from)?;
+            let key = trust.still_good(&signed.signer(), KeyPurpose::Settlement, statement.issued_at, now);
+            if key.is_err() || statement.previous != before {
+                return Ok(Some(number));
+            }
+            before = Some(signed.digest());
+        }
+        Ok(None)
+    })
+}
+
+/// Signs the statements from `first` on again, as many as there are; gives how many.
+fn sign_again(ctx: &Context, seeder: PeerId, first: u64, now: u64) -> Result<u64, SaleError> {
+    let mut next = first;
+    let mut previous = match first.checked_sub(1).filter(|before| *before > 0) {
+        Some(before) => ctx.db.read(|txn| get(&ctx.archive, txn, seeder, before))?.map(|signed| signed.digest()),
+        None => None,
+    };
+    loop {
+        let old = ctx.db.read(|txn| {
+            let page = (next..next.saturating_add(STEP)).map_while(|n| get(&ctx.archive, txn, seeder, n).transpose());
+            page.collect::<Result<Vec<_>, StoreError>>()
+        })?;
+        if old.is_empty() {
+            return Ok(next - first);
+        }
+        let mut made = Vec::with_capacity(old.len());
+        for signed in old {
+            let statement = Statement { previous, issued_at: now, ..signed.peek().map_err(Refusal::from)? };
+            let again = ctx.keys.sign(KeyPurpose::Settlement, &statement);
+            previous = Some(again.digest());
+            made.push((statement.number, again));
+        }
+        next = next.saturating_add(made.len() as u64);
+        ctx.db.write_step_blocking(Step::ManagerStatement, move |txn| put(txn, seeder, &made))?;
+    }
+}
+
+fn put(txn: &WriteTransaction<'_>, seeder: PeerId, made: &[(u64, Signed<Statement>)]) -> Result<(), StoreError> {
+    for (number, signed) in made {
+        STATEMENTS.put(txn, &(seeder, *number), signed)?;
+        // One that had moved out moves out again, as it is now.
+        OLD_STATEMENTS.delete(txn, &(seeder, *number))?;
+        if let Some(mut books) = BOOKS.get(txn, &seeder)?.filter(|books| books.number == *number) {
+            books.last = Some(signed.digest());
+            BOOKS.put(txn, &seeder, &books)?;
+        }
+    }
+    Ok(())
+}
