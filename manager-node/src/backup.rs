@@ -7,7 +7,7 @@ use std::sync::Arc;
 use node::{ControlError, DirLock, DirLockError};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::Restored;
+use store::{BackupError, Restored};
 
 use crate::context::Context;
 use crate::restore::{self, RestoreError};
@@ -31,15 +31,24 @@ pub enum RestoreBackupError {
 struct Request {
     /// Absolute.
     path: PathBuf,
+    /// A file that is there may be replaced.
+    #[serde(default)]
+    replace: bool,
 }
 
 /// Answers `backup`.
 pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
-    let Request { path } = crate::control::parse(request)?;
+    let Request { path, replace } = crate::control::parse(request)?;
     let (db, to) = (ctx.db.clone(), path.clone());
     let failed = |text: String| ControlError::new("internal", text);
-    let copied = tokio::task::spawn_blocking(move || db.backup_folder_to(to)).await;
-    let records = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+    let copied = tokio::task::spawn_blocking(move || match replace {
+        true => db.backup_folder_to(to),
+        false => db.backup_folder_new(to),
+    });
+    let records = copied.await.map_err(|e| failed(e.to_string()))?.map_err(|error| match error {
+        BackupError::Exists(_) => ControlError::new("wrong-state", error.to_string()),
+        error => failed(error.to_string()),
+    })?;
     tracing::info!(path = %path.display(), records, "backup written");
     Ok(json!({ "path": path, "records": records }))
 }

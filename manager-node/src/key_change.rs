@@ -118,7 +118,8 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
     });
     let (set, report, affected) = made.await.map_err(failed)??;
     Ok(json!({
-        "request": codec::encode(&set), "version": report.version, "key": report.key, "replaced": report.replaced,
+        "request": codec::encode(&set), "in_force": codec::encode(ctx.trust().signed_key_set()),
+        "version": report.version, "key": report.key, "replaced": report.replaced,
         "void": affected,
     }))
 }

@@ -4,17 +4,23 @@ use std::path::{Path, PathBuf};
 
 use node::ControlError;
 use serde_json::{Value, json};
-use store::{RestoreError, Restored};
+use store::{BackupError, RestoreError, Restored};
 
 use crate::running::STORE;
 use crate::shop::Shop;
 
 /// Writes the backup.
-pub(crate) async fn write(shop: &Shop, path: PathBuf) -> Result<Value, ControlError> {
+pub(crate) async fn write(shop: &Shop, path: PathBuf, replace: bool) -> Result<Value, ControlError> {
     let (db, to) = (shop.db.clone(), path.clone());
     let failed = |text: String| ControlError::new("internal", text);
-    let copied = tokio::task::spawn_blocking(move || db.backup_folder_to(to)).await;
-    let records = copied.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+    let copied = tokio::task::spawn_blocking(move || match replace {
+        true => db.backup_folder_to(to),
+        false => db.backup_folder_new(to),
+    });
+    let records = copied.await.map_err(|e| failed(e.to_string()))?.map_err(|error| match error {
+        BackupError::Exists(_) => ControlError::new("wrong-state", error.to_string()),
+        error => failed(error.to_string()),
+    })?;
     tracing::info!(path = %path.display(), records, "backup written");
     Ok(json!({ "path": path, "records": records }))
 }

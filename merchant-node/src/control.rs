@@ -66,6 +66,9 @@ enum Command {
     Backup {
         /// Absolute.
         path: PathBuf,
+        /// A file that is there may be replaced.
+        #[serde(default)]
+        replace: bool,
     },
 }
 
@@ -116,7 +119,7 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
             }
             Ok(shown)
         }
-        Command::Backup { path } => backup::write(&shop, path).await,
+        Command::Backup { path, replace } => backup::write(&shop, path, replace).await,
         Command::Evidence { order, path } => {
             let found = shop.order(&order).map_err(|e| failed(&e))?;
             let found = found.ok_or_else(|| refund_error(&RefundError::Unknown(order)))?;

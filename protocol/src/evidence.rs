@@ -428,6 +428,32 @@ impl StatementFile {
     /// Largest file.
     pub const MAX_BYTES: usize = 64 * 1024 * 1024;
 
+    /// Most statements in one; more go into a further one, which proves itself as well.
+    pub const MOST: usize = 960;
+    /// Most bytes of all of them together.
+    const MOST_BYTES: usize = 56 * 1024 * 1024;
+
+    /// A file with as many of these statements, in order, as it may have. The second value is true where that was not all.
+    ///
+    /// # Errors
+    /// The first of the iterator.
+    pub fn of<E>(
+        key_sets: Vec<Signed<KeySet>>,
+        from: impl Iterator<Item = Result<Signed<Statement>, E>>,
+    ) -> Result<(Self, bool), E> {
+        let (mut statements, mut bytes) = (Vec::new(), 0usize);
+        for signed in from {
+            let signed = signed?;
+            // Beside the body there are signer and signature.
+            bytes = bytes.saturating_add(signed.body().len() + 256);
+            if statements.len() >= Self::MOST || bytes > Self::MOST_BYTES {
+                return Ok((StatementFile { key_sets, statements }, true));
+            }
+            statements.push(signed);
+        }
+        Ok((StatementFile { key_sets, statements }, false))
+    }
+
     /// The file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let keys = self.key_sets.iter().map(|d| section(1, d));

@@ -6,7 +6,8 @@
 //! - `limit` (`upload`, `upload_per_delivery`): bytes per second from now on, 0 for no limit; what is absent stays. Answers
 //!   with the limits in force. At the next start those of the configuration hold again.
 //! - `statements` (`limit`, default 20): statements of account, after new ones were asked for.
-//! - `statement-file` (`path`): all of them as a file that proves itself.
+//! - `statement-file` (`path`, `first`, `superseded`): all of them, or those from one on, or those put aside under a restore
+//!   number, as a file that proves itself.
 //! - `explain` (`id`): what became of one receipt, by the manager's word.
 //! - `drain` (`patience_ms`): finishes what runs, refuses new deliveries, hands copies over, brings receipts home, then ends
 //!   the process; with progress lines. `drain` with `cancel: true` lets it stay.
@@ -180,18 +181,39 @@ async fn statement_file(seeder: Arc<Seeder>, request: &Value) -> Result<Value, C
     let Some(path) = path.filter(|path| path.is_absolute()) else {
         return Err(ControlError::new("bad-request", "the path of a file is missing or not absolute"));
     };
-    in_background(move || {
-        let Some((count, bytes)) = statements::file(&seeder.db)? else {
-            return Err("there is no statement yet; the manager makes one a day, or when its operator asks".into());
+    let number = |name: &str| request.get(name).and_then(Value::as_u64);
+    let (first, superseded) = (number("first"), number("superseded"));
+    if path.symlink_metadata().is_ok() {
+        return Err(not_written(&path, &std::io::Error::from(std::io::ErrorKind::AlreadyExists)));
+    }
+    let written = tokio::task::spawn_blocking(move || {
+        let failed = |error: StoreError| ControlError::new("internal", error.to_string());
+        let Some(written) = statements::file(&seeder.db, first, superseded).map_err(failed)? else {
+            let why = match (first, superseded) {
+                (_, Some(restore)) => format!("no statements were put aside under restore number {restore}"),
+                (Some(first), None) => format!("there is no statement {first} here"),
+                _ => "there is no statement yet; the manager makes one a day, or when its operator asks".to_owned(),
+            };
+            return Err(ControlError::new("not-found", why));
         };
         let folder = path.parent().unwrap_or(std::path::Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut file, &bytes)?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(&path)?;
-        Ok(json!({ "path": path, "statements": count, "bytes": bytes.len() }))
-    })
-    .await
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            std::io::Write::write_all(&mut file, &written.bytes)?;
+            file.as_file().sync_all()?;
+            file.persist_noclobber(&path).map(drop).map_err(|error| error.error)
+        };
+        write().map_err(|error: std::io::Error| not_written(&path, &error))?;
+        Ok(json!({
+            "path": path, "statements": written.statements, "first": written.first, "last": written.last,
+            "next": written.next, "bytes": written.bytes.len(),
+        }))
+    });
+    written.await.map_err(|error| ControlError::new("internal", error.to_string()))?
+}
+
+fn not_written(path: &std::path::Path, error: &std::io::Error) -> ControlError {
+    ControlError::new("wrong-state", format!("cannot write {}: {error}", path.display()))
 }
 
 /// Also what [`crate::Running::status`] gives.

@@ -21,6 +21,8 @@ use crate::tables::{COVERS, CoveredAt, OLD_KEY_SETS, OUTBOX, STATEMENTS, SUPERSE
 
 /// Statements taken in one go: a seeder that was away for months catches up in a few.
 const AT_ONCE: usize = 64;
+/// So many times over where somebody waits for the list.
+const ROUNDS: usize = 64;
 /// Key sets kept for old statements: a rotation of the settlement key a year is the usual.
 const MAX_KEY_SETS: usize = 16;
 
@@ -180,7 +182,17 @@ async fn take(seeder: &Seeder, signed: &Signed<Statement>) -> Result<(), TakeErr
 
 /// Statements, newest first, as they are shown; asks the manager for new ones first, and says why if that fails.
 pub(crate) async fn list(seeder: &Arc<Seeder>, limit: usize) -> Result<Value, StoreError> {
-    let trouble = fetch(seeder).await.err().map(|error| error.to_string());
+    let (mut trouble, mut more) = (None, true);
+    for _ in 0..ROUNDS {
+        match fetch(seeder).await {
+            Ok(AT_ONCE) => continue,
+            Ok(_) => {}
+            Err(error) => trouble = Some(error.to_string()),
+        }
+        more = false;
+        break;
+    }
+    let total = seeder.db.read(|txn| STATEMENTS.len(txn))?;
     let held = seeder.db.read(|txn| STATEMENTS.range_back(txn, .., limit))?;
     let lines: Vec<Value> = held.iter().filter_map(|(_, signed)| signed.peek().ok()).map(|s| line(&s)).collect();
     let aside = seeder.db.read(|txn| SUPERSEDED.range_back(txn, .., limit))?;
@@ -189,7 +201,9 @@ pub(crate) async fn list(seeder: &Arc<Seeder>, limit: usize) -> Result<Value, St
         .filter_map(|((restore, _), signed)| signed.peek().ok().map(|statement| (restore, statement)))
         .map(|(restore, statement)| json!({"restore": restore, "statement": line(&statement)}))
         .collect();
-    Ok(json!({ "statements": lines, "superseded": aside, "not_fetched_because": trouble }))
+    Ok(json!({
+        "statements": lines, "total": total, "superseded": aside, "not_fetched_because": trouble, "more_wait": more,
+    }))
 }
 
 fn line(statement: &Statement) -> Value {
@@ -208,19 +222,45 @@ fn line(statement: &Statement) -> Value {
     })
 }
 
-/// All statements and the key sets that prove them, as a file.
-pub(crate) fn file(db: &Db) -> Result<Option<(usize, Vec<u8>)>, StoreError> {
-    let (statements, key_sets) = db.read(|txn| {
-        let statements = STATEMENTS.range_back(txn, .., AT_ONCE * 2)?;
-        Ok::<_, StoreError>((statements, OLD_KEY_SETS.range_back(txn, .., MAX_KEY_SETS)?))
+/// Statements as a file.
+pub(crate) struct Written {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) statements: usize,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// The first one that did not go into it.
+    pub(crate) next: Option<u64>,
+}
+
+/// The statements from `first` on with the key sets that prove them, as a file; with `superseded`, those that were put
+/// aside under that restore number. `None` where there are none.
+pub(crate) fn file(db: &Db, first: Option<u64>, superseded: Option<u64>) -> Result<Option<Written>, StoreError> {
+    let (file, more) = db.read(|txn| {
+        let key_sets = OLD_KEY_SETS.range_back(txn, .., MAX_KEY_SETS)?.into_iter().map(|(_, signed)| signed).collect();
+        let mut next = first.unwrap_or(0);
+        // One at a time: each may be long.
+        let statements = std::iter::from_fn(|| {
+            let found = match superseded {
+                None => STATEMENTS.range(txn, next.., 1).map(|page| page.into_iter().next()),
+                Some(restore) => SUPERSEDED
+                    .range(txn, (restore, next)..=(restore, u64::MAX), 1)
+                    .map(|page| page.into_iter().next().map(|((_, number), signed)| (number, signed))),
+            };
+            match found {
+                Ok(found) => found.map(|(number, signed)| {
+                    next = number.saturating_add(1);
+                    Ok(signed)
+                }),
+                Err(error) => Some(Err(error)),
+            }
+        });
+        StatementFile::of::<StoreError>(key_sets, statements)
     })?;
-    if statements.is_empty() {
-        return Ok(None);
-    }
-    let mut statements: Vec<Signed<Statement>> = statements.into_iter().map(|(_, signed)| signed).collect();
-    statements.reverse();
-    let key_sets = key_sets.into_iter().map(|(_, signed)| signed).collect();
-    Ok(Some((statements.len(), StatementFile { key_sets, statements }.to_bytes())))
+    let number = |signed: Option<&Signed<Statement>>| signed.and_then(|s| s.peek().ok()).map_or(0, |s| s.number);
+    let (first, last) = (number(file.statements.first()), number(file.statements.last()));
+    let next = more.then_some(last.saturating_add(1));
+    let statements = file.statements.len();
+    Ok((statements > 0).then(|| Written { bytes: file.to_bytes(), statements, first, last, next }))
 }
 
 /// Asks the manager what became of a receipt.

@@ -15,9 +15,12 @@ use super::{Global, manager};
 /// Flags of `backup`.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
-    /// File to write, readable by its owner only; a file that is there is replaced once the new one is whole
+    /// File to write, readable by its owner only
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Replace a file that is there, once the new one is whole
+    #[arg(long)]
+    replace: bool,
     /// Data folder [default: the user's data folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -40,7 +43,7 @@ fn folder(dir: Option<&PathBuf>, role: &str) -> PathBuf {
 
 /// Has a running node write its backup.
 pub(crate) async fn backup(role: &str, args: BackupArgs, global: &Global) -> Result<ExitCode> {
-    let request = json!({"cmd": "backup", "path": manager::absolute(&args.output)?});
+    let request = json!({"cmd": "backup", "path": manager::absolute(&args.output)?, "replace": args.replace});
     let text = |a: &serde_json::Value| {
         format!(
             "{} records and the keys in {}\nKeep it as safe as the keys themselves.",

@@ -14,6 +14,7 @@ use super::client::write_whole;
 use super::daemon::{ask, call};
 use super::facts::listed;
 use super::goods::void;
+use super::key_files::{self, Request};
 use super::manager::{DirArgs, parse_time};
 use super::output::{Answer, field};
 
@@ -28,7 +29,7 @@ pub(crate) enum Command {
     Rotate(RotateArgs),
     /// Make void everything that a key signed
     Revoke(RevokeArgs),
-    /// Sign a request with the root key, on whatever machine has it
+    /// Show what a request changes and sign it with the root key, on whatever machine has it
     Sign(SignArgs),
     /// Put a signed key set in force
     Install(InstallArgs),
@@ -165,8 +166,6 @@ pub(crate) struct ChangeRootArgs {
 
 /// A signature and a change are made at once where the root key is here; this is for the clock's steps and slow disks.
 const MARGIN_MS: u64 = 60_000;
-/// Largest file that is read: a signed key set has at most 32 KiB.
-const MAX_FILE: u64 = 64 * 1024;
 
 /// Runs one command.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
@@ -189,13 +188,17 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Revoke(args) => change(&args.dir.path(), json!({"revoke": args.key}), &args.root, global).await,
         Command::Sign(args) => {
-            let signed = sign(&read(&args.request)?, &args.root_key)?;
-            write_whole(&args.output, &signed)?;
+            let request = Request::read(&args.request)?;
+            let changes = request.changes()?;
+            let signed = sign(&request.next, &args.root_key)?;
+            write_whole(&args.output, &key_files::signed(&signed))?;
             let text = format!(
-                "signed key set in {}\nNext, at the manager: willcall manager keys install",
+                "{}\n\nsigned key set in {}\nNext, at the manager: willcall manager keys install {} --dir DIR",
+                changes.join("\n"),
+                args.output.display(),
                 args.output.display()
             );
-            Answer::new(json!({"path": args.output}), text).print(global.json)?;
+            Answer::new(json!({"path": args.output, "changes": changes}), text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::NextRoot(args) => change(&args.dir.path(), json!({"next_root": args.key}), &args.root, global).await,
@@ -212,11 +215,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             if args.root.root_key.is_none() && args.root.request.is_none() {
                 bail!("name the new root key with --root-key, or write a --request for where it is");
             }
-            let request = json!({"handover": read(&args.handover)?, "next_root": args.then});
+            let request = json!({"handover": key_files::read(&args.handover)?, "next_root": args.then});
             change(&args.dir.path(), request, &args.root, global).await
         }
         Command::Install(args) => {
-            let request = json!({"cmd": "keys-install", "signed": read(&args.signed)?});
+            let request = json!({"cmd": "keys-install", "signed": key_files::read_signed(&args.signed)?});
             let text = |a: &Value| format!("key set {} is in force{}", field(a, "version"), void(a.get("void")));
             ask(&args.dir.path(), request, global, text).await
         }
@@ -243,8 +246,13 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
         let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
         format!("new key {key}\nreplaces {replaced}")
     };
+    let in_force: Vec<u8> = serde_json::from_value(prepared.get("in_force").cloned().unwrap_or_default())
+        .context("the manager answered without its key set")?;
+    if let Some(fields) = prepared.as_object_mut() {
+        fields.remove("in_force");
+    }
     if let Some(path) = &root.request {
-        write_whole(path, &bytes)?;
+        write_whole(path, &Request { in_force, next: bytes }.to_bytes())?;
         let text = format!(
             "{}\nNext, where the root key is: willcall manager keys sign {} --root-key FILE -o SIGNED{}",
             changed(&prepared),
@@ -269,12 +277,4 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
 fn sign(request: &[u8], root_key: &Path) -> Result<Vec<u8>> {
     let passphrase = super::client::passphrase_of(root_key)?;
     Ok(manager_node::sign_key_set(request, root_key, passphrase.as_deref().map(String::as_str))?)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let failed = || format!("cannot read {}", path.display());
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).with_context(failed)?.take(MAX_FILE).read_to_end(&mut bytes).with_context(failed)?;
-    Ok(bytes)
 }

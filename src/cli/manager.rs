@@ -571,8 +571,7 @@ async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
         Statements::Export(args) => {
             let path = absolute(&args.output)?;
             let request = json!({"cmd": "statement-file", "seeder": args.seeder, "first": args.first, "path": path});
-            let text = |a: &Value| format!("{} statements in {}", field(a, "statements"), field(a, "path"));
-            ask(&args.dir.path(), request, global, text).await
+            ask(&args.dir.path(), request, global, super::seeder::statements_written).await
         }
     }
 }

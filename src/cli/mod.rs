@@ -8,6 +8,7 @@ mod device;
 mod evidence;
 mod facts;
 mod goods;
+mod key_files;
 mod keys;
 mod logs;
 mod manager;

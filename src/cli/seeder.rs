@@ -108,6 +108,12 @@ pub(crate) struct StatementsArgs {
     /// Write all of them to this file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// With -o: from this number on
+    #[arg(long, value_name = "NUMBER", requires = "output")]
+    first: Option<u64>,
+    /// With -o: those that were put aside when the manager came back from a backup, by its restore number
+    #[arg(long, value_name = "RESTORE", requires = "output")]
+    superseded: Option<u64>,
     #[command(flatten)]
     dir: DirArgs,
 }
@@ -238,17 +244,46 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     }
 }
 
+/// What went into a file of statements, and what did not.
+pub(crate) fn statements_written(answer: &serde_json::Value) -> String {
+    let field = |name| output::field(answer, name);
+    let mut text =
+        format!("{} statements, {} to {}, in {}", field("statements"), field("first"), field("last"), field("path"));
+    if answer.get("next").is_some_and(|next| !next.is_null()) {
+        text.push_str(&format!(
+            "\nMORE FOLLOW: a file takes no more than these; the next ones: --first {} -o ANOTHER",
+            field("next")
+        ));
+    }
+    text
+}
+
 async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
     let answer = daemon::call(&args.dir.path(), json!({"cmd": "statements"})).await?;
     if let Some(path) = &args.output {
-        let request = json!({"cmd": "statement-file", "path": manager::absolute(path)?});
-        let text = |a: &serde_json::Value| {
-            format!("{} statements in {}", output::field(a, "statements"), output::field(a, "path"))
-        };
-        return ask(&args.dir.path(), request, global, text).await;
+        let request = json!({
+            "cmd": "statement-file", "path": manager::absolute(path)?, "first": args.first,
+            "superseded": args.superseded,
+        });
+        return ask(&args.dir.path(), request, global, statements_written).await;
     }
     let columns = &["number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
     let mut text = listed(&answer, "statements", columns);
+    let (shown, total) = (output::rows(&answer, "statements").len() as u64, answer.get("total"));
+    if let Some(total) = total.and_then(serde_json::Value::as_u64).filter(|total| *total > shown) {
+        text.push_str(&format!("\nthe newest {shown} of {total}; -o FILE writes all"));
+    }
+    let mut restores: Vec<String> =
+        output::rows(&answer, "superseded").iter().map(|line| output::field(line, "restore")).collect();
+    restores.dedup();
+    for restore in restores {
+        text.push_str(&format!(
+            "\nsome were put aside when the manager came back from a backup; -o FILE --superseded {restore} writes them"
+        ));
+    }
+    if answer.get("more_wait").and_then(serde_json::Value::as_bool) == Some(true) {
+        text.push_str("\nthe manager has more: ask again");
+    }
     if let Some(why) = answer.get("not_fetched_because").and_then(serde_json::Value::as_str) {
         text.push_str(&format!("\nno new ones were fetched: {why}"));
     }

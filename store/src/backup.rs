@@ -22,6 +22,9 @@ pub enum BackupError {
     /// The target is the store itself.
     #[error("{0} is the store itself: name another file")]
     Itself(PathBuf),
+    /// The target is there already.
+    #[error("{0} is there already, and may be the backup that is needed: name another file, or give --replace")]
+    Exists(PathBuf),
     /// The copy could not be written.
     #[error("cannot write the backup {path}: {source}")]
     Io {
@@ -68,7 +71,7 @@ impl Db {
     /// # Errors
     /// [`BackupError`].
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
-        self.copy_to(path.as_ref(), Vec::new())
+        self.copy_to(path.as_ref(), Vec::new(), true)
     }
 
     /// As [`backup_to`](Self::backup_to), and with the small files of the store's folder (keys, configuration) in the
@@ -79,10 +82,24 @@ impl Db {
     /// [`BackupError`].
     pub fn backup_folder_to(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
         let files = beside::collect(self.path())?;
-        self.copy_to(path.as_ref(), files)
+        self.copy_to(path.as_ref(), files, true)
     }
 
-    fn copy_to(&self, path: &Path, files: Files) -> Result<u64, BackupError> {
+    /// As [`Db::backup_folder_to`], where there is no such file yet.
+    ///
+    /// # Errors
+    /// As there; [`BackupError::Exists`].
+    pub fn backup_folder_new(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
+        let path = path.as_ref();
+        // Before the pass over the database; and again when the copy gets its name.
+        if path.symlink_metadata().is_ok() {
+            return Err(BackupError::Exists(path.to_owned()));
+        }
+        let files = beside::collect(self.path())?;
+        self.copy_to(path, files, false)
+    }
+
+    fn copy_to(&self, path: &Path, files: Files, replace: bool) -> Result<u64, BackupError> {
         let failed = |source| BackupError::Io { path: path.to_owned(), source };
         let name = path.file_name().ok_or_else(|| failed(io::Error::other("not a file name")))?;
         if let (Ok(target), Ok(own)) = (path.canonicalize(), self.path().canonicalize())
@@ -107,7 +124,14 @@ impl Db {
         }
         copy.close().map_err(|error| unsound(error.to_string()))?;
         partial.as_file().sync_all().map_err(failed)?;
-        partial.persist(path).map_err(|error| failed(error.error))?;
+        match replace {
+            true => partial.persist(path).map(drop),
+            false => partial.persist_noclobber(path).map(drop),
+        }
+        .map_err(|error| match error.error.kind() {
+            io::ErrorKind::AlreadyExists => BackupError::Exists(path.to_owned()),
+            _ => failed(error.error),
+        })?;
         sync_folder_of(path).map_err(failed)?;
         Ok(records)
     }

@@ -4,9 +4,9 @@
 mod payout;
 mod split;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use bincode::{Decode, Encode};
 use protocol::{Currency, PeerId, TransactionId, wire};
@@ -248,6 +248,18 @@ pub(crate) fn was_posted(txn: &impl Txn, key: &str) -> Result<bool, StoreError> 
 /// Debits minus credits of an account, minor units.
 pub(crate) fn balance(txn: &impl Txn, account: &Account, currency: Currency) -> Result<i64, StoreError> {
     Ok(BALANCES.get(txn, &(currency_key(currency), account.to_string()))?.map_or(0, |balance| balance.0))
+}
+
+/// Every currency in which somebody has a balance.
+pub(crate) fn currencies(txn: &impl Txn) -> Result<BTreeSet<Currency>, StoreError> {
+    let mut found = BTreeSet::new();
+    let mut after = Bound::Unbounded;
+    // From one to the next, past all accounts of each: a peer ID or a name begins below this.
+    while let Some(((key, _), _)) = BALANCES.range(txn, (after, Bound::Unbounded), 1)?.into_iter().next() {
+        found.insert(currency_of(key)?);
+        after = Bound::Excluded((key, "\u{10ffff}".to_owned()));
+    }
+    Ok(found)
 }
 
 /// Sums over all accounts of a currency.

@@ -1,11 +1,12 @@
 //! What is to be paid out, for whoever makes the transfers, and the list of statements, for the operator.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 use std::path::PathBuf;
 
 use protocol::evidence::{EvidencePack, StatementFile};
 use protocol::statement::{PARTS_PER_MINOR, Statement};
-use protocol::{PeerId, Refusal, RefusalCode};
+use protocol::{Currency, PeerId, Refusal, RefusalCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Txn};
@@ -19,8 +20,6 @@ use crate::{evidence, keys};
 
 /// Most lines in one answer to the control socket, whose lines are at most 1 MiB.
 const MAX_LINES: usize = 2000;
-/// Most statements in one file: with the longest still below its limit of 64 MiB.
-const MOST_IN_FILE: usize = 128;
 
 /// What each seeder is owed: by its newest statement and by the ledger as it is now. A page after the given seeder;
 /// fewer lines than asked for mean that was all.
@@ -29,13 +28,20 @@ pub(crate) fn payouts(txn: &impl Txn, after: Option<PeerId>, limit: usize) -> Re
     let limit = limit.min(MAX_LINES);
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
     let mut last = None;
+    let currencies = ledger::currencies(txn)?;
     BOOKS.scan::<StoreError>(txn, (start, Bound::Unbounded), |seeder, books| {
         if lines.len() >= limit {
             return Ok(ControlFlow::Break(()));
         }
         last = Some(seeder);
-        for &(currency, stated, carried) in &books.balances {
+        // What came since the last statement, or before the first one, is owed all the same.
+        let stated_in: BTreeMap<Currency, (u64, u128)> =
+            books.balances.iter().map(|&(currency, stated, carried)| (currency, (stated, carried))).collect();
+        for currency in currencies.iter().chain(stated_in.keys()).copied().collect::<BTreeSet<_>>() {
             let owed = -i128::from(ledger::balance(txn, &Account::Seeder(seeder), currency)?);
+            let Some((stated, carried)) = stated_in.get(&currency).copied().or((owed > 0).then_some((0, 0))) else {
+                continue;
+            };
             lines.push(json!({
                 "seeder": seeder, "currency": currency, "stated_minor": stated,
                 "owed_minor": u64::try_from(owed).unwrap_or(0), "carried_micros": micros(carried),
@@ -127,17 +133,17 @@ pub(crate) struct FileArgs {
 pub(crate) fn file(ctx: &Context, args: FileArgs) -> Result<Value, SaleError> {
     let first = args.first.unwrap_or(1).max(1);
     renew_void(ctx, args.seeder, now_ms())?;
-    let statements = ctx.db.read(|txn| {
+    let (file, more) = ctx.db.read(|txn| {
         let found = (first..).map_while(|number| get(&ctx.archive, txn, args.seeder, number).transpose());
-        found.take(MOST_IN_FILE).collect::<Result<Vec<_>, StoreError>>()
+        StatementFile::of::<StoreError>(keys::remembered(txn, EvidencePack::MAX_KEY_SETS)?, found)
     })?;
-    if statements.is_empty() {
+    if file.statements.is_empty() {
         let detail = format!("there is no statement {first} of seeder {}", args.seeder);
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
-    let count = statements.len();
-    let file =
-        StatementFile { key_sets: ctx.db.read(|txn| keys::remembered(txn, EvidencePack::MAX_KEY_SETS))?, statements };
+    let count = file.statements.len();
+    let end = first.saturating_add(count as u64);
     evidence::write_new(&args.path, &file.to_bytes())?;
-    Ok(json!({"path": args.path, "statements": count}))
+    let next = more.then_some(end);
+    Ok(json!({"path": args.path, "statements": count, "first": first, "last": end.saturating_sub(1), "next": next}))
 }

@@ -394,6 +394,12 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
     };
     let amount = Amount { minor: payment.minor, currency };
     ctx.db.write_step_blocking(Step::ManagerPayment, move |txn| {
+        if let Account::MerchantDue(peer) | Account::MerchantEarned(peer) = &account
+            && !MERCHANTS.contains(txn, peer)?
+        {
+            let detail = format!("{peer} is no merchant of this network; `willcall manager merchants` lists them");
+            return Err(Refusal::new(RefusalCode::NotEnrolled, detail).into());
+        }
         let memo = format!("{amount} {}", if pays_in { "paid in" } else { "paid out" });
         let mut posting = Posting::new(format!("payment:{}", payment.reference), now_ms(), None, memo);
         let (from, to) = if pays_in { (&account, &Account::Bank) } else { (&Account::Bank, &account) };
