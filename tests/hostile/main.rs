@@ -12,6 +12,7 @@
     reason = "tests fail by panicking, print what they counted, and say on standard error what they leave out"
 )]
 
+mod accounts;
 mod backups;
 mod crash_matrix;
 mod crashes;

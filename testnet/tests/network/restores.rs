@@ -110,6 +110,15 @@ async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
     until("the new statement", replaced).await.unwrap();
     let trouble = statements(&network).await["not_fetched_because"].clone();
     assert!(trouble.is_null(), "{trouble}");
+    // It goes into a file of its own, which proves what the manager once owed.
+    let path = network.dir().join("superseded");
+    let asked = json!({"cmd": "statement-file", "path": path, "superseded": restore});
+    let written = network.seeders[0].control(asked).await.unwrap();
+    assert_eq!((&written["first"], &written["next"]), (&json!(2), &Value::Null), "{written}");
+    let file = protocol::evidence::StatementFile::from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+    let (lines, good) = protocol::evidence::check_statements(&file, &old_ticket.join.root);
+    assert!(lines.iter().all(|line| line.problem.is_none()), "{lines:?}");
+    assert_eq!(good[0].number, 2);
     let log = network.manager.control(json!({"cmd": "audit"})).await.unwrap();
     let log: Vec<&Value> = log["entries"].as_array().unwrap().iter().filter(|line| line["what"] == "restore").collect();
     assert_eq!(log.len(), 1);
