@@ -305,6 +305,39 @@ fn a_chunk_is_verified_again_after_a_minute_and_whenever_its_file_was_touched() 
     drop(folder);
 }
 
+#[test]
+fn parts_of_a_chunk_are_what_was_verified_of_it() {
+    let (_folder, store, product) = setup(2);
+    let content = product.publish(&store);
+    let (mut part, mut whole, now) = (Vec::new(), Vec::new(), unix_ms() + 60_000);
+    let mut read = |chunk, from, most, now| {
+        let verified = content.read_verified_part(chunk, from, most, (&mut part, &mut whole), now)?;
+        Ok::<_, ReadVerifiedError>((verified, part.clone()))
+    };
+    let most = CHUNK as u32 / 3;
+    for chunk in 0..2 {
+        let (mut from, mut got, mut verified) = (0, Vec::new(), Vec::new());
+        loop {
+            let (now_verified, bytes) = read(chunk, from, most, now).unwrap();
+            if bytes.is_empty() {
+                break;
+            }
+            from += bytes.len() as u32;
+            verified.push(now_verified);
+            got.extend(bytes);
+        }
+        assert!(got == product.chunk(chunk));
+        assert_eq!(verified.iter().filter(|now| **now).count(), 1, "once for all parts");
+    }
+    assert!(read(0, u32::MAX, 9, now).unwrap().1.is_empty());
+
+    let path = store.root().join(product.digest.to_string()).join("content");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[product.chunk(0)[CHUNK - 1] ^ 1], CHUNK as u64 - 1).unwrap();
+    assert!(matches!(read(0, 0, most, now), Err(ReadVerifiedError::Damaged(0))), "damage in another part");
+    assert!(read(1, 0, most, now + FRESH_MS).unwrap().0, "later it is verified again");
+}
+
 fn unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     now.as_millis() as u64

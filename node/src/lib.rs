@@ -44,4 +44,4 @@ pub use reach::{CircuitLimit, PortMapping, Reach, ReachConfig, Reachability, Rel
 pub use signals::{StopSignals, wait_for_stop};
 pub use streams::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Stream, Transport};
 pub use supervisor::{ShutdownError, Supervisor};
-pub use swarm::StartError;
+pub use swarm::{QUIC_STREAM_BYTES, StartError};

@@ -39,8 +39,9 @@ const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection whose peer does not answer a ping for so long is closed; a busy but living link answers within seconds.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes on their way on one QUIC stream, at most: 20 MiB/s at 50 ms, more than the homes have that only QUIC reaches.
-const QUIC_STREAM_BYTES: u32 = 1024 * 1024;
+/// Bytes on their way on one QUIC stream, at most: 20 MiB/s at 50 ms, more than the homes have that only QUIC reaches. This
+/// process holds them until the peer has them; over TCP the system does.
+pub const QUIC_STREAM_BYTES: u32 = 1024 * 1024;
 
 pub(crate) type Gossip = gossipsub::Behaviour<
     gossipsub::IdentityTransform,

@@ -44,10 +44,10 @@ struct Spare {
     bytes: usize,
 }
 
-/// A chunk's bytes; dropped, they are the buffer of another chunk.
+/// Bytes of a chunk. Those of a whole one become, dropped, the buffer of another.
 pub(crate) struct ChunkBytes {
     bytes: Vec<u8>,
-    reader: Arc<ChunkReader>,
+    again: Option<Arc<ChunkReader>>,
 }
 
 impl std::ops::Deref for ChunkBytes {
@@ -60,7 +60,8 @@ impl std::ops::Deref for ChunkBytes {
 
 impl Drop for ChunkBytes {
     fn drop(&mut self) {
-        let mut spare = self.reader.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(reader) = &self.again else { return };
+        let mut spare = reader.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.bytes + self.bytes.capacity() <= SPARE_BYTES {
             spare.bytes += self.bytes.capacity();
             spare.buffers.push(std::mem::take(&mut self.bytes));
@@ -79,24 +80,56 @@ impl ChunkReader {
         self.turns_bits.store(on, Ordering::Relaxed);
     }
 
-    /// Reads a chunk and checks it. Blocks.
+    /// Reads a chunk that is verified, now or lately. Blocks.
     pub(crate) fn read(self: &Arc<Self>, content: &Content, chunk: u32) -> Result<ChunkBytes, ChunkError> {
-        let mut bytes = ChunkBytes { bytes: self.buffer(), reader: Arc::clone(self) };
-        match content.read_verified(chunk, &mut bytes.bytes, now_ms()) {
-            Ok(true) => {
-                self.counts.chunks_verified.inc();
+        let mut bytes = ChunkBytes { bytes: self.buffer(), again: Some(Arc::clone(self)) };
+        let read = content.read_verified(chunk, &mut bytes.bytes, now_ms());
+        self.looked_at(content, chunk, read)?;
+        self.maybe_turn(&mut bytes);
+        Ok(bytes)
+    }
+
+    /// The same for a part, at most `most` bytes from the chunk's byte `from` on.
+    pub(crate) fn read_part(
+        self: &Arc<Self>,
+        content: &Content,
+        chunk: u32,
+        from: u32,
+        most: u32,
+    ) -> Result<ChunkBytes, ChunkError> {
+        // A buffer of its own: a whole chunk's would hold that much memory for a part.
+        let mut bytes = ChunkBytes { bytes: Vec::new(), again: None };
+        let mut whole = ChunkBytes { bytes: self.buffer(), again: Some(Arc::clone(self)) };
+        let into = (&mut bytes.bytes, &mut whole.bytes);
+        let read = content.read_verified_part(chunk, from, most, into, now_ms());
+        self.looked_at(content, chunk, read)?;
+        self.maybe_turn(&mut bytes);
+        Ok(bytes)
+    }
+
+    fn looked_at(
+        &self,
+        content: &Content,
+        chunk: u32,
+        read: Result<bool, ReadVerifiedError>,
+    ) -> Result<(), ChunkError> {
+        match read {
+            Ok(verified) => {
+                self.counts.chunks_verified.inc_by(u64::from(verified));
+                Ok(())
             }
-            Ok(false) => {}
-            Err(ReadVerifiedError::Damaged(_)) => return Err(self.damaged(content, chunk)),
-            Err(ReadVerifiedError::Read(ReadError::NotHeld(_) | ReadError::Removed)) => return Err(ChunkError::Gone),
-            Err(ReadVerifiedError::Read(ReadError::File(error))) => return Err(ChunkError::Disk(error.to_string())),
+            Err(ReadVerifiedError::Damaged(_)) => Err(self.damaged(content, chunk)),
+            Err(ReadVerifiedError::Read(ReadError::NotHeld(_) | ReadError::Removed)) => Err(ChunkError::Gone),
+            Err(ReadVerifiedError::Read(ReadError::File(error))) => Err(ChunkError::Disk(error.to_string())),
         }
+    }
+
+    fn maybe_turn(&self, bytes: &mut ChunkBytes) {
         if self.turns_bits.load(Ordering::Relaxed)
             && let Some(byte) = bytes.bytes.first_mut()
         {
             *byte ^= 1;
         }
-        Ok(bytes)
     }
 
     fn damaged(&self, content: &Content, chunk: u32) -> ChunkError {

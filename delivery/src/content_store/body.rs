@@ -45,6 +45,15 @@ pub trait Body: Any + fmt::Debug + Send + Sync {
     /// [`FileError`]: of the kind `UnexpectedEof` when the chunk is not there, or not whole.
     fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError>;
 
+    /// Reads a part of a chunk as it is sent, from its byte `from` on. `buffer` has the part's length and is filled. False
+    /// where the bytes do not lie as they are sent, so that only whole chunks can be read.
+    ///
+    /// # Errors
+    /// As for [`Body::read`].
+    fn read_part(&self, _chunk: u32, _from: u32, _buffer: &mut Vec<u8>) -> Result<bool, FileError> {
+        Ok(false)
+    }
+
     /// What changes whenever the bytes are written to, by anybody. `None` where there is no telling: then every chunk is
     /// verified every time that it is read.
     ///
@@ -139,6 +148,12 @@ impl CiphertextFile {
 impl Body for CiphertextFile {
     fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
         self.file()?.read_exact_at(buffer, self.offset(chunk)).at(&self.path, "read")
+    }
+
+    fn read_part(&self, chunk: u32, from: u32, buffer: &mut Vec<u8>) -> Result<bool, FileError> {
+        let at = self.offset(chunk).saturating_add(u64::from(from));
+        self.file()?.read_exact_at(buffer, at).at(&self.path, "read")?;
+        Ok(true)
     }
 
     fn stamp(&self) -> Result<Option<Stamp>, FileError> {

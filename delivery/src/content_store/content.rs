@@ -17,7 +17,7 @@ use super::disk::{self, At, FileError};
 use super::error::{
     ContentError, Damaged, FinishError, ReadError, ReadVerifiedError, SegmentError, SyncError, WriteError,
 };
-use super::freshness::Freshness;
+use super::freshness::{Freshness, Stamp};
 use super::have;
 use super::segments::Segments;
 
@@ -224,6 +224,41 @@ impl Content {
             self.freshness().note(chunk, stamp, now_ms);
         }
         Ok(true)
+    }
+
+    /// The same for a part of a chunk, at most `most` bytes from its byte `from` on. A chunk that is to be verified is read
+    /// whole into `whole` for that.
+    ///
+    /// # Errors
+    /// Those of [`Content::read_verified`].
+    pub fn read_verified_part(
+        &self,
+        chunk: u32,
+        from: u32,
+        most: u32,
+        (part, whole): (&mut Vec<u8>, &mut Vec<u8>),
+        now_ms: u64,
+    ) -> Result<bool, ReadVerifiedError> {
+        let file = |error| ReadVerifiedError::Read(ReadError::File(error));
+        let length = self.manifest.chunk_len(chunk);
+        let end = from.saturating_add(most).min(length);
+        let range = from.min(end) as usize..end as usize;
+        let fresh = |stamp: Option<Stamp>| stamp.is_some_and(|stamp| self.freshness().holds(chunk, &stamp, now_ms));
+        if !self.is_removed() && self.has(chunk) && fresh(self.body.stamp().map_err(file)?) {
+            part.resize(range.len(), 0);
+            let read = match self.body.read_part(chunk, from, part) {
+                Err(error) if error.is_damage() => return Err(ReadVerifiedError::Damaged(chunk)),
+                read => read.map_err(file)?,
+            };
+            // Looked at after the reading, as above.
+            if read && fresh(self.body.stamp().map_err(file)?) {
+                return Ok(false);
+            }
+        }
+        let verified = self.read_verified(chunk, whole, now_ms)?;
+        part.clear();
+        part.extend_from_slice(whole.get(range).unwrap_or_default());
+        Ok(verified)
     }
 
     // A thread that panicked while it held this lock left less noted, at worst.

@@ -206,6 +206,7 @@ impl Driver {
                 sent = sending.as_mut(), if !sending.is_terminated() => return match sent {
                     // Impossible while the queue is open.
                     Ok(_) | Err(SendEnd::Broken) => End::Gone,
+                    Err(SendEnd::CutShort(error)) => End::Refused(self.no_chunk(&error)),
                     Err(SendEnd::Slow) => {
                         End::Refused(Refusal::new(RefusalCode::Idle, "a chunk was not taken in time"))
                     }

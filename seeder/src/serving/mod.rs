@@ -162,7 +162,8 @@ async fn admit(
     tracing::info!(step = 10, transaction = %id, %peer, manifest = %grant.manifest, "product determined");
 
     let key = account_key(grant.delivery, &grant.client);
-    let memory = seeder.deliveries.memory(content.manifest().chunk_size).map_err(named)?;
+    let memory = places::held_for(content.manifest().chunk_size, stream.info().transport);
+    let memory = seeder.deliveries.memory(memory).map_err(named)?;
     let turn = seeder.deliveries.take_over(key, &seeder.supervisor.token()).await.map_err(named)?;
     let db = seeder.db.clone();
     let account = blocking(move || accounts::load(&db, &key)).await.map_err(named)?.map_err(|error| {

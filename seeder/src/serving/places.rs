@@ -10,6 +10,7 @@ use protocol::{PeerId, Refusal, RefusalCode};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::reading::PART;
 use super::{overloaded, shutting_down};
 use crate::config::Config;
 use crate::tables::AccountKey;
@@ -113,12 +114,12 @@ impl Deliveries {
         Ok(Place { peer, peers: Arc::clone(&self.peers), _place: place })
     }
 
-    /// Memory for the chunk that one stream is sending.
+    /// Memory for what one stream holds, see [`held_for`].
     ///
     /// # Errors
     /// `overloaded` when too much is in use.
-    pub(crate) fn memory(&self, chunk_size: u32) -> Result<OwnedSemaphorePermit, Refusal> {
-        let permit = Arc::clone(&self.memory).try_acquire_many_owned(units(chunk_size));
+    pub(crate) fn memory(&self, bytes: u32) -> Result<OwnedSemaphorePermit, Refusal> {
+        let permit = Arc::clone(&self.memory).try_acquire_many_owned(units(bytes));
         permit.map_err(|_| self.full("the memory for deliveries is in use"))
     }
 
@@ -161,8 +162,16 @@ impl Deliveries {
     }
 }
 
-fn units(chunk_size: u32) -> u32 {
-    u32::try_from(u64::from(chunk_size).div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX)
+/// Bytes that are counted for a stream: a chunk, or, over QUIC, a part of one and all that may be on its way, if that is more.
+pub(super) fn held_for(chunk_size: u32, transport: node::Transport) -> u32 {
+    match transport {
+        node::Transport::Quic => chunk_size.max(chunk_size.min(PART).saturating_add(node::QUIC_STREAM_BYTES)),
+        node::Transport::Tcp | node::Transport::Other => chunk_size,
+    }
+}
+
+fn units(bytes: u32) -> u32 {
+    u32::try_from(u64::from(bytes).div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX)
 }
 
 /// Chunks that are read while one is being sent: 2 MiB, and never less than two chunks, so that disk and network work
@@ -264,6 +273,15 @@ mod tests {
         assert_eq!((refusal.code, refusal.retry_after_ms > 0), (RefusalCode::Overloaded, true));
         drop((ahead, held));
         assert!(deliveries.ahead(chunk).is_some() && deliveries.memory(chunk).is_ok());
+    }
+
+    #[test]
+    fn over_quic_what_is_on_its_way_counts_as_well() {
+        use node::Transport::{Quic, Tcp};
+        let (kib, mib) = (1024, 1024 * 1024);
+        assert_eq!([held_for(64 * kib, Tcp), held_for(4 * mib, Tcp)], [64 * kib, 4 * mib]);
+        assert_eq!([held_for(64 * kib, Quic), held_for(mib, Quic)], [64 * kib + mib, 128 * kib + mib]);
+        assert_eq!(held_for(4 * mib, Quic), 4 * mib, "it is read whole to be verified");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Chunks of one delivery on their way from disk: the one to be sent next in the memory that every delivery has, those after
-//! it ahead of time as far as there is memory to share. So that many slow clients at once pin one chunk each, and not a
-//! handful, and nobody who is admitted ever waits for memory.
+//! Chunks of one delivery on their way from disk: whole and ahead of their time as far as there is memory to share, part by
+//! part as they are sent where there is none. So that each of many slow clients at once pins a part of a chunk, and not a
+//! handful of chunks, and nobody who is admitted ever waits for memory.
 
 use std::sync::Arc;
 
@@ -12,8 +12,12 @@ use super::Shares;
 use crate::chunks::{ChunkBytes, ChunkError, ChunkReader};
 use crate::context::Seeder;
 
-/// A chunk's bytes, when they are there.
-pub(super) type Read = oneshot::Receiver<Result<ChunkBytes, ChunkError>>;
+/// Bytes that a chunk is read by where there is no memory for more of it: few enough that hundreds of clients that take
+/// nothing hold little, and many enough that a part costs more than its errand.
+pub(super) const PART: u32 = 128 * 1024;
+
+/// Bytes of a chunk, when they are there.
+type Read = oneshot::Receiver<Result<ChunkBytes, ChunkError>>;
 
 /// Reads the chunks of one delivery.
 pub(super) struct Reading {
@@ -25,7 +29,7 @@ pub(super) struct Reading {
 
 /// A chunk that is read ahead, and the memory for it.
 pub(super) struct Ahead {
-    pub(super) read: Read,
+    read: Read,
     _memory: OwnedSemaphorePermit,
 }
 
@@ -34,26 +38,70 @@ impl Reading {
         Reading { peer, content, chunks: Arc::clone(&seeder.chunks), turns: Arc::clone(&seeder.reads) }
     }
 
-    /// Has a chunk read when it is this client's turn.
-    pub(super) fn begin(&self, index: u32) -> Read {
-        let (sender, read) = oneshot::channel();
+    /// Has a chunk read ahead of its time, where there is memory for it.
+    pub(super) fn ahead(&self, index: u32, seeder: &Seeder) -> Option<Ahead> {
+        let memory = seeder.deliveries.ahead(self.content.manifest().chunk_size)?;
+        let length = self.content.manifest().chunk_len(index);
+        let read = self.begin(length, move |chunks, content| chunks.read(content, index));
+        Some(Ahead { read, _memory: memory })
+    }
+
+    /// A chunk that is sent now.
+    pub(super) fn chunk(&self, index: u32, ahead: Option<Ahead>) -> Chunk<'_> {
+        Chunk { reading: self, index, length: self.content.manifest().chunk_len(index), given: 0, ahead }
+    }
+
+    /// Reads so many bytes when it is this client's turn.
+    fn begin(
+        &self,
+        bytes: u32,
+        read: impl FnOnce(&Arc<ChunkReader>, &Content) -> Result<ChunkBytes, ChunkError> + Send + 'static,
+    ) -> Read {
+        let (sender, answer) = oneshot::channel();
         let (chunks, content) = (Arc::clone(&self.chunks), Arc::clone(&self.content));
-        let bytes = u64::from(content.manifest().chunk_len(index));
-        self.turns.ask(self.peer, bytes, move |turn| {
+        self.turns.ask(self.peer, u64::from(bytes), move |turn| {
             tokio::task::spawn_blocking(move || {
                 // Of a delivery that ended meanwhile nobody waits for it.
                 if !sender.is_closed() {
-                    let _ = sender.send(chunks.read(&content, index));
+                    let _ = sender.send(read(&chunks, &content));
                 }
                 drop(turn);
             });
         });
-        read
+        answer
     }
+}
 
-    /// The same ahead of time, where there is memory for it.
-    pub(super) fn ahead(&self, index: u32, seeder: &Seeder) -> Option<Ahead> {
-        let memory = seeder.deliveries.ahead(self.content.manifest().chunk_size)?;
-        Some(Ahead { read: self.begin(index), _memory: memory })
+/// A chunk's bytes in the order in which they are sent.
+pub(super) struct Chunk<'a> {
+    reading: &'a Reading,
+    pub(super) index: u32,
+    pub(super) length: u32,
+    /// Bytes that were given out.
+    given: u32,
+    // Its memory is somebody else's when the chunk is dropped.
+    ahead: Option<Ahead>,
+}
+
+impl Chunk<'_> {
+    /// What comes next: all of it if it was read ahead, otherwise a part. `None` at its end.
+    pub(super) async fn next(&mut self) -> Option<Result<ChunkBytes, ChunkError>> {
+        let (index, from, left) = (self.index, self.given, self.length.saturating_sub(self.given));
+        if left == 0 {
+            return None;
+        }
+        let read = match &mut self.ahead {
+            Some(ahead) => (&mut ahead.read).await,
+            None => {
+                let part =
+                    move |chunks: &Arc<ChunkReader>, content: &Content| chunks.read_part(content, index, from, PART);
+                self.reading.begin(left.min(PART), part).await
+            }
+        };
+        let read = read.unwrap_or_else(|error| Err(ChunkError::Disk(error.to_string())));
+        if let Ok(bytes) = &read {
+            self.given = from.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        }
+        Some(read)
     }
 }

@@ -14,8 +14,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use super::Shares;
-use super::reading::{Ahead, Reading};
-use crate::chunks::{ChunkBytes, ChunkError};
+use super::reading::{Ahead, Chunk, Reading};
+use crate::chunks::ChunkError;
 use crate::context::Upload;
 use crate::counts::Counts;
 
@@ -48,6 +48,10 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
     fn fail(&self, error: ChunkError) {
         self.cut.store(true, Ordering::Release);
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -62,6 +66,8 @@ pub(super) enum SendEnd {
     Slow,
     /// The stream broke.
     Broken,
+    /// The rest of a chunk that was begun could not be read. The client waits for its bytes, so that it cannot be told.
+    CutShort(ChunkError),
 }
 
 /// How a delivery's chunks go out.
@@ -122,70 +128,83 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
                 let write = node::write_message(&mut writer, &message);
                 in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
             }
-            Outgoing::Chunk { index, mut ahead } => {
-                let read = match &mut ahead {
-                    Some(ahead) => (&mut ahead.read).await,
-                    None if progress.cut.load(Ordering::Acquire) => continue,
-                    None => way.reading.begin(index).await,
-                };
-                let bytes = match read {
-                    Ok(Ok(bytes)) => bytes,
-                    // Cut while it was being read: what became of it does not matter any more.
-                    _ if progress.cut.load(Ordering::Acquire) => continue,
-                    Ok(Err(error)) => {
-                        progress.fail(error);
-                        continue;
-                    }
-                    Err(error) => {
-                        progress.fail(ChunkError::Disk(error.to_string()));
-                        continue;
-                    }
-                };
-                if progress.cut.load(Ordering::Acquire) {
-                    continue;
+            Outgoing::Chunk { index, ahead } => {
+                let chunk = way.reading.chunk(index, ahead);
+                let length = chunk.length;
+                if send_chunk(&mut writer, chunk, progress, way).await? {
+                    progress.sent.fetch_add(1, Ordering::AcqRel);
+                    counts.chunks_sent.inc();
+                    counts.bytes_sent.inc_by(u64::from(length));
                 }
-                progress.begun.fetch_add(1, Ordering::AcqRel);
-                send_chunk(&mut writer, index, &bytes, way.limit, &way.upload).await?;
-                // Its memory is somebody else's from here on.
-                let bytes_sent = bytes.len() as u64;
-                drop((bytes, ahead));
-                progress.sent.fetch_add(1, Ordering::AcqRel);
-                counts.chunks_sent.inc();
-                counts.bytes_sent.inc_by(bytes_sent);
             }
         }
     }
     Ok(writer)
 }
 
-/// Sends a chunk piece by piece as the limits allow. The client has `limit` to take it; waiting for our own limits does not
-/// count.
+/// Sends a chunk as it comes from disk; false when it was not begun. The client has `limit` to take it; waiting for the disk
+/// does not count.
 async fn send_chunk<W: AsyncWrite + Unpin>(
     writer: &mut W,
-    index: u32,
-    bytes: &ChunkBytes,
-    limit: Duration,
+    mut chunk: Chunk<'_>,
+    progress: &Progress,
+    way: &Way,
+) -> Result<bool, SendEnd> {
+    let mut head = head(chunk.index, chunk.length)?;
+    let (mut begun, mut left) = (false, way.limit);
+    while begun || !progress.is_cut() {
+        let Some(read) = chunk.next().await else { return Ok(true) };
+        let bytes = match read {
+            // Cut while it was being read: what became of it does not matter any more.
+            _ if !begun && progress.is_cut() => break,
+            Ok(bytes) => bytes,
+            Err(error) if begun => return Err(SendEnd::CutShort(error)),
+            Err(error) => {
+                progress.fail(error);
+                break;
+            }
+        };
+        if !begun {
+            begun = true;
+            progress.begun.fetch_add(1, Ordering::AcqRel);
+        }
+        send_bytes(writer, std::mem::take(&mut head), &bytes, &mut left, &way.upload).await?;
+    }
+    Ok(false)
+}
+
+/// The message before a chunk's bytes.
+fn head(index: u32, length: u32) -> Result<Vec<u8>, SendEnd> {
+    let payload = codec::encode(&SeederMessage::Chunk { index, length });
+    let size = u32::try_from(payload.len()).map_err(|_| SendEnd::Broken)?;
+    let mut frame = Vec::with_capacity(payload.len() + 4);
+    frame.extend_from_slice(&size.to_be_bytes());
+    frame.extend_from_slice(&payload);
+    Ok(frame)
+}
+
+/// Sends bytes after their head, piece by piece as the limits allow. The client has what is `left` of its time to take them;
+/// waiting for our own limits does not count.
+async fn send_bytes<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    mut head: Vec<u8>,
+    bytes: &[u8],
+    left: &mut Duration,
     line: &Line,
 ) -> Result<(), SendEnd> {
-    let length = u32::try_from(bytes.len()).map_err(|_| SendEnd::Broken)?;
-    let payload = codec::encode(&SeederMessage::Chunk { index, length });
-    let head = u32::try_from(payload.len()).map_err(|_| SendEnd::Broken)?;
-    let mut frame = Vec::with_capacity(payload.len() + 4);
-    frame.extend_from_slice(&head.to_be_bytes());
-    frame.extend_from_slice(&payload);
-    let mut left = limit;
-    let (mut head, mut rest): (&[u8], &[u8]) = (&frame, bytes);
+    let mut rest = bytes;
     while !rest.is_empty() {
         let (piece, later) = rest.split_at_checked(line.piece()).unwrap_or((rest, &[]));
         line.pass(piece.len()).await;
         let began = tokio::time::Instant::now();
+        let head = std::mem::take(&mut head);
         let write = async {
-            writer.write_all(std::mem::take(&mut head)).await?;
+            writer.write_all(&head).await?;
             writer.write_all(piece).await?;
             writer.flush().await
         };
-        in_time(left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
-        left = left.saturating_sub(began.elapsed());
+        in_time(*left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
+        *left = left.saturating_sub(began.elapsed());
         rest = later;
     }
     Ok(())

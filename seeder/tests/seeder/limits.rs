@@ -70,6 +70,25 @@ async fn the_upload_limit_is_kept_shared_by_turns_and_changed_while_running() {
 }
 
 #[tokio::test]
+async fn without_memory_to_read_ahead_every_chunk_comes_all_the_same() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |config| config.read_ahead_memory = 0).await;
+    let (at, network) = (seeder.peer_addrs(), world.office.network);
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..4).await;
+    for index in 0..4 {
+        let chunk = talk.chunk().await.unwrap();
+        assert_eq!((chunk.0, &chunk.1[..]), (index, goods.chunk(index)));
+        let ack = client.ack(network, &ticket, at.peer, ChunkSet::from_range(0..index + 1));
+        talk.say(ClientMessage::Ack(ack)).await;
+    }
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_client_with_many_deliveries_gets_one_share_of_what_all_have_to_share() {
     let world = World::new(false).await;
     let goods = world.publish(1, 64);
