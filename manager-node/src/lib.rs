@@ -40,7 +40,9 @@ mod transactions;
 mod workers;
 
 pub use archive::{OpenError as ArchiveError, SegmentError};
-pub use audit::{AuditError, AuditReport, HeadsReport, SeenHead, verify_audit};
+pub use audit::{
+    AuditError, AuditReport, HeadsError, HeadsReport, RestoreEntry, SeenHead, Standing, read_heads, verify_audit,
+};
 pub use backup::{RestoreBackupError, restore_backup};
 pub use config::{Config, ConfigError};
 pub use enrol::InviteError;

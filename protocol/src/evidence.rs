@@ -17,8 +17,10 @@ use crate::trust::KeySet;
 use crate::{document, wire};
 
 mod check;
+mod keys;
 
 pub use check::{Claimant, Facts, Line, Report, SeederShare, check_statements};
+pub use keys::KeySets;
 
 /// The manager's word on where a transaction stood at a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -68,7 +68,7 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
         }
         Some("check") => Ok(reach::check(&seeder).await),
         Some("deny") => deny(&seeder, &request).await,
-        Some("heads") => in_background(move || Ok(heads::list(&seeder.db)?)).await,
+        Some("heads") => in_background(move || Ok(heads::list(&seeder.db, seeder.network.trust().as_deref())?)).await,
         Some("limit") => limit(&seeder, &request),
         Some("statements") => {
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);

@@ -2,7 +2,7 @@
 //! keeps one of each day, so that the manager cannot change, shorten or lose what it logged without somebody being able to
 //! show it; `willcall seeder heads` hands them to whoever checks an exported log.
 
-use protocol::trust::Heartbeat;
+use protocol::trust::{Heartbeat, Trust};
 use protocol::{Signed, codec};
 use serde_json::{Value, json};
 use store::{Db, StoreError, WriteTransaction};
@@ -58,8 +58,10 @@ pub(crate) fn contradiction(db: &Db, heartbeat: &Heartbeat) -> Result<Option<Str
     })
 }
 
-/// The heads kept, newest first. `heartbeat` is the manager's signed word, as the hexadecimal bytes of the document.
-pub(crate) fn list(db: &Db) -> Result<Value, StoreError> {
+/// The heads kept, newest first, and the key set by which their signatures are verified. `heartbeat` and `key_set` are what
+/// was signed, as the hexadecimal bytes of the document.
+pub(crate) fn list(db: &Db, trust: Option<&Trust>) -> Result<Value, StoreError> {
+    let hex = |bytes: Vec<u8>| data_encoding::HEXLOWER.encode(&bytes);
     let kept = db.read(|txn| HEADS.range_back(txn, .., PAGE))?;
     let lines: Vec<Value> = kept
         .iter()
@@ -68,11 +70,16 @@ pub(crate) fn list(db: &Db) -> Result<Value, StoreError> {
             let head = heartbeat.audit?;
             Some(json!({
                 "number": head.number, "digest": head.digest, "at": heartbeat.at, "restore": heartbeat.restore,
-                "heartbeat": data_encoding::HEXLOWER.encode(&codec::encode(signed)),
+                "heartbeat": hex(codec::encode(signed)),
             }))
         })
         .collect();
-    Ok(json!({ "heads": lines }))
+    // The newest has every key that was ever in use, so far as it has room for them.
+    let key_sets: Vec<Value> = trust
+        .map(|trust| json!({"version": trust.key_set().version, "key_set": hex(codec::encode(trust.signed_key_set()))}))
+        .into_iter()
+        .collect();
+    Ok(json!({ "heads": lines, "key_sets": key_sets }))
 }
 
 #[cfg(test)]
@@ -107,7 +114,7 @@ mod tests {
         assert_eq!(take(heartbeat(1, 0, 5, 5)).await, None);
         assert_eq!(take(heartbeat(2, 0, 7, 7)).await, None);
         assert_eq!(take(heartbeat(DAY_MS + 1, 0, 9, 9)).await, None);
-        let kept = list(&db).unwrap();
+        let kept = list(&db, None).unwrap();
         let numbers: Vec<u64> =
             kept["heads"].as_array().unwrap().iter().map(|head| head["number"].as_u64().unwrap()).collect();
         assert_eq!(numbers, [9, 7]);
@@ -116,7 +123,7 @@ mod tests {
         assert_eq!(contradiction(&db, &heartbeat(DAY_MS + 2, 0, 9, 9)).unwrap(), None);
         // From a backup: fewer entries, and other ones, under a restore number of its own.
         assert_eq!(take(heartbeat(DAY_MS + 3, 1, 8, 80)).await, None);
-        assert_eq!(list(&db).unwrap()["heads"].as_array().unwrap().len(), 3);
+        assert_eq!(list(&db, None).unwrap()["heads"].as_array().unwrap().len(), 3);
         assert!(contradiction(&db, &heartbeat(DAY_MS + 4, 0, 90, 9)).unwrap().unwrap().contains("restore number"));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn client(args: ClientArgs, global: &Global) -> Result<ExitCode
 }
 
 /// The root key that a join line or a key names.
-fn root_of(text: &str) -> Result<PeerId> {
+pub(super) fn root_of(text: &str) -> Result<PeerId> {
     let text = text_argument(text)?;
     if let Ok(root) = text.parse::<PeerId>() {
         return Ok(root);

@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Keys(super::keys::Command),
     /// The log of what the manager did, each entry chained to the one before
     #[command(subcommand)]
-    Audit(Audit),
+    Audit(super::audit::Audit),
     /// Book money that moved outside: a merchant paid what it owes, or somebody was paid out
     Payment(PaymentArgs),
     /// Show what a merchant owes, paid ahead, and may still come to owe, or change its limit
@@ -254,49 +254,6 @@ pub(crate) struct StatementFileArgs {
     dir: DirArgs,
 }
 
-/// Commands about the audit log.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Audit {
-    /// Write the log into a file, one JSON object a line
-    Export(AuditExportArgs),
-    /// Follow the chain of an exported log, and compare it with what seeders were told; needs no manager
-    Verify(AuditVerifyArgs),
-    /// Remove from the manager what is in an exported log: its last entry stays, and the chain goes on from it
-    Cut(AuditCutArgs),
-}
-
-/// Flags of `audit export`.
-#[derive(Debug, Args)]
-pub(crate) struct AuditExportArgs {
-    /// File to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
-    /// Only what follows this entry
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    after: u64,
-    #[command(flatten)]
-    dir: DirArgs,
-}
-
-/// Flags of `audit verify`.
-#[derive(Debug, Args)]
-pub(crate) struct AuditVerifyArgs {
-    /// The exported log
-    file: PathBuf,
-    /// What a seeder was told of the log, from `willcall seeder heads -o FILE`; may be repeated
-    #[arg(long, value_name = "FILE")]
-    heads: Vec<PathBuf>,
-}
-
-/// Flags of `audit cut`.
-#[derive(Debug, Args)]
-pub(crate) struct AuditCutArgs {
-    /// The exported log, which is kept in place of the entries
-    file: PathBuf,
-    #[command(flatten)]
-    dir: DirArgs,
-}
-
 /// Flags of `payouts`.
 #[derive(Debug, Args)]
 pub(crate) struct PayoutArgs {
@@ -444,7 +401,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Statements(command) => statements(command, global).await,
         Command::Payouts(args) => payouts(&args, global).await,
-        Command::Audit(command) => audit(command, global).await,
+        Command::Audit(command) => super::audit::run(command, global).await,
         Command::Keys(command) => super::keys::run(command, global).await,
         Command::Evidence(args) => {
             let request = json!({
@@ -574,73 +531,6 @@ async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, super::seeder::statements_written).await
         }
     }
-}
-
-async fn audit(command: Audit, global: &Global) -> Result<ExitCode> {
-    use std::io::Write;
-    match command {
-        Audit::Export(args) => {
-            let failed = || format!("cannot write {}", args.output.display());
-            let path = absolute(&args.output)?;
-            let folder = path.parent().with_context(failed)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-            let (mut after, mut entries, mut head) = (args.after, 0u64, Value::Null);
-            loop {
-                let page = daemon::call(&args.dir.path(), json!({"cmd": "audit", "after": after})).await?;
-                for entry in rows(&page, "entries") {
-                    writeln!(file, "{entry}").with_context(failed)?;
-                    after = entry.get("number").and_then(Value::as_u64).unwrap_or(after);
-                    head = entry.get("digest").cloned().unwrap_or(Value::Null);
-                    entries += 1;
-                }
-                if rows(&page, "entries").is_empty() {
-                    break;
-                }
-            }
-            file.as_file().sync_all().with_context(failed)?;
-            file.persist_noclobber(&path).map_err(|error| error.error).with_context(failed)?;
-            let answer = json!({"path": path, "entries": entries, "last": after, "head": head});
-            let text = format!("{entries} entries in {}\nhead {}", path.display(), field(&answer, "head"));
-            Answer::new(answer, text).print(global.json)?;
-        }
-        Audit::Verify(args) => {
-            let mut heads = Vec::new();
-            for path in &args.heads {
-                let read = || format!("cannot read the heads in {}", path.display());
-                let text = std::fs::read_to_string(path).with_context(read)?;
-                for line in text.lines().filter(|line| !line.trim().is_empty()) {
-                    heads.push(serde_json::from_str(line).with_context(read)?);
-                }
-            }
-            let report = manager_node::verify_audit(read_log(&args.file)?, &heads)?;
-            let mut text =
-                format!("{} entries from {} on, unbroken\nhead {}", report.entries, report.first, report.head);
-            match &report.heads {
-                None => text.push_str("\nCompare the head with what seeders were told: --heads FILE."),
-                Some(seen) => text.push_str(&format!(
-                    "\nof the heads that seeders were told {} stand in it, {} are of entries outside of it, {} were lost \
-                     by a restore from a backup",
-                    seen.found, seen.outside, seen.lost
-                )),
-            }
-            Answer::new(serde_json::to_value(&report)?, text).print(global.json)?;
-        }
-        Audit::Cut(args) => {
-            let report = manager_node::verify_audit(read_log(&args.file)?, &[])?;
-            let request = json!({"cmd": "audit-cut", "through": report.last, "digest": report.head});
-            let text = |a: &Value| {
-                let (removed, kept) = (field(a, "removed"), args.file.display());
-                format!("{removed} entries removed; {kept} is all that is left of them: keep it")
-            };
-            return ask(&args.dir.path(), request, global, text).await;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn read_log(path: &std::path::Path) -> Result<std::io::BufReader<std::fs::File>> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(std::io::BufReader::new(file))
 }
 
 /// Every page of what is to be paid out.

@@ -1,5 +1,6 @@
 //! The command line: flags to plain data, one function a command, one line for an error. Libraries never see clap.
 
+mod audit;
 mod backup;
 mod client;
 mod config_edit;

@@ -299,7 +299,9 @@ async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let heads = output::rows(&answer, "heads");
-    let mut text: String = heads.iter().map(|head| format!("{head}\n")).collect();
+    // The key set first: by it the heads' signatures are verified.
+    let lines = output::rows(&answer, "key_sets").iter().chain(heads);
+    let mut text: String = lines.map(|line| format!("{line}\n")).collect();
     super::client::write_whole(path, text.as_bytes())?;
     text = format!("{} heads in {}", heads.len(), path.display());
     Answer::new(json!({"path": path, "heads": heads.len()}), text).print(global.json)?;

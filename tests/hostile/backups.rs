@@ -1,6 +1,7 @@
 //! Backups that are taken while everything runs, and the day on which they are needed: the folder is gone, and what was
 //! sold before the backup has to end as if nothing had happened.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -101,6 +102,21 @@ fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts
         told.into_iter().find(|told| told["fate"] == "unknown" && told["transaction"] == lost.transaction.as_str())
     });
     assert!(text(&explained, "summary").contains("came back from a backup"), "{explained}");
+
+    // Its log is the one that the seeder was told of, but for what came after the backup.
+    let (log, heads) = (network.path("log"), network.path("heads"));
+    until("heads from before and after", || {
+        let told = network.of("seeder-1", args!["heads"]).ok()["heads"].as_array().unwrap().clone();
+        let restores: BTreeSet<u64> = told.iter().map(|head| head["restore"].as_u64().unwrap()).collect();
+        (restores.len() == 2).then_some(())
+    });
+    network.of("seeder-1", args!["heads", "-o", &heads]).ok();
+    network.of("manager", args!["audit", "export", "-o", &log]).ok();
+    let report = run(args!["manager", "audit", "verify", &log, "--heads", &heads, "--network", &root]).ok();
+    let seen = &report["heads"];
+    assert_eq!((&seen["lost"], &seen["outside"], &seen["verified"]), (&1.into(), &0.into(), &true.into()), "{report}");
+    assert!(seen["found"].as_u64().is_some_and(|found| found > 0), "{report}");
+    assert_eq!(report["restores"].as_array().unwrap().len(), 1, "{report}");
 
     let (_, arrived) = after.fetch(&network.path("out-after"));
     same(&goods, &arrived);

@@ -1,8 +1,12 @@
 //! What operators do when trust changes, with the commands that they type: keys, the root key, the audit log, takedowns.
 
 use std::fs;
+use std::path::Path;
 
-use super::support::{Network, args, bytes, run, text, until};
+use protocol::Digest;
+use serde_json::Value;
+
+use super::support::{Network, args, bytes, run, run_plain, text, until};
 
 #[test]
 fn operators_change_keys_check_the_log_and_take_content_down() {
@@ -50,11 +54,49 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
     network.of("manager", args!["audit", "export", "-o", &log]).ok();
     let report = run(args!["manager", "audit", "verify", &log, "--heads", &heads]).ok();
     assert_eq!((&report["heads"]["found"], &report["heads"]["outside"]), (&1.into(), &0.into()), "{report}");
+    // Whose word the heads are is known with the network alone.
+    assert_eq!(report["heads"]["verified"], false);
+    let plain = run_plain(args!["manager", "audit", "verify", &log, "--heads", &heads]).stdout;
+    assert!(plain.contains("Who signed the heads was NOT verified"), "{plain}");
+    let join = text(&network.of("manager", args!["join"]).ok(), "join");
+    let with =
+        |heads: &Path, join: &str| run(args!["manager", "audit", "verify", &log, "--heads", heads, "--network", join]);
+    assert_eq!(with(&heads, &join).ok()["heads"]["verified"], true);
+    let stranger = "12D3KooWGzh5WUrgSRD5MunuHBLpT9o1p7a7CBhUYPA1bVQ9zWFh";
+    with(&heads, stranger).refused(&["the key set does not hold"]);
     let told = fs::read_to_string(&heads).unwrap();
-    let digest = text(&serde_json::from_str(told.lines().next().unwrap()).unwrap(), "digest");
+    let line: Value = told
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .find(|line: &Value| line["heartbeat"].is_string())
+        .unwrap();
     let other = network.path("other-heads");
-    fs::write(&other, told.replace(&digest, &"0".repeat(64))).unwrap();
-    run(args!["manager", "audit", "verify", &log, "--heads", &other]).refused(&["the log was changed"]);
+    let edited = |from: &str, to: &str| {
+        assert!(told.contains(from));
+        fs::write(&other, told.replace(from, to)).unwrap();
+        run(args!["manager", "audit", "verify", &log, "--heads", &other])
+    };
+    // What stands beside the signed word is nobody's word.
+    let number = line["number"].as_u64().unwrap();
+    let [is, less] = [number, number - 1].map(|number| format!("\"number\":{number},"));
+    let refused = edited(&is, &less).refused(&["says number", "the manager signed says"]);
+    assert!(!refused.contains("was changed"), "{refused}");
+    edited(&text(&line, "digest"), &"0".repeat(64)).refused(&["says digest", "the manager signed says"]);
+    let heartbeat = text(&line, "heartbeat");
+    edited(&heartbeat, &heartbeat.replacen(&text(&line, "digest"), &"0".repeat(64), 1)).refused(&["does not hold"]);
+    edited(&heartbeat, "").refused(&["cannot be read"]);
+    // A log that was written anew from its first entry on: a chain, and another one than seeders were told.
+    let exported = fs::read_to_string(&log).unwrap();
+    let forged = network.path("forged-log");
+    fs::write(&forged, rewritten(&exported)).unwrap();
+    run(args!["manager", "audit", "verify", &forged]).ok();
+    run(args!["manager", "audit", "verify", &forged, "--heads", &heads]).refused(&["the log was changed"]);
+    // One that was cut at its end before the newest head.
+    let cut_off: Vec<&str> = exported.lines().take(usize::try_from(number).unwrap() - 1).collect();
+    fs::write(&forged, cut_off.join("\n")).unwrap();
+    run(args!["manager", "audit", "verify", &forged, "--heads", &heads]).refused(&["its end was cut off", "--part"]);
+    let part = run(args!["manager", "audit", "verify", &forged, "--heads", &heads, "--part"]).ok();
+    assert_eq!((&part["heads"]["found"], &part["heads"]["outside"]), (&0.into(), &1.into()), "{part}");
     let cut = network.of("manager", args!["audit", "cut", &log]).ok();
     assert_eq!(cut["removed"].as_u64().unwrap() + 1, report["entries"].as_u64().unwrap());
 
@@ -68,4 +110,21 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
     let refused = network.buying(&product, "late");
     assert_eq!(run(refused).status.code(), Some(1));
     network.assert_books();
+}
+
+/// The log with a word changed in its first entry, and every digest made to fit.
+fn rewritten(log: &str) -> String {
+    let mut lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines[0]["detail"] = "something else".into();
+    let mut previous = Digest::from_bytes([0; 32]);
+    for line in &mut lines {
+        let [number, at] = ["number", "at"].map(|name| line[name].as_u64().unwrap().to_le_bytes());
+        let [what, subject, detail] = ["what", "subject", "detail"].map(|name| text(line, name));
+        let parts =
+            [&number, &at, previous.as_bytes().as_slice(), what.as_bytes(), subject.as_bytes(), detail.as_bytes()];
+        line["previous"] = previous.to_string().into();
+        previous = Digest::of("willcall 2026-11 audit entry", &parts);
+        line["digest"] = previous.to_string().into();
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }

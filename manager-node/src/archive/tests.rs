@@ -182,14 +182,14 @@ async fn the_audit_log_is_one_chain_wherever_its_entries_lie() {
     let report = shop.control(json!({"cmd": "archive", "verify": true})).await.unwrap();
     assert_eq!(report["verified"], 1, "one page moved, and one and a half stayed");
     assert_eq!(whole().await, before);
-    let exported = crate::verify_audit(before.as_bytes(), &[]).unwrap();
+    let exported = crate::verify_audit(before.as_bytes(), &[], false).unwrap();
     assert!(exported.entries >= 2500);
     // What is exported can be cut off, also where it had moved out; what comes later follows from its last entry.
     let cut = json!({"cmd": "audit-cut", "through": exported.last, "digest": exported.head});
     assert_eq!(shop.control(cut).await.unwrap()["removed"], exported.last - 1);
     let rest = whole().await;
     let archive_and_rest: Vec<&str> = before.lines().chain(rest.lines().skip(1)).collect();
-    let chained = crate::verify_audit(archive_and_rest.join("\n").as_bytes(), &[]).unwrap();
+    let chained = crate::verify_audit(archive_and_rest.join("\n").as_bytes(), &[], false).unwrap();
     assert_eq!(chained.entries, exported.entries + 1, "the entry about the cut");
     shop.close().await;
 }

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use super::keys::KeySets;
 use super::{EvidencePack, Exporter, OrderWords, StatementFile};
 use crate::amount::Amount;
 use crate::ids::{Digest, NetworkId, PeerId, ProductId, TransactionId};
 use crate::manifest::Manifest;
 use crate::ranges::ChunkSet;
 use crate::receipt::{Ack, Completion, DeliveryId};
-use crate::refusal::{Refusal, RefusalCode};
+use crate::refusal::Refusal;
 use crate::settling::Layout;
-use crate::signed::{Document, Signed};
+use crate::signed::Signed;
 use crate::statement::Statement;
 use crate::ticket::{Lease, TransactionData, payment_commitment, remuneration_commitment};
-use crate::trust::{KeyPurpose, KeySet, KeyState, Trust};
+use crate::trust::{KeyPurpose, KeySet};
 
 /// Whose word a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -135,44 +136,6 @@ pub struct Report {
     pub facts: Facts,
 }
 
-/// The key sets of a file, checked.
-struct Keys {
-    root: PeerId,
-    sets: Vec<Trust>,
-}
-
-impl Keys {
-    fn newest(&self) -> Option<&KeySet> {
-        self.sets.iter().map(Trust::key_set).max_by_key(|set| set.version)
-    }
-
-    /// Opens a document of the network as of the time when it was issued. A key that any of the sets calls revoked
-    /// proves nothing: whoever stole it can give any time.
-    fn open<T: Document>(
-        &self,
-        signed: &Signed<T>,
-        purpose: KeyPurpose,
-        issued_at: impl Fn(&T) -> u64,
-    ) -> Result<T, Refusal> {
-        let at = issued_at(&signed.peek()?);
-        let revoked =
-            self.sets.iter().flat_map(|trust| &trust.key_set().keys).any(|entry| {
-                entry.purpose == purpose && entry.key == signed.signer() && entry.state == KeyState::Revoked
-            });
-        if revoked {
-            return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was revoked"));
-        }
-        let mut refusal = Refusal::new(RefusalCode::UnknownKey, "no key set that holds came with it");
-        for trust in &self.sets {
-            match trust.open(signed, purpose, &issued_at, at) {
-                Ok(document) => return Ok(document),
-                Err(error) => refusal = error,
-            }
-        }
-        Err(refusal)
-    }
-}
-
 #[derive(Default)]
 struct Lines(Vec<Line>);
 
@@ -195,15 +158,15 @@ impl Lines {
     }
 }
 
-fn keys(root: &PeerId, sets: &[Signed<KeySet>], lines: &mut Lines) -> Keys {
-    let mut keys = Keys { root: *root, sets: Vec::new() };
+fn keys(root: &PeerId, sets: &[Signed<KeySet>], lines: &mut Lines) -> KeySets {
+    let mut keys = KeySets::new(*root);
     for (number, signed) in sets.iter().enumerate() {
-        let found = Trust::new(*root, signed.clone(), 0).map_err(|refusal| refusal.to_string());
-        let claim = |trust: Option<&Trust>| match trust {
-            Some(trust) => format!("the network's keys, version {}", trust.key_set().version),
+        let found = keys.add(signed.clone()).map_err(|refusal| refusal.to_string());
+        let claim = |version: Option<&u64>| match version {
+            Some(version) => format!("the network's keys, version {version}"),
             None => "the network's keys".to_owned(),
         };
-        keys.sets.extend(lines.add(Claimant::RootSigned, &format!("key set {}", number + 1), claim, found));
+        lines.add(Claimant::RootSigned, &format!("key set {}", number + 1), claim, found);
     }
     keys
 }
@@ -292,7 +255,7 @@ fn nothing(n: &super::NonDelivery) -> String {
 /// The lines that hang on the transaction data.
 struct Check<'a> {
     pack: &'a EvidencePack,
-    keys: &'a Keys,
+    keys: &'a KeySets,
     data: &'a TransactionData,
     lines: &'a mut Lines,
     facts: &'a mut Facts,
@@ -310,7 +273,7 @@ impl Check<'_> {
     }
 
     fn network(&self) -> NetworkId {
-        NetworkId::of_root(&self.keys.root)
+        self.keys.network()
     }
 
     fn endorsement(&mut self) {
