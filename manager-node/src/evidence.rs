@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bincode::{Decode, Encode};
 use protocol::evidence::{DeliveryRecord, EvidencePack, Exporter, NonDelivery};
 use protocol::trust::KeyPurpose;
-use protocol::{Refusal, RefusalCode, TransactionId, wire};
+use protocol::{Refusal, RefusalCode, Signed, TransactionId, wire};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, Table, Txn, WriteTransaction};
@@ -75,6 +75,7 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             completed_at: None,
             closed_at: None,
             restored_at: restored_at(ctx, sale)?,
+            leases: Vec::new(),
         };
         if let Some(release) = &sale.release {
             pack.endorsement = Some(release.endorsement.clone());
@@ -85,6 +86,7 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
         // Whoever had it before signed acknowledgements, too: theirs count by their own leases, newest first.
         let moves = MOVES.prefix(txn, &id, usize::MAX)?.into_iter().rev();
         pack.leases.extend(moves.map(|(_, moved)| moved.lease).take(EvidencePack::MAX_LEASES - 1));
+        record.leases = pack.leases.iter().map(Signed::digest).collect();
         let paid = whole.delivery(PAID_DELIVERY);
         record.closed_at = paid.and_then(|delivery| delivery.closed.as_ref()).map(|closed| closed.at);
         for (_, _, ack) in whole.acks.iter().take(EvidencePack::MAX_ACKS * 4) {

@@ -18,6 +18,7 @@ use crate::{document, wire};
 
 mod check;
 mod keys;
+mod vouching;
 
 pub use check::{Claimant, Facts, Line, Report, SeederShare, check_statements};
 pub use keys::KeySets;
@@ -48,6 +49,9 @@ pub struct DeliveryRecord {
     /// When the manager last came back from a backup, where that was after the sale was formed, unix milliseconds: what
     /// came in between the backup and then it may have forgotten, and have taken again later.
     pub restored_at: Option<u64>,
+    /// Digests of the signed leases by which it was released, at most [`EvidencePack::MAX_LEASES`]: the record vouches for
+    /// them after the key that signed them was revoked.
+    pub leases: Vec<Digest>,
 }
 
 /// The manager's word that nothing of a transaction had been acknowledged to it by a given time: neither an
@@ -96,7 +100,7 @@ impl OrderWords {
 }
 
 document! {
-    DeliveryRecord => DeliveryRecord, 512; network,
+    DeliveryRecord => DeliveryRecord, 1024; network,
     NonDelivery => NonDelivery, 256; network,
 }
 

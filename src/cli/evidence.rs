@@ -72,9 +72,13 @@ fn read(args: &VerifyArgs, most: usize) -> Result<Vec<u8>> {
 }
 
 fn shown(line: &Line) -> String {
-    match &line.problem {
-        None => format!("ok   {}: {}", line.claimed_by.as_str(), line.claim),
-        Some(problem) => format!("BAD  {}: {}: it does not hold: {problem}", line.section, line.claim),
+    let (whose, claim) = (line.claimed_by.as_str(), &line.claim);
+    match (&line.problem, &line.vouched_by) {
+        (None, None) => format!("ok   {whose}: {claim}"),
+        (None, Some(by)) => {
+            format!("ok   {whose}: {claim} (the key that signed this was revoked since; {by} vouches for it)")
+        }
+        (Some(problem), _) => format!("BAD  {}: {}: it does not hold: {problem}", line.section, line.claim),
     }
 }
 
@@ -122,7 +126,16 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
                 ));
             }
         }
-        _ => lines.push("Nothing is proven.".to_owned()),
+        _ => {
+            lines.push("Nothing is proven.".to_owned());
+            if report.key_revoked {
+                lines.push(
+                    "The key that signed the sale was revoked. The manager vouches for it in a file of its own: \
+                     willcall manager evidence, or merchant evidence while the manager can be reached."
+                        .to_owned(),
+                );
+            }
+        }
     }
     lines.push(if report.ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
     Answer::new(serde_json::to_value(&report)?, lines.join("\n")).print(global.json)?;

@@ -172,3 +172,41 @@ fn what_was_delivered_is_proven_by_every_party_with_the_root_key_alone() {
     assert_eq!(rows.next(), None);
     network.assert_books();
 }
+
+#[test]
+fn a_revoked_ticket_key_leaves_evidence_of_what_other_keys_vouch_for() {
+    let network = Network::start(1);
+    let arbiter = Arbiter::new(&network);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    bought.fetch(&network.path("out"));
+    let id = &bought.transaction;
+    let order = text(&network.settled(id), "order");
+
+    for (number, purpose) in ["ticket", "settlement", "catalogue"].iter().enumerate() {
+        network.of("manager", args!["keys", "rotate", purpose, "--stolen"]).ok();
+        for (node, of) in [("manager", id), ("merchant", &order)] {
+            let file = network.path(&format!("{node}-{number}.evidence"));
+            network.of(node, args!["evidence", of, "-o", &file]).ok();
+            let report = arbiter.judge("verify-evidence", &fs::read(&file).unwrap()).ok();
+            let facts = &report["facts"];
+            assert_eq!(facts["acknowledged_bytes"], product["content_bytes"], "{node} after {purpose}: {report}");
+            assert!(facts["completed_at"].is_u64() && facts["released"] == true, "{node} after {purpose}: {report}");
+            let vouched = report["lines"].as_array().unwrap().iter();
+            let vouched: BTreeSet<&str> = vouched
+                .filter(|line| line["vouched_by"].is_string())
+                .map(|line| line["section"].as_str().unwrap())
+                .collect();
+            let expected = match *purpose {
+                "catalogue" => BTreeSet::from(["transaction data", "lease 1", "manifest"]),
+                _ => BTreeSet::from(["transaction data", "lease 1"]),
+            };
+            assert_eq!(vouched, expected, "{node} after {purpose}: {report}");
+            let said = run_plain(args!["verify-evidence", &file, "--network", &arbiter.root]).stdout;
+            assert!(said.contains("was revoked since; the delivery record vouches for it"), "{said}");
+        }
+    }
+    network.assert_books();
+}

@@ -81,7 +81,8 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
     let [is, less] = [number, number - 1].map(|number| format!("\"number\":{number},"));
     let refused = edited(&is, &less).refused(&["says number", "the manager signed says"]);
     assert!(!refused.contains("was changed"), "{refused}");
-    edited(&text(&line, "digest"), &"0".repeat(64)).refused(&["says digest", "the manager signed says"]);
+    let [is, other_digest] = [text(&line, "digest"), "0".repeat(64)].map(|digest| format!("\"digest\":\"{digest}\""));
+    edited(&is, &other_digest).refused(&["says digest", "the manager signed says"]);
     let heartbeat = text(&line, "heartbeat");
     edited(&heartbeat, &heartbeat.replacen(&text(&line, "digest"), &"0".repeat(64), 1)).refused(&["does not hold"]);
     edited(&heartbeat, "").refused(&["cannot be read"]);

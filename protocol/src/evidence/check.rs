@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::keys::KeySets;
+use super::vouching::{self, Vouched, Vouchers};
 use super::{EvidencePack, Exporter, OrderWords, StatementFile};
 use crate::amount::Amount;
 use crate::ids::{Digest, NetworkId, PeerId, ProductId, TransactionId};
@@ -61,6 +62,8 @@ pub struct Line {
     pub claim: String,
     /// Why the claim does not hold; absent where it does.
     pub problem: Option<String>,
+    /// Which other document vouches for it, where the key that signed it was revoked since.
+    pub vouched_by: Option<String>,
 }
 
 /// What one seeder was acknowledged for.
@@ -132,6 +135,8 @@ pub struct Report {
     pub ok: bool,
     /// Line by line.
     pub lines: Vec<Line>,
+    /// The key that signed the sale was revoked, and nothing in the file vouches for it.
+    pub key_revoked: bool,
     /// What follows.
     pub facts: Facts,
 }
@@ -148,12 +153,23 @@ impl Lines {
         claim: impl FnOnce(Option<&T>) -> String,
         found: Result<T, String>,
     ) -> Option<T> {
-        let claim = claim(found.as_ref().ok());
-        let (value, problem) = match found {
-            Ok(value) => (Some(value), None),
-            Err(problem) => (None, Some(problem)),
+        self.add_vouched(claimed_by, section, claim, found.map(|value| (value, None)))
+    }
+
+    /// The same for what may hold by another document alone.
+    fn add_vouched<T>(
+        &mut self,
+        claimed_by: Claimant,
+        section: &str,
+        claim: impl FnOnce(Option<&T>) -> String,
+        found: Result<Vouched<T>, String>,
+    ) -> Option<T> {
+        let claim = claim(found.as_ref().ok().map(|(value, _)| value));
+        let (value, problem, vouched_by) = match found {
+            Ok((value, vouched_by)) => (Some(value), None, vouched_by),
+            Err(problem) => (None, Some(problem), None),
         };
-        self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem });
+        self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem, vouched_by });
         value
     }
 }
@@ -194,7 +210,12 @@ impl EvidencePack {
         );
         let keys = keys(root, &self.key_sets, &mut lines);
         facts.key_set_version = keys.newest().map(|set| set.version);
-        let found = keys.open(&self.data, KeyPurpose::Ticket, |data| data.formed_at).map_err(|e| text(&e));
+        let vouchers = Vouchers::of(self, &keys);
+        let found = vouching::open(&keys, &self.data, KeyPurpose::Ticket, |data| data.formed_at, vouchers.sale());
+        let found = found.and_then(|(data, by)| match data.network == keys.network() {
+            true => Ok((data, by)),
+            false => Err("it is of another network".to_owned()),
+        });
         let claim = |data: Option<&TransactionData>| match data {
             Some(d) => format!(
                 "transaction {}: product {} (manifest {}) for client {}, sold by merchant {}, formed at {} ms",
@@ -202,20 +223,22 @@ impl EvidencePack {
             ),
             None => "the sale".to_owned(),
         };
-        if let Some(data) = lines.add(Claimant::ManagerSigned, "transaction data", claim, found) {
+        if let Some(data) = lines.add_vouched(Claimant::ManagerSigned, "transaction data", claim, found) {
             facts.transaction = Some(data.transaction);
             facts.product = Some(data.product);
             facts.manifest = Some(data.manifest);
             facts.client = Some(data.client);
             facts.merchant = Some(data.merchant);
             facts.formed_at = Some(data.formed_at);
-            Check { pack: self, keys: &keys, data: &data, lines: &mut lines, facts: &mut facts }.rest();
+            let (lines, facts) = (&mut lines, &mut facts);
+            Check { pack: self, keys: &keys, vouchers: &vouchers, data: &data, lines, facts }.rest();
         } else {
             let rest = "everything else in the file is about a sale that is not proven".to_owned();
             lines.add::<()>(Claimant::ExporterAsserts, "file", |_| "the rest of the file".to_owned(), Err(rest));
         }
         let ok = lines.0.iter().all(|line| line.problem.is_none());
-        Report { by: self.about.by, ok, lines: lines.0, facts }
+        let key_revoked = facts.transaction.is_none() && keys.is_revoked(&self.data, KeyPurpose::Ticket);
+        Report { by: self.about.by, ok, lines: lines.0, key_revoked, facts }
     }
 }
 
@@ -256,6 +279,7 @@ fn nothing(n: &super::NonDelivery) -> String {
 struct Check<'a> {
     pack: &'a EvidencePack,
     keys: &'a KeySets,
+    vouchers: &'a Vouchers,
     data: &'a TransactionData,
     lines: &'a mut Lines,
     facts: &'a mut Facts,
@@ -294,15 +318,16 @@ impl Check<'_> {
     fn leases(&mut self) -> Vec<Lease> {
         let mut leases = Vec::new();
         for (number, signed) in self.pack.leases.iter().enumerate() {
-            let found = self.keys.open(signed, KeyPurpose::Ticket, |l| l.issued_at).map_err(|e| text(&e));
-            let found = found.and_then(|lease| {
+            let voucher = self.vouchers.lease(signed);
+            let found = vouching::open(self.keys, signed, KeyPurpose::Ticket, |l| l.issued_at, voucher);
+            let found = found.and_then(|(lease, vouched_by)| {
                 let endorsed = self.pack.endorsement.as_ref().map(Signed::digest);
                 if lease.transaction_data != self.pack.data.digest() {
                     Err("it is for another transaction".to_owned())
                 } else if endorsed.is_some_and(|digest| digest != lease.endorsement) {
                     Err("it names another endorsement".to_owned())
                 } else {
-                    Ok(lease)
+                    Ok((lease, vouched_by))
                 }
             });
             let claim = |lease: Option<&Lease>| match lease {
@@ -313,7 +338,7 @@ impl Check<'_> {
                 None => "a release".to_owned(),
             };
             let section = format!("lease {}", number + 1);
-            leases.extend(self.lines.add(Claimant::ManagerSigned, &section, claim, found));
+            leases.extend(self.lines.add_vouched(Claimant::ManagerSigned, &section, claim, found));
         }
         self.facts.released = !leases.is_empty();
         leases
@@ -321,8 +346,10 @@ impl Check<'_> {
 
     fn manifest(&mut self) -> Option<Layout> {
         let signed = self.pack.manifest.as_ref()?;
-        let found = self.keys.open(signed, KeyPurpose::Catalogue, |m| m.published_at).map_err(|e| text(&e));
-        let found = found.and_then(|manifest| match signed.digest() == self.data.manifest {
+        let named = signed.digest() == self.data.manifest;
+        let voucher = named.then(|| "the transaction data".to_owned());
+        let found = vouching::open(self.keys, signed, KeyPurpose::Catalogue, |m| m.published_at, voucher);
+        let found = found.and_then(|manifest| match named {
             true => Ok(manifest),
             false => Err("it is not the one that the transaction names".to_owned()),
         });
@@ -330,7 +357,7 @@ impl Check<'_> {
             Some(m) => format!("the content has {} bytes in chunks of {}, root {}", m.length, m.chunk_size, m.root),
             None => "what was sold".to_owned(),
         };
-        let manifest = self.lines.add(Claimant::ManagerSigned, "manifest", claim, found)?;
+        let manifest = self.lines.add_vouched(Claimant::ManagerSigned, "manifest", claim, found)?;
         self.facts.content_bytes = Some(manifest.length);
         Some(Layout::from(&manifest))
     }

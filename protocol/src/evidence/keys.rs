@@ -70,4 +70,17 @@ impl KeySets {
         }
         Err(refusal)
     }
+
+    /// The same for a document whose key was revoked, whatever the time: for who has another reason to believe it.
+    pub(super) fn open_revoked<T: Document>(&self, signed: &Signed<T>, purpose: KeyPurpose) -> Result<T, Refusal> {
+        let key = self.sets.iter().find_map(|trust| trust.key_for(signed, purpose).ok());
+        let key = key.ok_or_else(|| Refusal::new(RefusalCode::UnknownKey, "no key set that holds knows its key"))?.key;
+        let document = signed.verify(&key).map_err(|error| error.refusal(RefusalCode::BadManagerSignature))?;
+        match document.network() {
+            Some(network) if network != self.network() => {
+                Err(Refusal::new(RefusalCode::WrongNetwork, "a document of another network"))
+            }
+            _ => Ok(document),
+        }
+    }
 }

@@ -251,6 +251,7 @@ pub fn delivery_record() -> DeliveryRecord {
         completed_at: Some(NOW + 9000),
         closed_at: None,
         restored_at: None,
+        leases: vec![ticket().lease.digest()],
     }
 }
 
