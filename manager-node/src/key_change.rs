@@ -258,13 +258,17 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<(u64, bool), Co
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
-    use protocol::RefusalCode;
-    use protocol::ticket::Admission;
+    use protocol::manifest::KeyPolicy;
+    use protocol::replication::ReplicationOrder;
+    use protocol::ticket::{Admission, TicketEnvelope};
     use protocol::trust::RevocationState;
+    use protocol::{Currency, RefusalCode, TransactionId};
 
     use super::*;
+    use crate::placement;
     use crate::rotate::sign_key_set;
     use crate::sales::tests::shop::{Outbox, Shop, Terms, random_key};
+    use crate::tables::{ORDERS, OrderRecord, OrderRef, PENDING};
 
     async fn change(shop: &Shop, request: Value) -> Result<Value, ControlError> {
         let prepared = shop.running.control(request).await?;
@@ -327,6 +331,48 @@ mod tests {
         let listed = shop.running.control(json!({"cmd": "keys-list"})).await.unwrap();
         let revoked = listed["keys"].as_array().unwrap().iter().filter(|key| key["state"] == "revoked").count();
         assert_eq!((&listed["version"], revoked), (&json!(5), 1));
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_stolen_ticket_key_signed_is_signed_anew_and_lasts_no_longer_where_money_is_held() {
+        let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+        let (id, before) = shop.buy("o").await;
+        let (now, peer, ctx) = (now_ms(), shop.seeders[0].peer_id(), &shop.ctx);
+        let order = ReplicationOrder {
+            network: ctx.network(),
+            order: TransactionId::new(now, [7; 10]),
+            manifest: shop.manifest,
+            seeder: peer,
+            issued_at: now,
+            until: now + ctx.config.order_ms,
+            allowance: 1,
+            rate: 1,
+            currency: Currency::USD,
+            ceiling: 1,
+        };
+        let (key, signed) = ((peer, shop.manifest), ctx.keys.sign(KeyPurpose::Ticket, &order));
+        let stored = ctx.db.write_blocking(move |txn| {
+            PENDING.put(txn, &key, &OrderRef { order: order.order })?;
+            ORDERS.put(txn, &order.order, &OrderRecord { signed: signed.clone() })
+        });
+        stored.unwrap();
+        let stolen = json!({"cmd": "keys-prepare", "purpose": "ticket", "stolen": true, "margin_ms": 0});
+        change(&shop, stolen).await.unwrap();
+        assert_eq!(admitted(&shop, &before.ticket), Err(RefusalCode::KeyRetired));
+
+        let after = shop.ticket(id).await.unwrap();
+        assert_eq!(admitted(&shop, &after.ticket), Ok(()));
+        let terms = |envelope: &TicketEnvelope| {
+            let lease = envelope.ticket.lease.peek().unwrap();
+            (lease.end, lease.delivery, lease.generation, lease.ceiling, lease.rate)
+        };
+        assert_eq!(terms(&after), terms(&before));
+        // Asked once more, it is the same one.
+        assert_eq!(shop.ticket(id).await.unwrap().ticket.lease, after.ticket.lease);
+        let placements = placement::for_seeder(ctx, peer, now_ms()).await.unwrap();
+        let again = ctx.trust().open(&placements[0].order, KeyPurpose::Ticket, |order| order.issued_at, now_ms());
+        assert_eq!(again.unwrap().order, order.order);
         shop.close().await;
     }
 
