@@ -20,8 +20,8 @@ use fixture::{CHUNK, LIMIT, Product, World, keypair};
 use futures::FutureExt;
 use protocol::clock::ClockState;
 use protocol::deliver::Credential;
-use protocol::receipt::DeliveryId;
-use protocol::{ChunkSet, Keypair, PeerAddrs, Refusal, RefusalCode};
+use protocol::receipt::{Ack, DeliveryId};
+use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use willcall_delivery::{
@@ -245,6 +245,93 @@ async fn a_cancelled_fetch_goes_on_where_it_was_and_so_does_a_killed_one() {
     assert_eq!(report.chunks, 50 - held.len());
     assert_eq!(report.adopted_bytes, u64::from(held.len()) * CHUNK as u64);
     assert_eq!(setup.seeders[0].sent() - before, report.chunks, "nothing came twice");
+}
+
+/// Kills its process after so many acknowledgements were saved.
+struct Killer {
+    acks: Arc<AckMemory>,
+    left: std::sync::atomic::AtomicI64,
+    kill: CancellationToken,
+}
+
+impl AckStore for Killer {
+    fn load(&self, seeder: &PeerId) -> Option<Signed<Ack>> {
+        self.acks.load(seeder)
+    }
+
+    fn save(&self, seeder: &PeerId, ack: &Signed<Ack>) {
+        self.acks.save(seeder, ack);
+        if self.left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            self.kill.cancel();
+        }
+    }
+
+    fn all(&self) -> Vec<Signed<Ack>> {
+        self.acks.all()
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_to_two_seeders_however_often_the_client_is_killed() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let seeders = runtime();
+    let chunks = 800;
+    let slow = Vice::Slow(Duration::from_millis(2));
+    let setup = Setup::new(chunks, &[slow.clone(), slow.clone(), slow.clone(), slow]);
+    let mut kills = 0_usize;
+    let report = loop {
+        let kill = CancellationToken::new();
+        let left = (1 + kills as i64 % 3).into();
+        let killer = Killer { acks: Arc::clone(&setup.acks), left, kill: kill.clone() };
+        let job = {
+            let _entered = seeders.enter();
+            // Two of the four are there each time.
+            let mut job = setup.job();
+            job.sources.rotate_left(kills % 4);
+            job.sources.truncate(2);
+            FetchJob { acks: Arc::new(killer), ..job }
+        };
+        // A process of its own: all of it is gone at once, and only what is on disk stays.
+        let ended = runtime().block_on(async {
+            tokio::select! {
+                report = within(fetch(job)) => Some(report.unwrap()),
+                () = kill.cancelled() => None,
+            }
+        });
+        match ended {
+            Some(report) => break report,
+            None => kills += 1,
+        }
+    };
+    assert!(kills >= 10, "killed only {kills} times");
+    setup.product.assert_equals(&setup.store().get(&setup.product.digest).unwrap());
+    assert!(report.completion.is_some());
+    let acked: u32 = setup.acks.all().iter().map(|ack| ack.peek().unwrap().chunks.len()).sum();
+    // What two seeders send at once at the end of a run is acknowledged to both.
+    assert!(acked <= chunks as u32 + chunks as u32 / 40, "{acked} acknowledged of {chunks}, killed {kills} times");
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_looked_for_before_anything_is_asked_for() {
+    // Each has served one half, and the note of all of it was lost.
+    let setup = Setup::new(200, &[Vice::None, Vice::None]);
+    for (seeder, half) in [(0, 0..100), (1, 100..200)] {
+        let served = Some(ChunkSet::from_range(half));
+        let sources = vec![PeerAddrs::from(setup.seeders[seeder].peer())];
+        within(fetch(FetchJob { only: served, sources, ..setup.job() })).await.unwrap();
+    }
+    let content = setup.folder.path().join(setup.product.digest.to_string());
+    std::fs::remove_file(content.join("have")).unwrap();
+    let _ = std::fs::remove_file(content.join("complete"));
+    // A file that lost its first part: what lies behind is there all the same.
+    let file = std::fs::File::options().write(true).open(content.join("content")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; 50 * CHUNK], 0).unwrap();
+    let before: u32 = setup.seeders.iter().map(|seeder| seeder.sent()).sum();
+    // Only the second one is there.
+    let sources = vec![PeerAddrs::from(setup.seeders[1].peer())];
+    let report = within(fetch(FetchJob { sources, ..setup.job() })).await.unwrap();
+    assert_eq!((report.chunks, report.adopted_bytes), (50, 150 * CHUNK as u64 - 100));
+    assert_eq!(setup.seeders.iter().map(|seeder| seeder.sent()).sum::<u32>() - before, 50);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! that was paid for may be lost, and no chunk may be counted twice.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -122,6 +123,48 @@ fn the_whole_network_is_killed_and_the_manager_is_away_at_the_end() {
     let again = run(bought.fetching(&network.path("goods"))).ok();
     assert_eq!(again["already_here"], true, "{again}");
     assert_whole(&network, &bought, &product, &answer);
+}
+
+/// What the client noted of its acknowledgements, as it lies on the disk.
+fn noted_acks(bought: &Bought) -> Vec<Vec<u8>> {
+    let list = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().collect::<Vec<_>>();
+    let delivery = list(&bought.home.join("deliveries").join(&bought.transaction));
+    let acks = delivery.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("acks-"));
+    let entries = acks.flat_map(|acks| list(&acks.path()));
+    let files = entries.filter(|entry| !entry.file_name().to_string_lossy().ends_with(".new"));
+    // A file that is replaced meanwhile shows the next time.
+    files.filter_map(|file| fs::read(file.path()).ok()).collect()
+}
+
+/// A client that is killed over and over, before it has noted what it stored, finds what it acknowledged on its disk, and
+/// gets none of it from somebody else.
+#[test]
+fn a_client_that_is_killed_over_and_over_acknowledges_nothing_twice() {
+    let network = Network::start(3);
+    let film = network.path("film");
+    fs::write(&film, bytes(4, 40 << 20)).unwrap();
+    let product = network.publish(&film, &[]);
+    let bought = network.buy(&product, "client");
+    let out = network.path("goods");
+    for kill in 0..16 {
+        let mut fetch = bought.fetching(&out);
+        fetch.extend(args!["--limit", "6MB"]);
+        let job = Job::start(fetch);
+        let mut before = noted_acks(&bought);
+        for _ in 0..=kill % 4 {
+            before = until("an acknowledgement", || Some(noted_acks(&bought)).filter(|now| *now != before));
+        }
+        job.kill();
+    }
+    let (answer, arrived) = bought.fetch(&out);
+    same(&film, &arrived);
+    let shown = network.settled(&bought.transaction);
+    assert_eq!(shown["generation"], 0, "the lease was made void: {shown}");
+    let acknowledged: u64 = lines(&shown).iter().map(|seeder| seeder["chunks"].as_u64().unwrap()).sum();
+    let chunks = product["content_bytes"].as_u64().unwrap().div_ceil(64 << 10);
+    assert!(answer["resumed_from"].as_u64() > Some(0), "{answer}");
+    // What two seeders send at once at the end is acknowledged to both.
+    assert!((chunks..=chunks + chunks / 40).contains(&acknowledged), "{acknowledged} of {chunks}: {shown}");
 }
 
 /// Whoever loses a download half-way looks in the books like somebody who shares a key: more is acknowledged than the

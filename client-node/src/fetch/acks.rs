@@ -1,6 +1,7 @@
 //! What this client acknowledged, remembered across runs: an acknowledgement must be a superset of the one before it,
 //! and a seeder that lost its copy gets it back.
 
+use std::io;
 use std::path::PathBuf;
 
 use delivery::AckStore;
@@ -8,7 +9,10 @@ use protocol::codec::{self, Wire};
 use protocol::receipt::{Ack, DeliveryId};
 use protocol::{PeerId, Signed};
 
-use crate::home::{Home, make_private_dir, read_file, replace_file};
+use crate::home::{At, FileError, Home, make_private_dir, read_file, replace_file};
+
+/// Seeders whose acknowledgements are looked for in one delivery: four times as many as one fetch talks to.
+const MOST: usize = 1024;
 
 /// One file a seeder, in a folder of one delivery. They are not flushed: what a power cut takes, the seeder still has.
 pub(super) struct AckFiles {
@@ -18,6 +22,17 @@ pub(super) struct AckFiles {
 impl AckFiles {
     pub(super) fn of(home: &Home, delivery: DeliveryId) -> Self {
         AckFiles { dir: home.delivery_dir(&delivery.transaction).join(format!("acks-{}", delivery.delivery)) }
+    }
+
+    /// Those to whom one was saved.
+    fn seeders(&self) -> Result<Vec<PeerId>, FileError> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.at("list the folder", &self.dir)?,
+        };
+        // What a killed process left half written has another name.
+        let named = |name: std::ffi::OsString| name.to_str().and_then(|name| name.parse().ok());
+        Ok(entries.filter_map(|entry| named(entry.ok()?.file_name())).take(MOST).collect())
     }
 }
 
@@ -39,5 +54,13 @@ impl AckStore for AckFiles {
         if let Err(error) = saved {
             tracing::warn!(%error, "acknowledgement not remembered");
         }
+    }
+
+    fn all(&self) -> Vec<Signed<Ack>> {
+        let seeders = self.seeders().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what was acknowledged before is not known");
+            Vec::new()
+        });
+        seeders.iter().filter_map(|seeder| self.load(seeder)).collect()
     }
 }

@@ -76,27 +76,22 @@ impl Content {
     }
 
     /// Looks whether chunks that are not noted are on disk all the same, as they are after a crash of the process between
-    /// the write and the note, and takes those that verify. Returns them.
+    /// the write and the note, and takes those that verify. Returns them. Every candidate is read, however many are
+    /// absent: whoever acknowledged one that is there would fetch it, and acknowledge it, twice. `go_on` is asked before each.
     ///
     /// # Errors
     /// [`FileError`] when the file as a whole cannot be read.
-    pub fn adopt(&self, candidates: &ChunkSet) -> Result<ChunkSet, FileError> {
-        /// Where so many in a row are absent there was no such crash, and reading on would be for nothing.
-        const MISSES: u32 = 32;
+    pub fn adopt(&self, candidates: &ChunkSet, go_on: &dyn Fn() -> bool) -> Result<ChunkSet, FileError> {
         let mut adopted = ChunkSet::new();
-        let mut misses = 0;
         let mut buffer = Vec::new();
         let ours = ChunkSet::from_range(0..self.manifest().chunks());
         for chunk in candidates.intersection(&ours).difference(&self.have()).iter() {
+            if !go_on() {
+                break;
+            }
             if self.is_good(chunk, &mut buffer)? {
-                misses = 0;
                 self.take(chunk);
                 adopted.insert(chunk);
-            } else {
-                misses += 1;
-                if misses >= MISSES {
-                    break;
-                }
             }
         }
         Ok(adopted)

@@ -7,14 +7,18 @@ use std::sync::{Mutex, PoisonError};
 use protocol::receipt::Ack;
 use protocol::{PeerId, Signed};
 
-/// Remembers the newest acknowledgement to each seeder of one delivery. Both methods may block: they are called on
-/// blocking threads. Losing some costs a seeder's window, nothing else.
+/// Remembers the newest acknowledgement to each seeder of one delivery. The methods may block: they are called on
+/// blocking threads. One is saved before it is sent, so that a client that is killed knows what it acknowledged; losing
+/// some costs a seeder's window, and chunks that are acknowledged to another seeder once more.
 pub trait AckStore: Send + Sync {
     /// The newest acknowledgement given to `seeder`.
     fn load(&self, seeder: &PeerId) -> Option<Signed<Ack>>;
 
     /// Remembers a newer one.
     fn save(&self, seeder: &PeerId, ack: &Signed<Ack>);
+
+    /// The newest to every seeder.
+    fn all(&self) -> Vec<Signed<Ack>>;
 }
 
 /// Remembers as long as the process lives. It holds one acknowledgement of at most 4 KiB for each seeder tried.
@@ -30,5 +34,9 @@ impl AckStore for AckMemory {
 
     fn save(&self, seeder: &PeerId, ack: &Signed<Ack>) {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).insert(*seeder, ack.clone());
+    }
+
+    fn all(&self) -> Vec<Signed<Ack>> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

@@ -5,8 +5,8 @@ mod last_words;
 mod telling;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -52,6 +52,13 @@ struct Handle {
     served_at: u64,
 }
 
+/// A content that chunks can be written to.
+struct Placed {
+    content: Arc<Content>,
+    /// Chunks that were found there and not noted.
+    adopted: ChunkSet,
+}
+
 pub(super) struct Coordinator {
     job: FetchJob,
     shared: Arc<Shared>,
@@ -66,8 +73,8 @@ pub(super) struct Coordinator {
     next_number: u64,
     reports: mpsc::Receiver<Report>,
     to_reports: mpsc::Sender<Report>,
-    /// The content's place is being made.
-    creating: Option<JoinHandle<Result<Arc<Content>, CreateError>>>,
+    /// The content's place is being made, or looked through.
+    creating: Option<JoinHandle<Result<Placed, CreateError>>>,
     syncing: Option<JoinHandle<Result<(), SyncError>>>,
     /// Streams that are asked to have on paper what they acknowledged, and the chunks that are noted as stored then.
     remembering: Option<(BTreeMap<PeerId, u64>, ChunkSet)>,
@@ -113,6 +120,8 @@ impl Coordinator {
             buffers: Buffers::new(limits.buffer_bytes),
             pacing: limits.own_pacing(),
             places: limits.places(),
+            looked_for: Mutex::default(),
+            cancel: job.cancel.clone(),
             limits: limits.clone(),
         });
         let (to_reports, reports) = mpsc::channel(REPORTS);
@@ -165,7 +174,7 @@ impl Coordinator {
     /// Returns when everything is durable, with [`Coordinator::settle`] to come, or there is an end of another kind.
     pub(super) async fn run(mut self) -> Result<Stored, FetchError> {
         if let Some(content) = self.job.store.get(&self.job.manifest) {
-            self.attach(content);
+            self.look_through(content);
         }
         let outcome = self.drive().await;
         self.tell(Phase::Finishing, true);
@@ -205,6 +214,9 @@ impl Coordinator {
     async fn drive(&mut self) -> Result<(), FetchError> {
         loop {
             let now = running_ms();
+            if self.creating.is_some() {
+                self.progressed_at = now;
+            }
             if let Some(verdict) = self.verdict(now) {
                 return verdict;
             }
@@ -234,7 +246,8 @@ impl Coordinator {
                 }
                 Some(created) = OptionFuture::from(self.creating.as_mut()) => {
                     self.creating = None;
-                    let content = joined(created)??;
+                    let Placed { content, adopted } = joined(created)??;
+                    self.adopted_bytes += content.bytes_of(&adopted);
                     self.attach(content);
                 }
                 Some(synced) = OptionFuture::from(self.syncing.as_mut()) => {
@@ -387,6 +400,12 @@ impl Coordinator {
                 }
                 self.on_verified(&id.peer, chunk, bytes, now);
             }
+            // Nothing is planned yet: what is held by then is found when it is.
+            (What::Adopted(chunks), _) if self.content.is_none() => {
+                if let Some(content) = &*self.contents.borrow() {
+                    self.adopted_bytes += content.bytes_of(&chunks);
+                }
+            }
             (What::Adopted(chunks), _) => {
                 let (own, manifest) = (self.job.keypair.peer_id(), self.content.as_ref().map(|c| c.manifest()));
                 for chunk in chunks.iter() {
@@ -430,9 +449,34 @@ impl Coordinator {
         if self.content.is_some() || self.creating.is_some() {
             return;
         }
+        // Nothing can be there yet.
+        self.shared.to_look_for(&ChunkSet::from_range(0..manifest.chunks()));
         let store = self.job.store.clone();
-        let creating = tokio::task::spawn_blocking(move || store.create(&signed, &manifest));
+        let creating = tokio::task::spawn_blocking(move || {
+            Ok(Placed { content: store.create(&signed, &manifest)?, adopted: ChunkSet::new() })
+        });
         self.creating = Some(creating);
+    }
+
+    /// Before anything is asked for: a client that was killed holds more than it noted. What it acknowledged, to whomever,
+    /// is not fetched from somebody else, and acknowledged to them as well, while it lies on the disk.
+    fn look_through(&mut self, content: Arc<Content>) {
+        self.contents.send_replace(Some(Arc::clone(&content)));
+        let shared = Arc::clone(&self.shared);
+        self.creating = Some(tokio::task::spawn_blocking(move || {
+            let mut claims = ChunkSet::new();
+            for ack in shared.acks.all() {
+                if let Ok(claimed) = ack.peek()
+                    && shared.is_ours(&ack, &claimed.seeder)
+                {
+                    claims = claims.union(&claimed.chunks);
+                }
+            }
+            // All of them, also where a stream looks already: nothing is planned before this has ended.
+            shared.to_look_for(&claims);
+            let adopted = content.adopt(&claims, &|| !shared.cancel.is_cancelled())?;
+            Ok(Placed { content, adopted })
+        }));
     }
 
     /// From here on chunks can be planned.
@@ -456,6 +500,7 @@ impl Coordinator {
                 None => self.scheduler.lost(&peer, Loss::ComeBack(0), now, 0),
             }
         }
+        // Streams may know it already.
         self.contents.send_replace(Some(Arc::clone(&content)));
         self.content = Some(content);
         self.progressed_at = now;

@@ -4,8 +4,8 @@
 mod metadata;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -60,6 +60,24 @@ pub(super) struct Shared {
     pub(super) buffers: Buffers,
     pub(super) pacing: Pacing,
     pub(super) places: Arc<Semaphore>,
+    pub(super) looked_for: Mutex<ChunkSet>,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Shared {
+    /// Those of `claims` that nobody looked for on disk yet; whoever asks does it.
+    pub(super) fn to_look_for(&self, claims: &ChunkSet) -> ChunkSet {
+        let mut looked_for = self.looked_for.lock().unwrap_or_else(PoisonError::into_inner);
+        let claims = claims.difference(&looked_for);
+        *looked_for = looked_for.union(&claims);
+        claims
+    }
+
+    /// Is this an acknowledgement of this delivery?
+    pub(super) fn is_ours(&self, ack: &Signed<Ack>, seeder: &PeerId) -> bool {
+        let SessionTerms { network, delivery, manifest, .. } = &self.terms;
+        Ack::check(ack, &self.keypair.peer_id(), network, *delivery, manifest, seeder).is_ok()
+    }
 }
 
 /// A stream to a seeder; the number tells a later one from those before.
@@ -194,9 +212,7 @@ impl SessionTask {
     async fn remembered_ack(&self) -> Option<Signed<Ack>> {
         let (acks, peer) = (Arc::clone(&self.shared.acks), self.id.peer);
         let ack = tokio::task::spawn_blocking(move || acks.load(&peer)).await.ok().flatten()?;
-        let terms = &self.shared.terms;
-        let client = self.shared.keypair.peer_id();
-        Ack::check(&ack, &client, &terms.network, terms.delivery, &terms.manifest, &peer).is_ok().then_some(ack)
+        self.shared.is_ours(&ack, &peer).then_some(ack)
     }
 }
 
@@ -308,10 +324,15 @@ impl Conversation {
     }
 
     /// What was acknowledged is not sent again beyond the window. So before anything is asked for, look whether it is on
-    /// disk although a crash kept it from being noted.
+    /// disk although a crash kept it from being noted. What this client remembers was looked for already; the seeder may
+    /// remember more, where the power was cut here.
     async fn adopt(&mut self, content: Arc<Content>) -> Result<(), EndReason> {
-        let claimed = self.machine.acked().clone();
-        let adopted = blocking(move || content.adopt(&claimed)).await??;
+        let claims = self.shared.to_look_for(self.machine.acked());
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let cancel = self.shared.cancel.clone();
+        let adopted = blocking(move || content.adopt(&claims, &|| !cancel.is_cancelled())).await??;
         match adopted.is_empty() {
             true => Ok(()),
             false => self.report(What::Adopted(adopted)).await,
@@ -466,20 +487,17 @@ impl Conversation {
 
     async fn acknowledge(&mut self) -> Result<(), EndReason> {
         let Some(ack) = self.machine.ack(&self.shared.keypair, now_ms()) else { return Ok(()) };
-        self.remember(ack.clone());
+        self.remember(ack.clone()).await;
         self.say(&ClientMessage::Ack(ack)).await?;
         self.report(What::Budget(self.budget())).await
     }
 
-    /// Saves beside the conversation, at most one at a time; the last one is saved at the end in any case.
-    fn remember(&mut self, ack: Signed<Ack>) {
-        self.last_ack = Some(ack.clone());
+    /// Saves an acknowledgement before it is sent: a client that is killed after that must find what is in it, or it would
+    /// fetch that from others and acknowledge it to them, too.
+    async fn remember(&mut self, ack: Signed<Ack>) {
+        self.last_ack = Some(ack);
         self.unsaved = true;
-        if self.saving.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (acks, peer) = (Arc::clone(&self.shared.acks), self.id.peer);
-            self.saving = Some(tokio::task::spawn_blocking(move || acks.save(&peer, &ack)));
-            self.unsaved = false;
-        }
+        self.save_last().await;
     }
 
     /// Everything is here, or is to end: the last acknowledgement, and the seeder's word that it is durable.
@@ -492,7 +510,7 @@ impl Conversation {
         let complete = completion.is_some();
         let message = self.machine.finish(&self.shared.keypair, completion, now_ms());
         if let ClientMessage::Finish { ack: Some(ack), .. } = &message {
-            self.remember(ack.clone());
+            self.remember(ack.clone()).await;
         }
         self.say(&message).await?;
         if complete {
@@ -546,13 +564,17 @@ impl Conversation {
 
     /// Returns once the newest acknowledgement is saved.
     async fn save_last(&mut self) {
-        if let Some(saving) = self.saving.take() {
+        // Broken off while it waits, it waits for the same when it is called again: an older one is never saved later.
+        if let Some(saving) = &mut self.saving {
             let _ = saving.await;
+            self.saving = None;
         }
         if let (true, Some(ack)) = (self.unsaved, self.last_ack.clone()) {
             self.unsaved = false;
             let (acks, peer) = (Arc::clone(&self.shared.acks), self.id.peer);
-            let _ = tokio::task::spawn_blocking(move || acks.save(&peer, &ack)).await;
+            let saving = self.saving.insert(tokio::task::spawn_blocking(move || acks.save(&peer, &ack)));
+            let _ = saving.await;
+            self.saving = None;
         }
     }
 

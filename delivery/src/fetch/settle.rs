@@ -2,7 +2,7 @@
 //! acknowledgement, by which the seeder is paid.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use protocol::deliver::Credential;
 use protocol::fetching::SessionTerms;
@@ -61,6 +61,8 @@ pub async fn settle(job: SettleJob) -> Vec<PeerAddrs> {
         buffers: Buffers::new(limits.buffer_bytes),
         pacing: limits.own_pacing(),
         places: limits.places(),
+        looked_for: Mutex::default(),
+        cancel: CancellationToken::new(),
         limits: limits.clone(),
     });
     let content = watch::Sender::new(None);

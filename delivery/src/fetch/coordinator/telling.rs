@@ -53,7 +53,10 @@ impl Coordinator {
             })
             .collect();
         let quiet = now.saturating_sub(self.last_sign(now)) >= STALL_TOLD_MS;
-        if matches!(phase, Phase::Fetching) && (quiet || progress.active == 0 && self.book.all_ended()) {
+        if matches!(phase, Phase::Fetching)
+            && self.creating.is_none()
+            && (quiet || progress.active == 0 && self.book.all_ended())
+        {
             progress.stalled = self.cause().map(|cause| Stall { cause, next_try });
         }
         self.job.progress.send_replace(progress);
