@@ -169,6 +169,11 @@ impl Job {
         self.child.id()
     }
 
+    /// Did it end by itself?
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for a line on standard error that holds `what`.
     pub(crate) fn says(&mut self, what: &str) {
         let start = Instant::now();
