@@ -139,6 +139,10 @@ impl Link {
         }
     }
 
+    pub(crate) fn network(&self) -> protocol::NetworkId {
+        self.join.network()
+    }
+
     /// Managers that the key set names, once it is known; until then those of the join line.
     fn managers(&self) -> Vec<PeerAddrs> {
         let named = self.known_trust().map(|trust| trust.key_set().managers.clone()).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Keys that a manager gives: the content's, in the ticket or against the client's word that everything is here, and the
 //! network's own, once on a new machine.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use delivery::StallCause;
@@ -12,6 +13,7 @@ use protocol::{Keypair, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::run::millis;
 use super::ticket::{Checked, RenewError, try_renew};
 use super::{FetchError, FetchProgress, Purchase, Waiting};
 use crate::home::{Home, now_ms};
@@ -24,6 +26,12 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 
 /// A question that seems to have taken longer did not: the process was stopped meanwhile, or the machine slept.
 const LONGEST_QUESTION: Duration = Duration::from_secs(60);
+
+/// A manager that is near answers in it: no question is cut shorter, however little patience is left.
+const LEAST_QUESTION: Duration = Duration::from_secs(1);
+
+/// That a question is not answered yet is told after this time.
+pub(super) const TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// The content secret from what the library holds.
 pub(crate) fn open_grant(keypair: &Keypair, delivery: &Delivery) -> Option<ContentSecret> {
@@ -51,11 +59,7 @@ pub(super) async fn complete_for_key(
 ) -> Result<Option<KeyGrant>, FetchError> {
     let mut retry = Retry::new(patience, progress, cancel);
     loop {
-        let asked = tokio::select! {
-            asked = complete(link, completion) => asked,
-            () = cancel.cancelled() => return Err(FetchError::Cancelled),
-        };
-        match asked {
+        match retry.ask(complete(link, completion), |late| late).await? {
             Ok(grant) => {
                 progress.send_modify(|p| p.waiting = None);
                 return Ok(grant);
@@ -76,11 +80,8 @@ pub(super) async fn meet(
 ) -> Result<(), FetchError> {
     let mut retry = Retry::new(patience, progress, cancel);
     loop {
-        let asked = tokio::select! {
-            asked = link.trust() => asked,
-            () = cancel.cancelled() => return Err(FetchError::Cancelled),
-        };
-        match asked {
+        let late = |source| TrustError::ManagerNeeded { source, network: link.network() };
+        match retry.ask(link.trust(), late).await? {
             Err(TrustError::ManagerNeeded { source, network }) => {
                 if !retry.pause(&source).await? {
                     return Err(TrustError::ManagerNeeded { source, network }.into());
@@ -115,11 +116,8 @@ pub(super) async fn current(
 ) -> Result<Result<TicketEnvelope, TicketError>, FetchError> {
     let mut retry = Retry::new(time, progress, cancel);
     loop {
-        let asked = tokio::select! {
-            asked = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()) => asked,
-            () = cancel.cancelled() => return Err(FetchError::Cancelled),
-        };
-        match asked {
+        let question = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id());
+        match retry.ask(question, TicketError::from).await? {
             Err(TicketError::Manager(error)) => {
                 if !retry.pause(&error).await? {
                     return Ok(Err(error.into()));
@@ -145,11 +143,7 @@ pub(super) async fn renewed(
 ) -> Result<Result<Checked, RenewError>, FetchError> {
     let mut retry = Retry::new(time, progress, cancel);
     loop {
-        let asked = tokio::select! {
-            asked = try_renew(home, link, checked) => asked,
-            () = cancel.cancelled() => return Err(FetchError::Cancelled),
-        };
-        match asked {
+        match retry.ask(try_renew(home, link, checked), |late| RenewError::Ask(late.into())).await? {
             Err(RenewError::Ask(TicketError::Manager(error))) => {
                 if !retry.pause(&error).await? {
                     return Ok(Err(RenewError::Ask(error.into())));
@@ -177,6 +171,37 @@ impl<'a> Retry<'a> {
         Retry { left: patience, asked: Instant::now(), wait: WAIT.0, progress, cancel }
     }
 
+    /// Asks, for as long as there is patience. Where no answer comes soon, that is told with the time until which it is
+    /// waited for; `late` makes the error of none that comes by then.
+    async fn ask<T, E>(
+        &mut self,
+        question: impl Future<Output = Result<T, E>>,
+        late: impl FnOnce(ManagerError) -> E,
+    ) -> Result<Result<T, E>, FetchError> {
+        self.asked = Instant::now();
+        let limit = self.left.min(LONGEST_QUESTION).max(LEAST_QUESTION);
+        let until = now_ms().saturating_add(millis(limit));
+        self.progress.send_if_modified(|p| p.waiting.as_mut().map(|waiting| waiting.next_try = until).is_some());
+        let too_long = async {
+            if limit > TOLD_AFTER {
+                tokio::time::sleep(TOLD_AFTER).await;
+                let detail = "the manager was asked and has not answered yet".to_owned();
+                let waiting = Waiting { cause: StallCause::ManagerAway, detail, next_try: until };
+                self.progress.send_modify(|p| drop(p.waiting.get_or_insert(waiting)));
+            }
+            tokio::time::sleep(limit.saturating_sub(self.asked.elapsed())).await;
+        };
+        let question = pin!(question);
+        tokio::select! {
+            answer = question => Ok(answer),
+            () = too_long => {
+                let tried = vec![format!("no answer within {} s", limit.as_secs_f32())];
+                Ok(Err(late(ManagerError::Away { tried })))
+            }
+            () = self.cancel.cancelled() => Err(FetchError::Cancelled),
+        }
+    }
+
     /// Waits until it may be asked again; false when that is no use, or would be too late.
     async fn pause(&mut self, error: &ManagerError) -> Result<bool, FetchError> {
         let pause = match error {
@@ -191,14 +216,14 @@ impl<'a> Retry<'a> {
         }
         self.left -= pause;
         tracing::info!(%error, wait_ms = pause.as_millis(), "the manager is needed and does not answer yet");
-        let next_try = now_ms().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+        let next_try = now_ms().saturating_add(millis(pause));
         let waiting = Waiting { cause: StallCause::ManagerAway, detail: error.to_string(), next_try };
         self.progress.send_modify(|p| p.waiting = Some(waiting));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
         }
-        (self.wait, self.asked) = ((self.wait * 2).min(WAIT.1), Instant::now());
+        self.wait = (self.wait * 2).min(WAIT.1);
         Ok(true)
     }
 }

@@ -279,7 +279,7 @@ pub enum FetchError {
         /// Why there is no new lease.
         renewal: String,
     },
-    /// The network gave up the key that signed the lease, and there is no other lease yet.
+    /// No seeder takes the lease any more, and there is no other lease yet. The purchase may be good all the same.
     #[error("the lease is void ({refusal}) and was not replaced: {renewal}; fetch again to go on")]
     LeaseVoid {
         /// Why no seeder takes it.

@@ -185,16 +185,16 @@ pub(super) async fn check(
             RefusalCode::Revoked => {
                 // The lease may be void, and the purchase still this client's.
                 let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
-                if renewed || !revoked.has_moved_on(&data.transaction, lease.generation) {
+                let lease_only = revoked.has_moved_on(&data.transaction, lease.generation)
+                    && !revoked.has_transaction(&data.transaction);
+                if renewed || !lease_only {
                     return Err(FetchError::Revoked(refusal));
                 }
                 renewed = true;
-                match ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await {
+                match current(home, link, &purchase, waiting).await? {
                     Ok(envelope) => purchase.envelope = envelope,
-                    Err(error) => {
-                        tracing::info!(transaction = %purchase.transaction, %error, "no new lease");
-                        return Err(FetchError::Revoked(refusal));
-                    }
+                    // A manager that does not answer has not said that the purchase was taken back.
+                    Err(error) => return Err(void(refusal, &RenewError::Ask(error))),
                 }
             }
             _ => return Err(FetchError::BadTicket(refusal)),

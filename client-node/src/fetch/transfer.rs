@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, StallCause, Stored};
+use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
 use futures::FutureExt;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
@@ -17,10 +17,10 @@ use super::FetchError;
 use super::acks::AckFiles;
 use super::banned;
 use super::debts;
-use super::key::{Patience, renewed};
-use super::run::{ROUNDS, Run};
+use super::key::{Patience, TOLD_AFTER, renewed};
+use super::run::{ROUNDS, Run, millis};
 use super::ticket::{self, Checked};
-use crate::home::blocking;
+use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
 use crate::inbox::ask_ticket;
 use crate::link::wants_newer_keys;
@@ -36,7 +36,10 @@ const DHT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Complaints of one transfer: a network with more liars than that has other worries.
 const MAX_COMPLAINTS: usize = 8;
 const COMPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// For keys or revocations that seeders know of and this client does not.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(3);
 /// In whatever words the seeders said it.
+const LEASE_VOID: &str = "seeders take this lease no longer";
 const KEY_GONE: &str = "the network gave up the key that signed the lease";
 
 /// What came of the transfers of one run.
@@ -109,20 +112,20 @@ impl Run<'_> {
                     return Err(FetchError::ContentVoid(refusal));
                 }
                 transfer if let Some(end) = lease_end(&transfer).filter(|_| round < ROUNDS) => {
-                    // A purchase that was revoked stays so, as far as anybody knows: no need to wait for a manager.
-                    let time = if end == LeaseEnd::Revoked { Duration::ZERO } else { self.options.manager_patience };
-                    let patience = Patience { time, progress: self.progress, cancel: self.cancel };
-                    if let LeaseEnd::KeyGone(_) = end
-                        && let Err(error) = self.link.refresh().await
-                    {
-                        tracing::debug!(%error, "key set not refreshed");
+                    self.tell_of_renewal(&end);
+                    tokio::select! {
+                        known = self.learn(&end, checked) => known?,
+                        () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
                     }
+                    let time = self.options.manager_patience;
+                    let patience = Patience { time, progress: self.progress, cancel: self.cancel };
                     match renewed(self.home, self.link, checked, patience).await? {
                         Ok(renewed) => *checked = renewed,
                         Err(error) => {
                             return Err(match end {
-                                LeaseEnd::Revoked => FetchError::Transfer(transfer),
-                                LeaseEnd::KeyGone(refusal) => ticket::void(refusal, &error),
+                                LeaseEnd::Revoked(refusal) | LeaseEnd::KeyGone(refusal) => {
+                                    ticket::void(refusal, &error)
+                                }
                                 LeaseEnd::Over => FetchError::LeaseOver { transfer, renewal: error.to_string() },
                             });
                         }
@@ -138,6 +141,46 @@ impl Run<'_> {
                     });
                 }
             }
+        }
+    }
+
+    /// Says why another lease is needed, until it is here or the manager is waited for.
+    fn tell_of_renewal(&self, end: &LeaseEnd) {
+        let cause = match end {
+            LeaseEnd::Over => StallCause::TicketExpires,
+            LeaseEnd::Revoked(refusal) | LeaseEnd::KeyGone(refusal) => StallCause::AllRefused { code: refusal.code },
+        };
+        let next_try = Some(now_ms().saturating_add(millis(LEARN_TIMEOUT + TOLD_AFTER)));
+        self.progress.send_modify(|p| p.transfer.stalled = Some(Stall { cause, next_try }));
+    }
+
+    /// Learns what seeders knew and this client did not. Whether the purchase itself was taken back, the manager's signed
+    /// revocations say, which any seeder passes on; otherwise it is the lease alone that is void.
+    async fn learn(&self, end: &LeaseEnd, checked: &mut Checked) -> Result<(), FetchError> {
+        let learning = async {
+            match end {
+                LeaseEnd::Over => {}
+                LeaseEnd::KeyGone(_) => {
+                    if let Err(error) = self.link.refresh().await {
+                        tracing::debug!(%error, "key set not refreshed");
+                    }
+                }
+                LeaseEnd::Revoked(_) => {
+                    let known = checked.revoked.as_ref().clone();
+                    match self.link.refresh_revocations(&checked.trust, known).await {
+                        Ok(newer) => checked.revoked = Arc::new(newer),
+                        Err(error) => tracing::debug!(%error, "revocations not refreshed"),
+                    }
+                }
+            }
+        };
+        // What takes longer is not waited for: the manager is asked all the same.
+        let _ = tokio::time::timeout(LEARN_TIMEOUT, learning).await;
+        match end {
+            LeaseEnd::Revoked(refusal) if checked.revoked.has_transaction(&self.transaction) => {
+                Err(FetchError::Revoked(refusal.clone()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -370,14 +413,14 @@ enum LeaseEnd {
     /// It is over.
     Over,
     /// The purchase was revoked, or this lease alone: then the purchase is this client's all the same.
-    Revoked,
+    Revoked(Refusal),
     /// The network gave up the key that signed it.
     KeyGone(Refusal),
 }
 
 fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {
     let refused = |code| match code {
-        RefusalCode::Revoked => Some(LeaseEnd::Revoked),
+        RefusalCode::Revoked => Some(LeaseEnd::Revoked(Refusal::new(code, LEASE_VOID))),
         RefusalCode::KeyRetired => Some(LeaseEnd::KeyGone(Refusal::new(code, KEY_GONE))),
         _ => None,
     };

@@ -25,28 +25,28 @@ use crate::unpack::UnpackError;
 use crate::verify::{FileState, VerifyTarget, verify};
 
 /// Longer than any step takes on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
-struct Client {
-    home: Home,
+pub(super) struct Client {
+    pub(super) home: Home,
     dir: tempfile::TempDir,
 }
 
 impl Client {
-    fn new() -> Client {
+    pub(super) fn new() -> Client {
         let dir = tempfile::tempdir().unwrap();
         Client { home: Home::open(&dir.path().join("home"), None).unwrap(), dir }
     }
 
-    fn out(&self) -> std::path::PathBuf {
+    pub(super) fn out(&self) -> std::path::PathBuf {
         self.dir.path().join("out")
     }
 
-    async fn fetch(&self, ticket: &TicketEnvelope) -> Result<FetchOutcome, FetchError> {
+    pub(super) async fn fetch(&self, ticket: &TicketEnvelope) -> Result<FetchOutcome, FetchError> {
         self.fetch_with(Target::Envelope(Box::new(ticket.clone())), options()).await
     }
 
-    async fn fetch_with(&self, target: Target, options: FetchOptions) -> Result<FetchOutcome, FetchError> {
+    pub(super) async fn fetch_with(&self, target: Target, options: FetchOptions) -> Result<FetchOutcome, FetchError> {
         let progress = watch::Sender::new(FetchProgress::default());
         let out = self.out();
         let run = fetch(&self.home, target, &out, options, progress, CancellationToken::new());
@@ -60,7 +60,7 @@ impl Client {
     }
 }
 
-fn options() -> FetchOptions {
+pub(super) fn options() -> FetchOptions {
     let mut options = FetchOptions::default();
     options.limits.patience = Duration::from_secs(5);
     options.limits.scheduler.backoff_ms = 20;
@@ -70,7 +70,7 @@ fn options() -> FetchOptions {
     options
 }
 
-fn album() -> Files {
+pub(super) fn album() -> Files {
     Files::folder("An album")
         .file("01.flac", noise(20 * PAYLOAD + 9, 1))
         .dir("art")
@@ -80,7 +80,7 @@ fn album() -> Files {
         .file("last", noise(3 * PAYLOAD, 4))
 }
 
-async fn net(policy: KeyPolicy, vices: &[Vice]) -> Net {
+pub(super) async fn net(policy: KeyPolicy, vices: &[Vice]) -> Net {
     let world = World::new();
     let product = world.publish(&album(), policy);
     Net::start(world, product, vices).await

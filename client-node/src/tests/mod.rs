@@ -17,4 +17,5 @@ mod network;
 mod shopping;
 mod unpacking;
 mod verifying;
+mod voided;
 mod world;

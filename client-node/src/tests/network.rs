@@ -16,7 +16,7 @@ use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::serving::{ServeAccount, ServeAction, ServeMachine, ServeTerms};
 use protocol::ticket::{Admission, TicketEnvelope};
-use protocol::trust::{RevocationState, Trust};
+use protocol::trust::{RevocationEpoch, RevocationState, Trust};
 use protocol::{Address, ChunkSet, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use tokio::io::AsyncWriteExt;
 
@@ -50,6 +50,10 @@ pub(super) struct Manager {
     /// How far its clock is ahead, milliseconds; wraps around where it is behind.
     pub(super) ahead: AtomicU64,
     pub(super) peer: Mutex<Option<PeerId>>,
+    /// What it revoked.
+    pub(super) epochs: Mutex<Vec<Signed<RevocationEpoch>>>,
+    /// What the mailbox says instead of giving a ticket.
+    pub(super) refuses: Mutex<Option<Refusal>>,
 }
 
 impl Net {
@@ -66,6 +70,8 @@ impl Net {
             busy: AtomicU32::new(0),
             ahead: AtomicU64::new(0),
             peer: Mutex::default(),
+            epochs: Mutex::default(),
+            refuses: Mutex::default(),
         });
         let manager_at = manager.start(&supervisor).await;
         let mut seeders = Vec::new();
@@ -151,7 +157,11 @@ impl Manager {
     fn mesh(&self, request: MeshRequest) -> MeshResponse {
         match request {
             MeshRequest::KeySet => MeshResponse::KeySet(self.world.key_set(1, &[self.peer.lock().unwrap().unwrap()])),
-            MeshRequest::Epochs { .. } => MeshResponse::Epochs(Vec::new()),
+            MeshRequest::Epochs { after } => {
+                let epochs = self.epochs.lock().unwrap();
+                let new = epochs.iter().filter(|epoch| epoch.peek().unwrap().number > after);
+                MeshResponse::Epochs(new.cloned().collect())
+            }
             MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.world.heartbeat(self.ahead.load(Ordering::SeqCst))),
             _ => MeshResponse::Refused(Refusal::new(RefusalCode::NotEnrolled, "not for clients")),
         }
@@ -182,6 +192,9 @@ impl Manager {
                 MailboxResponse::List(items)
             }
             MailboxRequest::Ticket { transaction } => {
+                if let Some(refusal) = &*self.refuses.lock().unwrap() {
+                    return MailboxResponse::Refused(refusal.clone());
+                }
                 let found = tickets.iter().filter(mine).find(|envelope| id(envelope) == transaction);
                 found.map_or_else(not_entitled, |envelope| MailboxResponse::Ticket(Box::new(envelope.clone())))
             }
@@ -216,6 +229,8 @@ pub(super) enum Vice {
     Stops(u32),
     /// Sends everything, and never hears the last word.
     Mute,
+    /// Knows that the first generation of leases is void.
+    Voids,
 }
 
 pub(super) struct Seeder {
@@ -269,7 +284,11 @@ impl Seeder {
             continuation_ms: 0,
             now: now_ms(),
         };
+        let void = *self.vice.lock().unwrap() == Vice::Voids;
         let served = match ticket.check(&admission) {
+            Ok(admitted) if void && admitted.lease.generation == 0 => {
+                Err(Refusal::new(RefusalCode::Revoked, "it moved on"))
+            }
             Ok(admitted) => {
                 let delivery = DeliveryId { transaction: admitted.data.transaction, delivery: admitted.lease.delivery };
                 let grant = Grant {

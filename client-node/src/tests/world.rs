@@ -10,7 +10,9 @@ use protocol::codec;
 use protocol::manifest::{self, KeyPolicy, MIN_CHUNK_SIZE, Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::pack::{self, Entry, EntryKind, FileList};
 use protocol::ticket::{Endorsement, KeyGrant, Lease, Payer, Ticket, TicketEnvelope, TransactionData};
-use protocol::trust::{Heartbeat, JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState};
+use protocol::trust::{
+    Heartbeat, JoinLine, KeyEntry, KeyPurpose, KeySet, KeyState, Moved, RevocationEpoch, Revocations,
+};
 use protocol::{ContentId, Currency, Digest, Keypair, NetworkId, PeerAddrs, PeerId, ProductId, Signed, TransactionId};
 use rand::SeedableRng;
 
@@ -66,6 +68,14 @@ impl World {
             audit: None,
         };
         Signed::sign(&heartbeat, &self.key)
+    }
+
+    /// The first epoch of revocations: leases of this sale before that generation are void.
+    pub(super) fn voided(&self, sale: &Sale, generation: u32) -> Signed<RevocationEpoch> {
+        let moved = vec![Moved { transaction: sale.transaction, generation }];
+        let added = Revocations { moved, ..Revocations::default() };
+        let epoch = RevocationEpoch { network: self.network, number: 1, previous: None, at: now_ms(), added };
+        Signed::sign(&epoch, &self.key)
     }
 
     pub(super) fn join(&self, managers: Vec<PeerAddrs>) -> JoinLine {
@@ -143,7 +153,7 @@ impl World {
             transaction_data: signed_data.digest(),
             endorsement: endorsement.digest(),
             client,
-            generation: 0,
+            generation: sale.generation,
             delivery: 1,
             issued_at: now,
             start: (now + sale.ahead).saturating_sub(sale.age),
@@ -191,6 +201,7 @@ pub(super) struct Sale {
     pub(super) lifetime: u64,
     /// How far the manager's clock is ahead of this one, milliseconds.
     pub(super) ahead: u64,
+    pub(super) generation: u32,
 }
 
 impl Sale {
@@ -203,6 +214,7 @@ impl Sale {
             age: 0,
             lifetime: 7 * 24 * HOUR,
             ahead: 0,
+            generation: 0,
         }
     }
 }

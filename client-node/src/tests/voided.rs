@@ -1,0 +1,88 @@
+//! A lease that was made void says nothing of the purchase: only the manager does.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use delivery::StallCause;
+use protocol::manifest::KeyPolicy;
+use protocol::ticket::TicketEnvelope;
+use protocol::{Refusal, RefusalCode};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::fetching::{Client, LIMIT, album, net, options};
+use super::network::{Net, Vice};
+use crate::fetch::{FetchError, FetchOptions, FetchProgress, Target, fetch};
+use crate::home::now_ms;
+
+/// Two seeders that take no lease of the first generation, a lease of it, and one of the next.
+async fn voided(client: &Client) -> (Net, TicketEnvelope, TicketEnvelope) {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::Voids, Vice::Voids]).await;
+    let void = net.ticket(client.home.peer_id());
+    net.sale.generation = 1;
+    let next = net.ticket(client.home.peer_id());
+    (net, void, next)
+}
+
+fn by(ticket: &TicketEnvelope) -> Target {
+    Target::Envelope(Box::new(ticket.clone()))
+}
+
+/// Fetches while the manager is away; it is back when it was told that it is waited for.
+async fn waited_for(client: &Client, net: &Net, ticket: &TicketEnvelope) {
+    net.manager.away.store(true, Ordering::SeqCst);
+    let progress = watch::Sender::new(FetchProgress::default());
+    let mut seen = progress.subscribe();
+    let out = client.out();
+    let run = fetch(&client.home, by(ticket), &out, options(), progress, CancellationToken::new());
+    let comes_back = async {
+        let told = seen.wait_for(|progress| progress.waiting.is_some()).await.unwrap().waiting.clone().unwrap();
+        assert!(told.cause == StallCause::ManagerAway && told.next_try > now_ms(), "{told:?}");
+        net.manager.away.store(false, Ordering::SeqCst);
+    };
+    let both = async { tokio::join!(run, comes_back) };
+    let (outcome, ()) = tokio::time::timeout(LIMIT, both).await.expect("it hangs");
+    album().assert_in(&outcome.unwrap().path);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_manager_does_not_answer_another_lease_is_waited_for() {
+    let client = Client::new();
+    let (net, void, next) = voided(&client).await;
+    // The network is met first.
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::LimitReached, "not now"));
+    let error = client.fetch(&void).await.unwrap_err();
+    assert_eq!(error.cause(), "limit-reached", "{error}");
+    net.manager.refuses.lock().unwrap().take();
+    net.manager.tickets.lock().unwrap().push(next);
+    waited_for(&client, &net, &void).await;
+    net.stop().await;
+
+    // The same where this client knows of it before it asks a seeder.
+    let client = Client::new();
+    let (net, void, next) = voided(&client).await;
+    net.manager.epochs.lock().unwrap().push(net.world.voided(&net.sale, 1));
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::LimitReached, "not now"));
+    client.fetch(&void).await.unwrap_err();
+    net.manager.refuses.lock().unwrap().take();
+    net.manager.tickets.lock().unwrap().push(next);
+    waited_for(&client, &net, &void).await;
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_managers_word_is_the_end_of_a_purchase() {
+    let client = Client::new();
+    let (net, void, _) = voided(&client).await;
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::Revoked, "the purchase was refunded"));
+    let error = client.fetch(&void).await.unwrap_err();
+    assert!(matches!(error, FetchError::Revoked(_)), "{error}");
+    assert!(error.to_string().contains("was refunded"), "{error}");
+
+    net.manager.away.store(true, Ordering::SeqCst);
+    let impatient = FetchOptions { manager_patience: Duration::from_secs(1), ..options() };
+    let error = client.fetch_with(by(&void), impatient).await.unwrap_err();
+    assert_eq!(error.cause(), "manager-away", "{error}");
+    assert!(!error.to_string().contains("refunded"), "{error}");
+    net.stop().await;
+}
