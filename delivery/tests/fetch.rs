@@ -450,6 +450,48 @@ async fn seeders_that_are_there_and_send_nothing_have_a_name_too() {
 }
 
 #[tokio::test]
+async fn whatever_it_waits_for_there_is_a_time_with_the_cause() {
+    let busy = Refusal::new(RefusalCode::Overloaded, "later").retry_after(600);
+    let away = Vice::Disappears(0);
+    for vices in [
+        vec![Vice::SaysNothing, Vice::SaysNothing],
+        vec![Vice::FallsSilent(3)],
+        vec![Vice::Refuses(99, busy.clone()), Vice::SaysNothing],
+        vec![away.clone(), away],
+    ] {
+        let mut setup = Setup::new(8, &vices);
+        setup.limits.patience = Duration::from_secs(4);
+        for seeder in setup.seeders.iter().filter(|seeder| seeder.vice == Vice::Disappears(0)) {
+            seeder.gone.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        let (mut progress, over) = (setup.progress.subscribe(), CancellationToken::new());
+        let watching = async {
+            let mut told = 0;
+            loop {
+                tokio::select! {
+                    changed = progress.changed() => changed.unwrap(),
+                    () = over.cancelled() => return told,
+                }
+                let now = progress.borrow_and_update().clone();
+                if let Some(stall) = now.stalled.filter(|_| now.phase != Phase::Done) {
+                    let next = stall.next_try.unwrap_or_else(|| panic!("{vices:?}: no time with {:?}", stall.cause));
+                    // What is being tried ends at last with the patience.
+                    let soon = fixture::now_ms()..=fixture::now_ms() + 4_100;
+                    assert!(soon.contains(&(next + 100)), "{vices:?}: {next} is not in {soon:?}");
+                    told += 1;
+                }
+            }
+        };
+        let fetching = async {
+            setup.fetch().await.unwrap_err();
+            over.cancel();
+        };
+        let (told, ()) = tokio::join!(watching, fetching);
+        assert!(told >= 5, "{vices:?}: told {told} times");
+    }
+}
+
+#[tokio::test]
 async fn a_single_seeder_that_refuses_for_time_is_told_as_an_expired_ticket() {
     let over = Refusal::new(RefusalCode::Expired, "it ended");
     let setup = Setup::new(5, &[Vice::Refuses(9, over)]);

@@ -397,11 +397,11 @@ fn mib_per_s(bytes: u64, ms: u64) -> f64 {
 const SOON: Duration = Duration::from_secs(1);
 
 /// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes: as a line of JSON where
-/// programs read along.
+/// programs read along, who also hear of each new time at which something is tried.
 async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool) {
     let silent = !shown;
     let mut bar = progress::Bytes::new("fetching", silent);
-    let (mut unpacking, mut said) = (false, String::new());
+    let (mut unpacking, mut said, mut said_next) = (false, String::new(), None);
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
         if now.phase == FetchPhase::Done {
@@ -422,18 +422,19 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool)
         } else {
             bar.set(now.transfer.have_bytes, now.transfer.total_bytes);
         }
-        let (why, data) = match (&now.waiting, &now.transfer.stalled) {
-            (Some(waiting), _) => (waiting.detail.clone(), json!(waiting)),
-            (None, Some(stall)) => (stall.cause.to_string(), json!(stall)),
-            (None, None) => (String::new(), Value::Null),
+        let (why, next, data) = match (&now.waiting, &now.transfer.stalled) {
+            (Some(waiting), _) => (waiting.detail.clone(), Some(waiting.next_try), json!(waiting)),
+            (None, Some(stall)) => (stall.cause.to_string(), stall.next_try, json!(stall)),
+            (None, None) => (String::new(), None, Value::Null),
         };
-        if why != said && !silent {
+        let another_time = json && next.is_some() && next != said_next;
+        if (why != said || another_time) && !silent {
             match (why.is_empty(), json) {
                 (true, _) => {}
                 (false, true) => output::note(&json!({"stalled": data, "clock": now.transfer.clock}).to_string()),
                 (false, false) => bar.say(&format!("not moving: {why}")),
             }
-            said = why;
+            (said, said_next) = (why, next);
         }
     }
     bar.finish();

@@ -341,10 +341,13 @@ fn a_machine_without_a_network_says_so_and_when_it_tries_again() {
     fetch.extend(args!["--progress", "--patience", "8s"]);
     let ended = client.run(|| run(fetch));
     assert_eq!(ended.json()["error"]["cause"], "network-unreachable", "{}", ended.stderr);
-    let mut told = ended.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let first = told.next().unwrap();
-    assert_eq!(first["stalled"]["cause"], "network-unreachable", "{}", ended.stderr);
-    assert!(first["stalled"]["next_try"].is_u64(), "{first}");
+    let told = ended.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let told: Vec<Value> = told.map(|line| line["stalled"].clone()).collect();
+    let times: Vec<u64> = told.iter().filter_map(|stall| stall["next_try"].as_u64()).collect();
+    assert!(told.iter().all(|stall| stall["cause"] == "network-unreachable"), "{}", ended.stderr);
+    assert_eq!(times.len(), told.len(), "a line without a time: {}", ended.stderr);
+    // Each line says something new, for as long as it lasts.
+    assert!(times.len() >= 2 && times.windows(2).all(|pair| pair[0] < pair[1]), "{}", ended.stderr);
     assert!(!ended.stderr.contains("sendmsg"), "{}", ended.stderr);
 }
 

@@ -131,6 +131,19 @@ pub(super) async fn current(
     }
 }
 
+/// The same, asked for once: there may be another way to go on.
+pub(super) async fn current_at_once(
+    home: &Home,
+    link: &Link,
+    purchase: &Purchase,
+    Patience { time, progress, cancel }: Patience<'_>,
+) -> Result<Result<TicketEnvelope, TicketError>, FetchError> {
+    let question = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id());
+    let asked = Retry::new(time, progress, cancel).ask(question, TicketError::from).await;
+    progress.send_modify(|p| p.waiting = None);
+    asked
+}
+
 /// A lease in place of one that is over. While the manager is away it is waited for: nothing can go on without it.
 ///
 /// # Errors
@@ -187,7 +200,7 @@ impl<'a> Retry<'a> {
                 tokio::time::sleep(TOLD_AFTER).await;
                 let detail = "the manager was asked and has not answered yet".to_owned();
                 let waiting = Waiting { cause: StallCause::ManagerAway, detail, next_try: until };
-                self.progress.send_modify(|p| drop(p.waiting.get_or_insert(waiting)));
+                self.progress.send_modify(|p| p.waiting = p.waiting.take().or(Some(waiting)));
             }
             tokio::time::sleep(limit.saturating_sub(self.asked.elapsed())).await;
         };

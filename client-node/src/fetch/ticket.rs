@@ -12,7 +12,7 @@ use protocol::ticket::{Admission, Lease, TicketEnvelope};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 
-use super::key::{Patience, current};
+use super::key::{Patience, current, current_at_once};
 use super::{FetchError, FetchOptions, Purchase, Target};
 use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{TicketError, ask_ticket};
@@ -167,7 +167,7 @@ pub(super) async fn check(
             },
             RefusalCode::Expired if !renewed => {
                 renewed = true;
-                match ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await {
+                match current_at_once(home, link, &purchase, waiting).await? {
                     Ok(envelope) => purchase.envelope = envelope,
                     Err(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
                         return Err(FetchError::Revoked(said));

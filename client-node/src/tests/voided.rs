@@ -71,6 +71,30 @@ async fn while_the_manager_does_not_answer_another_lease_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_under_way_is_told_of_and_ends_with_the_patience() {
+    let client = Client::new();
+    let (net, void, _) = voided(&client).await;
+    net.manager.away.store(true, Ordering::SeqCst);
+    let patience = Duration::from_secs(4);
+    let impatient = FetchOptions { manager_patience: patience, ..options() };
+    let progress = watch::Sender::new(FetchProgress::default());
+    let mut seen = progress.subscribe();
+    let (out, began) = (client.out(), std::time::Instant::now());
+    let run = fetch(&client.home, by(&void), &out, impatient, progress, CancellationToken::new());
+    let told = async {
+        let told = seen.wait_for(|progress| progress.waiting.is_some()).await.unwrap().waiting.clone().unwrap();
+        assert_eq!(told.cause, StallCause::ManagerAway);
+        assert!(told.next_try > now_ms() && told.next_try < now_ms() + 4_000, "{told:?}");
+    };
+    let both = async { tokio::join!(run, told) };
+    let (error, ()) = tokio::time::timeout(LIMIT, both).await.expect("it hangs");
+    assert_eq!(error.unwrap_err().cause(), "manager-needed");
+    // A call has ten seconds.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_managers_word_is_the_end_of_a_purchase() {
     let client = Client::new();
     let (net, void, _) = voided(&client).await;

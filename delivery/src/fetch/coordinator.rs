@@ -2,6 +2,7 @@
 //! seeders, keeps what is stored durable, and decides when it is over. It never waits for a seeder.
 
 mod last_words;
+mod placing;
 mod telling;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use placing::Placed;
 
 use super::buffers::Buffers;
 use super::end::EndReason;
@@ -52,13 +55,6 @@ struct Handle {
     served_at: u64,
 }
 
-/// A content that chunks can be written to.
-struct Placed {
-    content: Arc<Content>,
-    /// Chunks that were found there and not noted.
-    adopted: ChunkSet,
-}
-
 pub(super) struct Coordinator {
     job: FetchJob,
     shared: Arc<Shared>,
@@ -80,6 +76,8 @@ pub(super) struct Coordinator {
     remembering: Option<(BTreeMap<PeerId, u64>, ChunkSet)>,
     discovery: Option<BoxFuture<'static, Vec<PeerAddrs>>>,
     discovery_due: Instant,
+    /// By [`running_ms`].
+    discovery_until: u64,
     discovery_rounds: u32,
     /// A search came back without anybody new since the last seeder was lost.
     searched: bool,
@@ -98,6 +96,8 @@ pub(super) struct Coordinator {
     rate: RateMeter,
     /// By [`running_ms`].
     told_at: u64,
+    /// When something is tried next, as it was told last, unix milliseconds.
+    told_next: u64,
 }
 
 impl Coordinator {
@@ -153,6 +153,7 @@ impl Coordinator {
             remembering: None,
             discovery: None,
             discovery_due: now,
+            discovery_until: 0,
             discovery_rounds: 0,
             searched: job.more_sources.is_none(),
             fatal: None,
@@ -167,6 +168,7 @@ impl Coordinator {
             first_chunk_at: None,
             rate: RateMeter::default(),
             told_at: 0,
+            told_next: 0,
             job,
         }
     }
@@ -333,7 +335,7 @@ impl Coordinator {
     /// Seeders that are still making their own copy say what they hold only in their welcome. Where all that is missing
     /// is held by nobody, they are greeted again from time to time.
     fn ask_what_is_new(&mut self, now: u64) {
-        if self.content.is_none() || self.scheduler.unheld() != *self.scheduler.missing() {
+        if !self.holds_nothing() {
             return;
         }
         for handle in self.handles.values_mut().filter(|handle| handle.welcome.is_some()) {
@@ -343,6 +345,11 @@ impl Coordinator {
                 let _ = handle.commands.try_send(Command::GreetAgain);
             }
         }
+    }
+
+    /// Is all that is missing held by nobody who serves?
+    fn holds_nothing(&self) -> bool {
+        self.content.is_some() && self.scheduler.unheld() == *self.scheduler.missing()
     }
 
     fn plan(&mut self, now: u64) {
@@ -445,67 +452,6 @@ impl Coordinator {
         }
     }
 
-    fn create(&mut self, (signed, manifest): (Signed<Manifest>, Manifest)) {
-        if self.content.is_some() || self.creating.is_some() {
-            return;
-        }
-        // Nothing can be there yet.
-        self.shared.to_look_for(&ChunkSet::from_range(0..manifest.chunks()));
-        let store = self.job.store.clone();
-        let creating = tokio::task::spawn_blocking(move || {
-            Ok(Placed { content: store.create(&signed, &manifest)?, adopted: ChunkSet::new() })
-        });
-        self.creating = Some(creating);
-    }
-
-    /// Before anything is asked for: a client that was killed holds more than it noted. What it acknowledged, to whomever,
-    /// is not fetched from somebody else, and acknowledged to them as well, while it lies on the disk.
-    fn look_through(&mut self, content: Arc<Content>) {
-        self.contents.send_replace(Some(Arc::clone(&content)));
-        let shared = Arc::clone(&self.shared);
-        self.creating = Some(tokio::task::spawn_blocking(move || {
-            let mut claims = ChunkSet::new();
-            for ack in shared.acks.all() {
-                if let Ok(claimed) = ack.peek()
-                    && shared.is_ours(&ack, &claimed.seeder)
-                {
-                    claims = claims.union(&claimed.chunks);
-                }
-            }
-            // All of them, also where a stream looks already: nothing is planned before this has ended.
-            shared.to_look_for(&claims);
-            let adopted = content.adopt(&claims, &|| !shared.cancel.is_cancelled())?;
-            Ok(Placed { content, adopted })
-        }));
-    }
-
-    /// From here on chunks can be planned.
-    fn attach(&mut self, content: Arc<Content>) {
-        let now = running_ms();
-        let manifest = content.manifest();
-        let all = ChunkSet::from_range(0..manifest.chunks());
-        self.wanted = self.job.only.as_ref().map_or_else(|| all.clone(), |only| only.intersection(&all));
-        let have = content.have().union(&all.difference(&self.wanted));
-        let config = self.job.limits.scheduler.clone();
-        self.scheduler = Scheduler::new(manifest.chunks(), manifest.chunk_size, &have, config);
-        for peer in self.book.open() {
-            self.scheduler.add_source(peer, now);
-        }
-        // Those with a stream are not to be connected again.
-        let due: Vec<PeerId> = self.scheduler.due_connections(now);
-        for peer in due {
-            match self.handles.get(&peer).map(|handle| handle.welcome.clone()) {
-                Some(Some((held, budget))) => self.scheduler.connected(&peer, held, budget, now),
-                Some(None) => {}
-                None => self.scheduler.lost(&peer, Loss::ComeBack(0), now, 0),
-            }
-        }
-        // Streams may know it already.
-        self.contents.send_replace(Some(Arc::clone(&content)));
-        self.content = Some(content);
-        self.progressed_at = now;
-    }
-
     fn on_ended(&mut self, ended: Result<(SessionId, EndReason), JoinError>) {
         let Ok((id, reason)) = joined(ended) else { return };
         self.remembered(id);
@@ -601,6 +547,7 @@ impl Coordinator {
         self.discovery_rounds += 1;
         self.discovery_due = Instant::now() + self.job.limits.discovery_every.saturating_mul(rarer);
         let (search, limit) = (more(), self.job.limits.discovery_timeout);
+        self.discovery_until = running_ms().saturating_add(millis(limit));
         let search = async move { tokio::time::timeout(limit, search).await.unwrap_or_default() };
         self.discovery = Some(search.boxed());
     }

@@ -19,6 +19,8 @@ pub(super) enum EndReason {
     /// To see what it holds by now.
     GreetAgain,
     Unreachable(String),
+    /// Its machine answers, and nobody listens there.
+    NotRunning(String),
     /// Only a relay leads to it, which carries no goods.
     RelayedOnly(String),
     Closed(String),
@@ -79,6 +81,7 @@ impl fmt::Display for EndReason {
             | EndReason::RelayedOnly(why)
             | EndReason::Closed(why)
             | EndReason::Violation(why) => f.write_str(why),
+            EndReason::NotRunning(why) => write!(f, "its machine answers, but it does not run there ({why})"),
             EndReason::Silent => f.write_str("it sent nothing for too long"),
             EndReason::Refused(refusal) => write!(f, "refused: {refusal}"),
             EndReason::Certificate(refusal) => write!(f, "its certificate does not hold: {refusal}"),

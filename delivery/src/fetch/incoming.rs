@@ -32,6 +32,8 @@ pub(super) enum Incoming {
 pub(super) struct Pulse {
     /// When bytes came last, by [`running_ms`]; in the future while our own limit makes us wait.
     pub(super) last_byte: AtomicU64,
+    /// Until when the step that is under way is waited for, by [`running_ms`]; 0 before the first.
+    pub(super) until: AtomicU64,
     /// Longest chunk there may be; 0 while none is expected.
     pub(super) longest_chunk: AtomicU32,
 }
@@ -56,6 +58,13 @@ pub(super) async fn read_all(
     // Whoever dropped the other end does not mind.
     let _ = to.send(Incoming::Closed(why)).await;
     std::future::pending().await
+}
+
+impl Pulse {
+    /// A step begins that is given up after this time.
+    pub(super) fn wait_for(&self, limit: std::time::Duration) {
+        self.until.store(running_ms().saturating_add(millis(limit)), Ordering::Relaxed);
+    }
 }
 
 async fn read_one(

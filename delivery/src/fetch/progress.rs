@@ -113,7 +113,8 @@ pub struct Stall {
     /// Why.
     #[serde(flatten)]
     pub cause: StallCause,
-    /// When something is tried next, unix milliseconds.
+    /// When something is tried next, or when what is being tried ends at the latest, unix milliseconds; `None` once the
+    /// fetch is over.
     pub next_try: Option<u64>,
 }
 
@@ -155,7 +156,7 @@ pub enum StallCause {
     /// Every seeder sent this client chunks that never arrived, up to what it lets out unacknowledged. Each lets the
     /// client in again after a while.
     WindowUsedUp,
-    /// Every seeder failed or was given up, for different reasons.
+    /// Every seeder failed or was given up, for different reasons, or does not run although its machine answers.
     NoSeederLeft,
     /// The disk is full.
     DiskFull {

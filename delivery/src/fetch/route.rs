@@ -2,13 +2,43 @@
 //! datagrams would be waited for until its time is over.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use protocol::{Address, PeerAddrs};
 
 /// Addresses are known, and the system has no route to any of them. It is asked for its routes; nothing is sent.
 pub(super) fn is_missing(to: &PeerAddrs) -> bool {
     !to.addrs.is_empty() && to.addrs.iter().all(is_unroutable)
+}
+
+/// For [`answers`], over all addresses.
+pub(super) const PROBE: Duration = Duration::from_millis(600);
+/// Addresses that it tries.
+const PROBED: u32 = 2;
+
+/// Does the machine at one of these addresses answer, if only that nobody listens there? Then it is not the network that
+/// keeps a seeder away: a handshake by datagrams is not answered at all by a machine on which it was killed. Blocks for
+/// [`PROBE`] at most.
+pub(super) fn answers(to: &PeerAddrs) -> bool {
+    let mut tried = to.addrs.iter().filter_map(socket).take(PROBED as usize);
+    tried.any(|at| match TcpStream::connect_timeout(&at, PROBE / PROBED) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+    })
+}
+
+/// Where TCP leads directly.
+fn socket(address: &Address) -> Option<SocketAddr> {
+    let mut parts = address.as_str().split('/').skip(1);
+    let (Some("ip4" | "ip6"), Some(ip), Some("tcp"), Some(port), None | Some("p2p")) =
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    // Behind a peer's name there may be another one, of a relay's client.
+    let ends = parts.count() <= 1;
+    Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?)).filter(|_| ends)
 }
 
 /// False for what is not known, as for names.
@@ -41,5 +71,20 @@ mod tests {
         for near in ["/ip4/127.0.0.1/tcp/4000", "/dns/seeder.example/tcp/4000"] {
             assert!(!is_missing(&PeerAddrs::new(peer, vec![Address::new(near).unwrap()])), "{near}");
         }
+    }
+
+    #[test]
+    fn a_machine_answers_also_where_nobody_listens() {
+        let peer = PeerId::from_bytes([1; 32]);
+        let at = |address: &str| PeerAddrs::new(peer, vec![Address::new(address).unwrap()]);
+        // Just been let go, so that nobody else listens on it.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert!(answers(&at(&format!("/ip4/127.0.0.1/tcp/{port}"))));
+        assert!(answers(&at(&format!("/ip4/127.0.0.1/tcp/{port}/p2p/{peer}"))));
+        for other in ["/ip4/127.0.0.1/udp/4000/quic-v1", "/dns/seeder.example/tcp/4000"] {
+            assert!(!answers(&at(other)), "{other}");
+        }
+        assert!(!answers(&at(&format!("/ip4/127.0.0.1/tcp/{port}/p2p/{peer}/p2p-circuit/p2p/{peer}"))));
+        assert!(!answers(&peer.into()));
     }
 }

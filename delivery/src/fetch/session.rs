@@ -1,6 +1,7 @@
 //! The conversation with one seeder, from dialling to its last word. Bytes are verified and written on blocking
 //! threads, a few chunks at a time; only what came back from there is acknowledged.
 
+mod acknowledging;
 mod metadata;
 
 use std::collections::BTreeSet;
@@ -196,12 +197,23 @@ impl SessionTask {
         // It is tried all the same: there may be a connection, or an address that only the node knows.
         let (no_route, limit) = (route::is_missing(&self.target), self.shared.limits.open_timeout);
         let limit = if no_route { limit.min(WITHOUT_ROUTE) } else { limit };
-        let stream = self.shared.connect.open(self.target.clone(), limit).await.map_err(|error| match error {
-            OpenError::Stopped => EndReason::Stopped,
-            relayed @ OpenError::RelayedOnly { .. } => EndReason::RelayedOnly(relayed.to_string()),
-            _ if no_route => EndReason::Unreachable("this machine has no route to any of its addresses".to_owned()),
-            other => EndReason::Unreachable(other.to_string()),
-        })?;
+        self.pulse.wait_for(limit);
+        let stream = match self.shared.connect.open(self.target.clone(), limit).await {
+            Ok(stream) => stream,
+            Err(OpenError::Stopped) => return Err(EndReason::Stopped),
+            Err(relayed @ OpenError::RelayedOnly { .. }) => return Err(EndReason::RelayedOnly(relayed.to_string())),
+            Err(_) if no_route => {
+                let why = "this machine has no route to any of its addresses";
+                return Err(EndReason::Unreachable(why.to_owned()));
+            }
+            Err(other) => {
+                self.pulse.wait_for(route::PROBE);
+                let target = self.target.clone();
+                let answers = tokio::task::spawn_blocking(move || route::answers(&target)).await.unwrap_or(false);
+                let why = other.to_string();
+                return Err(if answers { EndReason::NotRunning(why) } else { EndReason::Unreachable(why) });
+            }
+        };
         if stream.peer() != self.id.peer {
             return Err(EndReason::Unreachable(format!("another peer answers there ({})", stream.peer())));
         }
@@ -340,7 +352,9 @@ impl Conversation {
     }
 
     async fn next_event(&mut self, from: &mut mpsc::Receiver<Incoming>) -> Result<SessionEvent, EndReason> {
-        match tokio::time::timeout(self.shared.limits.message_timeout, from.recv()).await {
+        let limit = self.shared.limits.message_timeout;
+        self.pulse.wait_for(limit);
+        match tokio::time::timeout(limit, from.recv()).await {
             Err(_) => Err(EndReason::Silent),
             Ok(Some(Incoming::Message(message))) => {
                 match self.machine.message(message, &self.shared.keypair.peer_id())? {
@@ -485,21 +499,6 @@ impl Conversation {
         self.report(What::Verified { chunk, bytes, budget: self.budget() }).await
     }
 
-    async fn acknowledge(&mut self) -> Result<(), EndReason> {
-        let Some(ack) = self.machine.ack(&self.shared.keypair, now_ms()) else { return Ok(()) };
-        self.remember(ack.clone()).await;
-        self.say(&ClientMessage::Ack(ack)).await?;
-        self.report(What::Budget(self.budget())).await
-    }
-
-    /// Saves an acknowledgement before it is sent: a client that is killed after that must find what is in it, or it would
-    /// fetch that from others and acknowledge it to them, too.
-    async fn remember(&mut self, ack: Signed<Ack>) {
-        self.last_ack = Some(ack);
-        self.unsaved = true;
-        self.save_last().await;
-    }
-
     /// Everything is here, or is to end: the last acknowledgement, and the seeder's word that it is durable.
     async fn finish(
         &mut self,
@@ -560,22 +559,6 @@ impl Conversation {
         }
         self.save_last().await;
         reason
-    }
-
-    /// Returns once the newest acknowledgement is saved.
-    async fn save_last(&mut self) {
-        // Broken off while it waits, it waits for the same when it is called again: an older one is never saved later.
-        if let Some(saving) = &mut self.saving {
-            let _ = saving.await;
-            self.saving = None;
-        }
-        if let (true, Some(ack)) = (self.unsaved, self.last_ack.clone()) {
-            self.unsaved = false;
-            let (acks, peer) = (Arc::clone(&self.shared.acks), self.id.peer);
-            let saving = self.saving.insert(tokio::task::spawn_blocking(move || acks.save(&peer, &ack)));
-            let _ = saving.await;
-            self.saving = None;
-        }
     }
 
     /// A refusal for time says how far this clock is off.

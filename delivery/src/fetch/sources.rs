@@ -317,6 +317,15 @@ mod tests {
         assert_eq!(book.cause(), StallCause::NetworkUnreachable);
         book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
         assert_eq!(book.cause(), StallCause::RelayedOnly);
+        // Killed: first their streams break, then nobody listens any more.
+        for n in 1..=3 {
+            book.ended(&peer(n), &EndReason::Closed("the seeder closed the stream".to_owned()));
+        }
+        for n in 1..=3 {
+            assert_eq!(book.cause(), StallCause::NoSeederLeft);
+            book.ended(&peer(n), &EndReason::NotRunning("nobody listens".to_owned()));
+        }
+        assert_eq!(book.cause(), StallCause::NoSeederLeft);
         for n in 1..=3 {
             book.ended(&peer(n), &EndReason::WindowUsedUp);
         }

@@ -2,16 +2,21 @@
 
 use std::sync::atomic::Ordering;
 
+use protocol::fetching::SourceView;
+use tokio::time::Instant;
+
 use super::super::incoming::millis;
 use super::super::progress::{Phase, Progress, SourceProgress, Stall, StallCause};
-use super::Coordinator;
-use crate::clock::{running_ms, unix_ms};
+use super::{Coordinator, NEWS_EVERY_MS};
+use crate::clock::{now_ms, running_ms, unix_ms};
 use crate::content_store::bytes_of;
 
 /// Progress is told at most this often, milliseconds.
 const TELL_EVERY_MS: u64 = 100;
 /// Nothing new for this long is a stall to be explained, milliseconds.
 const STALL_TOLD_MS: u64 = 2_000;
+/// Times to come that are no further apart than this are the same to whoever reads them, milliseconds.
+const WAVERS_MS: u64 = 1_000;
 
 impl Coordinator {
     pub(super) fn tell(&mut self, phase: Phase, always: bool) {
@@ -37,7 +42,7 @@ impl Coordinator {
         progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
         progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
         let views = self.scheduler.sources();
-        let next_try = views.iter().filter_map(|view| view.next_try).min().map(unix_ms);
+        let next_try = self.next_event(now, &views);
         progress.sources = views
             .into_iter()
             .map(|view| SourceProgress {
@@ -57,9 +62,47 @@ impl Coordinator {
             && self.creating.is_none()
             && (quiet || progress.active == 0 && self.book.all_ended())
         {
-            progress.stalled = self.cause().map(|cause| Stall { cause, next_try });
+            progress.stalled = self.cause().map(|cause| Stall { cause, next_try: Some(self.steady(next_try)) });
+        } else {
+            self.told_next = 0;
         }
         self.job.progress.send_replace(progress);
+    }
+
+    /// The same time as was told before, where it is about the same: what follows from several clocks wavers.
+    fn steady(&mut self, next_try: u64) -> u64 {
+        let shown = unix_ms(next_try);
+        if self.told_next <= now_ms() || self.told_next.abs_diff(shown) >= WAVERS_MS {
+            self.told_next = shown;
+        }
+        self.told_next
+    }
+
+    /// When something is tried next, or what is being tried ends at the latest, by [`running_ms`]. At the latest the fetch
+    /// itself is over then.
+    fn next_event(&self, now: u64, views: &[SourceView]) -> u64 {
+        let limits = &self.job.limits;
+        let tries = views.iter().filter_map(|view| view.next_try);
+        let steps = self.handles.values().map(|handle| match &handle.welcome {
+            None => handle.pulse.until.load(Ordering::Relaxed),
+            Some(_) if self.holds_nothing() => handle.served_at.saturating_add(NEWS_EVERY_MS),
+            Some(_) => {
+                let heard = handle.served_at.max(handle.pulse.last_byte.load(Ordering::Relaxed));
+                heard.saturating_add(limits.scheduler.stall_ms)
+            }
+        });
+        let searching = self.discovery.is_some();
+        let search = match self.job.more_sources {
+            Some(_) => {
+                let waits = self.discovery_due.saturating_duration_since(Instant::now());
+                let until = now.saturating_add(millis(waits));
+                Some(if searching { self.discovery_until } else { until })
+            }
+            None => None,
+        };
+        let end = self.last_sign(now).saturating_add(millis(limits.patience));
+        let all = tries.chain(steps).chain(search).chain([end]);
+        all.filter(|at| *at > now).min().unwrap_or(now)
     }
 
     /// When there was last a new chunk, or bytes of one that does not take too long.
