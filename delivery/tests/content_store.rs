@@ -160,7 +160,7 @@ fn a_partial_content_goes_on_where_it_was_synced_and_what_was_written_after_is_f
     store = reopened(store);
     let content = store.create(&product.signed, &product.manifest).unwrap();
     assert_eq!(content.have(), set(0..3), "written and not noted is not held");
-    assert_eq!(content.adopt(&set(0..6), &|| true).unwrap(), set(3..5));
+    assert_eq!(content.adopt(&set(0..6)).unwrap(), set(3..5));
     assert_eq!(content.have(), set(0..5));
     content.write_verified_chunk(5, &mut product.chunk(5).to_vec()).unwrap();
     content.finish().unwrap();

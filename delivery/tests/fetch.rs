@@ -455,7 +455,7 @@ async fn whatever_it_waits_for_there_is_a_time_with_the_cause() {
     let away = Vice::Disappears(0);
     for vices in [
         vec![Vice::SaysNothing, Vice::SaysNothing],
-        vec![Vice::FallsSilent(3)],
+        vec![Vice::FallsSilent(0)],
         vec![Vice::Refuses(99, busy.clone()), Vice::SaysNothing],
         vec![away.clone(), away],
     ] {
@@ -487,7 +487,7 @@ async fn whatever_it_waits_for_there_is_a_time_with_the_cause() {
             over.cancel();
         };
         let (told, ()) = tokio::join!(watching, fetching);
-        assert!(told >= 5, "{vices:?}: told {told} times");
+        assert!(told >= 2, "{vices:?}: told {told} times");
     }
 }
 

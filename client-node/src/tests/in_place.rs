@@ -177,7 +177,7 @@ fn a_killed_fetch_holds_what_was_noted_and_finds_what_was_not() {
         let noted: ChunkSet = noted.into_iter().collect();
         let unnoted: ChunkSet = unnoted.into_iter().collect();
         assert_eq!(fetched.content().have(), noted);
-        assert_eq!(fetched.content().adopt(&ChunkSet::from_range(fetched.all()), &|| true).unwrap(), unnoted);
+        assert_eq!(fetched.content().adopt(&ChunkSet::from_range(fetched.all())).unwrap(), unnoted);
         assert_eq!(fetched.damaged(), ChunkSet::new());
         let rest = ChunkSet::from_range(fetched.all()).difference(&fetched.content().have());
         fetched.write(rest.iter());

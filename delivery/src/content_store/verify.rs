@@ -77,11 +77,19 @@ impl Content {
 
     /// Looks whether chunks that are not noted are on disk all the same, as they are after a crash of the process between
     /// the write and the note, and takes those that verify. Returns them. Every candidate is read, however many are
-    /// absent: whoever acknowledged one that is there would fetch it, and acknowledge it, twice. `go_on` is asked before each.
+    /// absent: whoever acknowledged one that is there would fetch it, and acknowledge it, twice.
     ///
     /// # Errors
     /// [`FileError`] when the file as a whole cannot be read.
-    pub fn adopt(&self, candidates: &ChunkSet, go_on: &dyn Fn() -> bool) -> Result<ChunkSet, FileError> {
+    pub fn adopt(&self, candidates: &ChunkSet) -> Result<ChunkSet, FileError> {
+        self.adopt_while(candidates, &|| true)
+    }
+
+    /// The same, for as long as `go_on` says so: it is asked before each chunk.
+    ///
+    /// # Errors
+    /// As [`Content::adopt`].
+    pub fn adopt_while(&self, candidates: &ChunkSet, go_on: &dyn Fn() -> bool) -> Result<ChunkSet, FileError> {
         let mut adopted = ChunkSet::new();
         let mut buffer = Vec::new();
         let ours = ChunkSet::from_range(0..self.manifest().chunks());

@@ -344,7 +344,7 @@ impl Conversation {
             return Ok(());
         }
         let cancel = self.shared.cancel.clone();
-        let adopted = blocking(move || content.adopt(&claims, &|| !cancel.is_cancelled())).await??;
+        let adopted = blocking(move || content.adopt_while(&claims, &|| !cancel.is_cancelled())).await??;
         match adopted.is_empty() {
             true => Ok(()),
             false => self.report(What::Adopted(adopted)).await,

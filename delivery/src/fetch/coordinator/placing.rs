@@ -47,7 +47,7 @@ impl Coordinator {
             }
             // All of them, also where a stream looks already: nothing is planned before this has ended.
             shared.to_look_for(&claims);
-            let adopted = content.adopt(&claims, &|| !shared.cancel.is_cancelled())?;
+            let adopted = content.adopt_while(&claims, &|| !shared.cancel.is_cancelled())?;
             Ok(Placed { content, adopted })
         }));
     }
