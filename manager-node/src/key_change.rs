@@ -435,4 +435,42 @@ mod tests {
         assert_eq!(again.code, "content-not-held", "{again:?}");
         shop.close().await;
     }
+
+    #[tokio::test]
+    async fn a_chain_of_statements_whose_first_key_was_revoked_is_signed_again_to_its_end() {
+        use protocol::evidence::{StatementFile, check_statements};
+        use protocol::statement::{ReceiptFate, ReceiptLine};
+        let shop = Shop::open(Terms::default()).await;
+        let (ctx, seeder) = (&shop.ctx, shop.seeders[0].peer_id());
+        let state = async |from: u64, through: u64| {
+            for n in from..=through {
+                let receipt = protocol::Digest::of("test", &[&n.to_le_bytes()]);
+                let (fate, at) = (ReceiptFate::Unknown, n);
+                let line = ReceiptLine { receipt, delivery: None, at, chunks: 0, new_chunks: 0, fate };
+                ctx.db.write(move |txn| statements::receipts(txn, &seeder, vec![line.clone()])).await.unwrap();
+                assert_eq!(statements::make(ctx, seeder, now_ms()).unwrap(), n);
+            }
+        };
+        let chain = |count: u64| -> Vec<_> {
+            (0..count).map(|n| statements::after(ctx, seeder, n).unwrap().unwrap()).collect()
+        };
+        // More than are signed again at once, under two keys of which only the first was stolen.
+        state(1, 11).await;
+        let first = ctx.trust().active_key(KeyPurpose::Settlement).unwrap();
+        change(&shop, json!({"cmd": "keys-prepare", "purpose": "settlement", "margin_ms": 60_000})).await.unwrap();
+        state(12, 20).await;
+        let before = chain(20);
+        change(&shop, json!({"cmd": "keys-prepare", "revoke": first, "margin_ms": 0})).await.unwrap();
+        state(21, 21).await;
+        let after = chain(21);
+        let said = |signed: &Signed<protocol::statement::Statement>| {
+            let statement = signed.peek().unwrap();
+            (statement.number, statement.until, statement.receipts, statement.covered)
+        };
+        assert!(before.iter().zip(&after).all(|(old, new)| old != new && said(old) == said(new)));
+        let key_sets = vec![ctx.trust().signed_key_set().clone()];
+        let (lines, good) = check_statements(&StatementFile { key_sets, statements: after }, &ctx.trust().root());
+        assert_eq!(good.len(), 21, "{lines:?}");
+        shop.close().await;
+    }
 }
