@@ -64,8 +64,9 @@ pub struct Limits {
     /// a loss. As many as may be connected: each of the clients that come in one instant tries TCP and QUIC. A handshake
     /// under way is some 50 KiB.
     pub pending_connections: u32,
-    /// Connections with one peer; further ones are closed. Two (TCP and QUIC, or both ends dialling at once) are
-    /// normal, four leave room for a reconnect.
+    /// Connections with one peer. To a further one the oldest gives way, one over QUIC before others, since those outlive a
+    /// program that was killed; two more may be there until they are closed, beyond which further ones are. Two (TCP and
+    /// QUIC, or both ends dialling at once) are normal, four leave room for a reconnect.
     pub connections_per_peer: u32,
     /// Streams of one peer's connection that may be negotiating a protocol at once; further ones are reset.
     pub negotiating_streams: usize,

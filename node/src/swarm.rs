@@ -39,6 +39,9 @@ const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection whose peer does not answer a ping for so long is closed; a busy but living link answers within seconds.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Connections with one peer that gave way to newer ones and are being closed, at most: a node that starts makes two at once.
+const GIVING_WAY: u32 = 2;
+
 /// Bytes on their way on one QUIC stream, at most: 20 MiB/s at 50 ms, more than the homes have that only QUIC reaches. This
 /// process holds them until the peer has them; over TCP the system does.
 pub const QUIC_STREAM_BYTES: u32 = 1024 * 1024;
@@ -212,9 +215,9 @@ fn behaviour(
                 .with_max_pending_incoming(Some(limits.pending_connections))
                 .with_max_pending_outgoing(Some(limits.pending_connections))
                 .with_max_established(Some(limits.connections))
-                .with_max_established_per_peer(Some(limits.connections_per_peer)),
+                .with_max_established_per_peer(Some(limits.connections_per_peer.saturating_add(GIVING_WAY))),
         ),
-        streams: streams::Behaviour::new(metrics.clone()),
+        streams: streams::Behaviour::new(metrics.clone(), limits.connections_per_peer),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping::Config::new().with_timeout(PING_TIMEOUT)),
         gossip: Toggle::from(gossip),

@@ -58,6 +58,7 @@ pub(crate) struct NotEd25519;
 pub(crate) struct Behaviour {
     table: Arc<AcceptTable>,
     metrics: NodeMetrics,
+    per_peer: usize,
     // Bounded by the connection limits.
     connections: HashMap<PeerId, Vec<Connection>>,
     dialling: Dialling,
@@ -80,13 +81,17 @@ struct Connection {
     dialled: Option<Multiaddr>,
     // From the dial until it was connected.
     took: Option<Duration>,
+    // It gave way to a newer one, and is being closed.
+    leaving: bool,
 }
 
 impl Behaviour {
-    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+    /// At most `per_peer` connections with one peer go on.
+    pub(crate) fn new(metrics: NodeMetrics, per_peer: u32) -> Self {
         Self {
             table: AcceptTable::new(metrics.clone()),
             metrics,
+            per_peer: usize::try_from(per_peer).unwrap_or(usize::MAX),
             connections: HashMap::new(),
             dialling: Dialling::default(),
             parked: Parked::default(),
@@ -187,7 +192,10 @@ impl Behaviour {
 
     fn best(&self, peer: &PeerId) -> Option<&Connection> {
         let connections = self.connections.get(peer)?;
-        connections.iter().min_by_key(|connection| connection.info.preference())
+        connections
+            .iter()
+            .filter(|connection| !connection.leaving)
+            .min_by_key(|connection| connection.info.preference())
     }
 
     /// Serves a want over the best connection; gives it back if there is none.
@@ -288,7 +296,7 @@ impl Behaviour {
             ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
         };
         let took = self.began.remove(&id).map(|began| began.elapsed());
-        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled, took };
+        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled, took, leaving: false };
         self.metrics.connections.change(info, 1);
         let before = self.connections.entry(peer).or_default();
         if !info.relayed {
@@ -298,6 +306,10 @@ impl Behaviour {
             }
         }
         before.push(connection);
+        let gone = make_room(before, self.per_peer);
+        if let Some(gone) = gone {
+            self.close(peer, gone);
+        }
         let (mut wants, tcp) = self.dialling.connected(&peer);
         if let (Some(dial), false, Transport::Quic) = (tcp, info.relayed, info.transport) {
             let goods = wants.extract_if(.., |want| want.is_bulk()).collect();
@@ -335,6 +347,19 @@ impl Behaviour {
         let next = self.dialling.failed(&peer, failure.connection_id, failure.error);
         self.go_on(peer, next);
     }
+}
+
+/// Which connection gives way to the newest, where there are too many: the oldest, one over QUIC before others. A program
+/// that was killed leaves its connections over QUIC behind, which nobody ends until they time out; whoever starts it again
+/// is not to be shut out by them. Its goods go over TCP.
+fn make_room(connections: &mut [Connection], most: usize) -> Option<ConnectionId> {
+    let staying = connections.iter().filter(|connection| !connection.leaving).count();
+    let (_, older) = connections.split_last_mut().filter(|_| staying > most)?;
+    let gone = older.iter_mut().filter(|connection| !connection.leaving);
+    // Of several that are alike, the first is taken.
+    let gone = gone.min_by_key(|connection| connection.info.transport != Transport::Quic)?;
+    gone.leaving = true;
+    Some(gone.id)
 }
 
 /// The library numbers its connections in this process but shows the number only as text. Of an inbound connection through

@@ -88,3 +88,45 @@ async fn connections_over_the_limit_are_closed_and_counted() {
     }
     server.stop().await;
 }
+
+/// A client that is killed leaves its connections over QUIC behind. The next process of the same key is heard all the
+/// same, however many there were before; what the peer does over TCP meanwhile goes on.
+#[tokio::test]
+async fn the_connections_that_a_peer_left_behind_give_way_to_its_next() {
+    let server = TestNode::on_both(120).await;
+    let most = NodeConfig::new(Keypair::from_seed(&[120; 32])).limits.connections_per_peer;
+    let mut accept = server.accept(ECHO, AcceptLimits { queue: 8, per_peer: 64 }).await.unwrap();
+    let start = || TestNode::start(121, |config| config.listen.clear());
+    let steady = start().await;
+    let mut kept = within(steady.open(&server.only("tcp"), ECHO, LIMIT)).await.unwrap();
+    kept.write_all(b"1").await.unwrap();
+    let mut serving = within(accept.next()).await.unwrap();
+    let mut before = Vec::new();
+    for _ in 0..3 * most {
+        let client = start().await;
+        let mut stream = within(client.open(&server.only("quic"), ECHO, LIMIT)).await.unwrap();
+        stream.write_all(b"1").await.unwrap();
+        stream.flush().await.unwrap();
+        // The server knows that it is connected, and to which.
+        let inbound = within(accept.next()).await.unwrap();
+        assert_eq!(inbound.peer(), steady.peer_id());
+        before.push((client, stream, inbound));
+    }
+    assert_eq!(metric(&server, "willcall_node_connections_refused_total{reason=\"limit\"}"), 0);
+    eventually(|| async {
+        let open = metric(&server, "willcall_node_connections{path=\"direct\",transport=\"quic\"}");
+        if open == u64::from(most) - 1 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    let mut byte = [0];
+    kept.write_all(b"2").await.unwrap();
+    kept.flush().await.unwrap();
+    within(serving.read_exact(&mut byte)).await.unwrap();
+    within(serving.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(&byte, b"2");
+    for (client, ..) in before {
+        client.stop().await;
+    }
+    steady.stop().await;
+    server.stop().await;
+}
