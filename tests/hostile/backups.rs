@@ -14,7 +14,8 @@ fn network() -> Network {
         // What the origin had sent died with its outbox; it is waited for no longer than this.
         manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=4000"],
         merchant: &["orders-ms=100", "status-ms=200", "retry-min-ms=50", "retry-max-ms=500"],
-        seeder: &["retry-ms=100", "receipt-batch-ms=50", "receipt-direct-ms=200"],
+        // A manager that comes back may be out of the mesh for a while: asked soon, not after six minutes.
+        seeder: &["retry-ms=100", "receipt-batch-ms=50", "receipt-direct-ms=200", "heartbeat-silence-ms=3000"],
     };
     Network::start_set(1, 1, settings)
 }
