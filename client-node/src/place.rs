@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use protocol::TransactionId;
 use rustix::fs::CWD;
 use store::Step;
 
@@ -46,6 +47,11 @@ pub(crate) fn place(from: &Path, to: &Path, known: Option<(u64, u64)>) -> Result
     sync_dir(to.parent().unwrap_or(to))?;
     Step::ClientPlaced.after();
     Ok(kept)
+}
+
+/// The hidden folder that a fetch works in, beside the place of the goods.
+pub(crate) fn work_dir(out: &Path, transaction: TransactionId) -> PathBuf {
+    out.join(format!(".willcall-{transaction}"))
 }
 
 /// The output folder may be one that others write to: a work folder that somebody else made, or that is a link to

@@ -1,9 +1,11 @@
 //! What a client has, and why what it does not have yet is not moving.
 
+use node::DirLock;
 use protocol::{NetworkId, TransactionId};
 
 use crate::home::{Home, blocking};
 use crate::library::{Delivery, DeliveryState, LibraryError, Trouble};
+use crate::place::work_dir;
 use crate::shop::printable;
 
 /// One purchase in the library.
@@ -24,7 +26,7 @@ pub struct DeliveryStatus {
     pub out: Option<String>,
     /// What was chosen of it; empty for everything.
     pub only: Vec<String>,
-    /// Ciphertext bytes here at the end of the last run.
+    /// Ciphertext bytes here at the end of the last run, as far as they were noted.
     pub have_bytes: u64,
     /// Ciphertext bytes in all; 0 while that is unknown.
     pub total_bytes: u64,
@@ -51,7 +53,40 @@ pub struct DeliveryStatus {
 pub async fn status(home: &Home) -> Result<Vec<DeliveryStatus>, LibraryError> {
     let library = home.library();
     let all = blocking(move || library.list()).await?;
-    Ok(all.into_iter().map(|(transaction, delivery)| describe(transaction, &delivery)).collect())
+    let home = home.clone();
+    let described =
+        move || all.iter().map(|(id, delivery)| look(&home, *id, describe(*id, delivery), delivery)).collect();
+    Ok(blocking(described).await)
+}
+
+/// What the library cannot say of a run that was killed: it had no time to.
+fn look(home: &Home, transaction: TransactionId, mut status: DeliveryStatus, delivery: &Delivery) -> DeliveryStatus {
+    let Some(work) = delivery.out().map(|out| work_dir(&out, transaction)) else { return status };
+    let manifest = delivery.envelope.ticket.data.peek().ok().map(|data| data.manifest);
+    let underway = match delivery.state {
+        DeliveryState::Received => false,
+        DeliveryState::Fetching | DeliveryState::Fetched => true,
+        // Fetched once more, into the same folder or another.
+        DeliveryState::Done => work.exists(),
+    };
+    if !underway || DirLock::is_held(&home.delivery_dir(&transaction)) {
+        return status;
+    }
+    if delivery.state != DeliveryState::Done
+        && let Some(noted) = manifest.and_then(|manifest| delivery::noted(&work, &manifest))
+    {
+        (status.have_bytes, status.total_bytes) = noted;
+    }
+    if status.trouble.is_none() {
+        let changed =
+            manifest.and_then(|manifest| std::fs::metadata(work.join(manifest.to_string())).ok()?.modified().ok());
+        let changed = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+        let at = u64::try_from(changed.as_millis()).unwrap_or(u64::MAX).max(delivery.started_at);
+        let detail =
+            "its process ended before it could say why; what was noted is kept, fetch again to go on".to_owned();
+        status.trouble = Some(Trouble { cause: "interrupted".to_owned(), detail, at });
+    }
+    status
 }
 
 fn describe(transaction: TransactionId, delivery: &Delivery) -> DeliveryStatus {

@@ -70,6 +70,28 @@ impl DirLock {
         Ok(Self { _file: file, dir: dir.to_owned() })
     }
 
+    /// Does some process hold `dir`? Changes nothing in it; where that cannot be told, nobody does. Whoever takes it in
+    /// the same instant finds it held: see [`DirLock::acquire_looked_at`].
+    pub fn is_held(dir: &Path) -> bool {
+        let Ok(file) = std::fs::File::open(dir.join("lock")) else { return false };
+        matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// [`DirLock::acquire`] for a directory that others look at with [`DirLock::is_held`]: such a look is waited for.
+    ///
+    /// # Errors
+    /// As [`DirLock::acquire`].
+    pub fn acquire_looked_at(dir: &Path) -> Result<Self, DirLockError> {
+        const LOOKS: u32 = 4;
+        for _ in 1..LOOKS {
+            match Self::acquire(dir) {
+                Err(DirLockError::Held { .. }) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                other => return other,
+            }
+        }
+        Self::acquire(dir)
+    }
+
     /// The directory that is held.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -89,7 +111,9 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains(&dir.path().display().to_string()), "{text}");
         assert!(text.contains(&std::process::id().to_string()), "{text}");
+        assert!(DirLock::is_held(dir.path()));
         drop(first);
-        DirLock::acquire(dir.path()).unwrap();
+        assert!(!DirLock::is_held(dir.path()) && !DirLock::is_held(&dir.path().join("none")));
+        DirLock::acquire_looked_at(dir.path()).unwrap();
     }
 }

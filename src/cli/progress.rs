@@ -1,7 +1,10 @@
 //! Progress as a person sees it: a bar on a terminal, a plain line now and then elsewhere, nothing where tools read.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -14,6 +17,38 @@ pub(crate) struct Bytes {
     bar: ProgressBar,
     /// Tenths already said, where there is no terminal.
     said: Option<AtomicU64>,
+    recent: Mutex<Recent>,
+}
+
+/// What was done when, over the last seconds: a rate over all of it says nothing of now, once it stood still.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(Duration, u64)>);
+
+impl Recent {
+    const WINDOW: Duration = Duration::from_secs(10);
+    /// Notes in a window, at most: one in so long.
+    const APART: Duration = Duration::from_millis(100);
+
+    /// Notes what is done at a time since the begin; gives the bytes per second of the window.
+    fn rate(&mut self, at: Duration, done: u64) -> u64 {
+        if self.0.back().is_none_or(|(last, _)| at.saturating_sub(*last) >= Self::APART) {
+            self.0.push_back((at, done));
+        }
+        // One that is older stays, so that what came after a longer silence has a time to be measured by.
+        while self.0.get(1).is_some_and(|(next, _)| at.saturating_sub(*next) >= Self::WINDOW) {
+            self.0.pop_front();
+        }
+        let since = match (self.0.front(), self.0.get(1)) {
+            // Of a silence only its end counts.
+            (Some((first, before)), Some((next, _))) if at.saturating_sub(*first) > Self::WINDOW => {
+                Some(((*next).saturating_sub(Self::APART), *before))
+            }
+            (first, _) => first.copied(),
+        };
+        let Some((from, before)) = since else { return 0 };
+        let ms = u64::try_from(at.saturating_sub(from).as_millis()).unwrap_or(u64::MAX);
+        done.saturating_sub(before).saturating_mul(1000).checked_div(ms).unwrap_or(0)
+    }
 }
 
 impl Bytes {
@@ -30,31 +65,33 @@ impl Bytes {
             }
             bar.set_message(what);
         }
-        Bytes { what, bar, said: (!terminal && !silent).then(|| AtomicU64::new(0)) }
+        let said = (!terminal && !silent).then(|| AtomicU64::new(0));
+        Bytes { what, bar, said, recent: Mutex::default() }
     }
 
     /// So much is done.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
-        let Some(said) = &self.said else { return };
+        // What earlier runs left is no progress of this one: it is the first that is known.
+        let Some(said) = self.said.as_ref().filter(|_| total > 0) else { return };
+        // A thread that panicked while it held this lock left a note more or less.
+        let rate = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(self.bar.elapsed(), done);
         let tenth = done.saturating_mul(10).checked_div(total).unwrap_or(0);
         if tenth > said.fetch_max(tenth, Ordering::Relaxed) {
-            let rate = output::bytes(self.rate());
+            let left = match total.saturating_sub(done).checked_div(rate) {
+                Some(left) => format!(", {left} s left"),
+                None => String::new(),
+            };
             output::note(&format!(
-                "{}: {} of {} ({}%), {rate}/s, {} s left",
+                "{}: {} of {} ({}%), {}/s{left}",
                 self.what,
                 output::bytes(done),
                 output::bytes(total),
                 tenth * 10,
-                self.bar.eta().as_secs()
+                output::bytes(rate),
             ));
         }
-    }
-
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate; the cast saturates")]
-    fn rate(&self) -> u64 {
-        self.bar.per_sec() as u64
     }
 
     /// A word about why nothing moves, or what is done now.
@@ -69,5 +106,31 @@ impl Bytes {
     /// Takes the bar away.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_of_the_last_seconds_and_a_silence_does_not_slow_it() {
+        let mut recent = Recent::default();
+        let (mut at, mut done, mut rate) = (Duration::ZERO, 0, 0);
+        let mut run = |silence: u64, steps: u64, bytes: u64| {
+            at += Duration::from_secs(silence);
+            for _ in 0..steps {
+                at += Duration::from_millis(200);
+                done += bytes;
+                rate = recent.rate(at, done);
+            }
+            rate
+        };
+        run(0, 1, 0);
+        assert_eq!(run(0, 30, 200), 1000);
+        // Twenty minutes of nothing, then ten times as fast.
+        let after = run(1200, 5, 2000);
+        assert!((9_000..=12_000).contains(&after), "{after}");
+        assert_eq!(run(0, 100, 2000), 10_000);
     }
 }

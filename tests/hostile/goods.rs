@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::support::{Bought, Network, args, bytes, run, same, text};
+use super::support::{Bought, Job, Network, args, bytes, run, same, text};
 
 /// Bytes of a chunk as it is sent.
 const CHUNK: u64 = 65_536;
@@ -173,4 +173,32 @@ fn a_single_file_that_was_changed_is_mended_and_kept_aside() {
     assert!(fs::read(network.path("out/one.bin.kept-1")).unwrap() == changed);
     assert!(verified(&bought, &place).0);
     assert_eq!(fetch(&bought, &out, &[])["already_here"], true);
+}
+
+#[test]
+fn a_fetch_that_was_killed_is_named_with_what_it_left() {
+    let network = Network::start(1);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(6, 4_000_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let out = network.path("out");
+    let mut fetching = bought.fetching(&out);
+    // Long enough for what came to be noted.
+    fetching.extend(args!["--limit", "500kB", "--progress"]);
+    let mut job = Job::start(fetching);
+    job.says("(80%)");
+    let shown = delivery(&bought);
+    assert_eq!((&shown["state"], &shown["trouble"]), (&json!("fetching"), &Value::Null), "it runs: {shown}");
+    job.kill();
+    let shown = delivery(&bought);
+    assert_eq!((&shown["state"], &shown["trouble"]["cause"]), (&json!("fetching"), &json!("interrupted")), "{shown}");
+    assert!(number(&shown["trouble"], "at") > 0 && number(&shown, "have_bytes") > 0, "{shown}");
+    assert_eq!(shown["total_bytes"], product["content_bytes"], "{shown}");
+    let told = super::support::run_plain(args!["status", "--home", &bought.home]).stdout;
+    assert!(told.contains("(interrupted)"), "{told}");
+
+    fetch(&bought, &out, &[]);
+    let shown = delivery(&bought);
+    assert_eq!((&shown["state"], &shown["trouble"]), (&json!("done"), &Value::Null), "{shown}");
 }

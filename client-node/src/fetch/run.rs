@@ -28,7 +28,7 @@ use crate::inbox::ask_ticket;
 use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState, Trouble};
 use crate::link::Link;
-use crate::place::make_work_dir;
+use crate::place::{make_work_dir, work_dir};
 use crate::plain::{Plain, PlainError, Stored, payload};
 use crate::running::{self, Limits};
 use crate::shop::printable;
@@ -96,7 +96,7 @@ async fn fetch_purchase(
         std::fs::create_dir_all(&wanted).at("make the folder", &wanted)?;
         let out = std::fs::canonicalize(&wanted).at("find the folder", &wanted)?;
         make_private_dir(&folder)?;
-        match DirLock::acquire(&folder) {
+        match DirLock::acquire_looked_at(&folder) {
             Ok(lock) => Ok((out, lock)),
             Err(DirLockError::Held { pid, .. }) => Err(FetchError::Running { pid }),
             Err(DirLockError::Io { source, .. }) => Err(FileError { doing: "lock", path: folder, source }.into()),
@@ -155,7 +155,7 @@ async fn fetch_linked(
     };
     keep_fresh(link, &checked, progress);
     tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
-    let work = out.join(format!(".willcall-{transaction}"));
+    let work = work_dir(&out, transaction);
     let (store, delivered) = {
         let (home, out, work, whole) = (home.clone(), out.clone(), work.clone(), wanted.is_everything());
         let manifest = checked.manifest;

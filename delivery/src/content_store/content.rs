@@ -402,6 +402,22 @@ impl Content {
     }
 }
 
+/// Bytes that the note of a content below `root` says are here, and bytes in all; `None` where there is no such content,
+/// or none that can be told of. Only looks: another process may have the store open, and may be writing.
+pub fn noted(root: &Path, digest: &Digest) -> Option<(u64, u64)> {
+    let folder = root.join(digest.to_string());
+    let bytes = disk::read_small(&folder.join(MANIFEST), <Signed<Manifest>>::MAX).ok().flatten()?;
+    let signed: Signed<Manifest> =
+        codec::decode(&bytes).ok().filter(|signed: &Signed<_>| signed.digest() == *digest)?;
+    let manifest = signed.peek().ok()?;
+    manifest.check(manifest.network).ok()?;
+    if folder.join(COMPLETE).exists() {
+        return Some((manifest.length, manifest.length));
+    }
+    let chunks = have::load(&folder.join(HAVE), manifest.chunks()).ok()?;
+    Some((bytes_of(&manifest, &chunks), manifest.length))
+}
+
 /// Bytes of these chunks: all are of one size but the last.
 pub(crate) fn bytes_of(manifest: &Manifest, chunks: &ChunkSet) -> u64 {
     chunks

@@ -33,8 +33,8 @@ use protocol::{Digest, Signed};
 use store::Step;
 
 pub use body::{Bodies, Body, Ciphertext};
-pub use content::Content;
 pub(crate) use content::bytes_of;
+pub use content::{Content, noted};
 pub use disk::{FileError, free_inodes, free_space, reserve};
 pub use error::{
     ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, ReadVerifiedError, SegmentError, SyncError,
