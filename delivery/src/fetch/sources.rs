@@ -39,6 +39,8 @@ struct Last {
     text: String,
     refusal: Option<Refusal>,
     unreachable: bool,
+    /// Its machine was reached all the same.
+    not_running: bool,
     relayed_only: bool,
     used_up: bool,
 }
@@ -88,7 +90,14 @@ impl SourceBook {
     pub(super) fn ban(&mut self, peer: PeerId) {
         if self.entries.len() < Scheduler::MAX_SOURCES {
             let text = "it sent something else than the content in an earlier run".to_owned();
-            let last = Some(Last { text, refusal: None, unreachable: false, relayed_only: false, used_up: false });
+            let last = Some(Last {
+                text,
+                refusal: None,
+                unreachable: false,
+                not_running: false,
+                relayed_only: false,
+                used_up: false,
+            });
             self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
         }
     }
@@ -170,7 +179,11 @@ impl SourceBook {
             entry.last = Some(Last {
                 text: reason.to_string(),
                 refusal: reason.refusal().cloned(),
-                unreachable: matches!(reason, EndReason::Unreachable(_) | EndReason::RelayedOnly(_)),
+                unreachable: matches!(
+                    reason,
+                    EndReason::Unreachable(_) | EndReason::NotRunning(_) | EndReason::RelayedOnly(_)
+                ),
+                not_running: matches!(reason, EndReason::NotRunning(_)),
                 relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
                 used_up: matches!(reason, EndReason::WindowUsedUp),
             });
@@ -231,8 +244,11 @@ impl SourceBook {
         }
         if ends.iter().all(|last| last.unreachable) {
             // Where some could be reached, that is what something can be done about.
-            let relayed = ends.iter().any(|last| last.relayed_only);
-            return if relayed { StallCause::RelayedOnly } else { StallCause::NetworkUnreachable };
+            return match () {
+                () if ends.iter().any(|last| last.relayed_only) => StallCause::RelayedOnly,
+                () if ends.iter().any(|last| last.not_running) => StallCause::NoSeederLeft,
+                () => StallCause::NetworkUnreachable,
+            };
         }
         if ends.iter().all(|last| last.used_up) {
             return StallCause::WindowUsedUp;
@@ -326,6 +342,8 @@ mod tests {
             book.ended(&peer(n), &EndReason::NotRunning("nobody listens".to_owned()));
         }
         assert_eq!(book.cause(), StallCause::NoSeederLeft);
+        book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
+        assert_eq!(book.cause(), StallCause::RelayedOnly);
         for n in 1..=3 {
             book.ended(&peer(n), &EndReason::WindowUsedUp);
         }
