@@ -95,6 +95,7 @@ impl Setup {
             revoked: Arc::clone(&self.world.revoked),
             acks: Arc::clone(&self.acks) as Arc<dyn AckStore>,
             progress: self.progress.clone(),
+            adopted: Arc::default(),
             limits: self.limits.clone(),
             cancel: self.cancel.clone(),
         }

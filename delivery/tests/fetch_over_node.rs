@@ -82,6 +82,7 @@ async fn a_product_comes_over_tcp_from_two_good_seeders_a_bad_one_and_a_dead_add
         revoked: Arc::clone(&world.revoked),
         acks: Arc::new(AckMemory::default()),
         progress: watch::Sender::new(Progress::default()),
+        adopted: Arc::default(),
         limits,
         cancel: CancellationToken::new(),
     };

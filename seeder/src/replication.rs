@@ -176,6 +176,7 @@ async fn replicate(seeder: &Arc<Seeder>, placement: &Placement) -> Result<(), Un
         revoked: seeder.network.revoked(),
         acks: Arc::new(AckMemory::default()),
         progress,
+        adopted: Arc::default(),
         limits: FetchLimits { patience, ..FetchLimits::default() },
         cancel: seeder.supervisor.token(),
     };

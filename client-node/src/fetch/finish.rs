@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use delivery::Content;
@@ -127,7 +128,7 @@ impl Run<'_> {
         tracing::info!(step = 11, %transaction, files = outcome.files, path = %outcome.path.display(), "product in its place");
         Ok(FetchOutcome {
             bytes: tally.bytes,
-            resumed_from: resumed + tally.adopted_bytes,
+            resumed_from: resumed + self.adopted.load(Ordering::Relaxed),
             duplicate_bytes: tally.duplicate_bytes,
             transfer_ms: millis(tally.duration),
             sources: tally.sources,

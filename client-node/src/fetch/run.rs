@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -191,6 +192,7 @@ async fn fetch_linked(
         wanted,
         delivered,
         earlier,
+        adopted: Arc::default(),
         settling,
     };
     let (library, out) = (home.library(), run.out.clone());
@@ -289,6 +291,8 @@ pub(super) struct Run<'a> {
     /// What lies in its place from earlier runs.
     pub(super) delivered: Option<Arc<Delivered>>,
     earlier: Mutex<Earlier>,
+    /// Bytes that an earlier run left without a note of them.
+    pub(super) adopted: Arc<AtomicU64>,
     /// Seeders of transfers that are over are being told so.
     pub(super) settling: tokio::sync::Mutex<JoinSet<()>>,
 }

@@ -47,7 +47,6 @@ const KEY_GONE: &str = "the network gave up the key that signed the lease";
 pub(super) struct Tally {
     pub(super) bytes: u64,
     pub(super) duplicate_bytes: u64,
-    pub(super) adopted_bytes: u64,
     pub(super) duration: Duration,
     pub(super) sources: Vec<SourceReport>,
 }
@@ -56,7 +55,6 @@ impl Tally {
     pub(super) fn add(&mut self, report: FetchReport) {
         self.bytes += report.bytes;
         self.duplicate_bytes += report.duplicate_bytes;
-        self.adopted_bytes += report.adopted_bytes;
         self.duration += report.duration;
         for source in report.sources {
             match self.sources.iter_mut().find(|known| known.peer == source.peer) {
@@ -363,6 +361,7 @@ impl Run<'_> {
             revoked: Arc::clone(&checked.revoked),
             acks: Arc::new(AckFiles::of(self.home, delivery)),
             progress,
+            adopted: Arc::clone(&self.adopted),
             limits: self.options.limits.clone(),
             cancel,
         }

@@ -248,7 +248,7 @@ impl Coordinator {
                 Some(created) = OptionFuture::from(self.creating.as_mut()) => {
                     self.creating = None;
                     let Placed { content, adopted } = joined(created)??;
-                    self.adopted_bytes += content.bytes_of(&adopted);
+                    self.adopted(content.bytes_of(&adopted));
                     self.attach(content);
                 }
                 Some(synced) = OptionFuture::from(self.syncing.as_mut()) => {
@@ -408,18 +408,16 @@ impl Coordinator {
             }
             // Nothing is planned yet: what is held by then is found when it is.
             (What::Adopted(chunks), _) if self.content.is_none() => {
-                if let Some(content) = &*self.contents.borrow() {
-                    self.adopted_bytes += content.bytes_of(&chunks);
-                }
+                let bytes = self.contents.borrow().as_ref().map_or(0, |content| content.bytes_of(&chunks));
+                self.adopted(bytes);
             }
             (What::Adopted(chunks), _) => {
-                let (own, manifest) = (self.job.keypair.peer_id(), self.content.as_ref().map(|c| c.manifest()));
-                for chunk in chunks.iter() {
-                    // Another session may have found it, too.
-                    if self.scheduler.verified(&own, chunk, 0, now).new {
-                        self.adopted_bytes += manifest.map_or(0, |manifest| u64::from(manifest.chunk_len(chunk)));
-                    }
-                }
+                let own = self.job.keypair.peer_id();
+                // Another session may have found some of them, too.
+                let new = chunks.iter().filter(|chunk| self.scheduler.verified(&own, *chunk, 0, now).new);
+                let new: ChunkSet = new.collect();
+                let bytes = self.content.as_ref().map_or(0, |content| content.bytes_of(&new));
+                self.adopted(bytes);
                 self.progressed_at = now;
             }
             (What::Manifest(manifest), _) => self.create(*manifest),

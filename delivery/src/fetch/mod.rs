@@ -15,6 +15,7 @@ mod settle;
 mod sources;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -70,6 +71,8 @@ pub struct FetchJob {
     pub acks: Arc<dyn AckStore>,
     /// Where it stands, at most ten times a second.
     pub progress: watch::Sender<Progress>,
+    /// Counts [`FetchReport::adopted_bytes`], also of a fetch that fails.
+    pub adopted: Arc<AtomicU64>,
     /// Bounds and patience.
     pub limits: FetchLimits,
     /// Ends the fetch; what was fetched stays.

@@ -1,6 +1,7 @@
 //! Before anything is asked for, the content has a place on the disk, and what is there already is known.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use protocol::fetching::{Loss, Scheduler};
 use protocol::manifest::Manifest;
@@ -18,6 +19,12 @@ pub(super) struct Placed {
 }
 
 impl Coordinator {
+    /// So many bytes were here and not noted.
+    pub(super) fn adopted(&mut self, bytes: u64) {
+        self.adopted_bytes += bytes;
+        self.job.adopted.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn create(&mut self, (signed, manifest): (Signed<Manifest>, Manifest)) {
         if self.content.is_some() || self.creating.is_some() {
             return;
