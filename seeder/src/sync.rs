@@ -97,6 +97,8 @@ pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<
                     tracing::warn!(%error, "no contact with the manager");
                 }
                 contact.seeder.notes.manager.set(error.to_string());
+                // What gossip brought while it was away, or did not, is not known: it is asked when it is back.
+                contact.up_to_date = false;
                 contact.back_off.pause()
             }
         };
