@@ -56,8 +56,7 @@ pub struct Config {
     /// Deliveries at once to one peer; further ones are told to come back. Default: 8.
     pub max_deliveries_per_peer: u32,
     /// Memory for chunks that are being sent, one of each delivery, and over QUIC for what is on its way; clients for whom
-    /// there is none are told to come back. Default: 268435456 (256 MiB), enough for 256 deliveries of 1 MiB chunks, or 227 of
-    /// them over QUIC.
+    /// there is none are told to come back. Default: 268435456 (256 MiB), enough for 256 deliveries of 1 MiB chunks.
     pub serve_memory: u64,
     /// Memory that deliveries share for chunks read ahead of their time. Default: 50331648 (48 MiB).
     pub read_ahead_memory: u64,
