@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::support::{Bought, Job, Network, args, bytes, run, same, text};
+use super::support::{Bought, Job, Network, args, bytes, program, run, same, text};
 
 /// Bytes of a chunk as it is sent.
 const CHUNK: u64 = 65_536;
@@ -201,4 +202,34 @@ fn a_fetch_that_was_killed_is_named_with_what_it_left() {
     fetch(&bought, &out, &[]);
     let shown = delivery(&bought);
     assert_eq!((&shown["state"], &shown["trouble"]), (&json!("done"), &Value::Null), "{shown}");
+}
+
+#[test]
+fn what_a_killed_merge_left_is_no_hindrance_to_the_next_fetch() {
+    let network = Network::start(1);
+    let goods = network.path("goods");
+    fs::create_dir_all(goods.join("a")).unwrap();
+    fs::create_dir_all(goods.join("b")).unwrap();
+    let names = ["a/1", "a/2", "a/3", "b/1", "b/2", "b/3"];
+    for (seed, name) in (1..).zip(names) {
+        fs::write(goods.join(name), bytes(seed, 300_000)).unwrap();
+    }
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let (out, place, point) = (network.path("out"), network.path("out/goods"), network.path("crash"));
+    fetch(&bought, &out, &[]);
+    // More than half of it goes, so that the next run asks for everything.
+    fs::remove_dir_all(place.join("b")).unwrap();
+    fs::remove_file(place.join("a/2")).unwrap();
+    fs::remove_file(place.join("a/3")).unwrap();
+    fs::write(&point, "client.merged after").unwrap();
+    let killed = program(&bought.fetching(&out)).env(store::CRASH_FILE, &point).output().unwrap();
+    assert_eq!(killed.status.signal(), Some(9), "{}", String::from_utf8_lossy(&killed.stderr));
+    let left = names.iter().filter(|name| place.join(name).exists()).count();
+    assert!((2..names.len()).contains(&left), "{left} are there");
+    fetch(&bought, &out, &[]);
+    for name in names {
+        is_same(&goods, &place, name);
+    }
+    assert!(verified(&bought, &place).0);
 }

@@ -306,6 +306,14 @@ pub(super) struct Earlier {
     unproven: ChunkSet,
 }
 
+fn is_lost(error: &PlainError) -> bool {
+    match error {
+        PlainError::Damaged(_) => true,
+        PlainError::Disk(error) => error.is_damage(),
+        _ => false,
+    }
+}
+
 impl Run<'_> {
     async fn to_the_end(&self, mut checked: Checked) -> Result<FetchOutcome, FetchError> {
         let mut tally = Tally::default();
@@ -318,9 +326,10 @@ impl Run<'_> {
             };
             let (content, unpacked, reported) = match attempt {
                 Ok(done) => done,
-                // The disk lost something between verification and decryption: what is bad is found and fetched again.
-                Err(FetchError::Unpack(UnpackError::Plain(PlainError::Damaged(chunk)))) if round < ROUNDS => {
-                    tracing::warn!(chunk, "damaged on this disk, fetching it again");
+                // The disk lost something between verification and decryption, or a run that ended while it put its files in
+                // place moved it out of the work folder: what is not there is found and fetched again.
+                Err(FetchError::Unpack(UnpackError::Plain(error))) if round < ROUNDS && is_lost(&error) => {
+                    tracing::warn!(%error, "damaged on this disk, fetching it again");
                     self.forget_damaged(&checked).await?;
                     continue;
                 }
