@@ -18,8 +18,8 @@ use crate::merge::{merge, rename_new};
 pub enum PlaceError {
     /// Something else is there.
     #[error(
-        "{} is there already and is not this delivery; move it away or choose another folder, then fetch again: \
-         nothing is downloaded twice", path.display()
+        "{} is there already, and no delivery of this purchase put it there; move it away and fetch again, which goes on \
+         with what has come, or choose another folder with -o, which begins anew", path.display()
     )]
     Exists {
         /// The place.

@@ -199,8 +199,8 @@ impl Content {
         Ok(self.read_unchecked(chunk, buffer)?)
     }
 
-    /// Reads a chunk that is here into `buffer`, and verifies it unless that was done less than [`super::FRESH_MS`] ago and the file
-    /// is unchanged since. True when it was verified now. `now_ms` is unix time.
+    /// Reads a chunk that is here into `buffer`, and verifies it unless that was done less than [`super::FRESH_MS`] ago and
+    /// the file is unchanged since. True when it was verified now. `now_ms` is unix time.
     ///
     /// # Errors
     /// [`ReadVerifiedError`]; what is in `buffer` is not to be used then.
