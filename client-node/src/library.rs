@@ -181,6 +181,11 @@ impl Delivery {
         }
     }
 
+    /// Did the run that began last put everything in its place? For one that is [`DeliveryState::Done`].
+    pub(crate) fn last_run_ended(&self) -> bool {
+        self.started_at <= self.finished_at
+    }
+
     pub(crate) fn place(&self) -> Option<PathBuf> {
         self.place.clone().map(path_of)
     }

@@ -67,7 +67,7 @@ fn look(home: &Home, transaction: TransactionId, mut status: DeliveryStatus, del
         DeliveryState::Received => false,
         DeliveryState::Fetching | DeliveryState::Fetched => true,
         // Fetched once more, into the same folder or another.
-        DeliveryState::Done => work.exists(),
+        DeliveryState::Done => !delivery.last_run_ended() && work.exists(),
     };
     if !underway || DirLock::is_held(&home.delivery_dir(&transaction)) {
         return status;

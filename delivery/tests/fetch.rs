@@ -398,7 +398,7 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
     let over = Refusal::new(RefusalCode::Expired, "it ended").at(77);
     let setup = Setup::new(5, &[Vice::Refuses(9, over.clone()), Vice::Refuses(9, over.clone())]);
     let error = setup.fetch().await.unwrap_err();
-    let FetchError::Refused { refusal, by: 2 } = error else { panic!("{error}") };
+    let FetchError::Refused { refusal, by: 2, .. } = error else { panic!("{error}") };
     assert_eq!((refusal.code, refusal.now), (over.code, over.now));
     // 77 is long ago: the refuser's clock is told beside.
     assert!(refusal.detail.starts_with("it ended; your clock is") && refusal.detail.ends_with("ahead"), "{refusal}");

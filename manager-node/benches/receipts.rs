@@ -23,12 +23,16 @@ use market::{Market, median};
 use protocol::receipt::{ReceiptBatch, SealedBatch};
 use protocol::{Signed, TransactionId};
 
-/// Each delivers its part of every delivery.
-const SEEDERS: u32 = 4;
+/// They send at the same time.
+const SEEDERS: usize = 16;
+/// So many of them share a delivery.
+const SHARE: u32 = 4;
 /// Receipts in a batch.
 const BATCH: usize = ReceiptBatch::MAX_RECEIPTS;
-/// Deliveries in a round; a multiple of the batch.
+/// Deliveries in a round …
 const DELIVERIES: usize = 1024;
+/// … and those of a group of seeders; a multiple of the batch.
+const SHARED: usize = DELIVERIES * SHARE as usize / SEEDERS;
 const ROUNDS: usize = 5;
 
 fn main() {
@@ -41,8 +45,8 @@ fn main() {
 }
 
 async fn run() {
-    let market = Market::open(SEEDERS as usize).await;
-    let mut outboxes: Vec<_> = (0..SEEDERS as usize).map(|n| market.outbox(n)).collect();
+    let market = Market::open(SEEDERS).await;
+    let mut outboxes: Vec<_> = (0..SEEDERS).map(|n| market.outbox(n)).collect();
     let mut ratios = Vec::new();
     for round in 0..ROUNDS {
         let orders = stream::iter(0..DELIVERIES).map(|n| {
@@ -53,10 +57,12 @@ async fn run() {
         // Made by clients and seeders: not in the time.
         let mut batches: Vec<(usize, Vec<Signed<SealedBatch>>)> = Vec::new();
         for (n, outbox) in outboxes.iter_mut().enumerate() {
-            let of = |part: &[TransactionId]| part.iter().map(|id| market.receipt(*id, n as u32, SEEDERS)).collect();
+            let group = n / SHARE as usize;
+            let sales = &sales[group * SHARED..(group + 1) * SHARED];
+            let of = |part: &[TransactionId]| part.iter().map(|id| market.receipt(*id, n, SHARE)).collect();
             batches.push((n, sales.chunks(BATCH).map(|part| outbox.batch(of(part))).collect()));
         }
-        let receipts = DELIVERIES * SEEDERS as usize;
+        let receipts = DELIVERIES * SHARE as usize;
 
         let start = Instant::now();
         let sending = batches.into_iter().map(|(n, batches)| {
@@ -71,7 +77,7 @@ async fn run() {
         futures::future::join_all(sending).await;
         let took = start.elapsed().as_secs_f64();
 
-        let sample = market.receipt(sales[0], 0, SEEDERS);
+        let sample = market.receipt(sales[0], 0, SHARE);
         let client = market.client.peer_id();
         let verifications = receipts + receipts / BATCH;
         let start = Instant::now();

@@ -149,11 +149,20 @@ pub(crate) struct FetchArgs {
     /// enough where the manager and the ticket's seeders are not
     #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
     seeder: Vec<PeerAddrs>,
-    /// Show progress on standard error with --json, too
-    #[arg(long)]
-    progress: bool,
+    /// Show progress on standard error with --json, too: a JSON object a line, or as text
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true)]
+    progress: Option<Option<ProgressForm>>,
     #[command(flatten)]
     home: HomeArgs,
+}
+
+/// For whom progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ProgressForm {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// Flags of `verify`.
@@ -327,7 +336,13 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
     }
     let (sender, seen) = watch::channel(FetchProgress::default());
     let cancel = CancellationToken::new();
-    let shown = tokio::spawn(show(seen, global.json, args.progress || !global.json));
+    let form = match (args.progress, global.json) {
+        (Some(Some(form)), _) => Some(form),
+        (Some(None), true) => Some(ProgressForm::Json),
+        (None, true) => None,
+        (_, false) => Some(ProgressForm::Text),
+    };
+    let shown = tokio::spawn(show(seen, form));
     let work = client_node::fetch(&home, target, &args.output, options, sender, cancel.clone());
     let mut work = std::pin::pin!(work);
     let result = tokio::select! {
@@ -396,48 +411,67 @@ fn mib_per_s(bytes: u64, ms: u64) -> f64 {
 /// A fetch whose goods are in their place ends so soon unless a seeder is away.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Draws progress until the fetch ends; says once why nothing moves, each time the reason changes: as a line of JSON where
-/// programs read along, who also hear of each new time at which something is tried.
-async fn show(mut seen: watch::Receiver<FetchProgress>, json: bool, shown: bool) {
-    let silent = !shown;
-    let mut bar = progress::Bytes::new("fetching", silent);
-    let (mut unpacking, mut said, mut said_next) = (false, String::new(), None);
+/// Shows progress until the fetch ends. People are told once why nothing moves, each time the reason changes; programs hear
+/// of each new time at which something is tried, too, and when it moves again.
+async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressForm>) {
+    let (text, json) = (form == Some(ProgressForm::Text), form == Some(ProgressForm::Json));
+    let mut bar = progress::Bytes::new("fetching", !text);
+    let (mut unpacking, mut said, mut said_next, mut told) = (false, String::new(), None, None);
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
         if now.phase == FetchPhase::Done {
             bar.finish();
             let over = async { while seen.changed().await.is_ok() {} };
-            if tokio::time::timeout(SOON, over).await.is_err() && !silent && !json {
+            if tokio::time::timeout(SOON, over).await.is_err() && text {
                 output::note("the goods are in their place; seeders are being told, which may be broken off");
             }
             return;
         }
-        if now.phase == FetchPhase::Unpacking {
+        let (done, total) = if now.phase == FetchPhase::Unpacking {
             if !unpacking {
                 unpacking = true;
                 bar.finish();
-                bar = progress::Bytes::new("unpacking", silent);
+                bar = progress::Bytes::new("unpacking", !text);
             }
-            bar.set(now.unpacked_bytes, now.plain_bytes);
+            (now.unpacked_bytes, now.plain_bytes)
         } else {
-            bar.set(now.transfer.have_bytes, now.transfer.total_bytes);
+            (now.transfer.have_bytes, now.transfer.total_bytes)
+        };
+        bar.set(done, total);
+        if json && total > 0 {
+            let step = (now.phase, progress::tenths(done, total));
+            if told != Some(step) {
+                told = Some(step);
+                output::note(&progress_line(&now, done, total).to_string());
+            }
         }
         let (why, next, data) = match (&now.waiting, &now.transfer.stalled) {
             (Some(waiting), _) => (waiting.detail.clone(), Some(waiting.next_try), json!(waiting)),
             (None, Some(stall)) => (stall.cause.to_string(), stall.next_try, json!(stall)),
             (None, None) => (String::new(), None, Value::Null),
         };
-        let another_time = json && next.is_some() && next != said_next;
-        if (why != said || another_time) && !silent {
-            match (why.is_empty(), json) {
-                (true, _) => {}
-                (false, true) => output::note(&json!({"stalled": data, "clock": now.transfer.clock}).to_string()),
-                (false, false) => bar.say(&format!("not moving: {why}")),
-            }
+        // Without a time it is the end, which the answer tells.
+        if json && (why != said || next.is_some() && next != said_next) {
+            output::note(&json!({"stalled": data, "clock": now.transfer.clock}).to_string());
             (said, said_next) = (why, next);
+        } else if text && !why.is_empty() && why != said {
+            bar.say(&format!("not moving: {why}"));
+            said = why;
         }
     }
     bar.finish();
+}
+
+/// How far it is, for programs.
+fn progress_line(now: &FetchProgress, done: u64, total: u64) -> Value {
+    json!({"progress": {
+        "phase": now.phase,
+        "bytes": done,
+        "total_bytes": total,
+        "percent": progress::tenths(done, total) * 10,
+        "bytes_per_second": now.transfer.bytes_per_second,
+        "seeders": now.transfer.active,
+    }})
 }
 
 /// `willcall verify`

@@ -29,8 +29,8 @@ impl Recent {
     /// Notes in a window, at most: one in so long.
     const APART: Duration = Duration::from_millis(100);
 
-    /// Notes what is done at a time since the begin; gives the bytes per second of the window.
-    fn rate(&mut self, at: Duration, done: u64) -> u64 {
+    /// Notes what is done at a time since the begin; gives the bytes per second of the window, once there is one.
+    fn rate(&mut self, at: Duration, done: u64) -> Option<u64> {
         if self.0.back().is_none_or(|(last, _)| at.saturating_sub(*last) >= Self::APART) {
             self.0.push_back((at, done));
         }
@@ -45,10 +45,15 @@ impl Recent {
             }
             (first, _) => first.copied(),
         };
-        let Some((from, before)) = since else { return 0 };
+        let (from, before) = since?;
         let ms = u64::try_from(at.saturating_sub(from).as_millis()).unwrap_or(u64::MAX);
-        done.saturating_sub(before).saturating_mul(1000).checked_div(ms).unwrap_or(0)
+        done.saturating_sub(before).saturating_mul(1000).checked_div(ms)
     }
+}
+
+/// Whole tenths done.
+pub(crate) fn tenths(done: u64, total: u64) -> u64 {
+    done.saturating_mul(10).checked_div(total).unwrap_or(0)
 }
 
 impl Bytes {
@@ -77,20 +82,17 @@ impl Bytes {
         let Some(said) = self.said.as_ref().filter(|_| total > 0) else { return };
         // A thread that panicked while it held this lock left a note more or less.
         let rate = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(self.bar.elapsed(), done);
-        let tenth = done.saturating_mul(10).checked_div(total).unwrap_or(0);
+        let tenth = tenths(done, total);
         if tenth > said.fetch_max(tenth, Ordering::Relaxed) {
-            let left = match total.saturating_sub(done).checked_div(rate) {
-                Some(left) => format!(", {left} s left"),
-                None => String::new(),
-            };
-            output::note(&format!(
-                "{}: {} of {} ({}%), {}/s{left}",
-                self.what,
-                output::bytes(done),
-                output::bytes(total),
-                tenth * 10,
-                output::bytes(rate),
-            ));
+            let mut line =
+                format!("{}: {} of {} ({}%)", self.what, output::bytes(done), output::bytes(total), tenth * 10,);
+            if let Some(rate) = rate {
+                line.push_str(&format!(", {}/s", output::bytes(rate)));
+                if let Some(left) = total.saturating_sub(done).checked_div(rate) {
+                    line.push_str(&format!(", {left} s left"));
+                }
+            }
+            output::note(&line);
         }
     }
 
@@ -117,12 +119,13 @@ mod tests {
     fn the_rate_is_of_the_last_seconds_and_a_silence_does_not_slow_it() {
         let mut recent = Recent::default();
         let (mut at, mut done, mut rate) = (Duration::ZERO, 0, 0);
+        assert_eq!(Recent::default().rate(at, 1000), None, "of one moment there is none");
         let mut run = |silence: u64, steps: u64, bytes: u64| {
             at += Duration::from_secs(silence);
             for _ in 0..steps {
                 at += Duration::from_millis(200);
                 done += bytes;
-                rate = recent.rate(at, done);
+                rate = recent.rate(at, done).unwrap_or(0);
             }
             rate
         };

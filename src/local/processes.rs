@@ -105,7 +105,7 @@ impl Workshop {
     pub(crate) async fn run_shown(&self, name: &str, args: impl IntoIterator<Item = OsString>) -> Result<Value> {
         let args: Vec<OsString> = args.into_iter().collect();
         let (mut command, log) = self.command(name, &args)?;
-        command.arg("--log-file").arg(&log).arg("--progress").stderr(Stdio::inherit()).stdin(Stdio::null());
+        command.arg("--log-file").arg(&log).arg("--progress=text").stderr(Stdio::inherit()).stdin(Stdio::null());
         let output = finished(&mut command).await?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {

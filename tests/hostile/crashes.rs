@@ -17,7 +17,7 @@ fn under_way(bought: &Bought, network: &Network) -> Job {
     let mut fetch = bought.fetching(&network.path("goods"));
     fetch.extend(args!["--limit", RATE, "--progress"]);
     let mut job = Job::start(fetch);
-    job.says("(20%)");
+    job.says("\"percent\":20");
     job
 }
 
@@ -192,7 +192,7 @@ fn a_buyer_who_loses_downloads_keeps_the_purchase() {
         let mut fetch = bought.fetching(&out);
         fetch.extend(args!["--limit", "24MB", "--progress"]);
         let mut job = Job::start(fetch);
-        job.says("(9");
+        job.says("\"percent\":9");
         job.kill();
         fs::remove_dir_all(&out).unwrap();
     }

@@ -76,7 +76,7 @@ fn a_client_with_a_full_disk() {
     let mut fetch = bought.fetching(&out);
     fetch.extend(args!["--limit", "1500kB", "--progress"]);
     let mut job = Job::start(fetch);
-    job.says("(20%)");
+    job.says("\"percent\":20");
     disk.fill();
     let ended = job.finish();
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);

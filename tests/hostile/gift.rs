@@ -79,7 +79,7 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     let mut fetch = bought.fetching(&network.path("out"));
     fetch.extend(args!["--limit", "512kB", "--progress"]);
     let mut fetch = Job::start(fetch);
-    fetch.says("(10%)");
+    fetch.says("\"percent\":10");
     network.of("manager", args!["revoke", "transaction", &bought.transaction]).ok();
     let ended = fetch.finish();
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
@@ -107,7 +107,7 @@ fn downloads_keep_to_the_limits_in_the_settings_until_a_command_changes_them() {
     let mut fetch = bought.fetching(&network.path("out"));
     fetch.push("--progress".into());
     let mut fetch = Job::start(fetch);
-    fetch.says("(30%)");
+    fetch.says("\"percent\":30");
     // 2.7 s by the limit; a little of it may come at once.
     let slowly = begun.elapsed();
     assert!(slowly > Duration::from_millis(2000), "1.9 MB at 0.7 MB a second took {slowly:?}");

@@ -188,7 +188,7 @@ fn a_fetch_that_was_killed_is_named_with_what_it_left() {
     // Long enough for what came to be noted.
     fetching.extend(args!["--limit", "500kB", "--progress"]);
     let mut job = Job::start(fetching);
-    job.says("(80%)");
+    job.says("\"percent\":80");
     let shown = delivery(&bought);
     assert_eq!((&shown["state"], &shown["trouble"]), (&json!("fetching"), &Value::Null), "it runs: {shown}");
     job.kill();
@@ -231,5 +231,63 @@ fn what_a_killed_merge_left_is_no_hindrance_to_the_next_fetch() {
     for name in names {
         is_same(&goods, &place, name);
     }
+    assert!(verified(&bought, &place).0);
+}
+
+#[test]
+fn what_breaks_again_and_again_is_mended_again_and_again() {
+    let network = Network::start(1);
+    let goods = network.path("goods");
+    fs::create_dir_all(&goods).unwrap();
+    // Each time more than half of what a seeder lets out unacknowledged.
+    fs::write(goods.join("a.bin"), bytes(1, 14_000_000)).unwrap();
+    fs::write(goods.join("b.bin"), bytes(2, 12_000_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let (out, place) = (network.path("out"), network.path("out/goods"));
+    fetch(&bought, &out, &[]);
+    for round in 1..=4 {
+        fs::remove_file(place.join("b.bin")).unwrap();
+        if round == 3 {
+            // The key of this lease is given up: another takes its place.
+            network.of("manager", args!["keys", "rotate", "ticket", "--stolen"]).ok();
+        }
+        let mut fetching = bought.fetching(&out);
+        fetching.extend(args!["--patience", "8s"]);
+        let mended = run(fetching).ok();
+        assert_eq!((&mended["reported"], &mended["state"]), (&json!(true), &json!("done")), "round {round}: {mended}");
+        assert!(number(&mended, "bytes") >= 12_000_000, "round {round}: {mended}");
+        is_same(&goods, &place, "b.bin");
+    }
+}
+
+#[test]
+fn killed_with_the_goods_in_their_place_nothing_is_left_to_do() {
+    let network = Network::start(1);
+    let goods = folder(&network);
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let (out, place, point) = (network.path("out"), network.path("out/goods"), network.path("crash"));
+    let work = || fs::read_dir(&out).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != "goods").count();
+    let killed = |at: &str| {
+        fs::write(&point, at).unwrap();
+        let killed = program(&bought.fetching(&out)).env(store::CRASH_FILE, &point).output().unwrap();
+        assert_eq!(killed.status.signal(), Some(9), "{at}: {}", String::from_utf8_lossy(&killed.stderr));
+        assert_eq!(work(), 1, "{at}");
+    };
+    // Noted as done: there is nothing to tell of but the folder.
+    killed("client.done after");
+    let shown = delivery(&bought);
+    assert_eq!((&shown["state"], &shown["trouble"]), (&json!("done"), &Value::Null), "{shown}");
+    assert_eq!(fetch(&bought, &out, &[])["already_here"], true);
+    assert_eq!(work(), 0);
+    // Mended, and not noted.
+    fs::remove_file(place.join("b.bin")).unwrap();
+    killed("client.placed after");
+    assert_eq!(delivery(&bought)["trouble"]["cause"], "interrupted");
+    assert_eq!(fetch(&bought, &out, &[])["already_here"], true);
+    assert_eq!(work(), 0);
+    let shown = delivery(&bought);
+    assert_eq!((&shown["state"], &shown["trouble"]), (&json!("done"), &Value::Null), "{shown}");
     assert!(verified(&bought, &place).0);
 }

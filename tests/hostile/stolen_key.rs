@@ -23,7 +23,7 @@ fn under_way(bought: &Bought, network: &Network) -> Job {
     let mut fetch = bought.fetching(&network.path(&format!("out-{}", bought.transaction)));
     fetch.extend(args!["--limit", RATE, "--progress"]);
     let mut job = Job::start(fetch);
-    job.says("(20%)");
+    job.says("\"percent\":20");
     job
 }
 
@@ -76,6 +76,7 @@ fn nobody_is_shut_out(policy: &str) {
     let mut waiting = Job::start(waiting);
     waiting.says("\"cause\":\"manager-away\"");
     network.run_role("manager");
+    waiting.says("\"stalled\":null");
     let path = waiting.finish().ok()["path"].as_str().unwrap().to_owned();
     same(&goods, path.as_ref());
 

@@ -21,6 +21,7 @@ use crate::home::{Home, blocking};
 use crate::in_place::InPlace;
 use crate::layout::{Inventory, Layout};
 use crate::library::{Delivery, DeliveryState};
+use crate::place::{clear, work_dir};
 use crate::plain::{Listed, PlainError, listed, payload, plain_length};
 use crate::unpack::{Selection, UnpackError, is_below, selects};
 use crate::verify::{FileState, look_over, read_inventory, read_values};
@@ -108,6 +109,30 @@ pub(super) async fn standing(
             false if only.is_empty() && needed > total / 2 => all,
             false => Standing::Wanting(Wanted::Mending(Arc::new(wanting))),
         })
+    })
+    .await
+}
+
+/// A run that was killed after its goods were in their place left its work folder behind: where nothing is to come, nothing
+/// of it is needed. One that was to bring more than what is here keeps it.
+pub(super) async fn clear_away(
+    home: &Home,
+    transaction: TransactionId,
+    out: &Path,
+    options: &FetchOptions,
+) -> Result<(), FetchError> {
+    let (library, work, everything) = (home.library(), work_dir(out, transaction), options.only.is_empty());
+    blocking(move || {
+        let Some(delivery) = library.get(&transaction)? else { return Ok(()) };
+        let ended = delivery.last_run_ended();
+        if !(everything || ended) || (ended && delivery.trouble.is_none() && !work.exists()) {
+            return Ok(());
+        }
+        clear(&work)?;
+        Ok(library.update(transaction, |delivery| {
+            delivery.trouble = None;
+            delivery.started_at = delivery.started_at.min(delivery.finished_at);
+        })?)
     })
     .await
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::debts;
-use super::delivered::{Delivered, Standing, Wanted, standing};
+use super::delivered::{Delivered, Standing, Wanted, clear_away, standing};
 use super::key::{Patience, complete, complete_for_key, meet, open_grant};
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
@@ -106,6 +106,7 @@ async fn fetch_purchase(
     .await?;
     let wanted = match standing(home, transaction, &out, &options).await? {
         Standing::Here(outcome) => {
+            clear_away(home, transaction, &out, &options).await?;
             debts::pay_alone(home, &purchase, &options).await;
             return Ok(*outcome);
         }
@@ -357,16 +358,7 @@ impl Run<'_> {
         let delivery = self.delivery().await?;
         let (unpacked, reported) = match delivery.as_ref().and_then(|d| open_grant(self.home.keypair(), d)) {
             Some(secret) => {
-                let report = tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &completion));
-                let (unpacked, report) = tokio::join!(self.unpack(&content, &secret), report);
-                let reported = match report {
-                    Ok(Ok(_)) => true,
-                    Ok(Err(error)) => {
-                        tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
-                        false
-                    }
-                    Err(_) => false,
-                };
+                let (unpacked, reported) = tokio::join!(self.unpack(&content, &secret), self.report(&completion));
                 (unpacked?, reported)
             }
             None => {
@@ -396,7 +388,7 @@ impl Run<'_> {
                     return Ok(None);
                 }
                 self.progress.send_modify(|p| p.phase = FetchPhase::Fetching);
-                let result = self.transfer(checked, None).await;
+                let result = self.transfer(checked, tally, None).await;
                 if result.is_err() {
                     stop.cancel();
                 }
@@ -404,8 +396,7 @@ impl Run<'_> {
             };
             let (report, sound) = tokio::join!(Box::pin(transfer), self.prove(&manifest, unproven, stop.clone()));
             if let Some(report) = report? {
-                signed = report.completion.clone();
-                tally.add(report);
+                signed = report.completion;
             }
             if sound? {
                 return Ok((self.content(checked)?, signed));
@@ -478,17 +469,24 @@ impl Run<'_> {
         let Some(last) = last.filter(|last| last.peek().is_ok_and(|said| said.delivery == delivery)) else {
             return Ok(false);
         };
-        match tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, &last)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
-                return Ok(false);
-            }
-            Err(_) => return Ok(false),
+        if !self.report(&last).await {
+            return Ok(false);
         }
         let (library, transaction) = (self.home.library(), self.transaction);
         blocking(move || library.update(transaction, |delivery| delivery.reported = true)).await?;
         Ok(true)
+    }
+
+    /// Gives the manager the signed word that all of it came. Does it have it?
+    async fn report(&self, completion: &Signed<Completion>) -> bool {
+        match tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, completion)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => {
+                tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {
@@ -515,6 +513,7 @@ impl Run<'_> {
         };
         let known = self.delivery().await?.and_then(|delivery| delivery.completion);
         let known = known.filter(|known| known.peek().is_ok_and(|said| said.delivery == mine.delivery));
+        let new = known.is_none();
         let completion = signed.or(known).unwrap_or_else(|| Signed::sign(&mine, self.home.keypair()));
         let (library, transaction) = (self.home.library(), self.transaction);
         let (manifest, length, noted) =
@@ -524,6 +523,8 @@ impl Run<'_> {
                 delivery.set_underway(DeliveryState::Fetched);
                 delivery.manifest = Some(manifest.clone());
                 delivery.completion = Some(noted.clone());
+                // What the manager has is the word for an earlier one.
+                delivery.reported &= !new;
                 (delivery.have_bytes, delivery.total_bytes) = (length, length);
             })
         })
@@ -600,7 +601,14 @@ impl Run<'_> {
         .await?;
         tracing::info!(step = 11, %transaction, bytes = have, "chosen part of the product received");
         let unpacked = self.unpack(&content, &secret).await?;
-        Ok((content, unpacked, false))
+        if !self.options.only.is_empty() {
+            return Ok((content, unpacked, false));
+        }
+        // What was missing of the whole: with it this delivery is over, and what breaks later is mended under another,
+        // where the seeder's window is open again.
+        let completion = self.note_fetched(checked, &content, None).await?;
+        let reported = self.report(&completion).await;
+        Ok((content, unpacked, reported))
     }
 
     /// Makes sure that these chunks are here.
@@ -615,8 +623,7 @@ impl Run<'_> {
         {
             return Ok(content);
         }
-        let report = self.transfer(checked, Some(chunks)).await?;
-        tally.add(report);
+        self.transfer(checked, tally, Some(chunks)).await?;
         self.content(checked)
     }
 }

@@ -2,7 +2,7 @@
 //! a damaged work folder) before it gives up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
 use futures::FutureExt;
@@ -52,11 +52,24 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, report: FetchReport) {
-        self.bytes += report.bytes;
-        self.duplicate_bytes += report.duplicate_bytes;
-        self.duration += report.duration;
-        for source in report.sources {
+    fn add(&mut self, report: &FetchReport) {
+        self.add_parts(report.bytes, report.duplicate_bytes, report.duration, report.sources.clone());
+    }
+
+    /// What came before a transfer failed came all the same.
+    fn add_failed(&mut self, last: &Progress, duration: Duration, mut sources: Vec<SourceReport>) {
+        if sources.is_empty() {
+            let served = last.sources.iter().filter(|source| source.bytes > 0);
+            sources = served.map(|source| SourceReport::of(source.peer, source.chunks, source.bytes)).collect();
+        }
+        self.add_parts(last.new_bytes, last.duplicate_bytes, duration, sources);
+    }
+
+    fn add_parts(&mut self, bytes: u64, duplicate_bytes: u64, duration: Duration, sources: Vec<SourceReport>) {
+        self.bytes += bytes;
+        self.duplicate_bytes += duplicate_bytes;
+        self.duration += duration;
+        for source in sources {
             match self.sources.iter_mut().find(|known| known.peer == source.peer) {
                 Some(known) => {
                     known.chunks += source.chunks;
@@ -77,12 +90,13 @@ impl Run<'_> {
     pub(super) async fn transfer(
         &self,
         checked: &mut Checked,
+        tally: &mut Tally,
         only: Option<ChunkSet>,
     ) -> Result<FetchReport, FetchError> {
         let (mut round, mut fresh) = (0, false);
         loop {
             round += 1;
-            let error = match self.transfer_once(checked, only.clone()).await? {
+            let error = match self.transfer_once(checked, tally, only.clone()).await? {
                 Ok(report) => return Ok(report),
                 Err(error) => error,
             };
@@ -190,8 +204,10 @@ impl Run<'_> {
     async fn transfer_once(
         &self,
         checked: &mut Checked,
+        tally: &mut Tally,
         only: Option<ChunkSet>,
     ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
+        let started = Instant::now();
         // Two streams of one delivery to one seeder would be one too many for it.
         self.settled().await;
         let (sender, mut transfer) = watch::channel(Progress::default());
@@ -257,9 +273,14 @@ impl Run<'_> {
             Err(error) => Err(error),
         };
         let sources = match &result {
-            Ok(report) => report.sources.as_slice(),
-            Err(delivery::FetchError::NoSource { sources, .. }) => sources.as_slice(),
-            Err(_) => &[],
+            Ok(report) => {
+                tally.add(report);
+                report.sources.as_slice()
+            }
+            Err(error) => {
+                tally.add_failed(&transfer.borrow(), started.elapsed(), error.sources().to_vec());
+                error.sources()
+            }
         };
         let (home, liars) = (self.home.clone(), sources.to_vec());
         blocking(move || banned::note(&home, &transaction, &liars)).await?;
@@ -430,7 +451,35 @@ fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {
         }
         delivery::FetchError::Refused { refusal, .. } => refused(refusal.code),
         delivery::FetchError::NoSource { cause: StallCause::TicketExpires, .. } => Some(LeaseEnd::Over),
-        delivery::FetchError::NoSource { cause: StallCause::AllRefused { code }, .. } => refused(*code),
+        // Whatever the others had against it, this is what can be helped.
+        delivery::FetchError::NoSource { sources, .. } => {
+            let codes = sources.iter().filter_map(|source| Some(source.last_refusal.as_ref()?.code));
+            codes.filter_map(refused).next()
+        }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::PeerId;
+
+    use super::*;
+
+    #[test]
+    fn one_that_names_the_lease_as_void_is_heard_among_those_that_would_not_serve_it_anyway() {
+        let refused = |n: u8, code| SourceReport {
+            last_refusal: Some(Refusal::new(code, "")),
+            ..SourceReport::of(PeerId::from_bytes([n; 32]), 0, 0)
+        };
+        let ended = |last| {
+            let dear = RefusalCode::PriceBelowFloor;
+            let sources = vec![refused(1, dear), refused(2, dear), refused(3, last)];
+            let cause = StallCause::AllRefused { code: dear };
+            lease_end(&delivery::FetchError::NoSource { cause, waited: Duration::ZERO, sources })
+        };
+        assert!(matches!(ended(RefusalCode::KeyRetired), Some(LeaseEnd::KeyGone(_))));
+        assert!(matches!(ended(RefusalCode::Revoked), Some(LeaseEnd::Revoked(_))));
+        assert_eq!(ended(RefusalCode::PriceBelowFloor), None);
     }
 }

@@ -572,7 +572,7 @@ impl Coordinator {
         }
         let served = self.handles.values().any(|handle| handle.welcome.is_some());
         if !served && let Some((refusal, by)) = self.book.credential_refused() {
-            return Some(Err(FetchError::Refused { refusal, by }));
+            return Some(Err(FetchError::Refused { refusal, by, sources: self.book.reports() }));
         }
         let nobody = self.handles.is_empty() && self.creating.is_none() && self.searched && self.book.all_closed();
         let waited = now.saturating_sub(self.last_sign(now));

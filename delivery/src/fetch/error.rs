@@ -18,6 +18,8 @@ pub enum FetchError {
         refusal: Refusal,
         /// How many say the same.
         by: usize,
+        /// Every seeder that was tried, with its last reason.
+        sources: Vec<SourceReport>,
     },
     /// The manifest that the ticket names is not one of this network's catalogue, or was taken down.
     #[error("the content's manifest does not hold: {0}")]
@@ -60,6 +62,16 @@ pub enum FetchError {
         /// Chunks asked for; 0 when not even that was known.
         total: u32,
     },
+}
+
+impl FetchError {
+    /// Every seeder that was tried, where the end was for their sake.
+    pub fn sources(&self) -> &[SourceReport] {
+        match self {
+            FetchError::Refused { sources, .. } | FetchError::NoSource { sources, .. } => sources,
+            _ => &[],
+        }
+    }
 }
 
 /// A line for each seeder, the first few: an error text of 256 lines helps nobody, and the list has them all.

@@ -32,6 +32,8 @@ pub(super) enum Incoming {
 pub(super) struct Pulse {
     /// When bytes came last, by [`running_ms`]; in the future while our own limit makes us wait.
     pub(super) last_byte: AtomicU64,
+    /// The same of bytes of chunks.
+    pub(super) last_of_chunk: AtomicU64,
     /// Until when the step that is under way is waited for, by [`running_ms`]; 0 before the first.
     pub(super) until: AtomicU64,
     /// Longest chunk there may be; 0 while none is expected.
@@ -61,6 +63,12 @@ pub(super) async fn read_all(
 }
 
 impl Pulse {
+    /// Bytes of a chunk came, or will be taken from then on.
+    fn beat(&self, at: u64) {
+        self.last_byte.store(at, Ordering::Relaxed);
+        self.last_of_chunk.store(at, Ordering::Relaxed);
+    }
+
     /// A step begins that is given up after this time.
     pub(super) fn wait_for(&self, limit: std::time::Duration) {
         self.until.store(running_ms().saturating_add(millis(limit)), Ordering::Relaxed);
@@ -95,12 +103,12 @@ async fn read_one(
         };
         rest = rest.get_mut(read..).unwrap_or_default();
         let now = running_ms();
-        pulse.last_byte.store(now, Ordering::Relaxed);
+        pulse.beat(now);
         let wait = pacing.spend(read);
         if !wait.is_zero() {
-            pulse.last_byte.store(now.saturating_add(millis(wait)), Ordering::Relaxed);
+            pulse.beat(now.saturating_add(millis(wait)));
             pacing.pause(wait).await;
-            pulse.last_byte.store(running_ms(), Ordering::Relaxed);
+            pulse.beat(running_ms());
         }
     }
     Ok(Incoming::Chunk { index, length, buffer })

@@ -200,6 +200,14 @@ pub struct SourceReport {
     pub bad_chunk: Option<u32>,
 }
 
+impl SourceReport {
+    /// One that served so much, and of which nothing else is known.
+    pub fn of(peer: PeerId, chunks: u32, bytes: u64) -> SourceReport {
+        let (last_refusal, last_reason, bad_chunk) = (None, None, None);
+        SourceReport { peer, chunks, bytes, last_refusal, last_reason, banned: false, bad_chunk }
+    }
+}
+
 /// Fetches. Returns when everything asked for is verified, written and durable, and the seeders have the final
 /// acknowledgements as far as they could be reached.
 ///

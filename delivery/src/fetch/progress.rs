@@ -38,6 +38,10 @@ pub struct Progress {
     pub have_bytes: u64,
     /// Bytes asked for; 0 while that is unknown.
     pub total_bytes: u64,
+    /// Bytes of new chunks that this fetch brought.
+    pub new_bytes: u64,
+    /// Bytes of chunks that came twice.
+    pub duplicate_bytes: u64,
     /// Bytes per second over the last seconds.
     pub bytes_per_second: u64,
     /// This machine's clock beside the seeders'.
@@ -153,8 +157,8 @@ pub enum StallCause {
     NetworkUnreachable,
     /// Seeders are reached by way of a relay only, and it carries no goods.
     RelayedOnly,
-    /// Every seeder sent this client chunks that never arrived, up to what it lets out unacknowledged. Each lets the
-    /// client in again after a while.
+    /// Every seeder that serves it sent this client chunks that never arrived, up to what it lets out unacknowledged. Each
+    /// lets the client in again after a while.
     WindowUsedUp,
     /// Every seeder failed or was given up, for different reasons, or does not run although its machine answers.
     NoSeederLeft,

@@ -250,15 +250,28 @@ impl SourceBook {
                 () => StallCause::NetworkUnreachable,
             };
         }
-        if ends.iter().all(|last| last.used_up) {
-            return StallCause::WindowUsedUp;
+        // What those wait for that will serve it again: the others have nothing to do with it any more. But what is wrong
+        // with the credential, those that wait would find, too.
+        let void = self.refusals().any(|refusal| is_about_credential(refusal.code));
+        let waiting = || self.entries.values().filter(|entry| !entry.closed).filter_map(|entry| entry.last.as_ref());
+        let mut waiting = waiting().filter(|last| !last.unreachable).peekable();
+        if waiting.peek().is_some() && !void {
+            let (mut used_up, mut busy) = (true, true);
+            for last in waiting {
+                used_up &= last.used_up;
+                let code = last.refusal.as_ref().map(|refusal| refusal.code);
+                busy &= matches!(code, Some(RefusalCode::Overloaded | RefusalCode::ShuttingDown));
+            }
+            if used_up {
+                return StallCause::WindowUsedUp;
+            }
+            if busy {
+                return StallCause::Overloaded;
+            }
         }
         let codes: Vec<RefusalCode> = self.refusals().map(|refusal| refusal.code).collect();
         if codes.len() < ends.len() {
             return StallCause::NoSeederLeft;
-        }
-        if codes.iter().all(|code| matches!(code, RefusalCode::Overloaded | RefusalCode::ShuttingDown)) {
-            return StallCause::Overloaded;
         }
         let most = codes.iter().max_by_key(|code| codes.iter().filter(|other| other == code).count());
         match (most, self.clock().off_by_ms()) {
@@ -349,6 +362,24 @@ mod tests {
         }
         assert_eq!(book.cause(), StallCause::WindowUsedUp);
         assert!(!book.all_closed());
+        // One that serves it no more has no part in why it waits, and one that is away neither.
+        book.ended(&peer(3), &EndReason::Unreachable("no route".to_owned()));
+        assert_eq!(book.cause(), StallCause::WindowUsedUp);
+        let mut dear = SourceBook::new();
+        for n in 1..=3 {
+            dear.add(peer(n).into());
+            dear.ended(&peer(n), &refused(RefusalCode::PriceBelowFloor));
+        }
+        assert_eq!(dear.cause(), StallCause::AllRefused { code: RefusalCode::PriceBelowFloor });
+        for (reason, cause) in [
+            (EndReason::WindowUsedUp, StallCause::WindowUsedUp),
+            (refused(RefusalCode::Overloaded), StallCause::Overloaded),
+            (EndReason::Silent, StallCause::NoSeederLeft),
+        ] {
+            dear.add(peer(4).into());
+            dear.ended(&peer(4), &reason);
+            assert_eq!(dear.cause(), cause);
+        }
         for n in 1..=3 {
             book.ended(&peer(n), &refused(RefusalCode::Overloaded));
         }

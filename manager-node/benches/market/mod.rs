@@ -172,10 +172,10 @@ impl Market {
         (id, self.release(id, endorsement).await)
     }
 
-    /// A receipt of seeder `n` for its part of a delivery that `of` seeders share.
-    pub fn receipt(&self, transaction: TransactionId, n: u32, of: u32) -> Receipt {
-        let part = CHUNKS / of;
-        self.receipt_for(transaction, n as usize, n * part..(n + 1) * part)
+    /// A receipt of seeder `n` for its part of a delivery that `of` seeders share, one after the other.
+    pub fn receipt(&self, transaction: TransactionId, n: usize, of: u32) -> Receipt {
+        let (part, place) = (CHUNKS / of, u32::try_from(n).unwrap() % of);
+        self.receipt_for(transaction, n, place * part..(place + 1) * part)
     }
 
     fn receipt_for(&self, transaction: TransactionId, n: usize, chunks: std::ops::Range<u32>) -> Receipt {

@@ -39,6 +39,7 @@ impl Coordinator {
         }
         progress.clock = self.book.clock().into();
         progress.first_chunk_at = self.first_chunk_at;
+        (progress.new_bytes, progress.duplicate_bytes) = (self.new_bytes, self.duplicate_bytes);
         progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
         progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
         let views = self.scheduler.sources();
@@ -107,7 +108,8 @@ impl Coordinator {
 
     /// When there was last a new chunk, or bytes of one that does not take too long.
     pub(super) fn last_sign(&self, now: u64) -> u64 {
-        let bytes = self.handles.values().map(|handle| handle.pulse.last_byte.load(Ordering::Relaxed)).max();
+        // A seeder that greets and gives nothing is no sign.
+        let bytes = self.handles.values().map(|handle| handle.pulse.last_of_chunk.load(Ordering::Relaxed)).max();
         let latest = self.progressed_at.saturating_add(millis(self.job.limits.slowest_chunk));
         self.progressed_at.max(bytes.unwrap_or(0).min(latest)).min(now)
     }
