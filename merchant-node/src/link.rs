@@ -17,13 +17,13 @@ use protocol::codec::Wire;
 use protocol::ticket::TransactionData;
 use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationState, Trust};
 use protocol::{PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
-use store::{Db, StoreError};
+use store::{Db, StoreError, WriteTransaction};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::clock::{back_off, now_ms};
 use crate::config::Config;
-use crate::tables::{CERTIFICATE, KEY_SET, PRODUCTS, StoredProduct};
+use crate::tables::{CERTIFICATE, KEY_SET, PRODUCTS, REVOKED, Revoked, StoredProduct};
 
 const SALES: Protocol = Protocol::new(SALES_PROTOCOL);
 const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
@@ -139,10 +139,11 @@ fn set<T>(lock: &RwLock<T>, value: T) {
 impl Link {
     /// With what is in the store. Blocks for the reading.
     pub(crate) fn load(node: NodeHandle, db: Db, join: JoinLine, config: &Config) -> Result<Self, StoreError> {
-        let (keys, certificate, products) = db.read(|txn| {
+        let (keys, certificate, revoked, products) = db.read(|txn| {
             Ok::<_, StoreError>((
                 KEY_SET.get(txn, &())?,
                 CERTIFICATE.get(txn, &())?,
+                REVOKED.get(txn, &())?,
                 PRODUCTS.range(txn, .., MAX_PRODUCTS)?,
             ))
         })?;
@@ -151,6 +152,7 @@ impl Link {
         let me = node.peer_id();
         let certificate = certificate.and_then(|signed| signed.peek().ok());
         let certificate = certificate.filter(|c| c.merchant == me && c.network == join.network());
+        let revoked = revoked.filter(|revoked| revoked.network == join.network()).map(|revoked| revoked.why);
         let products = products.into_iter().map(|(id, stored)| (id, stored.0)).collect();
         Ok(Link {
             node,
@@ -162,7 +164,7 @@ impl Link {
             trust: RwLock::new(trust.map(Arc::new)),
             certificate: RwLock::new(certificate),
             catalogue: RwLock::new(Arc::new(Catalogue { products, fetched_at: 0 })),
-            contact: Mutex::default(),
+            contact: Mutex::new(Contact { revoked, ..Contact::default() }),
             reachable: watch::Sender::new(None),
             wake: Notify::new(),
             fetched: tokio::sync::Mutex::new(None),
@@ -382,12 +384,9 @@ impl Link {
         while products.len() < MAX_PRODUCTS {
             let answer = self.sales(SalesRequest::Products { after }).await;
             match &answer {
-                Ok(_) => self.contact().revoked = None,
+                Ok(_) => self.note_revoked(None).await?,
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::Revoked => {
-                    let before = self.contact().revoked.replace(refusal.detail.clone());
-                    if before.is_none() {
-                        tracing::error!(%refusal, "this merchant's certificate was revoked: it sells nothing any more");
-                    }
+                    self.note_revoked(Some(refusal.detail.clone())).await?;
                 }
                 Err(_) => {}
             }
@@ -405,6 +404,30 @@ impl Link {
         }
         products.retain(|_, product| product.price.minor <= protocol::Amount::MAX_MINOR);
         Ok(products)
+    }
+
+    /// Whether the manager sells through this merchant, by its last word: kept, so that a shop that starts while the manager
+    /// is away takes no money for what it cannot sell.
+    async fn note_revoked(&self, why: Option<String>) -> Result<(), StoreError> {
+        let before = self.revoked();
+        if before == why {
+            return Ok(());
+        }
+        let keep = why.clone().map(|why| Revoked { network: self.join.network(), why });
+        let put = move |txn: &WriteTransaction<'_>| match &keep {
+            Some(revoked) => REVOKED.put(txn, &(), revoked),
+            None => REVOKED.delete(txn, &()).map(drop),
+        };
+        self.db.write(put).await?;
+        match (&before, &why) {
+            (None, Some(why)) => {
+                tracing::error!(why, "this merchant's certificate was revoked: it sells nothing any more");
+            }
+            (Some(_), None) => tracing::warn!("this merchant's certificate is good again"),
+            _ => {}
+        }
+        self.contact().revoked = why;
+        Ok(())
     }
 
     /// A product; one that is not known is looked for at the manager first.

@@ -6,7 +6,7 @@ use protocol::api::ProductInfo;
 use protocol::certificate::MerchantCert;
 use protocol::ticket::TicketEnvelope;
 use protocol::trust::KeySet;
-use protocol::{Digest, ProductId, Signed, wire};
+use protocol::{Digest, NetworkId, ProductId, Signed, wire};
 use store::{Mark, Table};
 
 use crate::orders::{Order, OrderId};
@@ -18,6 +18,8 @@ pub(crate) const SCHEMA: u32 = 2;
 pub(crate) const KEY_SET: Table<(), Signed<KeySet>> = Table::new("merchant.key-set");
 /// This merchant's certificate. One row.
 pub(crate) const CERTIFICATE: Table<(), Signed<MerchantCert>> = Table::new("merchant.certificate");
+/// The manager's word that the certificate was revoked, as long as it is the last word. One row.
+pub(crate) const REVOKED: Table<(), Revoked> = Table::new("merchant.revoked");
 /// The catalogue as last fetched; bounded by [`crate::link::MAX_PRODUCTS`].
 pub(crate) const PRODUCTS: Table<ProductId, StoredProduct> = Table::new("merchant.products");
 /// Every order; bounded by the configuration's `max-orders`.
@@ -34,6 +36,15 @@ pub(crate) const KEYS: Table<String, KeyRecord> = Table::new("merchant.idempoten
 /// A product of the catalogue.
 #[derive(Clone, Debug, Encode, Decode)]
 pub(crate) struct StoredProduct(pub(crate) ProductInfo);
+
+/// This merchant may not sell any more.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Revoked {
+    /// In which network: another join line makes it void.
+    pub(crate) network: NetworkId,
+    /// What the manager said.
+    pub(crate) why: String,
+}
 
 /// What was asked, and answered, under an idempotency key.
 #[derive(Clone, Debug, Encode, Decode)]
@@ -57,6 +68,8 @@ pub(crate) struct Answer {
 
 wire! {
     StoredProduct => 4 * 1024,
+    // A refusal says 512 bytes at most.
+    Revoked => 1024,
     // A ticket as text is 4/3 of its 64 KiB at most, and there is little else in an answer.
     KeyRecord => 96 * 1024,
 }

@@ -12,7 +12,7 @@ mod market;
 use market::{LIMIT, Market, Shop, body, eventually};
 use protocol::api::TransactionState;
 use protocol::manifest::KeyPolicy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_sale_that_a_restored_manager_forgot_is_refunded_at_the_shop_and_no_other() {
@@ -148,4 +148,46 @@ async fn a_merchant_whose_certificate_was_revoked_says_so() {
     eventually("the end of it", || async { (status().await["enrolled"] == true).then_some(()) }).await;
     shop.stop().await;
     market.manager.down().await;
+}
+
+#[tokio::test]
+async fn a_revoked_shop_takes_no_money_after_a_restart_while_the_manager_is_away() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let code = shop.voucher(2 * 999).await;
+    let buy = body(&market.manager, "prepaid", &code);
+    market.manager.revoke_merchant(true);
+    let refused = |shown: Value| (shown["enrolled"] == false && shown["revoked"].is_string()).then_some(());
+    let status = json!({ "cmd": "status" });
+    eventually("the revocation", || async { refused(shop.control(&market.dir, status.clone()).await.unwrap()) }).await;
+    assert_eq!(shop.post("before", &buy).await.error(), (503, "revoked".to_owned()));
+    shop.stop().await;
+    market.manager.down().await;
+
+    // Nobody is there to say it again.
+    let shop = market.open().await;
+    let shown = shop.control(&market.dir, status.clone()).await.unwrap();
+    assert!(refused(shown.clone()).is_some(), "{shown}");
+    assert_eq!(shop.get("/health").await.status, 503);
+    assert_eq!(shop.post("away", &buy).await.error(), (503, "revoked".to_owned()));
+    let shown = shop.control(&market.dir, status.clone()).await.unwrap();
+    assert_eq!((&shown["orders"]["total"], shop.balance(&market.dir).await), (&json!(0), (2 * 999, 0, 0)), "{shown}");
+
+    // A manager that is back and says the same changes nothing; one that sells again does, also at the next start.
+    market.manager.up().await;
+    assert_eq!(shop.post("back", &buy).await.error(), (503, "revoked".to_owned()));
+    market.manager.revoke_merchant(false);
+    let sells = |shown: Value| (shown["enrolled"] == true && shown["revoked"].is_null()).then_some(());
+    eventually("the end of it", || async {
+        shop.running.nudge();
+        sells(shop.control(&market.dir, status.clone()).await.unwrap())
+    })
+    .await;
+    assert_eq!(shop.post("good", &buy).await.status, 201);
+    shop.stop().await;
+    market.manager.down().await;
+    let shop = market.open().await;
+    assert!(sells(shop.control(&market.dir, status).await.unwrap()).is_some());
+    assert_eq!(shop.stage(&market.dir, &shop.only_order_at(&market.dir, "done").await).await, "done");
+    shop.stop().await;
 }

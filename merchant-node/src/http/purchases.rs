@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorBody, ErrorDetail};
 use super::open::{Purchase, PurchaseRequest};
-use super::read::{AmountBody, ready};
+use super::read::{AmountBody, can_sell};
 use crate::clock::now_ms;
 use crate::orders::{Order, OrderError, OrderId, Stage};
 use crate::payments::PaymentError;
@@ -183,7 +183,7 @@ fn stops() -> ApiError {
 
 /// Checks what can be checked beforehand, and stores the order.
 async fn place(shop: &Arc<Shop>, purchase: &Purchase) -> Result<OrderId, ApiError> {
-    ready(shop)?;
+    can_sell(shop).await?;
     let Some(product) = shop.link.product(purchase.product).await else {
         let message = format!("there is no product {} on offer; GET /v1/products lists them", purchase.product);
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown-product", message));

@@ -123,11 +123,27 @@ fn page(shop: &Shop, query: Option<&str>) -> Result<Json<ProductsBody>, ApiError
     Ok(Json(ProductsBody { products: products.into_iter().map(Into::into).collect(), next, fetched_at }))
 }
 
-/// Nothing is sold before the shop is enrolled.
-pub(super) fn ready(shop: &Shop) -> Result<(), ApiError> {
+/// Nothing is shown before the shop is enrolled.
+fn ready(shop: &Shop) -> Result<(), ApiError> {
     match shop.link.not_ready() {
         None => Ok(()),
         Some(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not-enrolled", why).retry_after(5)),
+    }
+}
+
+/// No money is held for what the manager would refuse: not before the shop is enrolled, and not after its certificate
+/// was revoked, also while the manager is away. A revocation that was taken back is heard of at once.
+pub(super) async fn can_sell(shop: &Shop) -> Result<(), ApiError> {
+    ready(shop)?;
+    if shop.link.revoked().is_some() {
+        shop.link.freshen().await;
+    }
+    match shop.link.revoked() {
+        None => Ok(()),
+        Some(why) => {
+            let message = format!("the manager sells nothing through this shop any more ({why}); nothing was paid");
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "revoked", message))
+        }
     }
 }
 

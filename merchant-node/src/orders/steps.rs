@@ -88,6 +88,11 @@ impl Shop {
         if self.too_late(&order, now) {
             return Ok(order.failing(Stage::Expired, late()).into());
         }
+        // No money is held for what the manager will not sell.
+        if let Some(why) = self.link.revoked() {
+            let refusal = Refusal::new(RefusalCode::Revoked, why);
+            return Ok(order.failing(Stage::Cancelled, Failure::refused(&refusal)).into());
+        }
         let provider = self.provider(&order)?;
         match provider.authorise(order.authorisation, &order.reference, order.amount, now).await {
             Ok(()) => {
