@@ -51,7 +51,7 @@ document! {
 /// Most generations that holders may begin by themselves: enough for a life of devices, and too few for a purchase that
 /// is passed round a school. Past it the merchant decides.
 pub const MAX_MOVES: u32 = 16;
-/// Most generations of one purchase in all.
+/// Most generations of one purchase in all: by its holders' words, by the merchant's, and by leases that became void.
 pub const MAX_GENERATIONS: u32 = 64;
 
 impl Move {

@@ -21,7 +21,7 @@ use super::own;
 use crate::audit;
 use crate::context::Context;
 use crate::transactions::{
-    Generation, MAILBOX, MOVES, MOVING, MoveRecord, Release, SALES, Sale, SaleError, Word, chore, delivery_of,
+    Generation, MAILBOX, MOVES, MOVING, MoveRecord, Release, SALES, Sale, SaleError, VOIDED, Word, chore, delivery_of,
     get_delivery, move_due, open_delivery, put_delivery, put_sale,
 };
 
@@ -41,12 +41,25 @@ pub(super) fn by_holder(ctx: &Context, holder: PeerId, word: Signed<Move>, now: 
     let by_this_word = |done: MoveRecord| done.from == holder && matches!(done.word, Word::Holder(_));
     once(ctx, wanted, by_this_word, |wanted| {
         let (sale, release) = present(ctx, wanted.id, &holder)?;
-        if wanted.generation > MAX_MOVES {
+        if wanted.generation > MAX_GENERATIONS || moves_by_holders(ctx, wanted.id, wanted.generation)? > MAX_MOVES {
             let detail =
                 format!("a purchase is moved {MAX_MOVES} times by its holder; further ones are the merchant's");
             return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
         }
         transfer(ctx, &sale, &release, wanted, now)
+    })
+}
+
+/// How many generations up to this one holders began, or may have: all of which the books do not say that the merchant
+/// began it, or that it began with a void lease. A manager that came back from a backup knows no more of some.
+fn moves_by_holders(ctx: &Context, id: TransactionId, generation: u32) -> Result<u32, StoreError> {
+    let up_to = (id, 0)..=(id, generation);
+    ctx.db.read(|txn| {
+        let limit = MAX_GENERATIONS as usize;
+        let voided = VOIDED.range(txn, up_to.clone(), limit)?.len();
+        let moves = MOVES.range(txn, up_to, limit)?;
+        let by_merchant = moves.iter().filter(|(_, done)| matches!(done.word, Word::Merchant(_))).count();
+        Ok(generation.saturating_sub(u32::try_from(voided.saturating_add(by_merchant)).unwrap_or(0)))
     })
 }
 

@@ -11,7 +11,7 @@ use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
 use super::{
-    Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError,
+    Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED, Voided,
     drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back, unexpose,
 };
 use crate::audit;
@@ -99,6 +99,7 @@ pub(crate) fn end_lease(
             release.grant = None;
         }
         MOVING.put(txn, &id.transaction, &Generation { number: next })?;
+        VOIDED.put(txn, &(id.transaction, next), &Voided { at: now })?;
         audit::note(txn, now, "lease", id, format!("void, generation {next}: more was acknowledged than it allows"))?;
     }
     put_sale(txn, &id.transaction, Some(before), sale)?;

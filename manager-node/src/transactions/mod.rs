@@ -47,6 +47,8 @@ pub(crate) const REVOKING: Table<TransactionId, Mark> = Table::new("sales-revoki
 pub(crate) const MOVING: Table<TransactionId, Generation> = Table::new("sales-moving");
 /// Every change of hands, by the generation that it began.
 pub(crate) const MOVES: Table<(TransactionId, u32), MoveRecord> = Table::new("sales-moved");
+/// Generations that began at the holder that was there, because a lease became void; when, unix milliseconds.
+pub(crate) const VOIDED: Table<(TransactionId, u32), Voided> = Table::new("sales-voided");
 /// Ended sales by when they ended or were last asked back: they move out of the store after a time of rest.
 pub(crate) const RESTING: Table<(u64, TransactionId), Mark> = Table::new("sales-resting");
 /// Open reservations of each merchant.
@@ -66,7 +68,7 @@ pub(crate) struct Sale {
     pub(crate) request: Reserve,
     /// Who receives: the client that the buyer designated, until the purchase moved.
     pub(crate) client: PeerId,
-    /// Counts up with each move.
+    /// Counts up with each move, and with each lease that becomes void.
     pub(crate) generation: u32,
     /// What it formed.
     pub(crate) data: Signed<TransactionData>,
@@ -123,6 +125,12 @@ pub(crate) struct Release {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Generation {
     pub(crate) number: u32,
+}
+
+/// A generation that nobody's word began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Voided {
+    pub(crate) at: u64,
 }
 
 /// By whose word a purchase changed hands.
@@ -225,6 +233,7 @@ wire! {
     Sale => 32 * 1024,
     SaleRef => 32,
     Generation => 8,
+    Voided => 16,
     MoveRecord => 3 * 1024,
     Delivery => 300 * 1024,
     Standing => 16,

@@ -1,17 +1,17 @@
 //! A purchase that changes hands: who may, what the old and the new peer have then, and that money stays where it was.
 
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
-use protocol::entitlement::{MAX_MOVES, Move, Recovery};
+use protocol::entitlement::{MAX_GENERATIONS, MAX_MOVES, Move, Recovery};
 use protocol::manifest::KeyPolicy;
-use protocol::receipt::{Completion, DeliveryId};
+use protocol::receipt::{Completion, DeliveryId, Receipt};
 use protocol::ticket::TicketEnvelope;
-use protocol::{Keypair, PeerId, Refusal, RefusalCode, Signed, TransactionId};
+use protocol::{ChunkSet, Keypair, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
 use super::code;
 use super::shop::{Outbox, Shop, Terms, random_key};
 use crate::context::now_ms;
-use crate::transactions::{MOVING, chore};
+use crate::transactions::{MOVES, MOVING, chore};
 
 impl Shop {
     fn word(&self, transaction: TransactionId, by: &Keypair, to: PeerId, generation: u32) -> Signed<Move> {
@@ -132,6 +132,68 @@ async fn a_purchase_that_is_passed_round_ends_with_its_merchant() {
     assert_eq!(code(refused), "limit-reached");
     shop.recover(id, shop.client.peer_id(), MAX_MOVES + 1).await.unwrap();
     assert!(shop.ticket(id).await.is_ok());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_void_lease_and_the_merchants_word_take_none_of_the_holders_moves() {
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let mut outboxes: Vec<Outbox> = (0..3).map(|n| Outbox::of(&shop, n)).collect();
+    let void = 3;
+    for generation in 0..void {
+        let lease = shop.ticket(id).await.unwrap().ticket.lease.peek().unwrap();
+        assert_eq!(lease.generation, generation);
+        for (n, outbox) in outboxes.iter_mut().enumerate() {
+            let of = DeliveryId { transaction: id, delivery: lease.delivery };
+            let ack = shop.ack(&shop.client, of, shop.seeders[n].peer_id(), ChunkSet::from_range(0..620));
+            outbox.send(&shop, vec![Receipt { ack, completion: None, first_at: 1, last_at: 2 }]).await;
+        }
+    }
+    let keys: Vec<Keypair> = (0..2).map(|_| random_key()).collect();
+    let (mut holder, mut generation) = (&keys[0], void + 1);
+    shop.recover(id, holder.peer_id(), generation).await.unwrap();
+    for n in 1..=MAX_MOVES {
+        let next = &keys[n as usize % 2];
+        generation += 1;
+        assert_eq!(shop.move_on(id, holder, next.peer_id(), generation).await, Ok(generation), "move {n}");
+        holder = next;
+    }
+    assert_eq!(code(shop.move_on(id, holder, shop.client.peer_id(), generation + 1).await), "limit-reached");
+    // The merchant's word gives no move back.
+    shop.recover(id, shop.client.peer_id(), generation + 1).await.unwrap();
+    assert_eq!(code(shop.move_on(id, &shop.client, holder.peer_id(), generation + 2).await), "limit-reached");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_generation_of_which_a_restored_manager_knows_nothing_counts_as_the_holders() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let keys: Vec<Keypair> = (0..2).map(|_| random_key()).collect();
+    shop.recover(id, keys[1].peer_id(), 1).await.unwrap();
+    shop.ctx.db.write_blocking(move |txn| MOVES.delete(txn, &(id, 1))).unwrap();
+    for generation in 2..=MAX_MOVES {
+        let (from, to) = (&keys[(generation as usize + 1) % 2], &keys[generation as usize % 2]);
+        assert_eq!(shop.move_on(id, from, to.peer_id(), generation).await, Ok(generation));
+    }
+    let holder = &keys[MAX_MOVES as usize % 2];
+    assert_eq!(code(shop.move_on(id, holder, shop.client.peer_id(), MAX_MOVES + 1).await), "limit-reached");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn no_word_takes_a_purchase_past_its_last_generation() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let keys: Vec<Keypair> = (0..2).map(|_| random_key()).collect();
+    for generation in 1..=MAX_GENERATIONS {
+        shop.recover(id, keys[generation as usize % 2].peer_id(), generation).await.unwrap();
+    }
+    let (holder, other) = (&keys[MAX_GENERATIONS as usize % 2], &keys[(MAX_GENERATIONS as usize + 1) % 2]);
+    assert_eq!(code(shop.move_on(id, holder, other.peer_id(), MAX_GENERATIONS + 1).await), "limit-reached");
+    assert_eq!(code(shop.recover(id, other.peer_id(), MAX_GENERATIONS + 1).await), "limit-reached");
+    assert!(shop.ticket_as(holder, id).await.is_ok());
     shop.close().await;
 }
 
