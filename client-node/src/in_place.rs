@@ -44,7 +44,8 @@ pub(crate) struct InPlaceBodies {
 
 impl InPlaceBodies {
     pub(crate) fn new(secret: ContentSecret, begin: bool) -> Self {
-        InPlaceBodies { secret, begin, ciphertext: Ciphertext::default() }
+        // What is not begun so is a part, of which nobody knows the size before the list of files is here.
+        InPlaceBodies { secret, begin, ciphertext: Ciphertext::sparse() }
     }
 
     /// A key that is not this product's is complained of when everything is here, with the product's name.
@@ -58,6 +59,13 @@ impl Bodies for InPlaceBodies {
         match self.begin && self.fits(manifest) {
             true => fs::create_dir(folder.join(EARLY)).at("make the folder", folder).map_err(outward),
             false => self.ciphertext.make(folder, manifest),
+        }
+    }
+
+    fn needs(&self, manifest: &Manifest) -> u64 {
+        match self.begin && self.fits(manifest) {
+            true => manifest.length,
+            false => self.ciphertext.needs(manifest),
         }
     }
 

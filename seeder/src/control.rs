@@ -317,7 +317,7 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
 
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
     let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
-    let (mut results, mut damaged_chunks, mut to_read) = (Vec::new(), 0, 0);
+    let (mut results, mut damaged_chunks, mut to_read, mut incomplete) = (Vec::new(), 0, 0, 0_usize);
     for content in seeder.contents.list() {
         let (digest, listed) = (content.digest(), Arc::clone(&content));
         let (seen, mut seeing) = tokio::sync::watch::channel(None);
@@ -335,13 +335,15 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
         .map_err(failed)?;
         damaged_chunks += report.damaged.len();
         to_read += u32::from(!report.whole);
+        let complete = !listed.is_removed() && listed.has_all();
+        incomplete += usize::from(!complete);
         results.push(json!({
             "manifest": digest,
             "checked": report.checked,
             "damaged": ranges(&report.damaged),
             "damaged_chunks": report.damaged.len(),
             // Not damage alone: a copy may have been under way.
-            "whole": report.whole && !listed.is_removed() && listed.has_all(),
+            "whole": report.whole && complete,
             "state": match () {
                 () if listed.is_removed() => "its files are gone: to be fetched anew",
                 () if !report.whole => "broken off",
@@ -354,6 +356,10 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
     // What is not whole any more is reported, so that the manager has it made whole.
     seeder.wake.sync.notify_one();
     let says = match (damaged_chunks, to_read) {
+        (0, 0) if incomplete > 0 => format!(
+            "what is stored is good, and {incomplete} of {} contents are not complete: the rest is fetched from others",
+            results.len()
+        ),
         (0, 0) => "everything that is stored is good".to_owned(),
         (0, _) => "broken off: not everything was read".to_owned(),
         (damaged, _) => format!("{damaged} chunks are damaged or gone: not served, and fetched again from others"),

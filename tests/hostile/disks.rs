@@ -100,6 +100,38 @@ fn a_client_with_a_full_disk() {
 }
 
 #[test]
+fn a_part_takes_the_room_of_a_part() {
+    let network = Network::start(1);
+    let Some(disk) = SmallDisk::mount(&network.path("disk"), "1m") else { return };
+    let goods = network.path("goods");
+    fs::create_dir_all(&goods).unwrap();
+    for (name, size) in [("large", 3_000_000), ("small", 100_000)] {
+        fs::write(goods.join(name), bytes(size as u64, size)).unwrap();
+    }
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let (out, place) = (disk.0.join("out"), disk.0.join("out/goods"));
+    let only = |name: &str| bought.fetching(&out).into_iter().chain(args!["--only", name]).collect::<Vec<_>>();
+
+    // Said when it is known how much it is, and before it comes.
+    let refused = run(only("large"));
+    refused.refused(&[&out.to_string_lossy(), "make room"]);
+    assert_eq!(refused.json()["error"]["cause"], "disk-full", "{}", refused.stdout);
+    run(only("small")).ok();
+    same(&goods.join("small"), &place.join("small"));
+
+    // The whole needs its room and no more, whatever a part left behind.
+    disk.resize("7m");
+    bought.fetch(&out);
+    same(&goods.join("large"), &place.join("large"));
+    // With less room than the whole takes, what is missing of it is brought back.
+    fs::remove_file(place.join("small")).unwrap();
+    disk.resize("4m");
+    bought.fetch(&out);
+    same(&goods.join("small"), &place.join("small"));
+}
+
+#[test]
 fn a_seeder_with_a_full_disk_goes_on_with_what_it_has() {
     let mut network = Network::start_with(0, 1);
     let Some(disk) = SmallDisk::mount(&network.path("disk"), "6m") else { return };

@@ -585,7 +585,9 @@ impl Run<'_> {
         let listed = blocking(move || plain.list()).await.map_err(FetchError::Plain)?;
         self.check_place(&listed.list.name).await?;
         let selection = self.wanted.selection(&listed.list)?;
-        let wanted = Layout::new(self.work.clone(), listed, selection, payload).chunks();
+        let layout = Layout::new(self.work.clone(), listed, selection, payload);
+        let wanted = layout.chunks();
+        self.check_room(content.bytes_of(&wanted.difference(&content.have())).saturating_add(layout.bytes()))?;
         let content = self.need(checked, tally, wanted).await?;
         let (library, transaction) = (self.home.library(), self.transaction);
         let (manifest, have, length) =

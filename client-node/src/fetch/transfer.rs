@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use delivery::{FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
+use delivery::{Content, FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
 use futures::FutureExt;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
@@ -238,9 +238,14 @@ impl Run<'_> {
                     place = Some(free);
                 }
                 if space.is_none() && now.total_bytes > 0 {
-                    // The content's own space was looked for just before. Where that is ciphertext, this is for the files.
-                    let in_place = self.store.get(&manifest).is_some_and(|content| content.body::<InPlace>().is_some());
-                    space = Some(if partial || in_place { Ok(()) } else { self.check_space(now.total_bytes) });
+                    // The space of files was looked for just before, and that of a part before this transfer. Ciphertext may lack
+                    // some of its own, and the files come on top of it.
+                    space = Some(match self.store.get(&manifest) {
+                        Some(content) if !partial && content.body::<InPlace>().is_none() => {
+                            self.check_space(&content, now.total_bytes)
+                        }
+                        _ => Ok(()),
+                    });
                     if let Some(Err(_)) = &space {
                         cancel.cancel();
                     }
@@ -334,7 +339,13 @@ impl Run<'_> {
         let _ = tokio::time::timeout(COMPLAIN_TIMEOUT, tell).await;
     }
 
-    fn check_space(&self, needed: u64) -> Result<(), FetchError> {
+    /// Is there room for files of so many bytes, beside the ciphertext that they are made of?
+    fn check_space(&self, content: &Content, files: u64) -> Result<(), FetchError> {
+        let needed = files.saturating_add(content.unreserved()?);
+        self.check_room(needed)
+    }
+
+    pub(super) fn check_room(&self, needed: u64) -> Result<(), FetchError> {
         let free = delivery::free_space(&self.out)?;
         if free < needed {
             return Err(FetchError::NoSpace { path: self.out.clone(), needed, free });

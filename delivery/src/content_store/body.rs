@@ -30,6 +30,11 @@ pub trait Bodies: fmt::Debug + Send + Sync {
     /// [`FileError`] when the disk fails or is full.
     fn make(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError>;
 
+    /// Bytes that there must be room for before a place is made.
+    fn needs(&self, manifest: &Manifest) -> u64 {
+        manifest.length
+    }
+
     /// Opens what was made there, by this process or an earlier one.
     ///
     /// # Errors
@@ -63,6 +68,14 @@ pub trait Body: Any + fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Bytes for which there is no room on the disk yet.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    fn unreserved(&self) -> Result<u64, FileError> {
+        Ok(0)
+    }
+
     /// Puts a chunk that was verified into its place. What is in `bytes` afterwards is not to be used.
     ///
     /// # Errors
@@ -89,11 +102,23 @@ pub trait Body: Any + fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub struct Ciphertext {
     files: Arc<OpenFiles>,
+    sparse: bool,
 }
 
 impl Bodies for Ciphertext {
     fn make(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
-        disk::preallocate(&folder.join(CONTENT), manifest.length).map(drop)
+        let path = folder.join(CONTENT);
+        match self.sparse {
+            true => {
+                let made = File::create_new(&path).and_then(|file| file.set_len(manifest.length));
+                made.at(&path, "make")
+            }
+            false => disk::preallocate(&path, manifest.length).map(drop),
+        }
+    }
+
+    fn needs(&self, manifest: &Manifest) -> u64 {
+        if self.sparse { 0 } else { manifest.length }
     }
 
     fn open(&self, folder: &Path, manifest: &Manifest) -> Result<Arc<dyn Body>, ContentError> {
@@ -113,6 +138,11 @@ impl Bodies for Ciphertext {
 }
 
 impl Ciphertext {
+    /// Reserves nothing: for those who want a part, and see themselves that there is room for it.
+    pub fn sparse() -> Self {
+        Ciphertext { sparse: true, ..Ciphertext::default() }
+    }
+
     /// Is there a file of this kind in the content's folder?
     pub fn is_in(folder: &Path) -> bool {
         folder.join(CONTENT).exists()
@@ -154,6 +184,12 @@ impl Body for CiphertextFile {
         let at = self.offset(chunk).saturating_add(u64::from(from));
         self.file()?.read_exact_at(buffer, at).at(&self.path, "read")?;
         Ok(true)
+    }
+
+    fn unreserved(&self) -> Result<u64, FileError> {
+        use std::os::unix::fs::MetadataExt;
+        let found = self.file()?.metadata().at(&self.path, "look at")?;
+        Ok(found.len().saturating_sub(found.blocks().saturating_mul(512)))
     }
 
     fn stamp(&self) -> Result<Option<Stamp>, FileError> {

@@ -277,6 +277,14 @@ impl Content {
         body.downcast_ref()
     }
 
+    /// Bytes of it for which there is no room on the disk yet.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails.
+    pub fn unreserved(&self) -> Result<u64, FileError> {
+        self.body.unreserved()
+    }
+
     /// Stores a chunk in its place if it verifies against its chaining value; true when it was not here before. It
     /// survives a crash from the next [`Content::sync`] on. `bytes` may be used up.
     ///

@@ -166,7 +166,7 @@ impl ContentStore {
             return Ok(found);
         }
         error::check_pair(signed, manifest)?;
-        let unfinished = self.unfinished(manifest.length)?;
+        let unfinished = self.unfinished(self.inner.bodies.needs(manifest))?;
         self.inner.bodies.make(&unfinished.path, manifest)?;
         segments::make_file(&unfinished.path, manifest)?;
         have::make(&unfinished.path.join(content::HAVE), manifest.chunks())?;

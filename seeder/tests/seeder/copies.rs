@@ -98,6 +98,10 @@ async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
     assert_eq!(scrubbed["damaged_chunks"], 1, "{scrubbed}");
     assert_eq!(hurt.status().unwrap()["damaged_chunks"], 2, "the one that was found when it was asked for, and this");
     holds(&world, &hurt, &goods, false).await;
+    // Found before, and not fetched again yet.
+    let again = node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
+    assert_eq!((&again["damaged_chunks"], &again["contents"][0]["state"]), (&0.into(), &"not complete yet".into()));
+    assert!(again["says"].as_str().unwrap().contains("1 of 1 contents are not complete"), "{again}");
     stop(hurt).await;
     stop(whole).await;
 }
