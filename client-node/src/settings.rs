@@ -15,8 +15,10 @@ const MAX: usize = 64 * 1024;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
     /// Bytes per second that all transfers of one process take together at most; 0 for no limit. Default: 0.
+    #[serde(deserialize_with = "node::units::size")]
     pub download_limit: u64,
     /// Bytes per second that each transfer takes at most, where the command does not say otherwise. Default: 0.
+    #[serde(deserialize_with = "node::units::size")]
     pub download_limit_per_transfer: u64,
     /// Look for seeders on the local network by multicast (mDNS). Default: true.
     pub lan: bool,
@@ -74,6 +76,13 @@ mod tests {
         let file = home.dir().join("config.toml");
         std::fs::write(&file, "download-limit = 5\n").unwrap();
         assert_eq!(home.settings().unwrap(), Settings { download_limit: 5, ..Settings::default() });
+        std::fs::write(&file, "download-limit = \"5MB\"\ndownload-limit-per-transfer = \"none\"\n").unwrap();
+        assert_eq!(home.settings().unwrap(), Settings { download_limit: 5_000_000, ..Settings::default() });
+        for bad in ["\"5 parsecs\"", "-1", "true"] {
+            std::fs::write(&file, format!("lan = true\ndownload-limit = {bad}\n")).unwrap();
+            let error = home.settings().unwrap_err().to_string();
+            assert!(error.contains("config.toml") && error.contains("line 2"), "{error}");
+        }
         std::fs::write(&file, "downlod-limit = 5\n").unwrap();
         let error = home.settings().unwrap_err().to_string();
         assert!(error.contains("config.toml") && error.contains("downlod-limit"), "{error}");

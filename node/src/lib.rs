@@ -25,6 +25,7 @@ mod streams;
 mod supervisor;
 mod swarm;
 mod tls;
+pub mod units;
 
 pub use at_line::at_line;
 pub use calls::{CallError, CallLimits, serve_calls};

@@ -15,7 +15,8 @@ const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const MIB: u64 = 1024 * 1024;
 
-/// `<dir>/config.toml` of a seeder. Times are milliseconds and sizes bytes.
+/// `<dir>/config.toml` of a seeder. Times are milliseconds; sizes are bytes, or texts such as
+/// `"500GB"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Config {
@@ -24,6 +25,7 @@ pub struct Config {
     /// A name for people, at most 64 bytes. Default: `seeder`.
     pub name: String,
     /// Bytes of content that the network may place here. Default: 10737418240 (10 GiB).
+    #[serde(deserialize_with = "node::units::size")]
     pub capacity: u64,
     /// Files and folders that content may take, six for each; 0 for no limit but the disk's. Default: 0.
     pub max_inodes: u64,
@@ -36,6 +38,7 @@ pub struct Config {
     /// Where content lies, relative to the seeder's directory. Default: `content`.
     pub content_dir: PathBuf,
     /// Bytes left free on that disk whatever the capacity. Default: 268435456 (256 MiB).
+    #[serde(deserialize_with = "node::units::size")]
     pub min_free: u64,
     /// Files and folders left free on that disk whatever `max-inodes`. Default: 1024.
     pub min_free_inodes: u64,
@@ -57,15 +60,19 @@ pub struct Config {
     pub max_deliveries_per_peer: u32,
     /// Memory for chunks that are being sent, one of each delivery, and over QUIC for what is on its way; clients for whom
     /// there is none are told to come back. Default: 268435456 (256 MiB), enough for 256 deliveries of 1 MiB chunks.
+    #[serde(deserialize_with = "node::units::size")]
     pub serve_memory: u64,
     /// Memory that deliveries share for chunks read ahead of their time. Default: 50331648 (48 MiB).
+    #[serde(deserialize_with = "node::units::size")]
     pub read_ahead_memory: u64,
     /// Chunks read from disk at once; clients take turns by bytes, whatever each of them asks for. Default: 16.
     pub reads_at_once: u32,
     /// Bytes per second that all deliveries together send at most; 0 for no limit. `willcall seeder limit` changes it
     /// while the seeder runs. Default: 0.
+    #[serde(deserialize_with = "node::units::size")]
     pub upload_limit: u64,
     /// Bytes per second that each delivery sends at most; 0 for no limit. Default: 0.
+    #[serde(deserialize_with = "node::units::size")]
     pub upload_limit_per_delivery: u64,
     /// Tickets that pay less are refused: millionths of the minor unit per MiB. Default: 0.
     pub min_rate: u64,

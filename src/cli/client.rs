@@ -10,6 +10,7 @@ use client_node::{
     AskError, BuyRequest, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange,
     LinkOptions, Target, VerifyTarget,
 };
+use node::units::{parse_rate, parse_time};
 use protocol::trust::JoinLine;
 use protocol::{PeerAddrs, PeerId, ProductId, TransactionId};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{self, Answer, field};
-use super::{Global, manager, parse_peer, progress, text_argument};
+use super::{Global, parse_peer, progress, text_argument};
 
 /// Where the client's key and library are.
 #[derive(Debug, Args)]
@@ -139,11 +140,11 @@ pub(crate) struct FetchArgs {
     #[arg(long, value_name = "LINE")]
     join: Option<String>,
     /// Most bytes a second, e.g. 5MB, or none; `willcall limit` changes it meanwhile [default: the home's config.toml]
-    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     limit: Option<u64>,
     /// Give up when nothing new came for this long, e.g. 10m; time in which this machine slept does not count
     /// [default: 2m for seeders, 10m for a manager that is needed]
-    #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     patience: Option<u64>,
     /// A seeder besides those that ticket and network name, as /ip4/…/tcp/…/p2p/PEER; may be repeated. One that is up is
     /// enough where the manager and the ticket's seeders are not
@@ -183,10 +184,10 @@ pub(crate) struct LimitArgs {
     /// The running fetch that is meant [default: all of this home]
     transaction: Option<TransactionId>,
     /// Bytes per second of the transfer, e.g. 5MB, or none
-    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     download: Option<u64>,
     /// Bytes per second of all transfers of its process, e.g. 5MB, or none
-    #[arg(long, value_name = "SIZE", value_parser = manager::parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     process: Option<u64>,
     #[command(flatten)]
     home: HomeArgs,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use node::units::parse_time;
 use protocol::PeerId;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use super::daemon::{ask, call};
 use super::facts::listed;
 use super::goods::void;
 use super::key_files::{self, Request};
-use super::manager::{DirArgs, parse_time};
+use super::manager::DirArgs;
 use super::output::{Answer, field};
 
 /// Commands about keys.

@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use node::StopSignals;
+use node::units::parse_size;
 use serde_json::json;
 use testnet::scenario::{self, Options, Report, SCENARIOS};
 
 use super::Global;
-use super::manager::parse_size;
 use super::output::{self, Answer};
 
 /// Flags of `scenario`.

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use node::units::{parse_rate, parse_size, parse_time};
 use protocol::Address;
 use protocol::trust::JoinLine;
 use serde_json::json;
 
 use super::daemon::{self, RunArgs, ask};
 use super::facts::{listed, page};
-use super::manager::{parse_rate, parse_size};
 use super::output::{self, Answer};
 use super::{Global, config_edit, manager};
 
@@ -137,7 +137,7 @@ pub(crate) struct DrainArgs {
     #[command(flatten)]
     dir: DirArgs,
     /// Stop after this time whatever is left, e.g. 2h
-    #[arg(long, value_name = "TIME", value_parser = manager::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     patience: Option<u64>,
     /// Stay after all
     #[arg(long, conflicts_with = "patience")]

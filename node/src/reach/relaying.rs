@@ -22,6 +22,7 @@ pub struct RelayConfig {
     pub circuits: u32,
     /// Bytes that a circuit carries in each direction before it is closed; 0 for no limit. Hole punching needs some
     /// kilobytes; goods go over a relay only from 16777216 (16 MiB) on. Default: 131072 (128 KiB).
+    #[serde(deserialize_with = "crate::units::size")]
     pub circuit_bytes: u64,
     /// Time after which a circuit is closed; goods go over a relay only from 60000 on. Default: 120000 (2 minutes).
     pub circuit_ms: u64,
