@@ -10,6 +10,7 @@ mod key;
 mod lease;
 mod run;
 mod ticket;
+mod told;
 mod transfer;
 
 pub use ticket::read_ticket_file;

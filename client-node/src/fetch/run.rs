@@ -8,24 +8,20 @@ use std::time::{Duration, Instant};
 
 use delivery::{Content, ContentStore, Pace, Rate};
 use node::{DirLock, DirLockError};
-use protocol::cipher::ContentSecret;
-use protocol::manifest::KeyPolicy;
 use protocol::receipt::Completion;
 use protocol::{ChunkSet, Digest, Signed, TransactionId};
-use store::Step;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::debts;
 use super::delivered::{Delivered, Standing, Wanted, clear_away, standing};
-use super::key::{Patience, complete, complete_for_key, meet, open_grant};
+use super::key::{Patience, meet, open_grant};
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
 use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms};
 use crate::in_place::{InPlace, InPlaceBodies};
-use crate::inbox::ask_ticket;
 use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState, Trouble};
 use crate::link::Link;
@@ -37,8 +33,6 @@ use crate::unpack::UnpackError;
 
 /// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
 pub(super) const ROUNDS: u32 = 4;
-/// For the completion of a product whose key is here already: the manager gets it from the seeders, too.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) type Reporter = watch::Sender<FetchProgress>;
 
@@ -448,117 +442,13 @@ impl Run<'_> {
         content.bytes_of(&self.earlier().sound)
     }
 
-    /// What was downloaded in full before is paid and closed. To download it again is a delivery of its own, for which
-    /// the manager says who serves it; while the manager is away, the old lease is what there is.
-    async fn ask_for_further_delivery(&self, checked: &mut Checked) -> Result<(), FetchError> {
-        let Some(known) = self.delivery().await? else { return Ok(()) };
-        if !known.reported && !self.reports_late(checked, known.completion).await? {
-            return Ok(());
-        }
-        match ticket::renew(self.home, self.link, checked).await {
-            Ok(renewed) => *checked = renewed,
-            Err(error) => tracing::info!(transaction = %self.transaction, error, "no further delivery was opened"),
-        }
-        Ok(())
-    }
-
-    /// The manager was away when the last download was complete: it hears of that first, or it would take what comes again
-    /// for a part of the same. False where there is nothing to say, or nobody hears it.
-    async fn reports_late(&self, checked: &Checked, last: Option<Signed<Completion>>) -> Result<bool, FetchError> {
-        let delivery = self.delivery_id(checked);
-        let Some(last) = last.filter(|last| last.peek().is_ok_and(|said| said.delivery == delivery)) else {
-            return Ok(false);
-        };
-        if !self.report(&last).await {
-            return Ok(false);
-        }
-        let (library, transaction) = (self.home.library(), self.transaction);
-        blocking(move || library.update(transaction, |delivery| delivery.reported = true)).await?;
-        Ok(true)
-    }
-
-    /// Gives the manager the signed word that all of it came. Does it have it?
-    async fn report(&self, completion: &Signed<Completion>) -> bool {
-        match tokio::time::timeout(REPORT_TIMEOUT, complete(self.link, completion)).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => {
-                tracing::info!(transaction = %self.transaction, %error, "the manager does not have the completion yet");
-                false
-            }
-            Err(_) => false,
-        }
-    }
-
-    async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {
+    pub(super) async fn delivery(&self) -> Result<Option<Delivery>, FetchError> {
         let (library, transaction) = (self.home.library(), self.transaction);
         Ok(blocking(move || library.get(&transaction)).await?)
     }
 
     fn content(&self, checked: &Checked) -> Result<Arc<Content>, FetchError> {
         self.store.get(&checked.manifest).ok_or(FetchError::Transfer(delivery::FetchError::Removed))
-    }
-
-    /// Notes that all of it is here, with the signed word for it.
-    async fn note_fetched(
-        &self,
-        checked: &Checked,
-        content: &Arc<Content>,
-        signed: Option<Signed<Completion>>,
-    ) -> Result<Signed<Completion>, FetchError> {
-        let mine = Completion {
-            network: checked.purchase.network,
-            delivery: self.delivery_id(checked),
-            manifest: checked.manifest,
-            at: now_ms(),
-        };
-        let known = self.delivery().await?.and_then(|delivery| delivery.completion);
-        let known = known.filter(|known| known.peek().is_ok_and(|said| said.delivery == mine.delivery));
-        let new = known.is_none();
-        let completion = signed.or(known).unwrap_or_else(|| Signed::sign(&mine, self.home.keypair()));
-        let (library, transaction) = (self.home.library(), self.transaction);
-        let (manifest, length, noted) =
-            (content.signed_manifest().clone(), content.manifest().length, completion.clone());
-        blocking(move || {
-            library.update_step(Step::ClientFetched, transaction, move |delivery| {
-                delivery.set_underway(DeliveryState::Fetched);
-                delivery.manifest = Some(manifest.clone());
-                delivery.completion = Some(noted.clone());
-                // What the manager has is the word for an earlier one.
-                delivery.reported &= !new;
-                (delivery.have_bytes, delivery.total_bytes) = (length, length);
-            })
-        })
-        .await?;
-        Ok(completion)
-    }
-
-    /// The key that was held back until now.
-    async fn ask_for_key(
-        &self,
-        checked: &Checked,
-        content: &Content,
-        completion: &Signed<Completion>,
-    ) -> Result<ContentSecret, FetchError> {
-        self.progress.send_modify(|p| p.phase = FetchPhase::AwaitingKey);
-        let patience = self.options.manager_patience;
-        let mut grant = complete_for_key(self.link, completion, patience, self.progress, self.cancel).await?;
-        if grant.is_none() && content.manifest().policy == KeyPolicy::AtRelease {
-            // A ticket that lost its key on the way; the mailbox has it.
-            let asked = ask_ticket(self.link, self.transaction, checked.purchase.network, self.home.peer_id()).await;
-            grant = asked.ok().and_then(|envelope| envelope.grant);
-        }
-        let grant = grant.ok_or(FetchError::BadKey)?;
-        let (library, transaction) = (self.home.library(), self.transaction);
-        blocking(move || {
-            library.update_step(Step::ClientKey, transaction, move |d| {
-                d.grant = Some(grant.clone());
-                d.reported = true;
-            })
-        })
-        .await?;
-        tracing::info!(transaction = %transaction, "content key received");
-        let delivery = self.delivery().await?;
-        delivery.and_then(|d| open_grant(self.home.keypair(), &d)).ok_or(FetchError::BadKey)
     }
 
     /// The head of the pack first, then the chunks that the chosen files lie in.
