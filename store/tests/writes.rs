@@ -323,3 +323,18 @@ fn whoever_was_answered_reads_what_it_wrote_while_others_read_and_write() {
         }
     });
 }
+
+#[test]
+fn a_task_that_blocks_on_many_writes_in_a_row_costs_time_and_does_not_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(&folder);
+    let (done, finished) = channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // More than a task may do between two turns.
+        let writes =
+            async { (0..300).all(|n| db.write_blocking(move |txn| ENTRIES.put(txn, &n, &entry("x"))).is_ok()) };
+        done.send(runtime.block_on(writes)).unwrap();
+    });
+    assert_eq!(finished.recv_timeout(LIMIT), Ok(true));
+}
