@@ -3,11 +3,13 @@
 
 use protocol::evidence::{Claimant, EvidencePack, Exporter, StatementFile, check_statements};
 use protocol::receipt::{DeliveryId, Receipt};
-use protocol::statement::{ReceiptFate, Statement, Unlisted};
+use protocol::statement::{ReceiptFate, ReceiptLine, Statement, Unlisted};
+use protocol::trust::KeyPurpose;
 use protocol::{ChunkSet, Digest, PeerId, Signed, TransactionId};
 use serde_json::json;
+use store::WriteTransaction;
 
-use super::{Books, MAX_OPEN, after, explain, make, receipts};
+use super::{Books, MAX_OPEN, after, explain, make, receipts, step};
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
 
@@ -136,7 +138,7 @@ async fn the_fate_of_a_receipt_is_told_to_its_seeder_alone() {
 async fn what_earns_nothing_cannot_fill_the_disk_and_long_periods_make_several_statements() {
     let shop = Shop::open(Terms::default()).await;
     let seeder = shop.seeders[2].peer_id();
-    let line = |n: u64, fate| protocol::statement::ReceiptLine {
+    let line = |n: u64, fate| ReceiptLine {
         receipt: Digest::of("test", &[&n.to_le_bytes()]),
         delivery: None,
         at: n,
@@ -166,6 +168,87 @@ async fn what_earns_nothing_cannot_fill_the_disk_and_long_periods_make_several_s
         check_statements(&StatementFile { key_sets: keys, statements: chain }, &shop.ctx.trust().root());
     assert_eq!(good.len(), 1, "{lines:?}");
     assert!(lines[2].problem.as_ref().unwrap().contains("gap"));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_chain_that_is_longer_than_a_file_goes_on_in_the_files_that_are_named() {
+    let shop = Shop::open(Terms::default()).await;
+    let seeder = shop.seeders[0].peer_id();
+    let (total, begin) = (StatementFile::MOST as u64 + 3, now_ms());
+    let noted = async |n: u64| {
+        let line = ReceiptLine {
+            receipt: Digest::of("test", &[&n.to_le_bytes()]),
+            delivery: None,
+            at: begin,
+            chunks: 0,
+            new_chunks: 0,
+            fate: ReceiptFate::Unknown,
+        };
+        shop.ctx.db.write(move |txn| receipts(txn, &seeder, vec![line.clone()])).await.unwrap();
+    };
+    noted(1).await;
+    assert_eq!(make(&shop.ctx, seeder, begin).unwrap(), 1);
+    // What years would make, at once: statements of periods in which nothing came in.
+    let mut last = taken(&shop, seeder, 0);
+    let quiet: Vec<Signed<Statement>> = (2..total)
+        .map(|number| {
+            let before = open(&last);
+            let (from, until, previous) = (before.until, before.until + 1, Some(last.digest()));
+            let next = Statement { number, previous, from, until, issued_at: until, receipts: Vec::new(), ..before };
+            last = shop.ctx.keys.sign(KeyPurpose::Settlement, &next);
+            last.clone()
+        })
+        .collect();
+    let newest = open(&last);
+    let write = move |txn: &WriteTransaction<'_>| {
+        quiet.iter().zip(2..).try_for_each(|(signed, n)| super::STATEMENTS.put(txn, &(seeder, n), signed))?;
+        let books = super::BOOKS.get(txn, &seeder)?.unwrap();
+        let last = quiet.last().map(Signed::digest);
+        super::BOOKS.put(txn, &seeder, &Books { number: newest.number, last, until: newest.until, ..books })
+    };
+    shop.ctx.db.write(write).await.unwrap();
+    noted(2).await;
+    assert_eq!(make(&shop.ctx, seeder, begin + 2 * total).unwrap(), total);
+    let folder = tempfile::tempdir().unwrap();
+    let root = shop.ctx.trust().root();
+    let exported = async |name: &str| {
+        let (mut chain, mut first, mut sizes): (Vec<Signed<Statement>>, _, _) = (Vec::new(), json!(null), Vec::new());
+        loop {
+            let path = folder.path().join(format!("{name}-{}", sizes.len()));
+            let asked = json!({"cmd": "statement-file", "seeder": seeder, "path": path, "first": first});
+            let said = shop.control(asked).await.unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes.len() <= StatementFile::MAX_BYTES);
+            let file = StatementFile::from_bytes(&bytes).unwrap();
+            let (lines, good) = check_statements(&file, &root);
+            assert!(lines.iter().all(|line| line.problem.is_none()), "{lines:?}");
+            let numbers: Vec<u64> = good.iter().map(|statement| statement.number).collect();
+            assert_eq!((json!(numbers[0]), json!(numbers.last())), (said["first"].clone(), said["last"].clone()));
+            sizes.push(numbers.len());
+            chain.extend(file.statements);
+            first = said["next"].clone();
+            if first.is_null() {
+                return (chain, sizes);
+            }
+        }
+    };
+    let (chain, sizes) = exported("store").await;
+    assert_eq!(sizes, [StatementFile::MOST, 3]);
+    assert_eq!(open(&chain[0]).number, 1);
+    for pair in chain.windows(2) {
+        open(&pair[1]).follows(&open(&pair[0]), pair[0].digest()).unwrap();
+    }
+    // A chain of that length is one of years: all of it but the newest lies in segments then, and is the same.
+    step(&shop.ctx, begin + 100 * 24 * 60 * 60 * 1000).unwrap();
+    assert_eq!(shop.ctx.db.read(|txn| super::STATEMENTS.len(txn)).unwrap(), 1);
+    let (again, sizes) = exported("segments").await;
+    assert!(again == chain && sizes == [StatementFile::MOST, 3]);
+    // After the last there is none, and that is said.
+    let path = folder.path().join("none");
+    let asked = json!({"cmd": "statement-file", "seeder": seeder, "path": path, "first": total + 1});
+    assert_eq!(shop.control(asked).await.unwrap_err(), "wrong-state");
+    assert!(!path.exists());
     shop.close().await;
 }
 
