@@ -206,7 +206,7 @@ async fn statement_file(seeder: Arc<Seeder>, request: &Value) -> Result<Value, C
         write().map_err(|error: std::io::Error| not_written(&path, &error))?;
         Ok(json!({
             "path": path, "statements": written.statements, "first": written.first, "last": written.last,
-            "next": written.next, "bytes": written.bytes.len(),
+            "next": written.next, "superseded": superseded, "bytes": written.bytes.len(),
         }))
     });
     written.await.map_err(|error| ControlError::new("internal", error.to_string()))?

@@ -288,7 +288,10 @@ pub(crate) async fn explain(seeder: &Seeder, receipt: Digest) -> Result<Value, A
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use protocol::evidence::check_statement_files;
     use protocol::receipt::{OutboxPlace, ReceiptBatch, SealedBatch};
+    use protocol::statement::Unlisted;
+    use protocol::trust::{KeyEntry, KeySet, KeyState};
     use protocol::{Keypair, NetworkId, Nonce};
 
     use super::*;
@@ -337,5 +340,95 @@ mod tests {
         // The newest marked one stays, and so does what is not marked.
         outbox::prune(&db, 300).await.unwrap();
         assert_eq!(kept(&db), [5, 6]);
+    }
+
+    /// A network's key set, and as many statements that follow each other.
+    fn chain(root: &Keypair, length: u64) -> (Signed<KeySet>, Vec<Signed<Statement>>) {
+        let (network, key) = (NetworkId::of_root(&root.peer_id()), Keypair::from_seed(&[8; 32]));
+        let entry = |purpose: &KeyPurpose| KeyEntry { purpose: *purpose, key: key.peer_id(), state: KeyState::Active };
+        let set = KeySet {
+            network,
+            version: 1,
+            issued_at: 1,
+            keys: KeyPurpose::ALL.iter().map(entry).collect(),
+            managers: Vec::new(),
+            gossip_shards: 1,
+            next_root: None,
+            handovers: Vec::new(),
+        };
+        let mut previous = None;
+        let statements = (1..=length).map(|number| {
+            let statement = Statement {
+                network,
+                seeder: root.peer_id(),
+                number,
+                previous,
+                from: number,
+                until: number + 1,
+                issued_at: number + 1,
+                restore: 0,
+                receipts: Vec::new(),
+                unlisted: Unlisted::default(),
+                earnings: Vec::new(),
+                payments: Vec::new(),
+                balances: Vec::new(),
+                covered: Vec::new(),
+            };
+            let signed = Signed::sign(&statement, &key);
+            previous = Some(signed.digest());
+            signed
+        });
+        let statements = statements.collect();
+        (Signed::sign(&set, root), statements)
+    }
+
+    #[test]
+    fn a_chain_that_is_longer_than_a_file_is_in_the_files_that_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("s.redb"), store::Options::new(SCHEMA)).unwrap();
+        let root = Keypair::from_seed(&[7; 32]);
+        let length = 2 * StatementFile::MOST as u64 + 1;
+        let (keys, whole) = chain(&root, length);
+        let held = whole.clone();
+        db.write_blocking(move |txn| {
+            OLD_KEY_SETS.put(txn, &1, &keys)?;
+            // Two chains were put aside, which are in no file but their own.
+            held.iter().zip(1..).try_for_each(|(signed, number)| {
+                SUPERSEDED.put(txn, &(5, number), signed)?;
+                SUPERSEDED.put(txn, &(6, number), signed)?;
+                STATEMENTS.put(txn, &number, signed)
+            })
+        })
+        .unwrap();
+        for superseded in [None, Some(5), Some(6)] {
+            let (mut files, mut first, mut reached) = (Vec::new(), None, 0);
+            loop {
+                let written = file(&db, first, superseded).unwrap().unwrap();
+                assert!(written.first == reached + 1 && written.bytes.len() <= StatementFile::MAX_BYTES);
+                assert_eq!(written.last - reached, written.statements as u64);
+                files.push(StatementFile::from_bytes(&written.bytes).unwrap());
+                (first, reached) = (written.next, written.last);
+                if first.is_none() {
+                    break;
+                }
+            }
+            let sizes: Vec<usize> = files.iter().map(|file| file.statements.len()).collect();
+            assert_eq!(sizes, [StatementFile::MOST, StatementFile::MOST, 1]);
+            assert!(files.iter().flat_map(|file| &file.statements).eq(&whole));
+            let (lines, good) = check_statement_files(&files, &root.peer_id());
+            assert!(lines.iter().all(|line| line.problem.is_none()));
+            assert_eq!(good.len() as u64, length);
+            // Each proves itself, too; one that is left out, or in another place, is missed.
+            for one in &files {
+                let (lines, good) = check_statement_files(std::slice::from_ref(one), &root.peer_id());
+                assert!(lines.iter().all(|line| line.problem.is_none()) && good.len() == one.statements.len());
+            }
+            files.swap(1, 2);
+            let (lines, _) = check_statement_files(&files, &root.peer_id());
+            let wrong = lines.iter().find(|line| line.problem.is_some()).unwrap();
+            assert_eq!(wrong.section, "file 2, statement 1");
+            assert!(wrong.problem.as_ref().unwrap().contains("gap"), "{wrong:?}");
+        }
+        assert!(file(&db, Some(length + 1), None).unwrap().is_none());
     }
 }

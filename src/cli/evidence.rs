@@ -1,12 +1,12 @@
 //! Evidence at the command line: a client's export, and the checks that need nothing but a file and a root key, so that
 //! an arbiter can run them on a machine that has never seen the network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use protocol::evidence::{EvidencePack, Line, StatementFile, check_statements};
+use protocol::evidence::{EvidencePack, Line, StatementFile, check_statement_files};
 use protocol::trust::JoinLine;
 use protocol::{PeerId, TransactionId};
 use serde_json::json;
@@ -27,11 +27,22 @@ pub(crate) struct ClientArgs {
     home: HomeArgs,
 }
 
-/// Flags of `verify-evidence` and `verify-statement`.
+/// Flags of `verify-evidence`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// The file
     file: PathBuf,
+    /// The network: its join line, or its root key; text, @FILE, or - for standard input
+    #[arg(long, value_name = "JOINLINE_OR_ROOT")]
+    network: String,
+}
+
+/// Flags of `verify-statement`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyStatementArgs {
+    /// The file; where a chain takes several, all of them in order: that they follow each other is checked, too
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// The network: its join line, or its root key; text, @FILE, or - for standard input
     #[arg(long, value_name = "JOINLINE_OR_ROOT")]
     network: String,
@@ -61,10 +72,10 @@ pub(super) fn root_of(text: &str) -> Result<PeerId> {
     Ok(join.root)
 }
 
-fn read(args: &VerifyArgs, most: usize) -> Result<Vec<u8>> {
+fn read(path: &Path, most: usize) -> Result<Vec<u8>> {
     use std::io::Read;
-    let failed = || format!("cannot read {}", args.file.display());
-    let file = std::fs::File::open(&args.file).with_context(failed)?;
+    let failed = || format!("cannot read {}", path.display());
+    let file = std::fs::File::open(path).with_context(failed)?;
     let mut bytes = Vec::new();
     // One byte more, so that what is too long is seen to be.
     file.take(most as u64 + 1).read_to_end(&mut bytes).with_context(failed)?;
@@ -89,7 +100,7 @@ fn code(ok: bool) -> ExitCode {
 /// `willcall verify-evidence`
 pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let root = root_of(&args.network)?;
-    let bytes = read(args, EvidencePack::MAX_BYTES)?;
+    let bytes = read(&args.file, EvidencePack::MAX_BYTES)?;
     let pack = EvidencePack::from_bytes(&bytes).with_context(|| args.file.display().to_string())?;
     let report = pack.verify(&root);
     let mut lines: Vec<String> = report.lines.iter().map(shown).collect();
@@ -155,11 +166,14 @@ fn when(ms: Option<u64>) -> String {
 }
 
 /// `willcall verify-statement`
-pub(crate) fn verify_statement(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
+pub(crate) fn verify_statement(args: &VerifyStatementArgs, global: &Global) -> Result<ExitCode> {
     let root = root_of(&args.network)?;
-    let bytes = read(args, StatementFile::MAX_BYTES)?;
-    let file = StatementFile::from_bytes(&bytes).with_context(|| args.file.display().to_string())?;
-    let (lines, statements) = check_statements(&file, &root);
+    let mut files = Vec::with_capacity(args.files.len());
+    for path in &args.files {
+        let bytes = read(path, StatementFile::MAX_BYTES)?;
+        files.push(StatementFile::from_bytes(&bytes).with_context(|| path.display().to_string())?);
+    }
+    let (lines, statements) = check_statement_files(&files, &root);
     let ok = lines.iter().all(|line| line.problem.is_none()) && !statements.is_empty();
     let mut shown_lines: Vec<String> = lines.iter().map(shown).collect();
     let mut summary = Vec::new();
@@ -197,6 +211,9 @@ pub(crate) fn verify_statement(args: &VerifyArgs, global: &Global) -> Result<Exi
                 "after_minor": b.after,
             })).collect::<Vec<_>>(),
         }));
+    }
+    if let Some(first) = statements.first().filter(|first| first.number > 1) {
+        shown_lines.push(format!("The statements before number {} are not in it.", first.number));
     }
     shown_lines.push(if ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
     Answer::new(json!({"ok": ok, "lines": lines, "statements": summary}), shown_lines.join("\n")).print(global.json)?;

@@ -100,7 +100,7 @@ enum Command {
     /// Check a file of evidence with nothing but the network's root key
     VerifyEvidence(evidence::VerifyArgs),
     /// Check a seeder's statements of account with nothing but the network's root key
-    VerifyStatement(evidence::VerifyArgs),
+    VerifyStatement(evidence::VerifyStatementArgs),
 }
 
 /// Parses the flags, runs the command and reports how it went.

@@ -250,8 +250,10 @@ pub(crate) fn statements_written(answer: &serde_json::Value) -> String {
     let mut text =
         format!("{} statements, {} to {}, in {}", field("statements"), field("first"), field("last"), field("path"));
     if answer.get("next").is_some_and(|next| !next.is_null()) {
+        let restore = answer.get("superseded").filter(|restore| !restore.is_null());
+        let chain = restore.map_or_else(String::new, |restore| format!("--superseded {restore} "));
         text.push_str(&format!(
-            "\nMORE FOLLOW: a file takes no more than these; the next ones: --first {} -o ANOTHER",
+            "\nMORE FOLLOW: a file takes no more than these; the next ones: {chain}--first {} -o ANOTHER",
             field("next")
         ));
     }
@@ -367,4 +369,23 @@ async fn serve(args: RunArgs, global: &Global) -> Result<ExitCode> {
     };
     let stopped = running.stop(daemon::STOP_DEADLINE).await.context("stopping");
     daemon::ended(waited, stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::statements_written;
+
+    #[test]
+    fn the_next_file_is_named_so_that_it_is_of_the_same_chain() {
+        let mut answer = json!({"path": "/f", "statements": 960, "first": 1, "last": 960, "next": null});
+        assert_eq!(statements_written(&answer), "960 statements, 1 to 960, in /f");
+        answer["next"] = json!(961);
+        assert!(statements_written(&answer).ends_with("the next ones: --first 961 -o ANOTHER"));
+        answer["superseded"] = json!(null);
+        assert!(statements_written(&answer).ends_with("the next ones: --first 961 -o ANOTHER"));
+        answer["superseded"] = json!(7);
+        assert!(statements_written(&answer).ends_with("the next ones: --superseded 7 --first 961 -o ANOTHER"));
+    }
 }

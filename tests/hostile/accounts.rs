@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::support::{Network, args, bytes, run, text, until};
+use super::support::{Network, args, bytes, run, run_plain, text, until};
 
 fn owed(network: &Network) -> Vec<(String, u64)> {
     let payouts = network.of("manager", args!["payouts"]).ok();
@@ -77,6 +77,18 @@ fn statements_go_on_after_the_settlement_key_was_stolen_and_prove_themselves_aga
     let written = network.of("seeder-1", args!["statements", "-o", &later, "--first", "2"]).ok();
     assert_eq!((&written["first"], &written["last"], &written["next"]), (&2.into(), &3.into(), &Value::Null));
     verified(&later, 2);
+    // A chain that takes several files: that one goes on where the other ends is checked where both are given.
+    let third = network.path("third");
+    network.of("seeder-1", args!["statements", "-o", &third, "--first", "3"]).ok();
+    let said = run(args!["verify-statement", &own, &third, "--network", &join]).ok();
+    assert_eq!((&said["ok"], said["statements"].as_array().unwrap().len()), (&Value::Bool(true), 3), "{said}");
+    let said = run_plain(args!["verify-statement", &third, "--network", &join]);
+    assert!(said.status.success() && said.stdout.contains("before number 3 are not in it"), "{}", said.stdout);
+    for wrong in [args!["verify-statement", &third, &own], args!["verify-statement", &own, &later]] {
+        let said = run_plain([wrong, args!["--network", &join]].concat());
+        assert!(!said.status.success() && said.stdout.contains("the numbers have a gap"), "{}", said.stdout);
+        assert!(said.stdout.contains("NOT every line holds"), "{}", said.stdout);
+    }
     network
         .of("seeder-1", args!["statements", "-o", network.path("none"), "--superseded", "7"])
         .refused(&["put aside"]);
@@ -107,7 +119,7 @@ fn money_keys_and_backups_are_refused_where_they_are_not_what_was_meant() {
     let root = network.path("manager").join("root.key");
     let sign = |file: &std::path::Path| args!["manager", "keys", "sign", file, "--root-key", &root, "-o", &signed];
     run(sign(&network.path("manager").join("config.toml"))).refused(&["config.toml", "not a request"]);
-    let said = super::support::run_plain(sign(&request));
+    let said = run_plain(sign(&request));
     assert!(said.status.success(), "{}", said.stderr);
     let (key, replaced) = (text(&asked, "key"), text(&asked, "replaced"));
     let network_id = text(&network.of("manager", args!["status"]).ok(), "network");

@@ -174,7 +174,7 @@ impl Lines {
     }
 }
 
-fn keys(root: &PeerId, sets: &[Signed<KeySet>], lines: &mut Lines) -> KeySets {
+fn keys(root: &PeerId, sets: &[Signed<KeySet>], place: &str, lines: &mut Lines) -> KeySets {
     let mut keys = KeySets::new(*root);
     for (number, signed) in sets.iter().enumerate() {
         let found = keys.add(signed.clone()).map_err(|refusal| refusal.to_string());
@@ -182,7 +182,7 @@ fn keys(root: &PeerId, sets: &[Signed<KeySet>], lines: &mut Lines) -> KeySets {
             Some(version) => format!("the network's keys, version {version}"),
             None => "the network's keys".to_owned(),
         };
-        lines.add(Claimant::RootSigned, &format!("key set {}", number + 1), claim, found);
+        lines.add(Claimant::RootSigned, &format!("{place}key set {}", number + 1), claim, found);
     }
     keys
 }
@@ -208,7 +208,7 @@ impl EvidencePack {
             },
             Ok(()),
         );
-        let keys = keys(root, &self.key_sets, &mut lines);
+        let keys = keys(root, &self.key_sets, "", &mut lines);
         facts.key_set_version = keys.newest().map(|set| set.version);
         let vouchers = Vouchers::of(self, &keys);
         let found = vouching::open(&keys, &self.data, KeyPurpose::Ticket, |data| data.formed_at, vouchers.sale());
@@ -528,25 +528,34 @@ impl Check<'_> {
 /// Checks a file of statements with the network's root key: signatures, sums, and that they follow each other. The
 /// statements come back in order where they hold.
 pub fn check_statements(file: &StatementFile, root: &PeerId) -> (Vec<Line>, Vec<Statement>) {
+    check_statement_files(std::slice::from_ref(file), root)
+}
+
+/// The same for a chain that takes several files, in order: that the first statement of one follows the last of the one
+/// before, which no file proves by itself.
+pub fn check_statement_files(files: &[StatementFile], root: &PeerId) -> (Vec<Line>, Vec<Statement>) {
     let mut lines = Lines::default();
-    let keys = keys(root, &file.key_sets, &mut lines);
     let mut good: Vec<(Statement, Digest)> = Vec::new();
-    for (number, signed) in file.statements.iter().enumerate() {
-        let found = keys.open(signed, KeyPurpose::Settlement, |s| s.issued_at).map_err(|e| text(&e));
-        let found = found.and_then(|statement| {
-            statement.check().map_err(|e| e.to_string())?;
-            if let Some((before, digest)) = good.last() {
-                statement.follows(before, *digest).map_err(|e| e.to_string())?;
+    for (at, file) in files.iter().enumerate() {
+        let place = if files.len() > 1 { format!("file {}, ", at + 1) } else { String::new() };
+        let keys = keys(root, &file.key_sets, &place, &mut lines);
+        for (number, signed) in file.statements.iter().enumerate() {
+            let found = keys.open(signed, KeyPurpose::Settlement, |s| s.issued_at).map_err(|e| text(&e));
+            let found = found.and_then(|statement| {
+                statement.check().map_err(|e| e.to_string())?;
+                if let Some((before, digest)) = good.last() {
+                    statement.follows(before, *digest).map_err(|e| e.to_string())?;
+                }
+                Ok(statement)
+            });
+            let claim = |statement: Option<&Statement>| match statement {
+                Some(s) => format!("statement {} of seeder {}, {} to {} ms", s.number, s.seeder, s.from, s.until),
+                None => "a statement".to_owned(),
+            };
+            let section = format!("{place}statement {}", number + 1);
+            if let Some(statement) = lines.add(Claimant::ManagerSigned, &section, claim, found) {
+                good.push((statement, signed.digest()));
             }
-            Ok(statement)
-        });
-        let claim = |statement: Option<&Statement>| match statement {
-            Some(s) => format!("statement {} of seeder {}, {} to {} ms", s.number, s.seeder, s.from, s.until),
-            None => "a statement".to_owned(),
-        };
-        let section = format!("statement {}", number + 1);
-        if let Some(statement) = lines.add(Claimant::ManagerSigned, &section, claim, found) {
-            good.push((statement, signed.digest()));
         }
     }
     (lines.0, good.into_iter().map(|(statement, _)| statement).collect())
