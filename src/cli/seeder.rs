@@ -379,13 +379,14 @@ mod tests {
 
     #[test]
     fn the_next_file_is_named_so_that_it_is_of_the_same_chain() {
-        let mut answer = json!({"path": "/f", "statements": 960, "first": 1, "last": 960, "next": null});
-        assert_eq!(statements_written(&answer), "960 statements, 1 to 960, in /f");
-        answer["next"] = json!(961);
-        assert!(statements_written(&answer).ends_with("the next ones: --first 961 -o ANOTHER"));
-        answer["superseded"] = json!(null);
-        assert!(statements_written(&answer).ends_with("the next ones: --first 961 -o ANOTHER"));
-        answer["superseded"] = json!(7);
-        assert!(statements_written(&answer).ends_with("the next ones: --superseded 7 --first 961 -o ANOTHER"));
+        let written = |next, superseded| {
+            let answer = json!({
+                "path": "/f", "statements": 960, "first": 1, "last": 960, "next": next, "superseded": superseded,
+            });
+            statements_written(&answer)
+        };
+        assert_eq!(written(None::<u64>, None::<u64>), "960 statements, 1 to 960, in /f");
+        assert!(written(Some(961), None).ends_with("the next ones: --first 961 -o ANOTHER"));
+        assert!(written(Some(961), Some(7)).ends_with("the next ones: --superseded 7 --first 961 -o ANOTHER"));
     }
 }
