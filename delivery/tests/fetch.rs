@@ -13,6 +13,7 @@
 mod fixture;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fixture::seeders::{MemoryNet, TestSeeder, Vice};
@@ -333,6 +334,52 @@ async fn what_was_acknowledged_is_looked_for_before_anything_is_asked_for() {
     let report = within(fetch(FetchJob { sources, ..setup.job() })).await.unwrap();
     assert_eq!((report.chunks, report.adopted_bytes), (50, 150 * CHUNK as u64 - 100));
     assert_eq!(setup.seeders.iter().map(|seeder| seeder.sent()).sum::<u32>() - before, 50);
+}
+
+/// Something that was here turns out damaged when all of it is here, and is forgotten.
+struct Forgetful {
+    acks: AckMemory,
+    store: ContentStore,
+    progress: watch::Sender<Progress>,
+    done: AtomicBool,
+}
+
+impl AckStore for Forgetful {
+    fn load(&self, seeder: &PeerId) -> Option<Signed<Ack>> {
+        self.acks.load(seeder)
+    }
+
+    fn save(&self, seeder: &PeerId, ack: &Signed<Ack>) {
+        self.acks.save(seeder, ack);
+        let digest = ack.peek().unwrap().manifest;
+        let whole = self.store.get(&digest).filter(|content| content.has_all());
+        if let Some(content) = whole.filter(|_| !self.done.swap(true, Ordering::SeqCst)) {
+            // Later than the fetch saw that all of it is here.
+            let mut seen = self.progress.subscribe();
+            let finishing = seen.wait_for(|progress| progress.phase == Phase::Finishing);
+            futures::executor::block_on(finishing).unwrap();
+            content.forget(&ChunkSet::from_range(0..1)).unwrap();
+        }
+    }
+
+    fn all(&self) -> Vec<Signed<Ack>> {
+        self.acks.all()
+    }
+}
+
+#[tokio::test]
+async fn what_is_forgotten_at_the_end_is_missing_and_no_failure() {
+    let setup = Setup::new(3, &[Vice::None]);
+    let store = setup.store();
+    let (acks, progress) = (AckMemory::default(), setup.progress.clone());
+    let forgetful = Forgetful { acks, store: store.clone(), progress, done: AtomicBool::new(false) };
+    let job = FetchJob { store: store.clone(), acks: Arc::new(forgetful), ..setup.job() };
+    let report = within(fetch(job)).await.unwrap();
+    assert!(report.completion.is_none(), "it signed that all of it is here");
+    let content = store.get(&setup.product.digest).unwrap();
+    assert!(!content.has(0) && !content.is_complete() && content.have().len() == 2);
+    let again = within(fetch(FetchJob { store, ..setup.job() })).await.unwrap();
+    assert!(again.completion.is_some() && content.is_complete());
 }
 
 #[tokio::test]

@@ -183,6 +183,9 @@ async fn replicate(seeder: &Arc<Seeder>, placement: &Placement) -> Result<(), Un
     match fetch(job).await {
         Ok(report) => {
             seeder.counts.replicated.inc_by(report.bytes);
+            if report.completion.is_none() {
+                return Err(Unfulfilled::Later("a part of it was found damaged while the rest came".to_owned()));
+            }
             tracing::info!(content = %order.manifest, bytes = report.bytes, "copy made");
             Ok(())
         }

@@ -375,6 +375,12 @@ impl Content {
             return Err(FinishError::Manifest("its segments do not make up its content root"));
         }
         self.sync()?;
+        // With what is forgotten from here on the marker goes, too.
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self.manifest.chunks() - self.held().chunks.len();
+        if missing > 0 {
+            return Err(FinishError::Missing(missing));
+        }
         let marker = self.folder.join(COMPLETE);
         if let Err(error) = have::close(&self.folder.join(HAVE)) {
             tracing::warn!(%error, "a few bytes are taken that are of no more use");

@@ -37,21 +37,27 @@ impl Coordinator {
                 sources: self.book.reports(),
             });
         };
-        let whole = content.has_all();
         self.all_remembered().await;
         let stored = Arc::clone(&content);
-        let finished = tokio::task::spawn_blocking(move || match whole {
-            true => stored.finish(),
-            false => stored.sync().map_err(Into::into),
+        let finished = tokio::task::spawn_blocking(move || {
+            let finished = if stored.has_all() { stored.finish() } else { Err(FinishError::Missing(0)) };
+            match finished {
+                // Only a part was asked for, or some of what was here before turned out damaged and was forgotten.
+                Err(FinishError::Missing(_)) => stored.sync().map(|()| false).map_err(FinishError::from),
+                finished => finished.map(|()| true),
+            }
         });
-        if let Err(error) = joined(finished.await)? {
-            self.wind_up(None).await;
-            return Err(match error {
-                FinishError::Sync(SyncError::Removed) => FetchError::Removed,
-                FinishError::Sync(SyncError::File(error)) => self.disk_failed(WriteError::Io(error)),
-                other => FetchError::Finish(other),
-            });
-        }
+        let whole = match joined(finished.await)? {
+            Ok(whole) => whole,
+            Err(error) => {
+                self.wind_up(None).await;
+                return Err(match error {
+                    FinishError::Sync(SyncError::Removed) => FetchError::Removed,
+                    FinishError::Sync(SyncError::File(error)) => self.disk_failed(WriteError::Io(error)),
+                    other => FetchError::Finish(other),
+                });
+            }
+        };
         let completion = whole.then(|| {
             let terms = &self.shared.terms;
             let (network, delivery, manifest) = (terms.network, terms.delivery, terms.manifest);
