@@ -24,7 +24,7 @@ mod unpack;
 mod verify;
 
 pub use device::{MoveChoice, MoveItem, Moves, move_purchases};
-pub use evidence::{EvidenceError, evidence};
+pub use evidence::{EvidenceError, Gathered, evidence};
 pub use fetch::{
     FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, LeaseView, Target, TargetError, Waiting, fetch,
     read_ticket_file,

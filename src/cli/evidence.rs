@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use client_node::{Gathered, LinkOptions};
 use protocol::evidence::{EvidencePack, Line, StatementFile, check_statement_files};
 use protocol::trust::JoinLine;
 use protocol::{PeerId, TransactionId};
@@ -51,14 +52,23 @@ pub(crate) struct VerifyStatementArgs {
 /// `willcall evidence`
 pub(crate) async fn client(args: ClientArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
-    let pack = client_node::evidence(&home, args.transaction).await?;
+    let options = LinkOptions::default();
+    let Gathered { pack, not_renewed } = Box::pin(client_node::evidence(&home, args.transaction, &options)).await?;
     let bytes = pack.to_bytes();
     write_whole(&args.output, &bytes)?;
     let json = json!({
         "path": args.output, "bytes": bytes.len(), "transaction": args.transaction,
         "acknowledgements": pack.acks.len(), "completions": pack.completions.len(), "key_sets": pack.key_sets.len(),
+        "not_renewed": not_renewed,
     });
-    Answer::new(json, format!("evidence in {}", args.output.display())).print(global.json)?;
+    let mut text = format!("evidence in {}", args.output.display());
+    if let Some(why) = not_renewed {
+        text.push_str(&format!(
+            "\nNOT RENEWED: the ticket here proves nothing under the network's present keys, and no newer lease vouches for \
+             it ({why}); ask again, or ask manager or shop for theirs"
+        ));
+    }
+    Answer::new(json, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

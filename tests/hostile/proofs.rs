@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::support::{Finished, Network, args, bytes, run, run_plain, same, text, until};
+use super::support::{Bought, Finished, Network, args, bytes, run, run_plain, same, text, until};
 
 /// An arbiter: a file and a root key in an empty folder.
 struct Arbiter {
@@ -209,4 +209,48 @@ fn a_revoked_ticket_key_leaves_evidence_of_what_other_keys_vouch_for() {
         }
     }
     network.assert_books();
+}
+
+#[test]
+fn a_clients_own_evidence_is_proven_again_by_a_newer_lease_after_the_ticket_key_was_stolen() {
+    let mut network = Network::start(1);
+    let arbiter = Arbiter::new(&network);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let buy = |network: &Network, out: &str| {
+        let bought = network.buy(&product, "client");
+        bought.fetch(&network.path(out));
+        network.settled(&bought.transaction);
+        fs::remove_file(&bought.ticket).unwrap();
+        bought
+    };
+    let bought = [buy(&network, "one"), buy(&network, "two")];
+    network.of("manager", args!["keys", "rotate", "ticket", "--stolen"]).ok();
+    // By another purchase this client hears of the new keys; the old tickets stay as they are.
+    let later = buy(&network, "later");
+
+    let made = |of: &Bought, name: &str| {
+        let file = network.path(name);
+        let said = run(args!["evidence", &of.transaction, "-o", &file, "--home", &of.home]).ok();
+        (said["not_renewed"].clone(), arbiter.judge("verify-evidence", &fs::read(&file).unwrap()))
+    };
+    for (of, name) in [(&later, "later.evidence"), (&bought[0], "one.evidence")] {
+        let (not_renewed, report) = made(of, name);
+        let report = report.ok();
+        assert_eq!((not_renewed, &report["ok"]), (Value::Null, &Value::Bool(true)), "{name}: {report}");
+        let facts = &report["facts"];
+        assert_eq!(facts["acknowledged_bytes"], product["content_bytes"], "{name}: {report}");
+        assert!(facts["completed_at"].is_u64() && facts["released"] == true, "{name}: {report}");
+    }
+    network.assert_books();
+
+    // Without the manager there is none: the file is written, and says so.
+    drop(network.daemons.remove("manager"));
+    let file = network.path("two.evidence");
+    let ask = args!["evidence", &bought[1].transaction, "-o", &file, "--home", &bought[1].home];
+    let said = run_plain(ask);
+    assert!(said.status.success() && said.stdout.contains("NOT RENEWED"), "{} {}", said.stdout, said.stderr);
+    let judged = arbiter.judge("verify-evidence", &fs::read(&file).unwrap());
+    assert!(!judged.status.success() && judged.json()["facts"]["released"] == false, "{}", judged.stdout);
 }
