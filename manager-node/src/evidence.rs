@@ -16,7 +16,7 @@ use crate::archive::Whole;
 use crate::context::{Context, now_ms};
 use crate::transactions::{MOVES, PAID_DELIVERY, Sale, SaleError};
 
-/// When the first acknowledgement or completion of a transaction came in.
+/// When the first acknowledgement or completion of a transaction came in, whether it counted or not.
 const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -27,9 +27,12 @@ struct Heard {
 
 wire!(Heard => 16);
 
-/// Notes that something of a transaction was acknowledged.
+/// Notes that something of a transaction was acknowledged: in whatever order it is told, the first time stays.
 pub(crate) fn heard(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
-    HEARD.insert_new(txn, &id, &Heard { at }).map(drop)
+    match HEARD.get(txn, &id)? {
+        Some(first) if first.at <= at => Ok(()),
+        _ => HEARD.put(txn, &id, &Heard { at }),
+    }
 }
 
 /// Takes the note out again, of a transaction that moves out of the store.
@@ -45,7 +48,10 @@ pub(crate) fn first_at(txn: &impl Txn, id: &TransactionId) -> Result<Option<u64>
 /// The transaction, wherever it lies.
 fn whole(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Whole, SaleError> {
     let unknown = || Refusal::new(RefusalCode::NotEntitled, format!("there is no transaction {id}"));
-    Ok(ctx.archive.whole(txn, &id)?.ok_or_else(unknown)?)
+    let mut whole = ctx.archive.whole(txn, &id)?.ok_or_else(unknown)?;
+    // The first word may have come in after it moved out.
+    whole.first_at = whole.first_at.into_iter().chain(first_at(txn, &id)?).min();
+    Ok(whole)
 }
 
 /// When this manager last came back from a backup, where that was after the sale was formed: of such a sale it may have

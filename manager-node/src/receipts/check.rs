@@ -5,7 +5,7 @@ use protocol::receipt::{Ack, Completion, DeliveryId, Receipt, ReceiptBatch};
 use protocol::replication::ReplicationOrder;
 use protocol::settling::{Counting, Layout};
 use protocol::ticket::Payer;
-use protocol::{PeerId, Refusal, RefusalCode, Signed};
+use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 
 use crate::context::Context;
 use crate::transactions::{Delivery, SaleError, get_delivery};
@@ -41,6 +41,9 @@ pub(super) struct Good {
 pub(super) struct Checked {
     pub(super) receipt: Receipt,
     pub(super) found: Result<Good, Refusal>,
+    /// The transaction of which the client's signature under the acknowledgement is a word, whether it counts or not;
+    /// none where it is known elsewhere when the first one came.
+    pub(super) heard: Option<TransactionId>,
 }
 
 /// Checks every receipt of a batch; fails only where this manager does.
@@ -48,21 +51,33 @@ pub(super) fn all(ctx: &Context, seeder: PeerId, batch: ReceiptBatch, now: u64) 
     batch
         .receipts
         .into_iter()
-        .map(|receipt| match check(ctx, seeder, &receipt, now) {
-            Ok(good) => Ok(Checked { receipt, found: Ok(good) }),
-            Err(SaleError::Refused(refusal)) => Ok(Checked { receipt, found: Err(refusal) }),
-            Err(error) => Err(error),
+        .map(|receipt| {
+            let mut heard = None;
+            match check(ctx, seeder, &receipt, now, &mut heard) {
+                Ok(good) => Ok(Checked { receipt, found: Ok(good), heard }),
+                Err(SaleError::Refused(refusal)) => Ok(Checked { receipt, found: Err(refusal), heard }),
+                Err(error) => Err(error),
+            }
         })
         .collect()
 }
 
-fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<Good, SaleError> {
+fn check(
+    ctx: &Context,
+    seeder: PeerId,
+    receipt: &Receipt,
+    now: u64,
+    heard: &mut Option<TransactionId>,
+) -> Result<Good, SaleError> {
     let bad = |detail: &str| Refusal::new(RefusalCode::BadReceipt, detail);
     let id = receipt.ack.peek().map_err(Refusal::from)?.delivery;
-    let known = ctx.db.read(|txn| match get_delivery(txn, id)? {
-        Some(delivery) => Ok::<_, SaleError>(Some(delivery)),
+    let (known, first_at) = ctx.db.read(|txn| match get_delivery(txn, id)? {
+        Some(delivery) => Ok::<_, SaleError>((Some(delivery), None)),
         // A late one is judged by what moved out: its delivery was closed, so that it can change nothing there.
-        None => Ok(ctx.archive.archived(txn, &id.transaction)?.and_then(|whole| whole.delivery(id.delivery).cloned())),
+        None => Ok(match ctx.archive.archived(txn, &id.transaction)? {
+            Some(whole) => (whole.delivery(id.delivery).cloned(), whole.first_at),
+            None => (None, None),
+        }),
     })?;
     let replication = match (&known, id.delivery) {
         (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),
@@ -70,11 +85,12 @@ fn check(ctx: &Context, seeder: PeerId, receipt: &Receipt, now: u64) -> Result<G
         (Some(_), _) => None,
     };
     let delivery = known.as_ref().or(replication.as_ref()).ok_or_else(|| bad("no such delivery"))?;
+    let network = ctx.network();
+    let ack = Ack::check(&receipt.ack, &delivery.client, &network, id, &delivery.manifest, &seeder)?;
+    *heard = Some(id.transaction).filter(|_| first_at.is_none());
     if delivery.client == seeder {
         return Err(bad("a seeder is not paid for delivering to itself").into());
     }
-    let network = ctx.network();
-    let ack = Ack::check(&receipt.ack, &delivery.client, &network, id, &delivery.manifest, &seeder)?;
     let completion = receipt
         .completion
         .as_ref()

@@ -3,7 +3,7 @@
 
 use bincode::{Decode, Encode};
 use protocol::receipt::SealedBatch;
-use protocol::settling::Outcome;
+use protocol::settling::{Counting, Outcome};
 use protocol::statement::Covered;
 use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
@@ -88,7 +88,11 @@ pub(super) fn all(
         return Ok(Counted { outbox, counted: 0, revoke: false });
     }
     let (mut counted, mut revoke, mut statuses) = (0, false, Vec::with_capacity(checked.len()));
-    for Checked { receipt, found } in checked {
+    for Checked { receipt, found, heard } in checked {
+        // What does not count was said all the same.
+        if let Some(transaction) = heard {
+            evidence::heard(txn, *transaction, now)?;
+        }
         let status = match found {
             Ok(good) => one(txn, batch.seeder, receipt, good, now, grace_ms)?,
             Err(refusal) => Status::Rejected(refusal.clone()),
@@ -131,6 +135,23 @@ fn put_outbox(txn: &WriteTransaction<'_>, batch: &SealedBatch, outbox: Outbox) -
     OUTBOXES.put(txn, &key, &outbox)
 }
 
+/// Keeps what the client signed too late as evidence of the delivery, where nothing of this seeder counts.
+fn keep_late(
+    txn: &WriteTransaction<'_>,
+    seeder: PeerId,
+    receipt: &protocol::receipt::Receipt,
+    good: &Good,
+) -> Result<(), StoreError> {
+    let id = good.delivery;
+    if ACKS.prefix(txn, &(id.transaction, id.delivery), Counting::MAX_SEEDERS)?.len() < Counting::MAX_SEEDERS {
+        ACKS.insert_new(txn, &(id.transaction, id.delivery, seeder), &receipt.ack)?;
+    }
+    if let Some(signed) = &good.completion {
+        COMPLETIONS.insert_new(txn, &(id.transaction, id.delivery), signed)?;
+    }
+    Ok(())
+}
+
 /// Counts one receipt. Refusals in here are its outcome, not the batch's.
 fn one(
     txn: &WriteTransaction<'_>,
@@ -165,12 +186,16 @@ fn one(
     let new_chunks = match (outcome, completed) {
         (Outcome::Counted { new_chunks }, _) => {
             ACKS.put(txn, &(id.transaction, id.delivery, seeder), &receipt.ack)?;
-            evidence::heard(txn, id.transaction, now)?;
             new_chunks
         }
         (Outcome::Duplicate, Some(_)) => 0,
         (Outcome::Duplicate, None) => return Ok(Status::Duplicate),
-        (Outcome::Rejected { code, why }, None) => return bad(code, why),
+        (Outcome::Rejected { code, why }, None) => {
+            if delivery.closed.is_some() && code == RefusalCode::WrongState && sale.is_some() {
+                keep_late(txn, seeder, receipt, good)?;
+            }
+            return bad(code, why);
+        }
         (Outcome::Rejected { code, why }, Some(_)) => {
             warn!(delivery = %id, %seeder, %code, why, "acknowledgement not counted, its completion is");
             0
@@ -178,7 +203,6 @@ fn one(
     };
     if let Some(signed) = completed {
         COMPLETIONS.put(txn, &(id.transaction, id.delivery), signed)?;
-        evidence::heard(txn, id.transaction, now)?;
         if let Some(release) = sale.as_mut().and_then(|sale| sale.release.as_mut()) {
             release.completed_at.get_or_insert(now);
         }

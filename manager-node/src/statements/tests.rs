@@ -308,3 +308,66 @@ async fn the_manager_signs_that_nothing_came_in_and_gives_a_merchant_its_own_evi
     assert_eq!(shop.sales_as(&rival, asked).await.unwrap_err().code.as_str(), "not-your-reservation");
     shop.close().await;
 }
+
+#[tokio::test]
+async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
+    let shop = Shop::open(Terms::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n");
+    let nothing_came = async |id: TransactionId| {
+        let asked = json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true});
+        let said = shop.control(asked).await;
+        if said.is_ok() {
+            std::fs::remove_file(&path).unwrap();
+        }
+        said.map(drop)
+    };
+    let heard = Err("wrong-state".to_owned());
+    let mut outbox = Outbox::of(&shop, 0);
+    let seeder = shop.seeders[0].peer_id();
+
+    // Not to be counted as it stands: past the end of the content; with a completion that somebody else signed.
+    let (outside, _) = shop.buy("outside").await;
+    let delivery = DeliveryId { transaction: outside, delivery: 1 };
+    let past = protocol::ChunkSet::from_range(8..11);
+    let of = |ack| Receipt { ack, completion: None, first_at: 1, last_at: 2 };
+    let forged = of(shop.ack(&random_key(), delivery, seeder, past.clone()));
+    outbox.send(&shop, vec![forged]).await;
+    assert_eq!(nothing_came(outside).await, Ok(()), "a stranger's word is none of the client's");
+    outbox.send(&shop, vec![of(shop.ack(&shop.client, delivery, seeder, past))]).await;
+    assert_eq!(nothing_came(outside).await, heard);
+    let (forged, _) = shop.buy("forged").await;
+    let completion = shop.completion(DeliveryId { transaction: forged, delivery: 1 }).peek().unwrap();
+    let completion = Some(protocol::Signed::sign(&completion, &random_key()));
+    outbox.send(&shop, vec![Receipt { completion, ..shop.receipt(forged, 0, 0..3) }]).await;
+    assert_eq!(nothing_came(forged).await, heard);
+
+    // Too late: the delivery is closed. It is not paid, and it was said.
+    let (late, _) = shop.buy("late").await;
+    let (archived, _) = shop.buy("archived").await;
+    let closed_at = now_ms() + 365 * 86_400_000;
+    shop.running.run_due(closed_at).await.unwrap();
+    assert_eq!(shop.state(late), protocol::api::TransactionState::Settled);
+    assert_eq!(nothing_came(late).await, Ok(()));
+    let completion = Some(shop.completion(DeliveryId { transaction: late, delivery: 1 }));
+    outbox.send(&shop, vec![Receipt { completion, ..shop.receipt(late, 0, 0..8) }]).await;
+    assert_eq!(shop.delivery(late, 1).unwrap().closed.unwrap().charged, 0);
+    assert_eq!(nothing_came(late).await, heard);
+    let report = crate::evidence::pack(&shop.ctx, late, now_ms()).unwrap().verify(&shop.ctx.trust().root());
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(report.facts.acknowledged_bytes, Some(8 * u64::from(CHUNK)));
+    assert_eq!(report.lines.iter().filter(|line| line.claimed_by == Claimant::ClientSigned).count(), 2);
+
+    // The same of one that moved out of the store in between, before and after it is back.
+    shop.running.run_due(closed_at + shop.ctx.config.archive_ms + 1).await.unwrap();
+    assert_eq!(nothing_came(archived).await, Ok(()));
+    outbox.send(&shop, vec![shop.receipt(archived, 0, 0..8)]).await;
+    let shown = shop.control(json!({"cmd": "transaction", "id": archived})).await.unwrap();
+    assert_eq!(shown["archived"], true);
+    assert_eq!(nothing_came(archived).await, heard);
+    for id in [archived, late] {
+        shop.control(json!({"cmd": "refund", "id": id})).await.unwrap();
+        assert_eq!(nothing_came(id).await, heard);
+    }
+    shop.close().await;
+}
