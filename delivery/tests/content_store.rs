@@ -205,6 +205,57 @@ fn damaged_metadata_are_refused_by_name_and_the_rest_stays_usable() {
 }
 
 #[test]
+fn what_is_damaged_beside_the_data_is_made_good_and_costs_no_chunk() {
+    let (_folder, mut store, product) = setup(5);
+    let path = |store: &ContentStore, name: &str| store.root().join(product.digest.to_string()).join(name);
+    let damage = |store: &ContentStore, name: &str, at: u64| {
+        let file = fs::OpenOptions::new().write(true).open(path(store, name)).unwrap();
+        file.write_all_at(b"garbage!", at).unwrap();
+    };
+    let content = product.publish(&store);
+    let sound = ["manifest", "segments"].map(|name| fs::read(path(&store, name)).unwrap());
+    assert!(content.mend(&|| true).unwrap().is_nothing());
+    drop(content);
+
+    // The list across two chunks, and a third chunk: what the manifest vouches for is found all the same.
+    store = reopened(store);
+    damage(&store, "segments", 28);
+    damage(&store, "content", 3 * CHUNK as u64);
+    let content = store.get(&product.digest).unwrap();
+    let mended = content.mend(&|| true).unwrap();
+    assert_eq!((mended.files(), &mended.lost), (vec!["segments"], &Vec::new()));
+    assert_eq!(content.verify_all(&mut |_| ControlFlow::Continue(())).unwrap().damaged, set(3..4));
+    content.write_verified_chunk(3, &mut product.chunk(3).to_vec()).unwrap();
+    content.finish().unwrap();
+    fs::remove_file(path(&store, "segments")).unwrap();
+    damage(&store, "manifest", 50);
+    assert_eq!(content.mend(&|| true).unwrap().files(), ["manifest", "segments"]);
+    assert_eq!(["manifest", "segments"].map(|name| fs::read(path(&store, name)).unwrap()), sound);
+    assert_eq!(listing(content.folder()), ["complete", "content", "have", "manifest", "segments"]);
+    drop(content);
+
+    // After a restart nothing is in memory.
+    damage(&store, "manifest", 50);
+    damage(&store, "segments", 100);
+    store = reopened(store);
+    assert_eq!((store.list().len(), store.damaged().len()), (0, 1));
+    assert!(store.total_bytes() >= product.bytes.len() as u64);
+    assert!(store.restore(&product.signed, &product.manifest, &|| false).is_err(), "broken off");
+    assert_eq!(store.damaged().len(), 1);
+    let content = store.restore(&product.signed, &product.manifest, &|| true).unwrap();
+    content.finish().unwrap();
+    product.assert_equals(&content);
+    drop(content);
+    assert_eq!(store.total_bytes(), product.bytes.len() as u64);
+
+    // Nothing to go by: the place is made anew.
+    fs::write(path(&store, "content"), b"short").unwrap();
+    store = reopened(store);
+    assert_eq!(store.restore(&product.signed, &product.manifest, &|| true).unwrap().have(), ChunkSet::new());
+    assert_eq!((store.list().len(), store.damaged().len()), (1, 0));
+}
+
+#[test]
 fn verification_forgets_damaged_chunks_and_they_can_be_fetched_again() {
     let (_folder, store, product) = setup(5);
     let content = product.publish(&store);

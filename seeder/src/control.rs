@@ -16,15 +16,15 @@
 //!   either it is only shown. What is denied is removed from disk.
 //! - `heads` : what the manager's audit log was, by its signed heartbeats.
 //! - `check`: whether others reach this seeder, by the manager's trial and by what the node knows itself.
-//! - `scrub`: reads all content again and drops damaged chunks, which are then fetched again; with progress lines.
+//! - `scrub`: reads all content again, writes damaged files beside the data anew and drops damaged chunks, which the manager
+//!   then orders from others; with progress lines.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use delivery::{FileError, VerifyProgress};
 use node::{ControlError, ControlServer, ControlStartError, ProgressSender};
 use protocol::clock::ClockState;
-use protocol::{ChunkSet, ContentId, Digest};
+use protocol::{ContentId, Digest};
 use serde_json::{Value, json};
 use store::StoreError;
 
@@ -235,7 +235,9 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
             })
         })
         .collect();
-    let damaged: Vec<String> = seeder.contents.damaged().iter().map(|(_, damaged)| damaged.to_string()).collect();
+    let tried = "made good by the seeder itself, or fetched anew, with the manager's help; `willcall seeder scrub` tries it now";
+    let damaged: Vec<String> =
+        seeder.contents.damaged().iter().map(|(_, damaged)| format!("{damaged}: {tried}")).collect();
     let serving = seeder.network.certificate(now);
     let heartbeat = seeder.network.heartbeat();
     let (deliveries, max) = seeder.deliveries.load();
@@ -318,60 +320,75 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
     let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
     let (mut results, mut damaged_chunks, mut to_read, mut incomplete) = (Vec::new(), 0, 0, 0_usize);
-    for content in seeder.contents.list() {
+    let mut damaged_files = 0_usize;
+    let listed = seeder.contents.list();
+    // Those that cannot be used as they are: made good, they have been read.
+    for (digest, damaged) in seeder.contents.damaged() {
+        let line = Box::pin(scrub::damaged_line(&seeder, digest, &damaged)).await;
+        damaged_files += 1;
+        incomplete += usize::from(line.get("whole") != Some(&Value::Bool(true)));
+        results.push(line);
+    }
+    for content in listed {
         let (digest, listed) = (content.digest(), Arc::clone(&content));
         let (seen, mut seeing) = tokio::sync::watch::channel(None);
         let mut checking = std::pin::pin!(scrub::content(&seeder, content, seen));
-        let report = loop {
+        let found = loop {
             tokio::select! {
-                report = &mut checking => break report,
+                found = &mut checking => break found,
                 Ok(()) = seeing.changed() => {
                     let Some(VerifyProgress { checked, total, damaged }) = *seeing.borrow_and_update() else { continue };
                     let line = json!({ "manifest": digest, "checked": checked, "total": total, "damaged": damaged });
                     progress.send(line).await;
                 }
             }
-        }
-        .map_err(failed)?;
+        };
+        let (report, mended) = found.map_err(failed)?;
         damaged_chunks += report.damaged.len();
+        damaged_files += mended.files().len();
         to_read += u32::from(!report.whole);
         let complete = !listed.is_removed() && listed.has_all();
         incomplete += usize::from(!complete);
         results.push(json!({
             "manifest": digest,
             "checked": report.checked,
-            "damaged": ranges(&report.damaged),
+            "damaged": scrub::ranges(&report.damaged),
             "damaged_chunks": report.damaged.len(),
+            "damaged_files": mended.files().join(", "),
             // Not damage alone: a copy may have been under way.
             "whole": report.whole && complete,
             "state": match () {
-                () if listed.is_removed() => "its files are gone: to be fetched anew",
+                () if listed.is_removed() => "its files are gone: reported to the manager, to be fetched anew",
                 () if !report.whole => "broken off",
-                () if !report.damaged.is_empty() => "being repaired",
+                () if !report.damaged.is_empty() => "to be repaired",
                 () if !listed.has_all() => "not complete yet",
+                () if !mended.is_nothing() => "good: what was damaged beside the data was written anew",
                 () => "good",
             },
         }));
     }
     // What is not whole any more is reported, so that the manager has it made whole.
     seeder.wake.sync.notify_one();
-    let says = match (damaged_chunks, to_read) {
+    let all = results.len();
+    let orders = match seeder.notes.manager.get() {
+        None => "the manager, told of it now, orders it from other seeders".to_owned(),
+        Some(trouble) => format!("the manager orders it from other seeders once it is told ({trouble})"),
+    };
+    let mut says = Vec::new();
+    if damaged_files > 0 {
+        says.push(format!("{damaged_files} files beside the data were damaged"));
+    }
+    says.push(match (damaged_chunks, to_read) {
         (0, 0) if incomplete > 0 => format!(
-            "what is stored is good, and {incomplete} of {} contents are not complete: the rest is fetched from others",
-            results.len()
+            "{} is good, and {incomplete} of {all} contents are not complete: {orders}",
+            if damaged_files > 0 { "the rest" } else { "what is stored" }
         ),
+        (0, 0) if damaged_files > 0 => "they were written anew, and everything that is stored is good".to_owned(),
         (0, 0) => "everything that is stored is good".to_owned(),
         (0, _) => "broken off: not everything was read".to_owned(),
-        (damaged, _) => format!("{damaged} chunks are damaged or gone: not served, and fetched again from others"),
-    };
-    Ok(json!({ "contents": results, "damaged_chunks": damaged_chunks, "says": says }))
-}
-
-/// Chunks for people: `4, 100 to 262`.
-fn ranges(chunks: &ChunkSet) -> String {
-    let range = |range: Range<u32>| match range.end.saturating_sub(1) {
-        last if last == range.start => last.to_string(),
-        last => format!("{} to {last}", range.start),
-    };
-    chunks.ranges().map(range).collect::<Vec<_>>().join(", ")
+        (damaged, _) => format!("{damaged} chunks are damaged or gone and not served: {orders}"),
+    });
+    Ok(json!({
+        "contents": results, "damaged_chunks": damaged_chunks, "damaged_files": damaged_files, "says": says.join("; "),
+    }))
 }

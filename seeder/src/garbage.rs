@@ -57,7 +57,7 @@ impl Usage {
         };
         Usage {
             bytes: seeder.contents.total_bytes(),
-            inodes: seeder.contents.list().len() as u64 * INODES_PER_CONTENT,
+            inodes: (seeder.contents.list().len() + seeder.contents.damaged().len()) as u64 * INODES_PER_CONTENT,
             disk_bytes: above(delivery::free_space(root), seeder.config.min_free),
             disk_inodes: above(delivery::free_inodes(root), seeder.config.min_free_inodes),
         }

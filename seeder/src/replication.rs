@@ -205,6 +205,10 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
     let signed = match seeder.manager.ask(&MeshRequest::Manifest { digest }).await {
         Ok(MeshResponse::Manifest(signed)) => signed,
         Ok(_) => return Err(Unfulfilled::Later(AskError::Unexpected("a question for a manifest").to_string())),
+        // Of this one it says so whenever it is asked.
+        Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::ContentNotHeld => {
+            return Err(Unfulfilled::Void(refusal));
+        }
         Err(error) => return Err(Unfulfilled::Later(error.to_string())),
     };
     let manifest = trust.open(&signed, KeyPurpose::Catalogue, |m| m.published_at, now_ms());
@@ -218,8 +222,9 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
     let shared = Arc::clone(seeder);
     let made = tokio::task::spawn_blocking(move || {
         // Under one lock with its creation, two copies could not take the same room; the capacity is the operator's
-        // wish, though, and the disk's limit is checked by the store itself.
-        let (needed, free) = (manifest.length, shared.free());
+        // wish, though, and the disk's limit is checked by the store itself. What lies there damaged is counted, and
+        // makes room for itself.
+        let (needed, free) = (manifest.length, shared.free().saturating_add(shared.contents.damaged_bytes(&digest)));
         if needed > free {
             let path = shared.contents.root().display();
             return Err(format!(
@@ -227,15 +232,61 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
             ));
         }
         match shared.contents.create(&signed, &manifest) {
-            // Only the note of what is held is damaged: its data are checked and kept as far as they are good.
             Err(CreateError::Damaged(damaged)) => {
-                tracing::warn!(%damaged, "checking a damaged content");
-                shared.contents.recover(&digest).map_err(|error| error.to_string())
+                tracing::warn!(content = %digest, %damaged, "making a damaged content good");
+                restore(&shared, &signed, &manifest).map_err(|error| error.to_string())
             }
             made => made.map_err(|error| error.to_string()),
         }
     });
     made.await.map_err(|error| Unfulfilled::Later(error.to_string()))?.map_err(Unfulfilled::Later)
+}
+
+/// Checks the data of a damaged content and keeps what is good of them. Blocks.
+fn restore(seeder: &Seeder, signed: &Signed<Manifest>, manifest: &Manifest) -> Result<Arc<Content>, CreateError> {
+    let token = seeder.supervisor.token();
+    let content = seeder.contents.restore(signed, manifest, &|| !token.is_cancelled())?;
+    if content.has_all()
+        && let Err(error) = content.finish()
+    {
+        tracing::warn!(content = %content.digest(), %error, "a content that was made good is not complete");
+    }
+    let (have, bytes) = (content.have_bytes(), manifest.length);
+    tracing::info!(content = %content.digest(), have, bytes, "a damaged content was made good");
+    Ok(content)
+}
+
+/// What became of a damaged content.
+#[derive(Debug)]
+pub(crate) enum MadeGood {
+    /// It can be used again, with what was good of its data.
+    Kept(Arc<Content>),
+    /// It may not be held, or nobody knows it any more: its folder was removed.
+    Removed(String),
+    /// It lies there as it was.
+    NotYet(String),
+}
+
+/// Makes a content usable again whose metadata are damaged, with the manifest from the manager. What was not good of its
+/// data comes by an order.
+pub(crate) async fn make_good(seeder: &Arc<Seeder>, digest: Digest) -> MadeGood {
+    let Some(trust) = seeder.network.trust() else {
+        return MadeGood::NotYet("the network's keys are not known here yet".to_owned());
+    };
+    let refusal = match Box::pin(place(seeder, &trust, digest)).await {
+        Ok(content) => return MadeGood::Kept(content),
+        Err(Unfulfilled::Later(reason)) => return MadeGood::NotYet(reason),
+        Err(Unfulfilled::Void(refusal)) => refusal,
+    };
+    if !matches!(refusal.code, RefusalCode::Revoked | RefusalCode::ContentNotHeld) {
+        return MadeGood::NotYet(refusal.to_string());
+    }
+    let shared = Arc::clone(seeder);
+    match tokio::task::spawn_blocking(move || shared.contents.remove(&digest)).await {
+        Ok(Ok(_)) => MadeGood::Removed(refusal.to_string()),
+        Ok(Err(error)) => MadeGood::NotYet(error.to_string()),
+        Err(error) => MadeGood::NotYet(error.to_string()),
+    }
 }
 
 fn allowed(seeder: &Seeder, manifest: &Manifest) -> Result<(), Unfulfilled> {

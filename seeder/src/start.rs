@@ -179,6 +179,7 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         supervisor.spawn_critical("receipt post", post::send_batches(each()));
         supervisor.spawn_critical("replication queue", replication::work(each()));
         supervisor.spawn_critical("scrubbing", scrub::look_into(each()));
+        supervisor.spawn_critical("damaged contents", scrub::mend_damaged(each()));
         supervisor.spawn_critical("takedowns", upkeep::purge(each()));
         supervisor.spawn_critical("acquaintance with other seeders", acquaintance::get_acquainted(each()));
         supervisor.spawn_critical("announcements", announcing::announce(each()));

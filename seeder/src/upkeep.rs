@@ -23,7 +23,8 @@ pub(crate) fn complete(seeder: &Seeder) -> Vec<Digest> {
     contents.map(|content| content.digest()).collect()
 }
 
-/// Contents that are not whole and that no order is in hand for: chunks of them were found damaged. Blocks.
+/// Contents that are not whole and that no order is in hand for: chunks of them were found damaged, or they cannot be used
+/// at all. Blocks.
 pub(crate) fn damaged(seeder: &Seeder) -> Result<Vec<Digest>, StoreError> {
     if seeder.drain.is_leaving() {
         return Ok(Vec::new());
@@ -33,7 +34,8 @@ pub(crate) fn damaged(seeder: &Seeder) -> Result<Vec<Digest>, StoreError> {
         let id = &content.manifest().content;
         !content.is_complete() && !revoked.has_content(id) && !seeder.denied.contains(id)
     });
-    let hurt: Vec<Digest> = contents.map(|content| content.digest()).collect();
+    let unusable = seeder.contents.damaged().into_iter().map(|(digest, _)| digest);
+    let hurt: Vec<Digest> = contents.map(|content| content.digest()).chain(unusable).collect();
     seeder.db.read(|txn| {
         let mut found = Vec::new();
         for digest in hurt {

@@ -38,7 +38,8 @@ pub(crate) enum Command {
     Heads(HeadsArgs),
     /// Have the manager try whether others can reach this seeder, and say what to do
     Check(DirArgs),
-    /// Read everything that is stored and check it; damaged chunks are fetched again, and the exit code is 1
+    /// Read everything that is stored and check it; damaged files are written anew, damaged chunks reported to the manager,
+    /// which orders them from other seeders, and the exit code is 1
     Scrub(DirArgs),
 }
 
@@ -234,9 +235,12 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let contents = answer.get("contents").and_then(serde_json::Value::as_array);
             let good = contents.into_iter().flatten().all(|content| {
                 let number = |name: &str| content.get(name).and_then(serde_json::Value::as_u64);
-                number("damaged_chunks") == Some(0) && output::field(content, "state") != "broken off"
+                let files = content.get("damaged_files").and_then(serde_json::Value::as_str);
+                number("damaged_chunks") == Some(0)
+                    && files.is_none_or(str::is_empty)
+                    && output::field(content, "state") != "broken off"
             });
-            let columns = &["manifest", "checked", "damaged_chunks", "damaged", "state"];
+            let columns = &["manifest", "checked", "damaged_chunks", "damaged", "damaged_files", "state"];
             let text = format!("{}\n{}", listed(&answer, "contents", columns), output::field(&answer, "says"));
             Answer::new(answer, text).print(global.json)?;
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -32,7 +32,7 @@ pub struct Content {
     digest: Digest,
     signed: Signed<Manifest>,
     manifest: Manifest,
-    segments: Segments,
+    pub(super) segments: Segments,
     body: Arc<dyn Body>,
     held: Mutex<Held>,
     // One writer of `have` at a time.
@@ -142,14 +142,13 @@ impl Content {
         self.removed.load(Ordering::Relaxed)
     }
 
-    /// Are its files still where they were made? A data file that was deleted, or replaced by another, stays open and reads
-    /// well; one that was put in its place is used from now on.
+    /// Are its data still where they were made? A data file that was deleted, or replaced by another, stays open and reads
+    /// well; one that was put in its place is used from now on. Of the other files [`Content::mend`] sees to it.
     ///
     /// # Errors
     /// [`FileError`] when the disk fails.
     pub fn is_in_place(&self) -> Result<bool, FileError> {
-        let manifest = self.folder.join(MANIFEST);
-        Ok(manifest.try_exists().at(&manifest, "look for")? && self.body.look_again()?)
+        Ok(self.folder.try_exists().at(&self.folder, "look for")? && self.body.look_again()?)
     }
 
     pub(super) fn mark_removed(&self) {
@@ -391,6 +390,28 @@ impl Content {
         Step::ContentWhole.after();
         self.held().complete = true;
         Ok(())
+    }
+
+    /// Writes the note anew where it lies damaged. True when it did.
+    pub(super) fn mend_note(&self) -> Result<bool, FileError> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (noted, complete) = {
+            let held = self.held();
+            (held.noted.clone(), held.complete)
+        };
+        let path = self.folder.join(HAVE);
+        // Of a complete content it is not looked at.
+        let sound = complete
+            || match have::load(&path, self.manifest.chunks()) {
+                Ok(_) => true,
+                Err(ContentError::Damaged(_)) => false,
+                Err(ContentError::File(error)) if error.is_damage() => false,
+                Err(ContentError::File(error)) => return Err(error),
+            };
+        if !sound {
+            have::save(&path, self.manifest.chunks(), &noted)?;
+        }
+        Ok(!sound)
     }
 
     /// Takes chunks that turned out damaged out of the note, first on disk and then in memory.

@@ -145,6 +145,17 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
     fs::rename(new, old)
 }
 
+/// Bytes of the files in a folder, by their lengths.
+pub(super) fn bytes_in(folder: &Path) -> Result<u64, FileError> {
+    const DOING: &str = "look at";
+    let mut bytes = 0_u64;
+    for entry in fs::read_dir(folder).at(folder, DOING)? {
+        let found = entry.and_then(|entry| entry.metadata()).at(folder, DOING)?;
+        bytes = bytes.saturating_add(if found.is_file() { found.len() } else { 0 });
+    }
+    Ok(bytes)
+}
+
 /// Removes a file if it is there.
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {

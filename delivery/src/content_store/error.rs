@@ -10,7 +10,7 @@ use super::disk::FileError;
 
 /// A metadata file that is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} is damaged: {what}; verify the content to recover it, or remove it and fetch it again", file.display())]
+#[error("{} is damaged: {what}", file.display())]
 pub struct Damaged {
     /// The file.
     pub file: PathBuf,

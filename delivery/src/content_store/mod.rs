@@ -19,12 +19,14 @@ mod disk;
 mod error;
 mod freshness;
 mod have;
+mod mend;
 mod segments;
 mod verify;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -42,6 +44,7 @@ pub use error::{
 };
 pub use freshness::{FRESH_MS, Stamp};
 pub use have::sendable;
+pub use mend::Mended;
 pub use verify::{VerifyProgress, VerifyReport};
 pub use writer::ContentWriter;
 
@@ -66,13 +69,23 @@ struct Inner {
     root: PathBuf,
     entries: Mutex<Entries>,
     bodies: Arc<dyn Bodies>,
+    // One recovery at a time.
+    recovering: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
     good: BTreeMap<Digest, Arc<Content>>,
-    damaged: BTreeMap<Digest, Damaged>,
+    damaged: BTreeMap<Digest, Hurt>,
     made: u64,
+}
+
+/// A content that cannot be used as it is.
+#[derive(Debug)]
+struct Hurt {
+    why: Damaged,
+    // What lies there: no manifest says it.
+    bytes: u64,
 }
 
 impl ContentStore {
@@ -115,11 +128,13 @@ impl ContentStore {
                 Err(ContentError::File(error)) => return Err(error),
                 Err(ContentError::Damaged(damaged)) => {
                     tracing::warn!(content = %digest, %damaged, "content left out");
-                    entries.damaged.insert(digest, damaged);
+                    let bytes = disk::bytes_in(&path)?;
+                    entries.damaged.insert(digest, Hurt { why: damaged, bytes });
                 }
             }
         }
-        let inner = Arc::new(Inner { root: root.clone(), entries: Mutex::new(entries), bodies });
+        let (entries, recovering) = (Mutex::new(entries), Mutex::default());
+        let inner = Arc::new(Inner { root: root.clone(), entries, bodies, recovering });
         opened.retain(|_, other| other.strong_count() > 0);
         opened.insert(root, Arc::downgrade(&inner));
         Ok(ContentStore { inner })
@@ -140,9 +155,15 @@ impl ContentStore {
         self.entries().good.values().filter(|content| Arc::strong_count(content) == 1).cloned().collect()
     }
 
-    /// Contents whose metadata are damaged, and how. [`ContentStore::recover`] or [`ContentStore::remove`] them.
+    /// Contents whose metadata are damaged, and how. [`ContentStore::restore`], [`ContentStore::recover`] or
+    /// [`ContentStore::remove`] them.
     pub fn damaged(&self) -> Vec<(Digest, Damaged)> {
-        self.entries().damaged.iter().map(|(digest, damaged)| (*digest, damaged.clone())).collect()
+        self.entries().damaged.iter().map(|(digest, hurt)| (*digest, hurt.why.clone())).collect()
+    }
+
+    /// Bytes that lie there of a content whose metadata are damaged; 0 where there is none.
+    pub fn damaged_bytes(&self, digest: &Digest) -> u64 {
+        self.entries().damaged.get(digest).map_or(0, |hurt| hurt.bytes)
     }
 
     /// The content of a signed manifest's digest.
@@ -150,9 +171,12 @@ impl ContentStore {
         self.entries().good.get(digest).cloned()
     }
 
-    /// Bytes that all contents take or will take: their full lengths, as they are preallocated.
+    /// Bytes that all contents take or will take: their full lengths, as they are preallocated, and what lies there of
+    /// those that are damaged.
     pub fn total_bytes(&self) -> u64 {
-        self.entries().good.values().map(|content| content.manifest().length).sum()
+        let entries = self.entries();
+        let good: u64 = entries.good.values().map(|content| content.manifest().length).sum();
+        good.saturating_add(entries.damaged.values().map(|hurt| hurt.bytes).sum())
     }
 
     /// The place for a content that is to be fetched. Where there is one already, with whatever it holds, it is that
@@ -233,13 +257,62 @@ impl ContentStore {
     /// verifies is kept. The manifest itself must be sound.
     ///
     /// # Errors
-    /// [`ContentError`] when the manifest is damaged too: remove the content then and fetch it again.
+    /// [`ContentError`] when the manifest is damaged too: [`ContentStore::restore`] it then, or remove the content and
+    /// fetch it again.
     pub fn recover(&self, digest: &Digest) -> Result<Arc<Content>, ContentError> {
+        self.recover_one(&self.recovering(), digest, &|| true)
+    }
+
+    /// Makes a damaged content usable again by its manifest, whose signature must have been checked: what verifies of the
+    /// data is kept. Where they cannot be told apart at all, the place is made anew, with nothing in it. It is broken off
+    /// once `go_on` says so, with the content as damaged as before.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub fn restore(
+        &self,
+        signed: &Signed<Manifest>,
+        manifest: &Manifest,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Arc<Content>, CreateError> {
+        error::check_pair(signed, manifest)?;
+        let (one, digest) = (self.recovering(), signed.digest());
+        let folder = self.folder(&digest);
+        if self.entries().damaged.contains_key(&digest) && folder.try_exists().at(&folder, "look for")? {
+            mend::write_manifest(&folder, signed)?;
+        }
+        match self.recover_one(&one, &digest, go_on) {
+            Err(ContentError::Damaged(damaged)) if go_on() => {
+                tracing::warn!(content = %digest, %damaged, "nothing of this content can be used: its place is made anew");
+                self.remove(&digest)?;
+                self.create(signed, manifest)
+            }
+            recovered => Ok(recovered?),
+        }
+    }
+
+    // Guards no data.
+    fn recovering(&self) -> MutexGuard<'_, ()> {
+        self.inner.recovering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recover_one(
+        &self,
+        _one: &MutexGuard<'_, ()>,
+        digest: &Digest,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Arc<Content>, ContentError> {
         if let Some(content) = self.get(digest) {
             return Ok(content);
         }
         let content = Content::open_unnoted(&self.folder(digest), *digest, &*self.inner.bodies)?;
-        content.verify_all(&mut |_| std::ops::ControlFlow::Continue(()))?;
+        content.mend(go_on)?;
+        let report =
+            content.verify_all(&mut |_| if go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) });
+        if !report?.whole || !go_on() {
+            let what = "its check was broken off".to_owned();
+            return Err(Damaged { file: content.folder().to_owned(), what }.into());
+        }
         match content.sync() {
             Err(SyncError::File(error)) => return Err(error.into()),
             Ok(()) | Err(SyncError::Removed) => {}
@@ -254,7 +327,7 @@ impl ContentStore {
     fn known(&self, digest: &Digest) -> Result<Option<Arc<Content>>, CreateError> {
         let entries = self.entries();
         match entries.damaged.get(digest) {
-            Some(damaged) => Err(CreateError::Damaged(damaged.clone())),
+            Some(hurt) => Err(CreateError::Damaged(hurt.why.clone())),
             None => Ok(entries.good.get(digest).cloned()),
         }
     }

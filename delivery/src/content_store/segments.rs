@@ -68,6 +68,12 @@ impl Segments {
     }
 
     fn read(&self, manifest: &Manifest, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
+        let segment = self.read_unchecked(manifest, index)?;
+        Ok(segment.filter(|segment| manifest.check_segment(index, segment).is_ok()).map(Arc::new))
+    }
+
+    /// What lies on disk in the place of a segment, whatever it is.
+    pub(super) fn read_unchecked(&self, manifest: &Manifest, index: u32) -> Result<Option<Segment>, FileError> {
         let chunks = manifest.segment_chunks(index);
         if chunks.is_empty() {
             return Ok(None);
@@ -81,7 +87,13 @@ impl Segments {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
             other => other.at(&self.path, "read")?,
         }
-        Ok(manifest.check_segment(index, &segment).is_ok().then(|| Arc::new(segment)))
+        Ok(Some(segment))
+    }
+
+    /// A segment that was read or stored before, whatever became of it on disk since.
+    pub(super) fn in_memory(&self, index: u32) -> Option<Arc<Segment>> {
+        let cache = self.cache();
+        cache.recent.iter().find(|(i, _)| *i == index).map(|(_, segment)| Arc::clone(segment))
     }
 
     /// Stores a segment that was checked against the manifest.

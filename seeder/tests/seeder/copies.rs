@@ -94,7 +94,7 @@ async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
     let scrubbed = node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
     let found = &scrubbed["contents"][0];
     assert_eq!((&found["damaged"], &found["damaged_chunks"]), (&"1".into(), &1.into()), "{scrubbed}");
-    assert_eq!((&found["whole"], &found["state"]), (&false.into(), &"being repaired".into()), "{scrubbed}");
+    assert_eq!((&found["whole"], &found["state"]), (&false.into(), &"to be repaired".into()), "{scrubbed}");
     assert_eq!(scrubbed["damaged_chunks"], 1, "{scrubbed}");
     assert_eq!(hurt.status().unwrap()["damaged_chunks"], 2, "the one that was found when it was asked for, and this");
     holds(&world, &hurt, &goods, false).await;
@@ -178,6 +178,132 @@ async fn a_scrub_looks_at_the_disk_and_not_at_files_that_are_open_and_gone() {
     assert_eq!((&sound["damaged_chunks"], &sound["contents"][0]["whole"]), (&0.into(), &true.into()), "{sound}");
     stop(hurt).await;
     stop(whole).await;
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_named_by_a_scrub_and_costs_the_content_neither_now_nor_after_a_restart() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 6);
+    let client = Client::new(10).await;
+    let hurt = world.seeder("a", &[&goods], |_| {}).await;
+    let request = serde_json::json!({ "cmd": "scrub" });
+    let scrub = async || node::control_call(&world.path("a"), &request, |_| {}).await.unwrap();
+    let folder = hurt.contents().get(&goods.digest()).unwrap().folder().to_owned();
+    let manifest = folder.join("manifest");
+    let sound = fs::read(&manifest).unwrap();
+    let damage = || {
+        let file = fs::OpenOptions::new().write(true).open(&manifest).unwrap();
+        file.write_all_at(b"garbage!", 50).unwrap();
+    };
+    damage();
+    let scrubbed = scrub().await;
+    let found = &scrubbed["contents"][0];
+    assert_eq!((&found["damaged_files"], &found["damaged_chunks"]), (&"manifest".into(), &0.into()), "{scrubbed}");
+    assert_eq!((&scrubbed["damaged_files"], &found["whole"]), (&1.into(), &true.into()), "{scrubbed}");
+    assert_eq!(fs::read(&manifest).unwrap(), sound);
+    assert_eq!(scrub().await["damaged_files"], 0);
+    stop(hurt).await;
+
+    // Nobody knows the manifest now but the manager, which is away for a while; and one chunk is damaged, too.
+    damage();
+    let data = fs::OpenOptions::new().write(true).open(folder.join("content")).unwrap();
+    data.write_all_at(&[goods.chunk(3)[5] ^ 1], 3 * CHUNK as u64 + 5).unwrap();
+    world.office.says.lock().unwrap().refuses = true;
+    let hurt = world.start("a").await;
+    let status = hurt.status().unwrap();
+    let told = status["damaged_contents"][0].as_str().unwrap();
+    assert!(told.contains("manifest is damaged") && told.contains("seeder scrub"), "{told}");
+    let used = status["used_bytes"].as_u64().unwrap();
+    assert!(used >= goods.bytes.len() as u64, "{used} bytes lie there");
+    let scrubbed = scrub().await;
+    let found = &scrubbed["contents"][0];
+    assert_eq!((&found["damaged_files"], &found["whole"]), (&"manifest".into(), &false.into()), "{scrubbed}");
+    assert!(found["state"].as_str().unwrap().contains("cannot be used, and is tried again"), "{scrubbed}");
+    let peer = hurt.peer_id();
+    world.office.says.lock().unwrap().refuses = false;
+    // The manager hears of it, and orders what is missing.
+    let digest = goods.digest();
+    world
+        .office
+        .until("a report of the damage", |heard| {
+            heard.reports.get(&peer).filter(|report| report.damaged.contains(&digest)).map(|_| ())
+        })
+        .await;
+    let whole = world.seeder("b", &[&goods], |_| {}).await;
+    let placement = world.placement(&goods, peer, &[whole.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(peer, vec![placement]);
+    world.manager.nudge(&hurt.peer_addrs()).await;
+    holds(&world, &hurt, &goods, true).await;
+    assert_eq!(hurt.status().unwrap()["replicated_bytes"], CHUNK, "what was good is kept");
+    assert_eq!(hurt.status().unwrap()["damaged_contents"], serde_json::json!([]));
+    let at = hurt.peer_addrs();
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(3..4).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(3));
+    let scrubbed = scrub().await;
+    assert_eq!((&scrubbed["damaged_files"], &scrubbed["damaged_chunks"]), (&0.into(), &0.into()), "{scrubbed}");
+    stop(hurt).await;
+    stop(whole).await;
+}
+
+#[tokio::test]
+async fn a_damaged_content_is_made_good_at_the_start_or_removed_where_nobody_knows_it() {
+    let world = World::new(false).await;
+    let (goods, gone) = (world.publish(1, 3), world.publish(2, 2));
+    let seeder = world.seeder("a", &[&goods, &gone], |_| {}).await;
+    let root = seeder.contents().root().to_owned();
+    stop(seeder).await;
+    for content in [&goods, &gone] {
+        fs::write(root.join(content.digest().to_string()).join("manifest"), b"nonsense").unwrap();
+    }
+    world.office.says.lock().unwrap().manifests.remove(&gone.digest());
+    let seeder = world.start("a").await;
+    holds(&world, &seeder, &goods, true).await;
+    eventually("the removal", || async { seeder.contents().damaged().is_empty().then_some(()) }).await;
+    assert!(!root.join(gone.digest().to_string()).exists());
+    let status = seeder.status().unwrap();
+    assert_eq!((&status["used_bytes"], &status["replicated_bytes"]), (&goods.bytes.len().into(), &0.into()));
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_damaged_list_of_chaining_values_costs_no_chunk() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 300);
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let request = serde_json::json!({ "cmd": "scrub" });
+    let scrub = async || node::control_call(&world.path("a"), &request, |_| {}).await.unwrap();
+    let segments = seeder.contents().get(&goods.digest()).unwrap().folder().join("segments");
+    let sound = fs::read(&segments).unwrap();
+    // Once with the list in memory, once as a process that never saw it whole.
+    let mut seeder = Some(seeder);
+    for restarted in [false, true] {
+        if restarted {
+            stop(seeder.take().unwrap()).await;
+        }
+        let file = fs::OpenOptions::new().write(true).open(&segments).unwrap();
+        file.write_all_at(b"garbage!", 5000).unwrap();
+        if restarted {
+            seeder = Some(world.start("a").await);
+        }
+        let scrubbed = scrub().await;
+        let found = &scrubbed["contents"][0];
+        assert_eq!((&found["damaged_files"], &found["damaged_chunks"]), (&"segments".into(), &0.into()), "{scrubbed}");
+        assert_eq!((&found["whole"], &scrubbed["damaged_files"]), (&true.into(), &1.into()), "{scrubbed}");
+        assert_eq!(fs::read(&segments).unwrap(), sound);
+        let again = scrub().await;
+        assert_eq!((&again["damaged_files"], &again["contents"][0]["state"]), (&0.into(), &"good".into()), "{again}");
+    }
+    stop(seeder.take().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_seeder_that_offers_nothing_is_not_set_up() {
+    let world = World::new(false).await;
+    let config = seeder::Config::new(&world.join(), "a", 0);
+    let error = seeder::init_with(&world.path("a"), &config).unwrap_err().to_string();
+    assert_eq!(error, "capacity must not be 0: say how much disk space is offered, such as 500GB");
+    assert!(!world.path("a").exists());
 }
 
 #[tokio::test]

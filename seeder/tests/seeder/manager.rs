@@ -183,7 +183,7 @@ impl Office {
             },
             MeshRequest::Manifest { digest } => match self.says.lock().unwrap().manifests.get(&digest) {
                 Some(manifest) => MeshResponse::Manifest(manifest.clone()),
-                None => MeshResponse::Refused(Refusal::new(RefusalCode::UnknownProduct, "no such manifest")),
+                None => MeshResponse::Refused(Refusal::new(RefusalCode::ContentNotHeld, "no such manifest")),
             },
             MeshRequest::Release { contents, hand_over } => {
                 let says = self.says.lock().unwrap();
