@@ -2,6 +2,7 @@
 //! synced, and none is read that is not held.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub struct Content {
     syncing: Mutex<()>,
     removed: AtomicBool,
     freshness: Mutex<Freshness>,
+    // Segments that could not be made good by the data: once tried is enough.
+    pub(super) lost_segments: Mutex<BTreeSet<u32>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Content {
             syncing: Mutex::default(),
             removed: AtomicBool::new(false),
             freshness: Mutex::default(),
+            lost_segments: Mutex::default(),
             manifest,
         })
     }
@@ -167,12 +171,21 @@ impl Content {
         Ok(self.segments.put(index, segment)?)
     }
 
-    /// A segment of chaining values, if it is here.
+    /// A segment of chaining values, if it is here. Where chunks of it are, it was: one that lies damaged is made good by
+    /// the data, since no chunk is worse for it.
     ///
     /// # Errors
     /// [`FileError`] when the disk fails.
     pub fn segment(&self, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
-        self.segments.get(&self.manifest, index)
+        match self.segments.get(&self.manifest, index)? {
+            None if self.holds_of(index) => self.segment_again(index),
+            found => Ok(found),
+        }
+    }
+
+    fn holds_of(&self, segment: u32) -> bool {
+        let held = self.held();
+        self.manifest.segment_chunks(segment).any(|chunk| held.chunks.contains(chunk))
     }
 
     /// The chaining value of a chunk, if it is here.

@@ -3,6 +3,7 @@
 //! use the content. They are made good from what is in memory, or from the data: the manifest vouches for both.
 
 use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, Segment, chunk_value};
@@ -59,10 +60,7 @@ impl Content {
             if !go_on() {
                 break;
             }
-            let lies = match self.segments.read_unchecked(self.manifest(), index) {
-                Err(error) if error.is_damage() => None,
-                read => read?,
-            };
+            let lies = self.segments.read_unchecked(self.manifest(), index)?;
             if lies.as_ref().is_some_and(|segment| self.manifest().check_segment(index, segment).is_ok()) {
                 continue;
             }
@@ -89,6 +87,26 @@ impl Content {
             self.segments.sync()?;
         }
         Ok(mended)
+    }
+
+    /// A segment that lies damaged and that is needed now. Whoever else needs it meanwhile waits for it.
+    pub(super) fn segment_again(&self, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
+        let mut lost = self.lost_segments.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = self.segments.in_memory(index) {
+            return Ok(Some(found));
+        }
+        if self.is_removed() || lost.contains(&index) {
+            return Ok(None);
+        }
+        let lies = self.segments.read_unchecked(self.manifest(), index)?;
+        let Some(segment) = self.segment_of_data(index, lies, &|| true)? else {
+            tracing::warn!(content = %self.digest(), segment = index, "chaining values are damaged, and the data with them");
+            lost.insert(index);
+            return Ok(None);
+        };
+        tracing::warn!(content = %self.digest(), segment = index, "damaged chaining values were written anew");
+        self.segments.put(index, segment)?;
+        Ok(self.segments.in_memory(index))
     }
 
     /// A segment by the data that it is of. Where `lies`, which was found in its place, says otherwise of a few chunks,

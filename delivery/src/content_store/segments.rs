@@ -83,11 +83,12 @@ impl Segments {
             other => other.at(&self.path, "read")?,
         };
         let mut segment = Segment { values: vec![[0; 32]; chunks.len()] };
-        match file.read_exact_at(segment.values.as_flattened_mut(), offset(index)) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other.at(&self.path, "read")?,
+        // A bad sector is the same as a file that was cut off.
+        match file.read_exact_at(segment.values.as_flattened_mut(), offset(index)).at(&self.path, "read") {
+            Ok(()) => Ok(Some(segment)),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(Some(segment))
     }
 
     /// A segment that was read or stored before, whatever became of it on disk since.

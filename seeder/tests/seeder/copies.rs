@@ -295,6 +295,20 @@ async fn a_damaged_list_of_chaining_values_costs_no_chunk() {
         assert_eq!((&again["damaged_files"], &again["contents"][0]["state"]), (&0.into(), &"good".into()), "{again}");
     }
     stop(seeder.take().unwrap()).await;
+
+    // Nobody scrubs: what it is first asked for is served.
+    let file = fs::OpenOptions::new().write(true).open(&segments).unwrap();
+    file.write_all_at(b"garbage!", 5000).unwrap();
+    let seeder = world.start("a").await;
+    holds(&world, &seeder, &goods, true).await;
+    let (at, client) = (seeder.peer_addrs(), Client::new(10).await);
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(156..157).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(156));
+    assert_eq!(fs::read(&segments).unwrap(), sound);
+    assert_eq!(seeder.status().unwrap()["damaged_chunks"], 0);
+    holds(&world, &seeder, &goods, true).await;
+    stop(seeder).await;
 }
 
 #[tokio::test]
