@@ -46,7 +46,9 @@ pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value,
         false => db.backup_folder_new(to),
     });
     let records = copied.await.map_err(|e| failed(e.to_string()))?.map_err(|error| match error {
-        BackupError::Exists(_) => ControlError::new("wrong-state", error.to_string()),
+        BackupError::Exists(_) | BackupError::Itself(_) | BackupError::Io { .. } => {
+            ControlError::new("wrong-state", error.to_string())
+        }
         error => failed(error.to_string()),
     })?;
     tracing::info!(path = %path.display(), records, "backup written");
@@ -59,7 +61,7 @@ pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value,
 /// # Errors
 /// [`RestoreBackupError`].
 pub fn restore_backup(backup: &Path, dir: &Path) -> Result<(Restored, u64), RestoreBackupError> {
-    let restored = store::restore(backup, dir, STORE)?;
-    let _lock = DirLock::acquire(dir)?;
-    Ok((restored, restore::mark_restored(dir)?))
+    let lock = |dir: &Path| Ok::<_, RestoreBackupError>(DirLock::acquire(dir)?);
+    let (restored, _lock) = store::restore(backup, dir, STORE, lock)?;
+    Ok((restored, restore::raise(dir)?))
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use bincode::{Decode, Encode};
+use node::{DirLock, DirLockError};
 use protocol::wire;
 use store::{Db, StoreError, Table};
 
 use crate::audit;
+use crate::start::STORE;
 use crate::tables::MANAGER;
 
 /// Why the restore number is not known.
@@ -36,6 +38,15 @@ pub enum RestoreError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A manager runs over the folder.
+    #[error(transparent)]
+    Lock(#[from] DirLockError),
+    /// There is none to be marked.
+    #[error("{} holds no manager: there is no {STORE} in it", dir.display())]
+    NoManager {
+        /// The folder.
+        dir: PathBuf,
+    },
 }
 
 /// When the manager first ran again after its newest restore.
@@ -115,15 +126,25 @@ fn note(db: &Db, restore: u64) -> Result<(), StoreError> {
 
 /// To be called, while the manager is stopped, after its whole directory was restored from a backup: seeders will send
 /// again what the backup may lack. Returns the new restore number: the time in seconds, so that it is new also when one
-/// backup is restored twice.
+/// backup is restored twice. It is in force from the next start on.
 ///
 /// # Errors
-/// [`RestoreError`].
+/// [`RestoreError`]; of them [`RestoreError::Lock`] where the manager runs.
 pub fn mark_restored(dir: &Path) -> Result<u64, RestoreError> {
-    let mut counts = read(dir)?;
-    counts.restores = next(counts.restores);
-    write(dir, counts)?;
-    Ok(counts.restores)
+    if !dir.join(STORE).exists() {
+        return Err(RestoreError::NoManager { dir: dir.to_owned() });
+    }
+    let _lock = DirLock::acquire(dir)?;
+    raise(dir)
+}
+
+/// The same for whoever holds the directory.
+pub(crate) fn raise(dir: &Path) -> Result<u64, RestoreError> {
+    let restores = next(read(dir)?.restores);
+    // Starts are counted anew: that the database has fewer than were counted here is what this number tells already, and
+    // the next start is not to raise it once more.
+    write(dir, Counts { restores, starts: 0 })?;
+    Ok(restores)
 }
 
 /// Restore numbers are times in seconds: new also when one backup is restored twice.
@@ -176,9 +197,29 @@ mod tests {
         assert!(restore.at.is_some_and(|at| at >= before), "{restore:?}");
         assert_eq!(whole(), restore);
         assert!(first > 1_700_000_000 && again == first, "{first} {again}");
-        let marked = mark_restored(dir.path()).unwrap();
+        let marked = raise(dir.path()).unwrap();
         assert!(marked > first);
         assert_eq!(start(), marked);
+
+        // A backup from before the newest starts, put back by the command that marks it: one restore, one number.
+        let backup = fs::read(&file).unwrap();
+        assert_eq!((start(), start()), (marked, marked));
+        fs::write(&file, &backup).unwrap();
+        let marked = raise(dir.path()).unwrap();
+        assert_eq!((start(), start()), (marked, marked));
+        // And by hand, after that: seen again.
+        fs::write(&file, &backup).unwrap();
+        let seen = start();
+        assert!(seen > marked);
+        assert_eq!(start(), seen);
+
+        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::NoManager { .. })));
+        fs::write(dir.path().join(STORE), "").unwrap();
+        let lock = DirLock::acquire(dir.path()).unwrap();
+        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::Lock(DirLockError::Held { .. }))));
+        assert_eq!(start(), seen, "nothing was raised");
+        drop(lock);
+        assert!(mark_restored(dir.path()).unwrap() > seen);
 
         fs::write(path(dir.path()), "nonsense").unwrap();
         assert!(matches!(mark_restored(dir.path()), Err(RestoreError::Damaged { .. })));

@@ -2,12 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use node::ControlError;
+use node::{ControlError, DirLock, DirLockError};
 use serde_json::{Value, json};
-use store::{BackupError, RestoreError, Restored};
+use store::{BackupError, Restored};
 
 use crate::running::STORE;
 use crate::shop::Shop;
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreBackupError {
+    /// The folder is in use.
+    #[error(transparent)]
+    Lock(#[from] DirLockError),
+    /// The backup, or what is in the folder.
+    #[error(transparent)]
+    Backup(#[from] store::RestoreError),
+}
 
 /// Writes the backup.
 pub(crate) async fn write(shop: &Shop, path: PathBuf, replace: bool) -> Result<Value, ControlError> {
@@ -18,7 +29,9 @@ pub(crate) async fn write(shop: &Shop, path: PathBuf, replace: bool) -> Result<V
         false => db.backup_folder_new(to),
     });
     let records = copied.await.map_err(|e| failed(e.to_string()))?.map_err(|error| match error {
-        BackupError::Exists(_) => ControlError::new("wrong-state", error.to_string()),
+        BackupError::Exists(_) | BackupError::Itself(_) | BackupError::Io { .. } => {
+            ControlError::new("wrong-state", error.to_string())
+        }
         error => failed(error.to_string()),
     })?;
     tracing::info!(path = %path.display(), records, "backup written");
@@ -28,7 +41,8 @@ pub(crate) async fn write(shop: &Shop, path: PathBuf, replace: bool) -> Result<V
 /// Makes the merchant of `backup` anew in `dir`, or gives the folder that has its key its database again. Blocks.
 ///
 /// # Errors
-/// [`RestoreError`].
-pub fn restore_backup(backup: &Path, dir: &Path) -> Result<Restored, RestoreError> {
-    store::restore(backup, dir, STORE)
+/// [`RestoreBackupError`].
+pub fn restore_backup(backup: &Path, dir: &Path) -> Result<Restored, RestoreBackupError> {
+    let lock = |dir: &Path| Ok::<_, RestoreBackupError>(DirLock::acquire(dir)?);
+    store::restore(backup, dir, STORE, lock).map(|(restored, _lock)| restored)
 }

@@ -19,7 +19,7 @@ mod running;
 mod shop;
 mod tables;
 
-pub use backup::restore_backup;
+pub use backup::{RestoreBackupError, restore_backup};
 pub use config::{Config, ConfigError};
 pub use init::{InitError, InitOptions, InitReport, init};
 pub use orders::{OrderId, Stage};

@@ -25,6 +25,9 @@ const MAX_FILES: usize = 4096;
 /// Files by their name relative to the folder; under the empty name, the store's own name.
 pub(crate) type Files = Vec<(String, Vec<u8>)>;
 
+/// Where the roles have their stores: a folder with one of them is a node's, and takes no other node beside it.
+const STORES: [&str; 4] = ["manager.redb", "merchant.redb", "seeder.redb", "library/library.redb"];
+
 /// Folders that stay out: what was sold, and what a manager's store moved out of itself. Neither is ever changed.
 const LARGE: [&str; 2] = ["content", "segments"];
 
@@ -46,6 +49,17 @@ pub enum RestoreError {
     /// There is a store already.
     #[error("{0} is there already; move it away first, then restore again")]
     Exists(PathBuf),
+    /// Another node lives in the folder.
+    #[error(
+        "{} is the folder of another node, whose {store} is in it; nothing was written: restore into a folder of its own",
+        folder.display()
+    )]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// That node's store.
+        store: &'static str,
+    },
     /// The file is no backup of a node.
     #[error("{path} is no backup of a {wanted}: {reason}")]
     NotABackup {
@@ -118,24 +132,48 @@ fn belongs(name: &str) -> bool {
 
 /// Puts a backup made by [`Db::backup_folder_to`](crate::Db::backup_folder_to) back into `folder`, which is made if it
 /// is not there, with the store under `store` (a file name). Files in the folder that the backup has, too, stay as they
-/// are. Blocks; nothing may run over the folder.
+/// are. `lock` has to take the folder for this process, and is called before anything is written into it: what it gave is
+/// held meanwhile, and returned. Blocks.
 ///
 /// # Errors
-/// [`RestoreError`].
-pub fn restore(backup: &Path, folder: &Path, store: &str) -> Result<Restored, RestoreError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| RestoreError::Io { path, source }
-    };
+/// [`RestoreError`], and that of `lock`.
+pub fn restore<L, E: From<RestoreError>>(
+    backup: &Path,
+    folder: &Path,
+    store: &str,
+    lock: impl FnOnce(&Path) -> Result<L, E>,
+) -> Result<(Restored, L), E> {
+    free(folder, store)?;
+    let mut original = fs::File::open(backup).map_err(failed(backup))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+    let lock = lock(folder)?;
+    // A node may have been set up here before the folder was ours.
+    free(folder, store)?;
+    Ok((put_back(&mut original, backup, folder, store)?, lock))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |source| RestoreError::Io { path, source }
+}
+
+/// Is there no store in the folder, of this node or of another?
+fn free(folder: &Path, store: &str) -> Result<(), RestoreError> {
     let target = folder.join(store);
     if target.symlink_metadata().is_ok() {
         return Err(RestoreError::Exists(target));
     }
-    let mut original = fs::File::open(backup).map_err(failed(backup))?;
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
+    match STORES.into_iter().find(|other| folder.join(other).symlink_metadata().is_ok()) {
+        Some(store) => Err(RestoreError::Foreign { folder: folder.to_owned(), store }),
+        None => Ok(()),
+    }
+}
+
+fn put_back(original: &mut fs::File, backup: &Path, folder: &Path, store: &str) -> Result<Restored, RestoreError> {
+    let target = folder.join(store);
     let mut copy =
         tempfile::Builder::new().prefix(".restore.").suffix(".partial").tempfile_in(folder).map_err(failed(folder))?;
-    io::copy(&mut original, copy.as_file_mut()).map_err(failed(backup))?;
+    io::copy(original, copy.as_file_mut()).map_err(failed(backup))?;
 
     let backend = FileBackend::new(copy.reopen().map_err(failed(folder))?)
         .map_err(|error| RestoreError::Io { path: backup.to_owned(), source: io::Error::other(error) })?;

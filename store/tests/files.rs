@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use willcall_store::{BackupError, Db, OpenError, Options, RestoreError, StoreError, Table, restore};
+use willcall_store::{BackupError, Db, OpenError, Options, RestoreError, Restored, StoreError, Table, restore};
 
 #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
 struct Count(u64);
@@ -15,6 +16,11 @@ protocol::wire!(Count => 16);
 
 const LEFT: Table<u64, Count> = Table::new("left");
 const RIGHT: Table<u64, Count> = Table::new("right");
+
+/// A restore where nothing runs that would have to be kept out.
+fn put_back(backup: &Path, folder: &Path, store: &str) -> Result<Restored, RestoreError> {
+    restore(backup, folder, store, |_| Ok(())).map(|(restored, ())| restored)
+}
 
 fn put_pair(db: &Db, n: u64) {
     db.write_blocking(move |txn| {
@@ -190,12 +196,22 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     put_pair(&db, 2);
     drop(db);
 
-    assert!(matches!(restore(&backup, &home, "node.redb"), Err(RestoreError::Exists(_))));
+    assert!(matches!(put_back(&backup, &home, "node.redb"), Err(RestoreError::Exists(_))));
     let new = folder.path().join("new");
-    let wrong = restore(&backup, &new, "other.redb").unwrap_err().to_string();
+    let wrong = put_back(&backup, &new, "other.redb").unwrap_err().to_string();
     assert!(wrong.contains("it is one of node.redb"), "{wrong}");
+    // Another node's folder is left alone, and so is one that cannot be locked.
+    let foreign = folder.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    let refused = restore(&backup, &foreign, "node.redb", |_| Err::<(), _>(RestoreError::Exists("held".into())));
+    assert!(matches!(refused, Err(RestoreError::Exists(held)) if held == Path::new("held")));
+    assert_eq!(fs::read_dir(&foreign).unwrap().count(), 0);
+    fs::write(foreign.join("seeder.redb"), "").unwrap();
+    let refused = put_back(&backup, &foreign, "node.redb").unwrap_err();
+    assert!(matches!(refused, RestoreError::Foreign { store: "seeder.redb", .. }), "{refused}");
+    assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
     fs::write(new.join("key"), "newer").unwrap();
-    let restored = restore(&backup, &new, "node.redb").unwrap();
+    let restored = put_back(&backup, &new, "node.redb").unwrap();
     assert_eq!((restored.records, &restored.files[..]), (2, &[new.join("keys/a.key"), new.join("node.redb")][..]));
     assert_eq!(restored.kept, [new.join("key")]);
     assert_eq!(fs::read_to_string(new.join("key")).unwrap(), "newer");
@@ -207,5 +223,5 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     assert_eq!(db.backup_folder_to(folder.path().join("second.backup")).unwrap(), 2);
 
     fs::write(&backup, "no backup").unwrap();
-    assert!(restore(&backup, &folder.path().join("third"), "node.redb").is_err());
+    assert!(put_back(&backup, &folder.path().join("third"), "node.redb").is_err());
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -201,4 +202,56 @@ fn orders_that_a_restored_manager_forgot_get_their_money_back_at_the_shop() {
     let voucher = &vouchers["vouchers"][0];
     assert_eq!((&voucher["spent"], &voucher["held"]), (&0.into(), &0.into()), "{voucher}");
     network.assert_books();
+}
+
+#[test]
+fn a_restore_that_is_refused_writes_nothing_and_one_that_is_made_prints_the_number_in_force() {
+    let mut network = Network::start(1);
+    let (manager, shop) = (network.path("manager-backup"), network.path("shop-backup"));
+    network.of("manager", args!["backup", "-o", &manager]).ok();
+    network.of("merchant", args!["backup", "-o", &shop]).ok();
+    let into = |role: &str, file: &Path, node: &str| {
+        let dir = network.path(node);
+        let before = names(&dir);
+        let refused = run(args![role, "restore", file, "--dir", &dir]);
+        assert_eq!(names(&dir), before, "`{role} restore` left something in the folder of {node}");
+        refused
+    };
+    // Other nodes' folders.
+    for (role, file) in [("manager", &manager), ("merchant", &shop)] {
+        into(role, file, "seeder-1").refused(&["seeder-1", "another node", "seeder.redb", "a folder of its own"]);
+    }
+    into("manager", &manager, "merchant").refused(&["merchant", "another node", "merchant.redb"]);
+    into("merchant", &shop, "manager").refused(&["manager", "another node", "manager.redb"]);
+    // Its own, where it runs and its database was moved away from under it.
+    for (role, file) in [("manager", &manager), ("merchant", &shop)] {
+        let database = network.path(role).join(format!("{role}.redb"));
+        let away = network.path(&format!("{role}-away"));
+        fs::rename(&database, &away).unwrap();
+        into(role, file, role).refused(&["in use by process", role]);
+        fs::rename(&away, &database).unwrap();
+    }
+    let number = || network.of("manager", args!["status"]).ok()["restore"].as_u64().unwrap();
+    network.of("manager", args!["restored"]).refused(&["in use by process", "manager"]);
+    run(args!["manager", "restored", "--dir", network.path("seeder-1")]).refused(&["seeder-1", "holds no manager"]);
+    assert_eq!(number(), 0);
+
+    // The manager ran again since the backup, and keeps its folder.
+    network.crash("manager");
+    network.daemons.remove("manager").unwrap().kill();
+    fs::rename(network.path("manager").join("manager.redb"), network.path("old.redb")).unwrap();
+    let restored = network.of("manager", args!["restore", &manager]).ok();
+    network.run_role("manager");
+    let in_force = network.of("manager", args!["status"]).ok();
+    assert_eq!(in_force["restore"], restored["restore"], "{restored}");
+    network.daemons.remove("manager").unwrap().kill();
+    let marked = network.of("manager", args!["restored"]).ok();
+    network.run_role("manager");
+    assert_eq!(network.of("manager", args!["status"]).ok()["restore"], marked["restore"]);
+}
+
+/// What of a manager or a merchant is in a folder. A seeder that runs there writes files of its own meanwhile.
+fn names(dir: &Path) -> BTreeSet<&'static str> {
+    let theirs = ["manager.redb", "merchant.redb", "root.key", "next-root.key", "keys", "key-set", "restores"];
+    theirs.into_iter().filter(|name| dir.join(name).symlink_metadata().is_ok()).collect()
 }
