@@ -83,6 +83,9 @@ impl Entry {
 /// What an entry about a restore from a backup is called; its subject is the restore number.
 pub(crate) const RESTORE: &str = "restore";
 
+/// What an entry about a cut is called; its subject is the first entry that stayed.
+const CUT: &str = "audit-cut";
+
 /// Where the chain of a whole log begins.
 const START: Digest = Digest::from_bytes([0; 32]);
 
@@ -179,7 +182,7 @@ pub(crate) fn cut(ctx: &Context, through: u64, digest: Digest, now: u64) -> Resu
     }
     if removed > 0 {
         let detail = format!("{removed} entries before it were exported and removed");
-        db.write_blocking(move |txn| note(txn, now, "audit-cut", through, detail.clone()))?;
+        db.write_blocking(move |txn| note(txn, now, CUT, through, detail.clone()))?;
     }
     Ok(removed)
 }

@@ -100,6 +100,25 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
     assert_eq!((&part["heads"]["found"], &part["heads"]["outside"]), (&0.into(), &1.into()), "{part}");
     let cut = network.of("manager", args!["audit", "cut", &log]).ok();
     assert_eq!(cut["removed"].as_u64().unwrap() + 1, report["entries"].as_u64().unwrap());
+    // The next export begins with the entry that stayed: the two files put together are the log.
+    let (next, both) = (network.path("next-log"), network.path("both-logs"));
+    network.of("manager", args!["audit", "export", "-o", &next]).ok();
+    let verify = |log: &str, more: &[&str]| {
+        fs::write(&both, log).unwrap();
+        run([args!["manager", "audit", "verify", &both], more.iter().map(Into::into).collect()].concat())
+    };
+    let rest = fs::read_to_string(&next).unwrap();
+    let alone = verify(&rest, &[]).ok();
+    assert_eq!((&alone["first"], &alone["cut_by"].is_u64()), (&report["last"], &true), "{alone}");
+    let whole = verify(&(exported.clone() + &rest), &["--heads", heads.to_str().unwrap()]).ok();
+    let entries = |report: &Value| report["entries"].as_u64().unwrap();
+    assert_eq!(entries(&whole) + 1, entries(&report) + entries(&alone), "{whole}");
+    let changed = rest.replacen("\"detail\":\"", "\"detail\":\"x", 1);
+    verify(&(exported.clone() + &changed), &[]).refused(&["breaks the chain", "its digest is not"]);
+    // Without its first entries it is a part, and not taken for the whole.
+    let part: String = exported.lines().skip(2).map(|line| format!("{line}\n")).collect();
+    verify(&part, &[]).refused(&["begins with entry 3", "--part"]);
+    assert_eq!(verify(&part, &["--part"]).ok()["first"], 3);
 
     // What its operator denies leaves one seeder; what is taken down leaves all.
     let contents = |node: &str| network.of(node, args!["status"]).ok()["contents"].as_array().unwrap().clone();

@@ -31,8 +31,8 @@ async fn what_happens_to_sales_and_peers_is_chained_and_any_change_breaks_the_ch
     let report = verify_audit(log(&lines).as_bytes(), &[], false).unwrap();
     assert_eq!((report.entries, report.last), (lines.len() as u64, lines.len() as u64));
     assert_eq!(json!(report.head), exported["head"]["digest"]);
-    // From the middle on it is still a chain.
-    assert_eq!(verify_audit(log(&lines[2..]).as_bytes(), &[], false).unwrap().first, 3);
+    // From the middle on it is still a chain, and a part only.
+    assert_eq!(verify_audit(log(&lines[2..]).as_bytes(), &[], true).unwrap().first, 3);
     let why = |lines: &[String]| verify_audit(log(lines).as_bytes(), &[], false).unwrap_err().to_string();
     let mut changed = lines.clone();
     changed[3] = changed[3].replacen("\"at\":1", "\"at\":2", 1);
@@ -40,6 +40,7 @@ async fn what_happens_to_sales_and_peers_is_chained_and_any_change_breaks_the_ch
     let mut gone = lines.clone();
     gone.remove(2);
     assert!(why(&gone).contains("gap"));
+    assert!(why(&lines[2..]).starts_with("the log begins with entry 3,"), "{}", why(&lines[2..]));
     assert!(why(&["x".to_owned()]).contains("line 1") && why(&[]).contains("empty"));
     shop.close().await;
 }
@@ -78,6 +79,28 @@ async fn an_exported_log_is_cut_off_and_what_seeders_were_told_still_fits() {
     assert_eq!(whole.heads, Some(found(3)));
     let alone = verify(&rest, &[early, late]).unwrap();
     assert_eq!(alone.heads, Some(HeadsReport { outside: 2, ..found(0) }));
+    // An export without a number begins with the entry that stayed, which the archive ends with: once more, as it was.
+    let again = export(0);
+    let (stayed, after) = again.split_once('\n').unwrap();
+    assert!(log.ends_with(stayed) && after == rest);
+    let (joined, alone) = (verify(&format!("{log}\n{again}"), &heads).unwrap(), verify(&again, &[late]).unwrap());
+    assert_eq!((&joined, alone.heads), (&whole, Some(found(1))));
+    assert_eq!((whole.cut_by, alone.first, alone.cut_by), (None, report.last, Some(report.last + 1)));
+    // Nothing else is taken twice: not with another byte in it, not later, and nothing may begin but at the cut.
+    let last = rest.lines().last().unwrap();
+    let [is, other] = [time_of(stayed), time_of(stayed) + 1].map(|at| format!("\"at\":{at}"));
+    let changed = stayed.replacen(&is, &other, 1);
+    assert_ne!(changed, stayed);
+    let spaced = stayed.replacen("{", "{ ", 1);
+    for (twice, why) in [(&changed, "its digest is not"), (&spaced, "the numbers have a gap")] {
+        let error = verify(&format!("{log}\n{twice}\n{after}"), &heads).unwrap_err();
+        assert!(matches!(&error, AuditError::Broken { number, .. } if *number == report.last), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let late_repeat = verify(&format!("{log}\n{rest}\n{stayed}"), &heads).unwrap_err();
+    assert!(late_repeat.to_string().contains("the numbers have a gap"), "{late_repeat}");
+    let error = verify(last, &[]).unwrap_err();
+    assert!(matches!(error, AuditError::Begins { .. }), "{error}");
 
     // A log whose end is missing fails, unless it is said to be a part.
     let error = verify(&log, &heads).unwrap_err();
@@ -96,6 +119,10 @@ async fn an_exported_log_is_cut_off_and_what_seeders_were_told_still_fits() {
     let error = verify(&log, &[forged]).unwrap_err();
     assert!(matches!(&error, AuditError::Contradicted { number, .. } if *number == forged.number), "{error}");
     shop.close().await;
+}
+
+fn time_of(line: &str) -> u64 {
+    serde_json::from_str::<Line>(line).unwrap().at
 }
 
 /// A log of entries that say `text`; at the numbers given, entries about a restore with the number given.

@@ -8,7 +8,7 @@ use protocol::trust::DEFAULT_CLOCK_GRACE_MS;
 use serde::Serialize;
 
 use super::heads::{SeenHead, Standing};
-use super::{Line, RESTORE, START, digest};
+use super::{CUT, Line, RESTORE, START, digest};
 
 /// Longest line of an export that is read.
 const MAX_LINE: u64 = 8 * 1024;
@@ -61,6 +61,9 @@ pub struct AuditReport {
     pub entries: u64,
     /// Number of the first.
     pub first: u64,
+    /// The entry that tells that what came before the first was exported and removed, where it did not begin with the
+    /// log's first.
+    pub cut_by: Option<u64>,
     /// Number of the last.
     pub last: u64,
     /// Digest of the last: compare it with a copy kept elsewhere.
@@ -91,6 +94,15 @@ pub enum AuditError {
         number: u64,
         /// What does not fit.
         what: &'static str,
+    },
+    /// What came before is missing.
+    #[error(
+        "the log begins with entry {first}, and no cut that it tells of explains that: what came before is missing; put \
+         the parts together (cat), or say --part where it is in another file"
+    )]
+    Begins {
+        /// The first entry.
+        first: u64,
     },
     /// The manager said something else before.
     #[error(
@@ -194,13 +206,16 @@ impl<'a> Comparison<'a> {
 }
 
 /// Follows the chain of an exported log, one JSON object a line, and compares it with what seeders were told of it. It may
-/// begin in the middle; it may end before what they were told only where it is said to be a part.
+/// begin where the manager's log was cut, by its own word; in the middle, and end before what seeders were told, only
+/// where it is said to be a part. An entry may be there twice in a row: the one that a cut leaves ends one export and
+/// begins the next.
 ///
 /// # Errors
 /// [`AuditError`] names the first line that does not hold.
 pub fn verify_audit(mut log: impl BufRead, heads: &[SeenHead], part: bool) -> Result<AuditReport, AuditError> {
     let mut report: Option<AuditReport> = None;
     let mut comparison = Comparison::new(heads);
+    let (mut before, mut cuts) = (String::new(), Vec::new());
     let mut number_of_line = 0;
     loop {
         number_of_line += 1;
@@ -210,7 +225,9 @@ pub fn verify_audit(mut log: impl BufRead, heads: &[SeenHead], part: bool) -> Re
         if read.map_err(|error| unreadable(error.to_string()))? == 0 {
             break;
         }
-        if text.trim().is_empty() {
+        let end = text.trim_end_matches(['\r', '\n']).len();
+        text.truncate(end);
+        if text.trim().is_empty() || text == before {
             continue;
         }
         let entry: Line = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
@@ -229,10 +246,25 @@ pub fn verify_audit(mut log: impl BufRead, heads: &[SeenHead], part: bool) -> Re
             Some(before) => (before.first, before.entries),
         };
         comparison.entry(&entry);
+        if entry.what == CUT
+            && let Ok(through) = entry.subject.parse::<u64>()
+        {
+            cuts.push((entry.number, through));
+        }
         let (last, head) = (entry.number, entry.digest);
-        report = Some(AuditReport { entries: entries + 1, first, last, head, restores: Vec::new(), heads: None });
+        let (cut_by, restores) = (None, Vec::new());
+        report = Some(AuditReport { entries: entries + 1, first, cut_by, last, head, restores, heads: None });
+        before = text;
     }
     let mut report = report.ok_or(AuditError::Empty)?;
+    // It begins with the entry that stayed, or with the one after it.
+    if report.first > 1 {
+        let fits = |through: u64| through == report.first || through.checked_add(1) == Some(report.first);
+        report.cut_by = cuts.into_iter().find(|(_, through)| fits(*through)).map(|(entry, _)| entry);
+        if report.cut_by.is_none() && !part {
+            return Err(AuditError::Begins { first: report.first });
+        }
+    }
     let (compared, restores) = comparison.end(report.first, report.last, part)?;
     report.heads = (!heads.is_empty()).then_some(compared);
     report.restores = restores;
