@@ -87,6 +87,10 @@ fn a_whole_file_proves_who_got_what_from_whom_and_when() {
     assert_eq!(facts.seeders.len(), 2);
     assert_eq!((facts.price, facts.key_set_version), (Some(price()), Some(3)));
     assert!(facts.completed_at.is_some() && facts.endorsed && facts.released);
+    // When the manager says where the sale stands is not when it came to stand there.
+    let record = report.lines.iter().find(|line| line.section == "delivery record").unwrap();
+    assert!(record.claim.starts_with(&format!("as of {} ms, the order", NOW + DAY)), "{}", record.claim);
+    assert!(record.claim.contains(": delivered; released at"), "{}", record.claim);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::Global;
 use super::daemon::{self, ask};
 use super::evidence::root_of;
-use super::manager::{DirArgs, absolute};
+use super::manager::DirArgs;
+use super::new_file::{NewFile, new_place};
 use super::output::{self, Answer, field, rows};
 
 /// Commands about the audit log.
@@ -48,7 +49,8 @@ pub(crate) struct AuditVerifyArgs {
     /// Verify that the manager signed the heads: the network's join line, or its root key; text, @FILE, or - for standard input
     #[arg(long, value_name = "JOINLINE_OR_ROOT")]
     network: Option<String>,
-    /// The file is a part of the log: heads of later entries are no sign that its end was cut off
+    /// The file is a part of the log: that it does not begin with the first entry, and heads of later entries than its
+    /// last, are no sign that something was cut off
     #[arg(long)]
     part: bool,
 }
@@ -64,18 +66,15 @@ pub(crate) struct AuditCutArgs {
 
 /// `willcall manager audit`
 pub(crate) async fn run(command: Audit, global: &Global) -> Result<ExitCode> {
-    use std::io::Write;
     match command {
         Audit::Export(args) => {
-            let failed = || format!("cannot write {}", args.output.display());
-            let path = absolute(&args.output)?;
-            let folder = path.parent().with_context(failed)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+            let path = new_place(&args.output)?;
+            let mut file = NewFile::begin(&args.output)?;
             let (mut after, mut entries, mut head) = (args.after, 0u64, Value::Null);
             loop {
                 let page = daemon::call(&args.dir.path(), json!({"cmd": "audit", "after": after})).await?;
                 for entry in rows(&page, "entries") {
-                    writeln!(file, "{entry}").with_context(failed)?;
+                    file.write(format!("{entry}\n").as_bytes())?;
                     after = entry.get("number").and_then(Value::as_u64).unwrap_or(after);
                     head = entry.get("digest").cloned().unwrap_or(Value::Null);
                     entries += 1;
@@ -84,8 +83,7 @@ pub(crate) async fn run(command: Audit, global: &Global) -> Result<ExitCode> {
                     break;
                 }
             }
-            file.as_file().sync_all().with_context(failed)?;
-            file.persist_noclobber(&path).map_err(|error| error.error).with_context(failed)?;
+            file.end()?;
             let answer = json!({"path": path, "entries": entries, "last": after, "head": head});
             let text = format!("{entries} entries in {}\nhead {}", path.display(), field(&answer, "head"));
             Answer::new(answer, text).print(global.json)?;
@@ -116,6 +114,12 @@ fn audit_verify(args: &AuditVerifyArgs, global: &Global) -> Result<ExitCode> {
     let report = manager_node::verify_audit(read_log(&args.file)?, &heads, args.part)?;
     let mut text =
         vec![format!("{} entries from {} on, unbroken", report.entries, report.first), format!("head {}", report.head)];
+    if let Some(cut_by) = report.cut_by {
+        text.push(format!(
+            "entry {cut_by}: what came before entry {} was exported and removed; that export has to be kept",
+            report.first
+        ));
+    }
     for restore in &report.restores {
         let at = output::time(restore.at);
         text.push(format!(

@@ -10,7 +10,7 @@ use store::Restored;
 
 use super::daemon::ask;
 use super::output::{Answer, field};
-use super::{Global, manager};
+use super::{Global, new_file};
 
 /// Flags of `backup`.
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ fn folder(dir: Option<&PathBuf>, role: &str) -> PathBuf {
 
 /// Has a running node write its backup.
 pub(crate) async fn backup(role: &str, args: BackupArgs, global: &Global) -> Result<ExitCode> {
-    let request = json!({"cmd": "backup", "path": manager::absolute(&args.output)?, "replace": args.replace});
+    let request = json!({"cmd": "backup", "path": new_file::place(&args.output)?, "replace": args.replace});
     let text = |a: &serde_json::Value| {
         format!(
             "{} records and the keys in {}\nKeep it as safe as the keys themselves.",

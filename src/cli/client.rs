@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::new_file::write_whole;
 use super::output::{self, Answer, field};
 use super::{Global, parse_peer, progress, text_argument};
 
@@ -249,17 +250,6 @@ pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
     });
     Answer::new(json, text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A file that is whole or not there.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
-    file.persist_noclobber(path).map_err(|e| e.error).with_context(failed)?;
-    Ok(())
 }
 
 /// `willcall products`

@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{Gathered, LinkOptions};
 use protocol::evidence::{EvidencePack, Line, StatementFile, check_statement_files};
 use protocol::trust::JoinLine;
-use protocol::{PeerId, TransactionId};
+use protocol::{NetworkId, PeerId, TransactionId};
 use serde_json::json;
 
-use super::client::{HomeArgs, write_whole};
+use super::client::HomeArgs;
+use super::new_file::write_whole;
 use super::output::{self, Answer};
 use super::{Global, text_argument};
 
@@ -78,7 +79,12 @@ pub(super) fn root_of(text: &str) -> Result<PeerId> {
     if let Ok(root) = text.parse::<PeerId>() {
         return Ok(root);
     }
-    let join: JoinLine = text.parse().context("--network takes a join line or a root key")?;
+    let wanted = "--network takes the network's join line, which `willcall manager join` prints, or its root key, which \
+                  `willcall manager status` shows as root";
+    if text.parse::<NetworkId>().is_ok() {
+        bail!("{wanted}; this is the network's id, which is no key to verify anything with");
+    }
+    let join: JoinLine = text.parse().context(wanted)?;
     Ok(join.root)
 }
 

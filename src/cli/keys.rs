@@ -11,12 +11,12 @@ use protocol::PeerId;
 use serde_json::{Value, json};
 
 use super::Global;
-use super::client::write_whole;
 use super::daemon::{ask, call};
 use super::facts::listed;
 use super::goods::void;
 use super::key_files::{self, Request};
 use super::manager::DirArgs;
+use super::new_file::write_whole;
 use super::output::{Answer, field};
 
 /// Commands about keys.

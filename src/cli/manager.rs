@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::daemon::{self, RunArgs, ask};
 use super::facts::{listed, page};
+use super::new_file::new_place;
 use super::output::{self, Answer, field, rows};
 use super::{Global, backup, config_edit, goods, progress};
 
@@ -406,7 +407,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Keys(command) => super::keys::run(command, global).await,
         Command::Evidence(args) => {
             let request = json!({
-                "cmd": "evidence", "id": args.transaction, "path": absolute(&args.output)?,
+                "cmd": "evidence", "id": args.transaction, "path": new_place(&args.output)?,
                 "non_delivery": args.non_delivery, "by": args.by,
             });
             ask(&args.dir.path(), request, global, |a| format!("evidence in {}", field(a, "path"))).await
@@ -509,11 +510,6 @@ async fn publish(args: PublishArgs, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The node that writes a file may run in another folder.
-pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot write {}", path.display()))
-}
-
 async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
     match command {
         Statements::Make(args) => {
@@ -527,7 +523,7 @@ async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, |a| listed(a, "statements", columns)).await
         }
         Statements::Export(args) => {
-            let path = absolute(&args.output)?;
+            let path = new_place(&args.output)?;
             let request = json!({"cmd": "statement-file", "seeder": args.seeder, "first": args.first, "path": path});
             ask(&args.dir.path(), request, global, super::seeder::statements_written).await
         }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::daemon::{self, RunArgs, ask};
 use super::facts::{self, listed, page};
 use super::output::{self, Answer, field, rows};
-use super::{Global, backup, config_edit, manager};
+use super::{Global, backup, config_edit};
 
 /// Commands of the merchant.
 #[derive(Debug, Subcommand)]
@@ -156,7 +156,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Order(args) => ask(&args.dir.path(), json!({"cmd": "order", "order": args.order}), global, page).await,
         Command::Evidence(args) => {
-            let path = manager::absolute(&args.output)?;
+            let path = super::new_file::new_place(&args.output)?;
             let request = json!({"cmd": "evidence", "order": args.order, "path": path});
             ask(&args.dir.path(), request, global, page).await
         }

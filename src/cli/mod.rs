@@ -14,6 +14,7 @@ mod keys;
 mod logs;
 mod manager;
 mod merchant;
+mod new_file;
 pub(crate) mod output;
 mod progress;
 mod scenario;

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::daemon::{self, RunArgs, ask};
 use super::facts::{listed, page};
 use super::output::{self, Answer};
-use super::{Global, config_edit, manager};
+use super::{Global, config_edit, new_file};
 
 /// Commands of the seeder.
 #[derive(Debug, Subcommand)]
@@ -268,7 +268,7 @@ async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
     let answer = daemon::call(&args.dir.path(), json!({"cmd": "statements"})).await?;
     if let Some(path) = &args.output {
         let request = json!({
-            "cmd": "statement-file", "path": manager::absolute(path)?, "first": args.first,
+            "cmd": "statement-file", "path": new_file::new_place(path)?, "first": args.first,
             "superseded": args.superseded,
         });
         return ask(&args.dir.path(), request, global, statements_written).await;
@@ -308,7 +308,7 @@ async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
     // The key set first: by it the heads' signatures are verified.
     let lines = output::rows(&answer, "key_sets").iter().chain(heads);
     let mut text: String = lines.map(|line| format!("{line}\n")).collect();
-    super::client::write_whole(path, text.as_bytes())?;
+    new_file::write_whole(path, text.as_bytes())?;
     text = format!("{} heads in {}", heads.len(), path.display());
     Answer::new(json!({"path": path, "heads": heads.len()}), text).print(global.json)?;
     Ok(ExitCode::SUCCESS)

@@ -109,8 +109,9 @@ impl Db {
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let prefix = format!(".{}.", name.to_string_lossy());
-        let partial =
-            tempfile::Builder::new().prefix(&prefix).suffix(".partial").tempfile_in(folder).map_err(failed)?;
+        let partial = tempfile::Builder::new().prefix(&prefix).suffix(".partial").tempfile_in(folder);
+        // The system's word alone: the temporary name says nothing to whoever asked.
+        let partial = partial.map_err(|error| failed(io::Error::from(error.kind())))?;
 
         let backend =
             FileBackend::new(partial.reopen().map_err(failed)?).map_err(|error| failed(io::Error::other(error)))?;

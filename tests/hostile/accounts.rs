@@ -147,4 +147,41 @@ fn money_keys_and_backups_are_refused_where_they_are_not_what_was_meant() {
         assert!(fs::read(&backup).unwrap() == before);
         network.of(role, args!["backup", "-o", &backup, "--replace"]).ok();
     }
+    // Where nothing can be written, the same line from every command: what, where, and what to do.
+    let (no_folder, taken) = (network.path("none").join("file"), network.path("request"));
+    let transaction = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let written: [(&str, &[&str]); 8] = [
+        ("manager", &["backup"]),
+        ("merchant", &["backup"]),
+        ("manager", &["evidence", transaction]),
+        ("manager", &["audit", "export"]),
+        ("manager", &["statements", "export", &seeder]),
+        ("seeder-1", &["statements"]),
+        ("seeder-1", &["heads"]),
+        ("merchant", &["evidence", "order"]),
+    ];
+    for (role, command) in written {
+        let to = |place: &std::path::Path| {
+            let command = command.iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
+            network.of(role, [command, args!["-o", place]].concat())
+        };
+        let said = to(&no_folder).refused(&["cannot write", "none/file", "there is no folder", "make it"]);
+        assert!(!said.contains("internal") && !said.contains("os error") && !said.contains(".partial"), "{said}");
+        to(&network.path("manager")).refused(&["cannot write", "manager", "it is a folder", "name a file in it"]);
+        to(&taken.join("x")).refused(&["cannot write", "request/x", "is not a folder"]);
+        if command != ["backup"] {
+            to(&taken).refused(&["cannot write", "request", "it exists already", "name another file"]);
+        }
+    }
+    // The network's id is no key.
+    for command in ["verify-evidence", "verify-statement"] {
+        let said =
+            run(args![command, &taken, "--network", &network_id]).refused(&["--network", "willcall manager join"]);
+        assert!(said.contains("root") && said.contains("network's id"), "{said}");
+    }
+    run(args!["verify-evidence", &taken, "--network", "soon"]).refused(&[
+        "--network",
+        "must begin with 'willcall-join:'",
+        "willcall manager join",
+    ]);
 }

@@ -246,10 +246,10 @@ impl EvidencePack {
 fn record(r: &super::DeliveryRecord) -> String {
     let ms = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| format!("at {at} ms"));
     let mut claim = format!(
-        "the order with digest {} was {} at {} ms; released {}, first acknowledged {}, completed {}, closed {}",
+        "as of {} ms, the order with digest {}: {}; released {}, first acknowledged {}, completed {}, closed {}",
+        r.at,
         r.order,
         r.state.as_str(),
-        r.at,
         ms(r.released_at),
         ms(r.first_at),
         ms(r.completed_at),
