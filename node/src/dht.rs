@@ -45,6 +45,9 @@ pub enum DhtError {
     Stopped,
 }
 
+/// Between two answers of peers that are there.
+const MOMENT: Duration = Duration::from_millis(200);
+
 type Done = oneshot::Sender<Result<(), DhtError>>;
 
 #[derive(Debug)]
@@ -84,13 +87,37 @@ impl NodeHandle {
         limit: usize,
         timeout: Duration,
     ) -> Result<Vec<PeerAddrs>, DhtError> {
+        self.find(key, limit, timeout, timeout).await
+    }
+
+    /// The same for whoever can begin with the first ones: ends, too, when none came for a moment after another. A question
+    /// to peers that are gone takes as long as it takes to give up connecting to them.
+    ///
+    /// # Errors
+    /// As of [`NodeHandle::find_providers`].
+    pub async fn find_first_providers(
+        &self,
+        key: [u8; 32],
+        limit: usize,
+        timeout: Duration,
+    ) -> Result<Vec<PeerAddrs>, DhtError> {
+        self.find(key, limit, timeout, MOMENT).await
+    }
+
+    async fn find(
+        &self,
+        key: [u8; 32],
+        limit: usize,
+        timeout: Duration,
+        between: Duration,
+    ) -> Result<Vec<PeerAddrs>, DhtError> {
         let (found, mut results) = mpsc::channel(limit.max(1));
         self.ask_dht(|reply| DhtCommand::Find { key, found, reply }).await?;
         let mut providers = Vec::new();
         let collect = async {
-            while providers.len() < limit
-                && let Some(provider) = results.recv().await
-            {
+            while providers.len() < limit {
+                let wait = if providers.is_empty() { timeout } else { between };
+                let Ok(Some(provider)) = tokio::time::timeout(wait, results.recv()).await else { return };
                 providers.push(provider);
             }
         };

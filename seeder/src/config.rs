@@ -84,7 +84,7 @@ pub struct Config {
     pub idle_ms: u64,
     /// A client that leaves its window full for so long is let go. Default: 60000.
     pub window_wait_ms: u64,
-    /// A client that does not take a chunk in so long is let go. Default: 30000.
+    /// A client that does not take 256 KiB of a chunk in so long is let go. Default: 30000.
     pub write_ms: u64,
     /// A delivery with acknowledgements goes on for so long after its lease. Default: 172800000 (48 hours).
     pub continuation_ms: u64,

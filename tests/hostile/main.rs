@@ -26,6 +26,7 @@ mod mistakes;
 mod products;
 mod proofs;
 mod reach;
+mod slow;
 mod stolen_catalogue;
 mod stolen_key;
 mod support;

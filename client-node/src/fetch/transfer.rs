@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use delivery::{Content, FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
 use futures::FutureExt;
+use futures::future::Either;
 use protocol::api::{MailboxRequest, provider_key};
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
@@ -32,6 +33,8 @@ const PROVIDERS: usize = 32;
 /// Peers of the local network that are asked.
 const LAN_PEERS: usize = 8;
 const DHT_TIMEOUT: Duration = Duration::from_secs(8);
+/// For the manager's sources when the DHT has found some, or the other way round.
+const SECOND_SEARCH: Duration = Duration::from_millis(200);
 
 /// Complaints of one transfer: a network with more liars than that has other worries.
 const MAX_COMPLAINTS: usize = 8;
@@ -408,11 +411,13 @@ impl Run<'_> {
         Arc::new(move || {
             let (link, home) = (link.clone(), home.clone());
             async move {
-                let providers = link.node().find_providers(key, PROVIDERS, DHT_TIMEOUT);
-                let ticket = ask_ticket(&link, transaction, network, home.peer_id());
-                let (providers, ticket) = tokio::join!(providers, ticket);
-                let mut found = ticket.map(|envelope| envelope.sources).unwrap_or_default();
-                found.extend(providers.unwrap_or_default());
+                let providers =
+                    async { link.node().find_first_providers(key, PROVIDERS, DHT_TIMEOUT).await.unwrap_or_default() };
+                let ticket = async {
+                    let ticket = ask_ticket(&link, transaction, network, home.peer_id()).await;
+                    ticket.map(|envelope| envelope.sources).unwrap_or_default()
+                };
+                let mut found = either_or_both(ticket, providers).await;
                 let near = link.node().lan_peers().await.unwrap_or_default();
                 found.extend(near.into_iter().take(LAN_PEERS));
                 found
@@ -420,6 +425,24 @@ impl Run<'_> {
             .boxed()
         })
     }
+}
+
+/// What both find, or what one does and the other has not found a moment later: a manager that is away takes its time to
+/// be given up, and the next search hears of what came late.
+async fn either_or_both(
+    one: impl Future<Output = Vec<PeerAddrs>>,
+    other: impl Future<Output = Vec<PeerAddrs>>,
+) -> Vec<PeerAddrs> {
+    let (one, other) = (std::pin::pin!(one), std::pin::pin!(other));
+    let (mut found, later) = match futures::future::select(one, other).await {
+        Either::Left((found, later)) => (found, later.left_future()),
+        Either::Right((found, later)) => (found, later.right_future()),
+    };
+    if found.is_empty() {
+        return later.await;
+    }
+    found.extend(tokio::time::timeout(SECOND_SEARCH, later).await.unwrap_or_default());
+    found
 }
 
 /// Sources with addresses first; the lease's order is the manager's preference.
@@ -476,6 +499,18 @@ mod tests {
     use protocol::PeerId;
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_is_found_is_not_kept_waiting_for_a_manager_that_is_away() {
+        let found = |n: u8| std::future::ready(vec![PeerAddrs::from(PeerId::from_bytes([n; 32]))]);
+        let (none, never) = (|| std::future::ready(Vec::new()), std::future::pending::<Vec<PeerAddrs>>);
+        assert_eq!(either_or_both(found(1), never()).await, found(1).await);
+        assert_eq!(either_or_both(never(), found(2)).await, found(2).await);
+        assert_eq!(either_or_both(none(), found(2)).await, found(2).await);
+        assert_eq!(either_or_both(found(1), none()).await, found(1).await);
+        assert_eq!(either_or_both(found(1), found(2)).await.len(), 2);
+        assert_eq!(either_or_both(none(), none()).await, []);
+    }
 
     #[test]
     fn one_that_names_the_lease_as_void_is_heard_among_those_that_would_not_serve_it_anyway() {

@@ -6,14 +6,14 @@ mod placing;
 mod telling;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use protocol::clock::ClockState;
-use protocol::fetching::{Loss, Scheduler, SessionTerms};
+use protocol::fetching::{Crowd, Loss, Scheduler, SessionTerms};
 use protocol::{ChunkSet, PeerAddrs, PeerId, Refusal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -25,7 +25,7 @@ use placing::Placed;
 use super::buffers::Buffers;
 use super::end::EndReason;
 use super::incoming::{Pulse, millis};
-use super::progress::{Phase, RateMeter, Stall, clock_grace};
+use super::progress::{LineMeter, Phase, RateMeter, Stall, clock_grace};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
 use super::sources::{Added, SourceBook, is_idle};
 use super::{FetchError, FetchJob, StallCause, Stored};
@@ -93,6 +93,10 @@ pub(super) struct Coordinator {
     /// Unix milliseconds.
     first_chunk_at: Option<u64>,
     rate: RateMeter,
+    /// Bytes of chunks that came, whole or not.
+    read: Arc<AtomicU64>,
+    line: LineMeter,
+    crowd: Crowd,
     /// By [`running_ms`].
     told_at: u64,
     /// When something is tried next, as it was told last, unix milliseconds.
@@ -166,6 +170,9 @@ impl Coordinator {
             adopted_bytes: 0,
             first_chunk_at: None,
             rate: RateMeter::default(),
+            read: Arc::default(),
+            line: LineMeter::default(),
+            crowd: Crowd::new(1),
             told_at: 0,
             told_next: 0,
             job,
@@ -300,7 +307,8 @@ impl Coordinator {
         self.next_number += 1;
         let id = SessionId { peer, number: self.next_number };
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let (close, pulse) = (CancellationToken::new(), Arc::new(Pulse::default()));
+        let pulse = Pulse { read: Arc::clone(&self.read), ..Pulse::default() };
+        let (close, pulse) = (CancellationToken::new(), Arc::new(pulse));
         let task = SessionTask {
             id,
             target: self.book.target(&peer),
@@ -355,6 +363,7 @@ impl Coordinator {
         if self.content.is_none() {
             return;
         }
+        self.limit_busy(now);
         for (peer, chunks) in self.scheduler.plan(now) {
             let Some(handle) = self.handles.get_mut(&peer) else { continue };
             if now.saturating_sub(handle.pulse.last_byte.load(Ordering::Relaxed)) > 1_000 {
@@ -366,6 +375,17 @@ impl Coordinator {
                 self.scheduler.set_budget(&peer, 0);
             }
         }
+    }
+
+    /// As many seeders send at once as the line is good for.
+    fn limit_busy(&mut self, now: u64) {
+        for (peer, handle) in &self.handles {
+            self.scheduler.heard(peer, handle.pulse.last_of_chunk.load(Ordering::Relaxed));
+        }
+        let (busy, read) = (self.scheduler.busy(now), self.read.load(Ordering::Relaxed));
+        let rate = self.line.rate(busy > 0, now, read);
+        let most = self.crowd.most(rate, busy, now);
+        self.scheduler.limit_busy(most);
     }
 
     fn on_waiting_reports(&mut self) {

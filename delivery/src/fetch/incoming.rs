@@ -34,6 +34,8 @@ pub(super) struct Pulse {
     pub(super) last_byte: AtomicU64,
     /// The same of bytes of chunks.
     pub(super) last_of_chunk: AtomicU64,
+    /// Bytes of chunks that came, over all streams of the fetch.
+    pub(super) read: Arc<AtomicU64>,
     /// Until when the step that is under way is waited for, by [`running_ms`]; 0 before the first.
     pub(super) until: AtomicU64,
     /// Longest chunk there may be; 0 while none is expected.
@@ -104,6 +106,7 @@ async fn read_one(
         rest = rest.get_mut(read..).unwrap_or_default();
         let now = running_ms();
         pulse.beat(now);
+        pulse.read.fetch_add(read as u64, Ordering::Relaxed);
         let wait = pacing.spend(read);
         if !wait.is_zero() {
             pulse.beat(now.saturating_add(millis(wait)));

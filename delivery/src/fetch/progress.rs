@@ -242,6 +242,42 @@ impl RateMeter {
     }
 }
 
+/// Bytes per second of all seeders together, as long as any of them sends.
+#[derive(Debug, Default)]
+pub(super) struct LineMeter {
+    // (milliseconds that it ran, bytes in all by then), a span of them.
+    samples: VecDeque<(u64, u64)>,
+    enough: u64,
+}
+
+impl LineMeter {
+    const SPAN_MS: u64 = 4_000;
+    const APART_MS: u64 = 20;
+    /// From then on little is told as little.
+    const LEAST_MS: u64 = 1_000;
+    /// The first bytes come out of buffers and say nothing of the line; a chunk's do.
+    pub(super) fn new(chunk_size: u32) -> Self {
+        LineMeter { enough: u64::from(chunk_size), ..LineMeter::default() }
+    }
+
+    /// The rate by now, when so many bytes came in all; `None` while too little is known.
+    pub(super) fn rate(&mut self, busy: bool, now: u64, total: u64) -> Option<u64> {
+        if !busy {
+            self.samples.clear();
+            return None;
+        }
+        if self.samples.back().is_none_or(|(at, _)| now.saturating_sub(*at) >= Self::APART_MS) {
+            self.samples.push_back((now, total));
+        }
+        while self.samples.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= Self::SPAN_MS) {
+            self.samples.pop_front();
+        }
+        let &(since, before) = self.samples.front()?;
+        let (ms, bytes) = (now.saturating_sub(since), total.saturating_sub(before));
+        (bytes >= self.enough || ms >= Self::LEAST_MS).then(|| bytes.saturating_mul(1000) / ms.max(1))
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
@@ -256,6 +292,21 @@ mod tests {
             meter.sample(second * 1000, 500);
         }
         assert_eq!(meter.sample(20_000, 500), 0);
+    }
+
+    #[test]
+    fn the_line_is_known_when_enough_came_and_forgotten_when_nobody_sends() {
+        let mut line = LineMeter::new(1 << 20);
+        assert_eq!(line.rate(true, 0, 0), None);
+        assert_eq!(line.rate(true, 5, 500_000), None, "that was in the buffers");
+        assert_eq!(line.rate(true, 50, 2_000_000), Some(40_000_000));
+        assert_eq!(line.rate(false, 60, 2_000_000), None);
+        assert_eq!(line.rate(true, 100, 2_000_000), None);
+        assert_eq!(line.rate(true, 1_100, 2_150_000), Some(150_000));
+        for tenth in 0..100 {
+            line.rate(true, 1_200 + tenth * 100, 2_150_000);
+        }
+        assert_eq!(line.rate(true, 11_200, 2_150_000), Some(0));
     }
 
     #[test]

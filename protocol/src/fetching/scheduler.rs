@@ -26,6 +26,8 @@ const ENDGAME: u32 = 128;
 /// A seeder far away has so many times as much under way as it delivers while a request travels: twice for the road there and
 /// back of what is asked next, and twice again because a lost packet holds up all that follows it for that long.
 const DISTANCES: f64 = 4.0;
+/// A seeder that sent nothing for this part of the stall time is not counted on.
+const SILENT_PART: u64 = 5;
 /// Nobody is asked for more than is delivered in this time, however late the first answer was.
 const LONGEST_HORIZON_MS: u64 = 3_000;
 
@@ -109,10 +111,14 @@ struct Connected {
     /// Where its run goes on.
     next: Option<u32>,
     last_progress: u64,
+    /// When bytes came last that the caller told of.
+    heard: u64,
 }
 
 #[derive(Debug)]
 struct Source {
+    /// The caller's order, the best first.
+    number: usize,
     state: State,
     failures: u32,
     /// Times in a row that it said when to come back.
@@ -132,6 +138,8 @@ pub struct Scheduler {
     sources: BTreeMap<PeerId, Source>,
     /// Over the connected seeders; made anew when one comes or goes.
     rarity: Option<Rarity>,
+    /// Seeders that may send at once.
+    most: usize,
 }
 
 impl Scheduler {
@@ -141,7 +149,7 @@ impl Scheduler {
     /// A scheduler for `total` chunks of which `have` are here.
     pub fn new(total: u32, chunk_size: u32, have: &ChunkSet, config: SchedulerConfig) -> Self {
         let missing = ChunkSet::from_range(0..total).difference(have);
-        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new(), rarity: None }
+        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new(), rarity: None, most: usize::MAX }
     }
 
     /// A seeder that may hold something; known ones are passed over. False when the table is full.
@@ -153,7 +161,8 @@ impl Scheduler {
             return false;
         }
         let state = State::Waiting(now);
-        let source = Source { state, failures: 0, deferrals: 0, chunks: 0, bytes: 0, pace: Pace::default() };
+        let number = self.sources.len();
+        let source = Source { number, state, failures: 0, deferrals: 0, chunks: 0, bytes: 0, pace: Pace::default() };
         self.sources.insert(peer, source);
         true
     }
@@ -173,10 +182,34 @@ impl Scheduler {
     /// A seeder welcomed this client.
     pub fn connected(&mut self, peer: &PeerId, held: ChunkSet, budget: u32, now: u64) {
         if let Some(source) = self.sources.get_mut(peer) {
-            let connected = Connected { held, in_flight: BTreeMap::new(), budget, next: None, last_progress: now };
+            let in_flight = BTreeMap::new();
+            let connected = Connected { held, in_flight, budget, next: None, last_progress: now, heard: now };
             source.state = State::Connected(connected);
             self.rarity = None;
         }
+    }
+
+    /// From now on at most so many seeders are to send at the same time; see [`super::Crowd`]. No limit until then.
+    pub fn limit_busy(&mut self, most: usize) {
+        self.most = most.max(1);
+    }
+
+    /// Bytes of a chunk came from a seeder, whether or not that is whole.
+    pub fn heard(&mut self, peer: &PeerId, at: u64) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            connected.heard = connected.heard.max(at);
+        }
+    }
+
+    /// Seeders that owe something and are sending it. One that has been silent for a while is none: it takes no part of
+    /// the line.
+    pub fn busy(&self, now: u64) -> usize {
+        self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now)).count()
+    }
+
+    fn is_busy(&self, connected: &Connected, now: u64) -> bool {
+        let heard = connected.heard.max(connected.last_progress);
+        !connected.in_flight.is_empty() && now.saturating_sub(heard) < self.config.stall_ms / SILENT_PART
     }
 
     /// How many more chunks its window allows now.
@@ -286,8 +319,11 @@ impl Scheduler {
         }
         let shares = self.shares(&free, now);
         let mut requests = Vec::new();
-        let peers: Vec<PeerId> = self.connected_sources().map(|(peer, _)| peer).collect();
-        for peer in peers {
+        let mut places = self.most.saturating_sub(self.busy(now));
+        for (peer, idle) in self.in_order(now) {
+            if idle && places == 0 {
+                continue;
+            }
             let room = self.room(&peer);
             let wanted = shares.as_ref().map_or(room, |shares| room.min(shares.get(&peer).copied().unwrap_or(0)));
             let mut chunks = ChunkSet::new();
@@ -308,10 +344,25 @@ impl Scheduler {
                 self.note_asked(&peer, chunk, now);
             }
             if !chunks.is_empty() {
+                places -= usize::from(idle);
                 requests.push((peer, chunks));
             }
         }
         requests
+    }
+
+    /// Connected seeders, each with whether it takes a place among those that are busy when it is asked for something: first
+    /// those that have one, then the others in the caller's order.
+    fn in_order(&self, now: u64) -> Vec<(PeerId, bool)> {
+        let place = |(peer, connected): (PeerId, &Connected)| {
+            let number = self.sources.get(&peer).map_or(usize::MAX, |source| source.number);
+            (!self.is_busy(connected, now), number, peer)
+        };
+        let mut order: Vec<(bool, usize, PeerId)> = self.connected_sources().map(place).collect();
+        if self.most < order.len() {
+            order.sort_unstable();
+        }
+        order.into_iter().map(|(idle, _, peer)| (peer, idle)).collect()
     }
 
     fn note_asked(&mut self, peer: &PeerId, chunk: u32, now: u64) {

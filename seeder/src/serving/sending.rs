@@ -19,6 +19,9 @@ use crate::chunks::ChunkError;
 use crate::context::Upload;
 use crate::counts::Counts;
 
+/// Bytes of a chunk that a client is to take in the time for them: some 9 kB a second.
+const STRIDE: usize = 256 * 1024;
+
 /// What is to be sent next.
 pub(super) enum Outgoing {
     /// A message.
@@ -74,7 +77,7 @@ pub(super) enum SendEnd {
 pub(super) struct Way {
     pub(super) reading: Arc<Reading>,
     pub(super) upload: Line,
-    /// A client has this long to take a chunk or a message.
+    /// A client has this long to take [`STRIDE`] bytes of a chunk, or a message.
     pub(super) limit: Duration,
 }
 
@@ -94,6 +97,10 @@ impl Line {
             process: Pacing::new([Arc::clone(&upload.process)]),
             shared: Arc::clone(&upload.shares),
         }
+    }
+
+    fn is_limited(&self) -> bool {
+        self.piece() < usize::MAX
     }
 
     /// Most bytes to send before the limits are asked again.
@@ -151,7 +158,7 @@ async fn send_chunk<W: AsyncWrite + Unpin>(
     way: &Way,
 ) -> Result<bool, SendEnd> {
     let mut head = head(chunk.index, chunk.length)?;
-    let (mut begun, mut left) = (false, way.limit);
+    let (mut begun, mut time) = (false, Time { limit: way.limit, left: way.limit, taken: 0 });
     while begun || !progress.is_cut() {
         let Some(read) = chunk.next().await else { return Ok(true) };
         let bytes = match read {
@@ -168,7 +175,7 @@ async fn send_chunk<W: AsyncWrite + Unpin>(
             begun = true;
             progress.begun.fetch_add(1, Ordering::AcqRel);
         }
-        send_bytes(writer, std::mem::take(&mut head), &bytes, &mut left, &way.upload).await?;
+        send_bytes(writer, std::mem::take(&mut head), &bytes, &mut time, &way.upload).await?;
     }
     Ok(false)
 }
@@ -183,28 +190,47 @@ fn head(index: u32, length: u32) -> Result<Vec<u8>, SendEnd> {
     Ok(frame)
 }
 
-/// Sends bytes after their head, piece by piece as the limits allow. The client has what is `left` of its time to take them;
-/// waiting for our own limits does not count.
+/// A client has a time for every [`STRIDE`] bytes of a chunk. One with a slow line, which others send to as well, is not one
+/// that does not read.
+struct Time {
+    limit: Duration,
+    left: Duration,
+    taken: usize,
+}
+
+impl Time {
+    fn spend(&mut self, bytes: usize, time: Duration) {
+        self.taken += bytes;
+        self.left = self.left.saturating_sub(time);
+        if self.taken >= STRIDE {
+            (self.taken, self.left) = (0, self.limit);
+        }
+    }
+}
+
+/// Sends bytes after their head, piece by piece as the limits allow. Waiting for our own limits does not count as the client's
+/// time.
 async fn send_bytes<W: AsyncWrite + Unpin>(
     writer: &mut W,
     mut head: Vec<u8>,
     bytes: &[u8],
-    left: &mut Duration,
+    time: &mut Time,
     line: &Line,
 ) -> Result<(), SendEnd> {
     let mut rest = bytes;
     while !rest.is_empty() {
-        let (piece, later) = rest.split_at_checked(line.piece()).unwrap_or((rest, &[]));
+        let (piece, later) = rest.split_at_checked(line.piece().min(STRIDE)).unwrap_or((rest, &[]));
         line.pass(piece.len()).await;
         let began = tokio::time::Instant::now();
         let head = std::mem::take(&mut head);
         let write = async {
             writer.write_all(&head).await?;
             writer.write_all(piece).await?;
-            writer.flush().await
+            // Until all of a chunk is written it is on its way anyhow.
+            if later.is_empty() || line.is_limited() { writer.flush().await } else { Ok(()) }
         };
-        in_time(*left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
-        *left = left.saturating_sub(began.elapsed());
+        in_time(time.left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
+        time.spend(piece.len(), began.elapsed());
         rest = later;
     }
     Ok(())

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use protocol::fetching::{Loss, Scheduler};
+use protocol::fetching::{Crowd, Loss, Scheduler};
 use protocol::manifest::Manifest;
 use protocol::{ChunkSet, PeerId, Signed};
 
+use super::super::progress::LineMeter;
 use super::Coordinator;
 use crate::clock::running_ms;
 use crate::content_store::Content;
@@ -68,6 +69,8 @@ impl Coordinator {
         let have = content.have().union(&all.difference(&self.wanted));
         let config = self.job.limits.scheduler.clone();
         self.scheduler = Scheduler::new(manifest.chunks(), manifest.chunk_size, &have, config);
+        self.crowd = Crowd::new(manifest.chunk_size);
+        self.line = LineMeter::new(manifest.chunk_size);
         for peer in self.book.open() {
             self.scheduler.add_source(peer, now);
         }

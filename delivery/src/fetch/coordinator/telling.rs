@@ -40,7 +40,7 @@ impl Coordinator {
         progress.clock = self.book.clock().into();
         progress.first_chunk_at = self.first_chunk_at;
         (progress.new_bytes, progress.duplicate_bytes) = (self.new_bytes, self.duplicate_bytes);
-        progress.bytes_per_second = self.rate.sample(now, self.new_bytes);
+        progress.bytes_per_second = self.rate.sample(now, self.read.load(Ordering::Relaxed));
         progress.active = self.handles.values().filter(|handle| handle.welcome.is_some()).count();
         let views = self.scheduler.sources();
         let next_try = self.next_event(now, &views);

@@ -1,0 +1,122 @@
+//! How many seeders are to send at the same time. Each chunk comes from one of them, in one piece: on a line that all of
+//! them share, more of them do not bring more, but make each chunk take longer, until seeders take this client for one that
+//! does not read. Where seeders are what is slow, every one of them helps. Which of the two it is shows when one is added.
+
+/// Seeders at the beginning, before anything is known of the line.
+const FIRST: usize = 2;
+/// While each of them would bring a chunk within this time, one more does no harm, milliseconds.
+const SOON_MS: u64 = 4_000;
+/// One that is added is judged by what comes after this time, milliseconds.
+const TRIAL_MS: u64 = 6_000;
+/// When it brought nothing, another is tried after this time, milliseconds.
+const AGAIN_MS: u64 = 30_000;
+/// Less for each of them, bytes per second, and seeders begin to take their client for a hostile one.
+const LEAST_RATE: u64 = 16 * 1024;
+
+/// The machine.
+#[derive(Debug)]
+pub struct Crowd {
+    chunk_size: u64,
+    most: usize,
+    trial: Trial,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Trial {
+    /// None before this time.
+    NotBefore(u64),
+    /// Some were added: what came before that, bytes per second, from how many, and when it is judged.
+    Since { rate: u64, most: usize, until: u64 },
+}
+
+impl Crowd {
+    /// For chunks of so many bytes.
+    pub fn new(chunk_size: u32) -> Self {
+        Crowd { chunk_size: u64::from(chunk_size.max(1)), most: FIRST, trial: Trial::NotBefore(0) }
+    }
+
+    /// Seeders that may owe something at once, when so many bytes per second come from all of them together, `None` while
+    /// that cannot be told, and so many do. Time is in milliseconds.
+    pub fn most(&mut self, rate: Option<u64>, busy: usize, now: u64) -> usize {
+        let Some(rate) = rate else { return self.most };
+        let ample = usize::try_from(rate.saturating_mul(SOON_MS) / 1000 / self.chunk_size).unwrap_or(usize::MAX);
+        if ample > self.most {
+            (self.most, self.trial) = (ample, Trial::NotBefore(now));
+            return self.most;
+        }
+        let bearable = usize::try_from(rate / LEAST_RATE).unwrap_or(usize::MAX).max(1);
+        match self.trial {
+            Trial::NotBefore(at) if now >= at && busy >= self.most && self.most <= bearable => {
+                let until = now.saturating_add(TRIAL_MS);
+                self.trial = Trial::Since { rate, most: self.most, until };
+                self.most = self.most.saturating_add((self.most / 2).max(1));
+            }
+            Trial::Since { rate: before, most, until } if now >= until => {
+                // What came for each of them before, for half of those that were added.
+                let added = u64::try_from(busy.min(self.most).saturating_sub(most)).unwrap_or(u64::MAX);
+                let each = before / u64::try_from(most).unwrap_or(u64::MAX).max(1);
+                let helps = rate >= before.saturating_add(each.saturating_mul(added) / 2) && added > 0;
+                if !helps {
+                    self.most = most;
+                }
+                self.trial = Trial::NotBefore(if helps { now } else { now.saturating_add(AGAIN_MS) });
+            }
+            Trial::NotBefore(_) | Trial::Since { .. } => {}
+        }
+        if bearable < self.most && !matches!(self.trial, Trial::Since { .. }) {
+            self.most = bearable.max(self.most / 2);
+        }
+        self.most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u32 = 1 << 20;
+
+    /// What `most` comes to after a while, where so many seeders of `each` bytes per second share a line of `line`.
+    fn settles(seeders: usize, each: u64, line: u64, seconds: u64) -> (usize, usize) {
+        let mut crowd = Crowd::new(MIB);
+        let (mut least, mut last) = (usize::MAX, 0);
+        for tenth in 0..seconds * 10 {
+            let busy = crowd.most.min(seeders);
+            let rate = (each * busy as u64).min(line);
+            last = crowd.most(Some(rate), busy, tenth * 100).min(seeders);
+            least = least.min(last);
+        }
+        (least, last)
+    }
+
+    #[test]
+    fn a_fast_line_is_for_all_of_them_at_once() {
+        let mut crowd = Crowd::new(MIB);
+        assert_eq!(crowd.most(None, 0, 0), FIRST);
+        assert!(crowd.most(Some(50_000_000), 2, 30) >= 64);
+    }
+
+    #[test]
+    fn a_slow_line_is_for_few() {
+        for line in [30_000, 150_000, 300_000, 500_000] {
+            let (_, most) = settles(16, u64::MAX / 64, line, 600);
+            assert!(most <= 3, "{most} at {line}");
+        }
+        assert_eq!(settles(16, u64::MAX / 64, 10_000, 600).1, 1);
+    }
+
+    #[test]
+    fn where_seeders_are_what_is_slow_each_of_them_is_asked() {
+        assert_eq!(settles(16, 20_000, u64::MAX, 120).1, 16);
+        assert_eq!(settles(50, 100_000, u64::MAX, 120).1, 50);
+    }
+
+    #[test]
+    fn a_line_that_becomes_faster_is_filled() {
+        let mut crowd = Crowd::new(MIB);
+        for tenth in 0..100 {
+            crowd.most(Some(150_000), 2, tenth * 100);
+        }
+        assert!(crowd.most(Some(20_000_000), 2, 10_100) >= 16);
+    }
+}
