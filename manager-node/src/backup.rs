@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{BackupError, Restored};
 
+use crate::config::{Config, ConfigError};
 use crate::context::Context;
 use crate::restore::{self, RestoreError};
 use crate::start::STORE;
@@ -16,7 +17,16 @@ use crate::start::STORE;
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreBackupError {
-    /// The folder cannot be made or is in use.
+    /// What is in the folder already is the configuration of something else.
+    #[error(
+        "{source}: that is no configuration of a manager; nothing was written: restore into a folder of its own, or move \
+         that file away"
+    )]
+    Config {
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// The folder is in use.
     #[error(transparent)]
     Lock(#[from] DirLockError),
     /// The backup.
@@ -61,7 +71,10 @@ pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value,
 /// # Errors
 /// [`RestoreBackupError`].
 pub fn restore_backup(backup: &Path, dir: &Path) -> Result<(Restored, u64), RestoreBackupError> {
-    let lock = |dir: &Path| Ok::<_, RestoreBackupError>(DirLock::acquire(dir)?);
+    let lock = |dir: &Path| match Config::load(dir) {
+        Ok(_) | Err(ConfigError::Missing { .. }) => Ok(DirLock::acquire(dir)?),
+        Err(source) => Err(RestoreBackupError::Config { source }),
+    };
     let (restored, _lock) = store::restore(backup, dir, STORE, lock)?;
     Ok((restored, restore::raise(dir)?))
 }

@@ -6,12 +6,22 @@ use node::{ControlError, DirLock, DirLockError};
 use serde_json::{Value, json};
 use store::{BackupError, Restored};
 
+use crate::config::{Config, ConfigError};
 use crate::running::STORE;
 use crate::shop::Shop;
 
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreBackupError {
+    /// What is in the folder already is the configuration of something else.
+    #[error(
+        "{source}: that is no configuration of a merchant; nothing was written: restore into a folder of its own, or move \
+         that file away"
+    )]
+    Config {
+        /// What is wrong with it.
+        source: ConfigError,
+    },
     /// The folder is in use.
     #[error(transparent)]
     Lock(#[from] DirLockError),
@@ -43,6 +53,9 @@ pub(crate) async fn write(shop: &Shop, path: PathBuf, replace: bool) -> Result<V
 /// # Errors
 /// [`RestoreBackupError`].
 pub fn restore_backup(backup: &Path, dir: &Path) -> Result<Restored, RestoreBackupError> {
-    let lock = |dir: &Path| Ok::<_, RestoreBackupError>(DirLock::acquire(dir)?);
+    let lock = |dir: &Path| match Config::load(dir) {
+        Ok(_) | Err(ConfigError::Missing { .. }) => Ok(DirLock::acquire(dir)?),
+        Err(source) => Err(RestoreBackupError::Config { source }),
+    };
     store::restore(backup, dir, STORE, lock).map(|(restored, _lock)| restored)
 }

@@ -223,6 +223,15 @@ fn a_restore_that_is_refused_writes_nothing_and_one_that_is_made_prints_the_numb
     }
     into("manager", &manager, "merchant").refused(&["merchant", "another node", "merchant.redb"]);
     into("merchant", &shop, "manager").refused(&["manager", "another node", "manager.redb"]);
+    // One that was set up and never ran.
+    network
+        .of("seeder-new", args!["init", "--name", "x", "--capacity", "1GB", "--join", network.invite("seeder")])
+        .ok();
+    for (role, file) in [("manager", &manager), ("merchant", &shop)] {
+        let said = into(role, file, "seeder-new").refused(&["seeder-new/config.toml", "nothing was written"]);
+        assert!(said.contains(&format!("no configuration of a {role}")), "{said}");
+        assert!(!network.path("seeder-new").join("lock").exists());
+    }
     // Its own, where it runs and its database was moved away from under it.
     for (role, file) in [("manager", &manager), ("merchant", &shop)] {
         let database = network.path(role).join(format!("{role}.redb"));
