@@ -248,6 +248,15 @@ fn what_is_damaged_beside_the_data_is_made_good_and_costs_no_chunk() {
     drop(content);
     assert_eq!(store.total_bytes(), product.bytes.len() as u64);
 
+    // The note of what is held, which a complete content does without.
+    let content = store.get(&product.digest).unwrap();
+    content.forget(&set(4..5)).unwrap();
+    damage(&store, "have", 8);
+    assert_eq!(content.mend(&|| true).unwrap().files(), ["have"]);
+    drop(content);
+    store = reopened(store);
+    assert_eq!(store.get(&product.digest).unwrap().have(), set(0..4));
+
     // Nothing to go by: the place is made anew.
     fs::write(path(&store, "content"), b"short").unwrap();
     store = reopened(store);

@@ -320,13 +320,16 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {
     let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
     let (mut results, mut damaged_chunks, mut to_read, mut incomplete) = (Vec::new(), 0, 0, 0_usize);
-    let mut damaged_files = 0_usize;
+    let (mut damaged_files, mut unusable) = (0_usize, 0_usize);
     let listed = seeder.contents.list();
     // Those that cannot be used as they are: made good, they have been read.
     for (digest, damaged) in seeder.contents.damaged() {
         let line = Box::pin(scrub::damaged_line(&seeder, digest, &damaged)).await;
         damaged_files += 1;
-        incomplete += usize::from(line.get("whole") != Some(&Value::Bool(true)));
+        match seeder.contents.get(&digest) {
+            None => unusable += 1,
+            Some(content) => incomplete += usize::from(!content.is_complete()),
+        }
         results.push(line);
     }
     for content in listed {
@@ -371,18 +374,26 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
     seeder.wake.sync.notify_one();
     let all = results.len();
     let orders = match seeder.notes.manager.get() {
-        None => "the manager, told of it now, orders it from other seeders".to_owned(),
-        Some(trouble) => format!("the manager orders it from other seeders once it is told ({trouble})"),
+        None => "the manager is told of it now, and orders what is missing from other seeders".to_owned(),
+        Some(trouble) => {
+            format!(
+                "the manager orders what is missing from other seeders once it is told, and now it is not: {trouble}"
+            )
+        }
     };
     let mut says = Vec::new();
     if damaged_files > 0 {
-        says.push(format!("{damaged_files} files beside the data were damaged"));
+        says.push(format!("files beside the data that were damaged: {damaged_files}"));
+    }
+    if unusable > 0 {
+        says.push(format!("contents that cannot be used for that, see their states: {unusable}"));
     }
     says.push(match (damaged_chunks, to_read) {
         (0, 0) if incomplete > 0 => format!(
             "{} is good, and {incomplete} of {all} contents are not complete: {orders}",
             if damaged_files > 0 { "the rest" } else { "what is stored" }
         ),
+        (0, 0) if unusable > 0 => "the rest is good".to_owned(),
         (0, 0) if damaged_files > 0 => "they were written anew, and everything that is stored is good".to_owned(),
         (0, 0) => "everything that is stored is good".to_owned(),
         (0, _) => "broken off: not everything was read".to_owned(),

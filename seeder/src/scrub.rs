@@ -103,12 +103,14 @@ async fn mend(seeder: &Arc<Seeder>, digest: Digest, damaged: &Damaged) -> MadeGo
     let made = make_good(seeder, digest).await;
     match &made {
         MadeGood::Kept(_) => {
+            seeder.notes.storage.clear();
             seeder.wake.announce.notify_one();
             seeder.wake.sync.notify_one();
         }
         MadeGood::Removed(why) => tracing::warn!(content = %digest, %damaged, why, "a damaged content was removed"),
         MadeGood::NotYet(reason) => {
             tracing::warn!(content = %digest, %damaged, reason, "a damaged content is not made good yet");
+            seeder.notes.storage.set(format!("content {digest}: {damaged}, and it is not made good yet: {reason}"));
         }
     }
     made

@@ -102,6 +102,14 @@ async fn a_damaged_chunk_is_never_served_and_is_made_whole_from_others() {
     let again = node::control_call(&world.path("b"), &request, |_| {}).await.unwrap();
     assert_eq!((&again["damaged_chunks"], &again["contents"][0]["state"]), (&0.into(), &"not complete yet".into()));
     assert!(again["says"].as_str().unwrap().contains("1 of 1 contents are not complete"), "{again}");
+    // Nobody has ordered it yet, so nobody is said to fetch it.
+    for said in [&scrubbed, &again] {
+        let says = said["says"].as_str().unwrap();
+        assert!(
+            says.ends_with("the manager is told of it now, and orders what is missing from other seeders"),
+            "{says}"
+        );
+    }
     stop(hurt).await;
     stop(whole).await;
 }
@@ -219,6 +227,9 @@ async fn a_damaged_manifest_is_named_by_a_scrub_and_costs_the_content_neither_no
     let found = &scrubbed["contents"][0];
     assert_eq!((&found["damaged_files"], &found["whole"]), (&"manifest".into(), &false.into()), "{scrubbed}");
     assert!(found["state"].as_str().unwrap().contains("cannot be used, and is tried again"), "{scrubbed}");
+    assert!(scrubbed["says"].as_str().unwrap().contains("cannot be used for that, see their states: 1"), "{scrubbed}");
+    let trouble = hurt.status().unwrap()["trouble"]["storage"].as_str().map(str::to_owned);
+    assert!(trouble.is_some_and(|trouble| trouble.contains("manifest is damaged")), "{scrubbed}");
     let peer = hurt.peer_id();
     world.office.says.lock().unwrap().refuses = false;
     // The manager hears of it, and orders what is missing.
