@@ -79,7 +79,8 @@ pub struct Config {
     pub max_reservations: u32,
     /// What a merchant may owe, minor units of the sale's currency; releases beyond it are refused. Default: 10000000.
     pub credit_limit: u64,
-    /// After a lease's end, so much longer receipts and completions are waited for. Default: 172800000 (48 hours).
+    /// After a lease's end, or a refund before it, so much longer receipts and completions are waited for. Default:
+    /// 172800000 (48 hours).
     pub close_grace_ms: u64,
     /// Between two looks at what has expired or is to be closed. Default: 5000.
     pub sales_ms: u64,

@@ -58,3 +58,38 @@ fn what_the_manager_refunds_is_paid_back_by_the_shop() {
         (status["enrolled"] == false && status["health"]["ok"] == false && status["revoked"].is_string()).then_some(())
     });
 }
+
+#[test]
+fn seeders_are_paid_for_what_was_fetched_before_a_refund_that_is_faster_than_their_receipts() {
+    let settings = Settings {
+        manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=20000"],
+        merchant: &["orders-ms=100", "status-ms=200", "refresh-ms=500", "retry-min-ms=50", "retry-max-ms=500"],
+        // Long enough for the refund to come first.
+        seeder: &["retry-ms=100", "receipt-batch-ms=3000", "receipt-direct-ms=3000"],
+    };
+    let network = Network::start_set(1, 1, settings);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 8 << 20)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "friend");
+    bought.fetch(&network.path("out"));
+    let order = text(&network.transaction(&bought.transaction), "order");
+    let merchant = text(&network.of("merchant", args!["status"]).ok(), "peer");
+    network.of("merchant", args!["refund", &order]).ok();
+
+    let content = product["content_bytes"].as_u64().unwrap();
+    let shown = until("the pay of the seeders", || {
+        let shown = network.transaction(&bought.transaction);
+        shown["release"]["delivery_cost"].is_u64().then_some(shown)
+    });
+    assert_eq!(shown["state"], "refunded");
+    let delivery = &shown["deliveries"][0];
+    let paid: u64 = delivery["seeders"].as_array().unwrap().iter().map(|s| s["paid_bytes"].as_u64().unwrap()).sum();
+    assert_eq!((paid, &delivery["whole"]), (content, &json!(true)), "{shown}");
+    // One minor unit a MiB, rounded up; the price and the rest of what was set aside are the buyer's again.
+    let cost = content.div_ceil(1 << 20);
+    assert_eq!(shown["release"]["delivery_cost"], cost, "{shown}");
+    let credit = network.of("manager", args!["credit", &merchant, "--currency", "USD"]).ok();
+    assert_eq!((&credit["due"], &credit["earned"], &credit["open"]), (&json!(cost), &json!(0), &json!(0)), "{credit}");
+    network.assert_books();
+}

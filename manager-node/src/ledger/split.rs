@@ -85,13 +85,13 @@ impl Split {
         Ok(posting)
     }
 
-    /// The posting that takes it out again after the delivery was closed: everything but `charged`, which went from the
-    /// escrow to seeders and stays the merchant's cost.
+    /// The posting that takes it out again: everything but `kept`, which went from the escrow to seeders and stays the
+    /// merchant's cost, or is all of the escrow while the delivery is still counted.
     pub(crate) fn refund(
         &self,
         transaction: TransactionId,
         merchant: PeerId,
-        charged: u64,
+        kept: u64,
         at: u64,
     ) -> Result<Posting, LedgerError> {
         let memo = format!("refund of {}", self.price);
@@ -101,9 +101,26 @@ impl Split {
             posting.debit(Account::RightsHolder(name.clone()), *minor, currency)?;
         }
         posting.debit(Account::NetworkFee, self.fee, currency)?;
-        let merchants = self.merchant.saturating_add(self.escrow.saturating_sub(charged));
+        let merchants = self.merchant.saturating_add(self.escrow.saturating_sub(kept));
         posting.debit(Account::MerchantEarned(merchant), merchants, currency)?;
-        posting.credit(Account::MerchantDue(merchant), self.price.minor.saturating_sub(charged), currency)?;
+        posting.credit(Account::MerchantDue(merchant), self.price.minor.saturating_sub(kept), currency)?;
+        Ok(posting)
+    }
+
+    /// The posting that completes a refund whose delivery was closed after it, for `charged`: what the closing left of
+    /// the escrow to the merchant as earned goes against what the merchant owes, too.
+    pub(crate) fn refund_rest(
+        &self,
+        transaction: TransactionId,
+        merchant: PeerId,
+        charged: u64,
+        at: u64,
+    ) -> Result<Posting, LedgerError> {
+        let memo = "refund of what the delivery left";
+        let mut posting = Posting::new(format!("refund-rest:{transaction}"), at, Some(transaction), memo);
+        let rest = self.escrow.saturating_sub(charged);
+        posting.debit(Account::MerchantEarned(merchant), rest, self.currency())?;
+        posting.credit(Account::MerchantDue(merchant), rest, self.currency())?;
         Ok(posting)
     }
 }

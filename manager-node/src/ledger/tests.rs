@@ -1,6 +1,6 @@
 //! Random schedules of sales, closings, refunds and repeats over the real tables, with the sums checked after each step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use protocol::settling::{PARTS_PER_MICRO, Payout, Payouts};
@@ -133,6 +133,8 @@ enum Step {
     Close(u8, u16, u8),
     /// It is refunded (closed first, with nothing more earned).
     Refund(u8),
+    /// It is refunded while its delivery is counted; what the closing leaves goes back then.
+    RefundOpen(u8),
     /// The network pays for a copy.
     Replicate(u8, u64),
 }
@@ -142,6 +144,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0u8..6, 0u64..3000).prop_map(|(n, price)| Step::Capture(n, price)),
         (0u8..6, 0u16..=1000, 1u8..4).prop_map(|(n, part, seeders)| Step::Close(n, part, seeders)),
         (0u8..6).prop_map(Step::Refund),
+        (0u8..6).prop_map(Step::RefundOpen),
         (6u8..9, 0u64..3_000_000).prop_map(|(n, micros)| Step::Replicate(n, micros)),
     ]
 }
@@ -151,6 +154,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Expected {
     sales: BTreeMap<u8, Split>,
     closed: BTreeMap<u8, u64>,
+    /// Those of which money went back.
+    refunded: BTreeSet<u8>,
     charged: u64,
 }
 
@@ -167,6 +172,9 @@ fn close(txn: &WriteTransaction<'_>, expected: &mut Expected, n: u8, part: u16, 
             assert!(charge <= split.escrow);
             expected.closed.insert(n, charge);
             expected.charged += charge;
+            if expected.refunded.contains(&n) {
+                assert!(post(txn, &split.refund_rest(transaction(n), peer(1), charge, 1).unwrap()).unwrap());
+            }
         }
         (None, true) => {}
         other => panic!("{other:?}"),
@@ -187,6 +195,13 @@ fn run(txn: &WriteTransaction<'_>, expected: &mut Expected, step: Step) {
             close(txn, expected, n, 0, 1);
             let (Some(split), Some(&charged)) = (expected.sales.get(&n), expected.closed.get(&n)) else { return };
             post(txn, &split.refund(transaction(n), peer(1), charged, 1).unwrap()).unwrap();
+            expected.refunded.insert(n);
+        }
+        Step::RefundOpen(n) => {
+            let Some(split) = expected.sales.get(&n) else { return };
+            let kept = expected.closed.get(&n).copied().unwrap_or(split.escrow);
+            post(txn, &split.refund(transaction(n), peer(1), kept, 1).unwrap()).unwrap();
+            expected.refunded.insert(n);
         }
         Step::Replicate(n, micros) => {
             let payouts = payouts(&[(101, u128::from(micros) * PARTS_PER_MICRO)]);
@@ -223,6 +238,19 @@ fn check(txn: &WriteTransaction<'_>, expected: &Expected) {
         let held = if expected.closed.contains_key(n) { 0 } else { split.escrow };
         assert_eq!(-minor(Account::Escrow(transaction(*n))), i64::try_from(held).unwrap());
     }
+    // A refund leaves the merchant with what is set aside or was spent, whenever its delivery was closed.
+    let (mut due, mut earned) = (0, 0);
+    for (n, split) in &expected.sales {
+        let closed = expected.closed.get(n);
+        if expected.refunded.contains(n) {
+            due += closed.copied().unwrap_or(split.escrow);
+        } else {
+            due += split.price.minor;
+            earned += split.merchant + closed.map_or(0, |charged| split.escrow - charged);
+        }
+    }
+    assert_eq!(minor(Account::MerchantDue(peer(1))), i64::try_from(due).unwrap());
+    assert_eq!(-minor(Account::MerchantEarned(peer(1))), i64::try_from(earned).unwrap());
 }
 
 proptest! {
@@ -239,7 +267,7 @@ proptest! {
             let before = to_json(txn, 10_000).unwrap();
             let charged = expected.charged;
             for &step in &steps {
-                if !matches!(step, Step::Refund(_) | Step::Close(..)) || expected.sales.is_empty() {
+                if !matches!(step, Step::Refund(_) | Step::RefundOpen(_) | Step::Close(..)) || expected.sales.is_empty() {
                     run(txn, &mut expected, step);
                 }
             }

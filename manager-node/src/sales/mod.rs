@@ -175,9 +175,10 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
 fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
     own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
     archive::bring_back(ctx, id)?;
+    let late_ms = ctx.config.close_grace_ms;
     ctx.db.write_step_blocking(Step::ManagerRefund, move |txn| {
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
-        take_back(txn, id, &mut sale, Event::Refund, now)?;
+        take_back(txn, id, &mut sale, Event::Refund, now, late_ms)?;
         Ok(sale.state)
     })
 }

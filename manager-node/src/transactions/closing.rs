@@ -10,6 +10,7 @@ use protocol::{Amount, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
+use super::state::is_taken_back;
 use super::{
     Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED, Voided,
     drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back, unexpose,
@@ -45,7 +46,7 @@ pub(crate) fn after_count(
     if delivery.counting.acked().next().is_some() {
         sale.advance(Event::Count, now)?;
     }
-    if completed {
+    if completed && !is_taken_back(sale.state) {
         capture(txn, id.transaction, sale, now)?;
     }
     // Without its completion the client of an on-completion sale has no key, and nothing is paid for.
@@ -81,12 +82,19 @@ pub(crate) fn end_lease(
     sale: &mut Sale,
     now: u64,
 ) -> Result<bool, SaleError> {
+    if is_taken_back(sale.state) {
+        // Seeders heard that already; only the waiting for late receipts ends.
+        close(txn, id, delivery, Some(sale), now)?;
+        put_delivery(txn, id, delivery)?;
+        put_sale(txn, &id.transaction, Some(sale.state), sale)?;
+        return Ok(false);
+    }
     let release = sale.release.as_ref();
     let current = release.is_some_and(|release| release.delivery == id.delivery);
     let next = sale.generation.saturating_add(1);
     // A payment that is only held is given back. And nobody loses a download so many times.
     if release.is_some_and(|release| !release.captured) || next > MAX_GENERATIONS {
-        take_back(txn, id.transaction, sale, Event::Revoke, now)?;
+        take_back(txn, id.transaction, sale, Event::Revoke, now, 0)?;
         return Ok(true);
     }
     let before = sale.state;
@@ -167,9 +175,13 @@ fn close(
     delivery.closed = Some(Closed { at: now, charged, capped: payouts.capped, lines: payouts.lines });
     if let Some(sale) = sale.as_mut() {
         let (merchant, currency) = (sale.merchant, delivery.currency);
+        let refunded = sale.state == TransactionState::Refunded;
         if let Some(release) = sale.release.as_mut().filter(|_| id.delivery == PAID_DELIVERY) {
             release.charged = Some(charged);
             unexpose(txn, &merchant, Amount { minor: release.split.escrow, currency }, charged)?;
+            if refunded && release.captured {
+                post(txn, &release.split.refund_rest(id.transaction, merchant, charged, now)?)?;
+            }
         }
         sale.advance(Event::Settle, now)?;
     }
@@ -194,9 +206,9 @@ pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) ->
         close(txn, id, &mut delivery, None, now)?;
         return Ok(put_delivery(txn, id, &delivery)?);
     };
-    if sale.release.as_ref().is_some_and(|release| !release.captured) {
+    if sale.release.as_ref().is_some_and(|release| !release.captured) && !is_taken_back(sale.state) {
         info!(transaction = %id.transaction, "not completed in its time: refunded");
-        return take_back(txn, id.transaction, &mut sale, Event::Refund, now);
+        return take_back(txn, id.transaction, &mut sale, Event::Refund, now, 0);
     }
     let before = sale.state;
     close(txn, id, &mut delivery, Some(&mut sale), now)?;
@@ -204,14 +216,16 @@ pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) ->
     Ok(put_sale(txn, &id.transaction, Some(before), &sale)?)
 }
 
-/// Refunds or revokes a sale and stores it: deliveries end with what was counted, a refund reverses the rest in the
-/// books, and the transaction is noted for the next revocation epoch.
+/// Refunds or revokes a sale and stores it: a refund reverses it in the books, and the transaction is noted for the next
+/// revocation epoch. What was set aside for the paid delivery stays so while that waits for receipts of what was
+/// delivered until now: not past its due time, and `late_ms` at most. Every other delivery ends with what was counted.
 pub(crate) fn take_back(
     txn: &WriteTransaction<'_>,
     id: TransactionId,
     sale: &mut Sale,
     event: Event,
     now: u64,
+    late_ms: u64,
 ) -> Result<(), SaleError> {
     let before = sale.state;
     // Asked first: closing below passes through `settled`, from which not everything can follow.
@@ -219,17 +233,26 @@ pub(crate) fn take_back(
     if after == before {
         return Ok(());
     }
-    let last = sale.release.as_ref().map_or(0, |release| release.delivery);
+    let (last, set_aside) = sale.release.as_ref().map_or((0, 0), |release| (release.delivery, release.split.escrow));
+    let mut waits = false;
     for number in PAID_DELIVERY..=last {
         let delivery_id = DeliveryId { transaction: id, delivery: number };
-        if let Some(mut delivery) = get_delivery(txn, delivery_id)? {
+        let Some(mut delivery) = get_delivery(txn, delivery_id)? else { continue };
+        let late_until = delivery.due_at.min(now.saturating_add(late_ms));
+        if number == PAID_DELIVERY && set_aside > 0 && delivery.closed.is_none() && late_until > now {
+            waits = true;
+            move_due(txn, delivery_id, &mut delivery, late_until)?;
+        } else {
             close(txn, delivery_id, &mut delivery, Some(sale), now)?;
-            put_delivery(txn, delivery_id, &delivery)?;
         }
+        put_delivery(txn, delivery_id, &delivery)?;
     }
     if let Some(release) = sale.release.as_ref().filter(|r| r.captured && event == Event::Refund) {
-        let charged = release.charged.ok_or_else(|| internal(&"a closed delivery has no cost"))?;
-        post(txn, &release.split.refund(id, sale.merchant, charged, now)?)?;
+        let kept = match waits {
+            true => set_aside,
+            false => release.charged.ok_or_else(|| internal(&"a closed delivery has no cost"))?,
+        };
+        post(txn, &release.split.refund(id, sale.merchant, kept, now)?)?;
     }
     drop_reservation(txn, id, sale)?;
     sale.state = after;
@@ -239,6 +262,6 @@ pub(crate) fn take_back(
         REVOKING.put(txn, &id, &Mark)?;
         taken_back::note(txn, id, sale)?;
     }
-    info!(transaction = %id, from = before.as_str(), to = after.as_str(), "sale taken back");
+    info!(transaction = %id, from = before.as_str(), to = after.as_str(), waits, "sale taken back");
     Ok(())
 }

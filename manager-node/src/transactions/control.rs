@@ -155,8 +155,9 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
         "refund" => {
             let One { id } = parse(request)?;
             archive::bring_back(ctx, id)?;
+            let late_ms = ctx.config.close_grace_ms;
             let state = ctx.db.write_step_blocking(Step::ManagerRefund, move |txn| {
-                take_back_by_id(txn, id, Event::Refund)?.ok_or_else(|| SaleError::from(unknown(id)))
+                take_back_by_id(txn, id, Event::Refund, late_ms)?.ok_or_else(|| SaleError::from(unknown(id)))
             })?;
             Ok(json!({"id": id, "state": state}))
         }
@@ -165,7 +166,8 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             archive::bring_back(ctx, id)?;
             // An id without a sale is a replication order's; or a sale's that a restore lost, where the operator says so.
             let may_lack = lost || ctx.placements.order(&id)?.is_some();
-            let state = ctx.db.write_blocking(move |txn| match take_back_by_id(txn, id, Event::Revoke)? {
+            let late_ms = ctx.config.close_grace_ms;
+            let state = ctx.db.write_blocking(move |txn| match take_back_by_id(txn, id, Event::Revoke, late_ms)? {
                 None if !may_lack => Err(SaleError::from(unknown(id))),
                 state => Ok(state),
             })?;
@@ -340,9 +342,10 @@ fn take_back_by_id(
     txn: &WriteTransaction<'_>,
     id: TransactionId,
     event: Event,
+    late_ms: u64,
 ) -> Result<Option<TransactionState>, SaleError> {
     let Some(mut sale) = SALES.get(txn, &id)? else { return Ok(None) };
-    take_back(txn, id, &mut sale, event, now_ms())?;
+    take_back(txn, id, &mut sale, event, now_ms(), late_ms)?;
     Ok(Some(sale.state))
 }
 

@@ -54,11 +54,11 @@ pub(crate) fn next(state: TransactionState, event: Event) -> Result<TransactionS
         (S::Released | S::Delivering | S::Delivered, Event::Settle)
         // A settled purchase can be fetched again: that delivery changes the state no more.
         | (S::Settled, Event::Count | Event::Deliver | Event::Settle) => S::Settled,
+        // What seeders delivered before it was taken back is counted and paid after it, and changes the state no more.
         (S::Released | S::Delivering | S::Delivered | S::Settled, Event::Refund)
-        | (S::Refunded, Event::Refund | Event::Revoke) => S::Refunded,
-        (S::Reserved | S::Released | S::Delivering | S::Delivered | S::Settled | S::Revoked, Event::Revoke) => {
-            S::Revoked
-        }
+        | (S::Refunded, Event::Refund | Event::Revoke | Event::Count | Event::Deliver | Event::Settle) => S::Refunded,
+        (S::Reserved | S::Released | S::Delivering | S::Delivered | S::Settled, Event::Revoke)
+        | (S::Revoked, Event::Revoke | Event::Count | Event::Deliver | Event::Settle) => S::Revoked,
         _ => {
             let detail = format!("the transaction is {} and cannot be {}", state.as_str(), event.past());
             return Err(Refusal::new(RefusalCode::WrongState, detail));
@@ -71,6 +71,11 @@ pub(crate) fn next(state: TransactionState, event: Event) -> Result<TransactionS
 pub(crate) fn is_over(state: TransactionState) -> bool {
     use TransactionState as S;
     matches!(state, S::Settled | S::Expired | S::Cancelled | S::Revoked | S::Refunded)
+}
+
+/// It was refunded or revoked: nobody holds it any more, and no money is taken for it.
+pub(super) fn is_taken_back(state: TransactionState) -> bool {
+    matches!(state, TransactionState::Revoked | TransactionState::Refunded)
 }
 
 #[cfg(test)]
@@ -98,9 +103,9 @@ mod tests {
             (Event::Release, "released - - - - - - - -"),
             (Event::Expire, "expired - - - - expired - - -"),
             (Event::Cancel, "cancelled - - - - - cancelled - -"),
-            (Event::Count, "- delivering delivering delivered settled - - - -"),
-            (Event::Deliver, "- delivered delivered delivered settled - - - -"),
-            (Event::Settle, "- settled settled settled settled - - - -"),
+            (Event::Count, "- delivering delivering delivered settled - - revoked refunded"),
+            (Event::Deliver, "- delivered delivered delivered settled - - revoked refunded"),
+            (Event::Settle, "- settled settled settled settled - - revoked refunded"),
             (Event::Refund, "- refunded refunded refunded refunded - - - refunded"),
             (Event::Revoke, "revoked revoked revoked revoked revoked - - revoked refunded"),
         ];

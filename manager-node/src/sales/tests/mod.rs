@@ -1,6 +1,7 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
 mod moving;
+mod refunds;
 mod schedules;
 pub(crate) mod shop;
 
@@ -225,11 +226,18 @@ async fn a_release_captures_the_sale_and_a_refund_takes_all_of_it_back() {
         let answer = shop.sales(SalesRequest::Refund { transaction: id }).await.unwrap();
         assert_eq!(answer, SalesResponse::State(TransactionState::Refunded));
     }
-    let ledger = shop.control(json!({"cmd": "ledger"})).await.unwrap();
-    assert_eq!(ledger["accounts"], json!([]));
     assert!(shop.is_revoked(id));
     assert_eq!(code(shop.ticket(id).await), "revoked");
     assert_eq!(code(shop.complete(id).await), "revoked");
+    // Nothing is left but what is set aside for receipts that may be on their way.
+    let ledger = async || shop.control(json!({"cmd": "ledger"})).await.unwrap()["accounts"].take();
+    let set_aside = json!([
+        {"account": format!("merchant-due:{merchant}"), "minor": 7, "currency": "USD"},
+        {"account": "escrow", "minor": -7, "currency": "USD"},
+    ]);
+    assert_eq!(ledger().await, set_aside);
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
+    assert_eq!(ledger().await, json!([]));
     let credit = shop.control(json!({"cmd": "credit", "merchant": merchant, "currency": "USD"})).await.unwrap();
     assert_eq!((credit["open"].as_u64(), credit["owed"].as_u64()), (Some(0), Some(0)));
     shop.close().await;
@@ -244,12 +252,14 @@ async fn a_refund_leaves_what_seeders_earned_with_the_merchant() {
     assert_eq!(shop.state(id), TransactionState::Delivering);
     shop.control(json!({"cmd": "refund", "id": id})).await.unwrap();
     assert_eq!(shop.state(id), TransactionState::Refunded);
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
+    assert_eq!(shop.state(id), TransactionState::Refunded);
     // Half a MiB at 10 minor units a MiB.
     assert_eq!(shop.balance(&format!("seeder:{}", shop.seeders[0].peer_id())).await, -5);
     assert_eq!(shop.balance(&format!("merchant-due:{}", shop.merchant.peer_id())).await, 5);
     assert_eq!(shop.balance("rights-holder:Band").await, 0);
     assert_eq!(shop.balance("escrow").await, 0);
-    // A receipt that comes later is kept, and not paid.
+    // A receipt that comes after the closing is kept, and not paid.
     outbox.send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
     assert_eq!(shop.balance(&format!("seeder:{}", shop.seeders[0].peer_id())).await, -5);
     shop.close().await;
@@ -257,7 +267,7 @@ async fn a_refund_leaves_what_seeders_earned_with_the_merchant() {
 
 #[tokio::test]
 async fn a_merchant_cannot_come_to_owe_more_than_its_credit() {
-    let config = Config { credit_limit: 15, ..Terms::default().config };
+    let config = Config { credit_limit: 15, close_grace_ms: 1, ..Terms::default().config };
     let shop = Shop::open(Terms { config, ..Terms::default() }).await;
     shop.buy("1").await;
     let (second, _) = shop.buy("2").await;
@@ -267,6 +277,9 @@ async fn a_merchant_cannot_come_to_owe_more_than_its_credit() {
     assert_eq!(code(shop.sales(release.clone()).await), "limit-reached");
     assert_eq!(shop.state(transaction), TransactionState::Reserved);
     shop.sales(SalesRequest::Refund { transaction: second }).await.unwrap();
+    // It is still set aside for receipts that are on their way.
+    assert_eq!(code(shop.sales(release.clone()).await), "limit-reached");
+    chore::step(&shop.ctx, shop.delivery(second, 1).unwrap().due_at).await.unwrap();
     shop.sales(release).await.unwrap();
     shop.close().await;
 }

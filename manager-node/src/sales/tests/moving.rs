@@ -18,7 +18,13 @@ impl Shop {
         Signed::sign(&Move { network: self.ctx.network(), transaction, to, generation, at: now_ms() }, by)
     }
 
-    async fn move_on(&self, id: TransactionId, by: &Keypair, to: PeerId, generation: u32) -> Result<u32, Refusal> {
+    pub(crate) async fn move_on(
+        &self,
+        id: TransactionId,
+        by: &Keypair,
+        to: PeerId,
+        generation: u32,
+    ) -> Result<u32, Refusal> {
         let word = self.word(id, by, to, generation);
         match self.mailbox_as(by, MailboxRequest::Move { word }).await? {
             MailboxResponse::Moved { generation } => Ok(generation),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
-use protocol::api::SalesRequest;
+use protocol::api::{SalesRequest, TransactionState};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{DeliveryId, Receipt, SealedBatch};
 use protocol::settling::PARTS_PER_MICRO;
@@ -273,6 +273,7 @@ impl Run {
         let owed = |account: &str| -accounts.get(account).copied().unwrap_or(0);
 
         let (mut charged, mut set_aside, mut held, mut earned) = (0, 0, 0, [0u128; SEEDERS]);
+        let (mut due, mut merchants, mut bound) = (0, 0, 0);
         for id in self.sales.values() {
             let (sale, delivery) = (self.shop.sale(*id), self.shop.delivery(*id, PAID_DELIVERY));
             let Some((release, delivery)) = sale.release.zip(delivery) else { continue };
@@ -280,6 +281,17 @@ impl Run {
             let open = release.captured && delivery.closed.is_none();
             let escrow = i64::try_from(release.split.escrow).unwrap();
             held += if open { escrow } else { 0 };
+            bound += if delivery.closed.is_none() { escrow } else { 0 };
+            // What the merchant owes and has: all of a sale until it is refunded; then what is set aside, or was spent.
+            let spent = delivery.closed.as_ref().map_or(0, |closed| i64::try_from(closed.charged).unwrap());
+            match (sale.state, release.captured) {
+                (TransactionState::Refunded, true) if open => due += escrow,
+                (TransactionState::Refunded, true) | (_, false) => due += spent,
+                (_, true) => {
+                    due += i64::try_from(release.split.price.minor).unwrap();
+                    merchants += i64::try_from(release.split.merchant).unwrap() + if open { 0 } else { escrow - spent };
+                }
+            }
             let Some(closed) = delivery.closed else { continue };
             let parts: u128 = closed.lines.iter().map(|line| line.parts).sum();
             assert!(parts <= u128::from(delivery.ceiling) * PARTS_PER_MICRO, "over the ceiling: {closed:?}");
@@ -294,6 +306,12 @@ impl Run {
             }
         }
         assert_eq!(owed("escrow"), held, "{ledger}");
+        let merchant = self.shop.merchant.peer_id();
+        assert_eq!(owed(&format!("merchant-due:{merchant}")), -due, "{ledger}");
+        assert_eq!(owed(&format!("merchant-earned:{merchant}")), merchants, "{ledger}");
+        let asked = json!({"cmd": "credit", "merchant": merchant, "currency": "USD"});
+        let credit = self.shop.control(asked).await.unwrap();
+        assert_eq!((&credit["open"], &credit["owed"]), (&json!(bound), &json!(charged)), "{ledger}");
         // Each seeder has what it earned, to the minor unit, and all of them no more than was set aside for them.
         let credited: Vec<i64> =
             (0..SEEDERS).map(|n| owed(&format!("seeder:{}", self.shop.seeders[n].peer_id())) + self.paid[n]).collect();
@@ -301,6 +319,15 @@ impl Run {
         assert_eq!(credited, whole, "{ledger}");
         assert_eq!(credited.iter().sum::<i64>() + owed("seeder-pot"), charged, "{ledger}");
         assert!(charged <= set_aside, "{ledger}");
+    }
+
+    /// A year later nothing waits any more, and nothing is set aside.
+    async fn end(mut self) -> Run {
+        self = self.step(Step::Time).await;
+        self.check().await;
+        let ledger = self.ledger().await;
+        assert!(ledger["accounts"].as_array().unwrap().iter().all(|a| a["account"] != "escrow"), "{ledger}");
+        self
     }
 
     /// Everything again, as after a crash that lost every answer: nothing moves.
@@ -331,6 +358,7 @@ proptest! {
             }
             run = Box::pin(run.replay()).await;
             run.check().await;
+            run = Box::pin(run.end()).await;
             let postings = run.ledger().await["postings"].as_array().unwrap().len();
             run.shop.close().await;
             let mut tally = TALLY.lock().unwrap();
