@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::new_file::write_whole;
+use super::new_file::{new_place, write_whole};
 use super::output::{self, Answer, field};
 use super::{Global, parse_peer, progress, text_argument};
 
@@ -211,11 +211,8 @@ pub(crate) fn id(args: &IdArgs, global: &Global) -> Result<ExitCode> {
 
 /// `willcall buy`
 pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
-    if let Some(path) = &args.output
-        && path.exists()
-    {
-        bail!("{} exists already; name another file for the ticket", path.display());
-    }
+    // Before anything is paid.
+    args.output.as_deref().map(new_place).transpose()?;
     let home = args.home.open()?;
     let request = BuyRequest {
         merchant_url: args.merchant,

@@ -211,6 +211,16 @@ fn purchases_and_tickets() {
     buy(&id, "nonsense", &small, &[]).refused(&["'nonsense'", "https://shop.example/"]);
     buy(&id, "http://127.0.0.1:1", &small, &[]).refused(&["127.0.0.1:1", "not pay twice"]);
 
+    // A ticket that would have no place is not paid for.
+    let orders = || network.of("merchant", args!["orders"]).ok()["orders"].as_array().unwrap().len();
+    let before = orders();
+    for (place, why) in [("none/ticket", "there is no folder"), ("manager", "is a folder"), ("song/x", "not a folder")]
+    {
+        let place = network.path(place).display().to_string();
+        buy(&id, &shop, &network.voucher, &["-o", &place]).refused(&["cannot write", &place, why]);
+    }
+    assert_eq!(orders(), before);
+
     let bought = network.buy(&product, "client");
     let fetch = |ticket: &std::ffi::OsStr, home: &str| {
         run(args!["fetch", ticket, "--home", network.path(home), "-o", network.path("out")])
