@@ -182,8 +182,19 @@ fn a_fetch_that_was_killed_is_named_with_what_it_left() {
     let goods = network.path("goods.bin");
     fs::write(&goods, bytes(6, 4_000_000)).unwrap();
     let product = network.publish(&goods, &[]);
-    let bought = network.buy(&product, "client");
     let out = network.path("out");
+    // Too short for anything to be noted; the next run notes what it finds before it goes on.
+    let bought = network.buy(&product, "hurried");
+    for percent in ["20", "40"] {
+        let mut hurried = bought.fetching(&network.path("hurried-out"));
+        hurried.extend(args!["--limit", "500kB", "--progress"]);
+        let mut job = Job::start(hurried);
+        job.says(&format!("\"percent\":{percent}"));
+        job.kill();
+    }
+    assert!(number(&delivery(&bought), "have_bytes") > 400_000, "{}", delivery(&bought));
+
+    let bought = network.buy(&product, "client");
     let mut fetching = bought.fetching(&out);
     // Long enough for what came to be noted.
     fetching.extend(args!["--limit", "500kB", "--progress"]);

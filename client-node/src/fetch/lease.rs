@@ -14,6 +14,8 @@ use super::ticket::{self, Checked};
 use super::{FetchProgress, LeaseView};
 use crate::home::now_ms;
 
+/// A try that is under way ends at about this time: a call to the manager has as long.
+const TRY_MS: u64 = 10_000;
 /// The clock is looked at so often while there is nothing to do: it may be set, and machines sleep.
 const LOOK_MS: u64 = 60_000;
 /// Tries are a sixteenth of the lease's life apart, within these bounds.
@@ -31,12 +33,7 @@ impl Run<'_> {
         let mut progress = self.progress.subscribe();
         loop {
             let (now, lease) = (now_ms(), &checked.lease);
-            let view = LeaseView { until: lease.end, next_try: next, problem: problem.clone() };
-            self.progress.send_if_modified(|p: &mut FetchProgress| {
-                let changed = p.lease.as_ref() != Some(&view);
-                p.lease = Some(view);
-                changed
-            });
+            self.tell_lease(lease, next, problem.clone());
             let gone = key_is_gone(&progress.borrow_and_update()) && now >= gone_next;
             if now < next && !gone {
                 tokio::select! {
@@ -54,6 +51,7 @@ impl Run<'_> {
             let retry = (lease.end.saturating_sub(lease.start) / 16).clamp(*RETRY_MS.start(), *RETRY_MS.end());
             let Lease { end, delivery, issued_at, .. } = *lease;
             let is_newer = |lease: &Lease| lease.end > end || gone && lease.issued_at > issued_at;
+            self.tell_lease(lease, now_ms().saturating_add(TRY_MS), problem.clone());
             match ticket::renew(self.home, self.link, checked).await {
                 Ok(renewed) if renewed.lease.delivery == delivery && is_newer(&renewed.lease) => {
                     credential.send_replace(renewed.credential());
@@ -72,6 +70,15 @@ impl Run<'_> {
                 next = now_ms().saturating_add(retry);
             }
         }
+    }
+
+    fn tell_lease(&self, lease: &Lease, next_try: u64, problem: Option<String>) {
+        let view = LeaseView { until: lease.end, next_try, problem };
+        self.progress.send_if_modified(|p: &mut FetchProgress| {
+            let changed = p.lease.as_ref() != Some(&view);
+            p.lease = Some(view);
+            changed
+        });
     }
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Coordinator {
     /// By [`running_ms`].
     progressed_at: u64,
     unsynced: u64,
+    /// What an earlier run left is not noted yet.
+    found: bool,
     synced_at: Instant,
     new_bytes: u64,
     new_chunks: u32,
@@ -163,6 +165,7 @@ impl Coordinator {
             started: now,
             progressed_at: running_ms(),
             unsynced: 0,
+            found: false,
             synced_at: now,
             new_bytes: 0,
             new_chunks: 0,
@@ -512,10 +515,10 @@ impl Coordinator {
             return;
         }
         let limits = &self.job.limits;
-        let due = self.unsynced > 0 && self.synced_at.elapsed() >= limits.sync_every;
+        let due = self.unsynced > 0 && (self.found || self.synced_at.elapsed() >= limits.sync_every);
         let busy = self.syncing.is_some() || self.remembering.is_some();
         if !busy && (due || self.unsynced >= limits.sync_bytes) && self.remember() {
-            self.unsynced = 0;
+            (self.unsynced, self.found) = (0, false);
             self.synced_at = Instant::now();
         }
     }

@@ -23,6 +23,8 @@ impl Coordinator {
     /// So many bytes were here and not noted.
     pub(super) fn adopted(&mut self, bytes: u64) {
         self.adopted_bytes += bytes;
+        self.unsynced += bytes;
+        self.found |= bytes > 0;
         self.job.adopted.fetch_add(bytes, Ordering::Relaxed);
     }
 
