@@ -20,7 +20,7 @@ mod check;
 mod keys;
 mod vouching;
 
-pub use check::{Claimant, Facts, Line, Report, SeederShare, check_statement_files, check_statements};
+pub use check::{Claimant, Facts, Line, Received, Report, SeederShare, check_statement_files, check_statements};
 pub use keys::KeySets;
 
 /// The manager's word on where a transaction stood at a moment.

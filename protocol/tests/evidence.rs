@@ -18,7 +18,7 @@ use protocol::evidence::{
 use protocol::receipt::Ack;
 use protocol::sections::{Format, Section};
 use protocol::signed::Document;
-use protocol::ticket::TransactionData;
+use protocol::ticket::{Lease, TransactionData};
 use protocol::trust::{KeyPurpose, KeyState};
 use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use world::{NOW, samples, *};
@@ -69,6 +69,39 @@ fn pack_of(transaction: TransactionId) -> EvidencePack {
     pack
 }
 
+#[test]
+fn what_another_peer_signed_is_not_the_designated_clients() {
+    let mut pack = pack();
+    let lease = pack.leases[0].peek().unwrap();
+    let (next, other) = (lease.delivery + 1, stranger());
+    let moved = Lease { client: other.peer_id(), delivery: next, ..lease };
+    pack.leases.push(Signed::sign(&moved, &network_key(KeyPurpose::Ticket)));
+    // The designated client never had anything; all of it is the other's.
+    for signed in std::mem::take(&mut pack.acks) {
+        let mut ack = signed.peek().unwrap();
+        ack.delivery.delivery = next;
+        pack.add_ack(Signed::sign(&ack, &other));
+    }
+    for signed in std::mem::take(&mut pack.completions) {
+        let mut completion = signed.peek().unwrap();
+        completion.delivery.delivery = next;
+        pack.completions.push(Signed::sign(&completion, &other));
+    }
+    let report = pack.verify(&root().peer_id());
+    let facts = report.facts;
+    assert_eq!(facts.client, Some(client().peer_id()));
+    assert_eq!((facts.received.acknowledged_bytes, facts.received.completed_at), (Some(0), None));
+    assert_eq!(facts.received.last_acknowledged_at, None);
+    let (peer, others) = facts.others.iter().next().unwrap();
+    assert_eq!((peer, facts.others.len()), (&other.peer_id(), 1));
+    assert_eq!(others.acknowledged_bytes, facts.content_bytes);
+    assert!(others.completed_at.is_some() && others.last_acknowledged_at.is_some());
+    assert!(facts.seeders.iter().all(|share| share.client == other.peer_id()) && facts.seeders.len() == 2);
+    let who = format!("says {}, whom a lease names", other.peer_id());
+    let said: Vec<_> = report.lines.iter().filter(|line| line.claim.contains(&who)).collect();
+    assert_eq!(said.len(), 3, "two acknowledgements and a completion: {said:#?}");
+}
+
 fn non_delivery_of(pack: &EvidencePack, by: u64) -> Signed<NonDelivery> {
     let transaction = pack.data.peek().unwrap().transaction;
     let word = NonDelivery { transaction, transaction_data: pack.data.digest(), by, ..samples::non_delivery() };
@@ -83,10 +116,10 @@ fn a_whole_file_proves_who_got_what_from_whom_and_when() {
     let facts = report.facts;
     assert_eq!((facts.client, facts.merchant), (Some(client().peer_id()), Some(merchant().peer_id())));
     // Chunk 1 was acknowledged to both, and counts once.
-    assert_eq!(facts.acknowledged_bytes, facts.content_bytes);
+    assert_eq!(facts.received.acknowledged_bytes, facts.content_bytes);
     assert_eq!(facts.seeders.len(), 2);
     assert_eq!((facts.price, facts.key_set_version), (Some(price()), Some(3)));
-    assert!(facts.completed_at.is_some() && facts.endorsed && facts.released);
+    assert!(facts.received.completed_at.is_some() && facts.endorsed && facts.released);
     // When the manager says where the sale stands is not when it came to stand there.
     let record = report.lines.iter().find(|line| line.section == "delivery record").unwrap();
     assert!(record.claim.starts_with(&format!("as of {} ms, the order", NOW + DAY)), "{}", record.claim);
@@ -259,7 +292,7 @@ fn several_acknowledgements_of_one_seeder_are_one_share() {
     assert!(report.ok);
     let mut chunks: Vec<u32> = report.facts.seeders.iter().map(|share| share.chunks).collect();
     chunks.sort_unstable();
-    assert_eq!((chunks.as_slice(), report.facts.last_acknowledged_at), ([2, 2].as_slice(), Some(NOW)));
+    assert_eq!((chunks.as_slice(), report.facts.received.last_acknowledged_at), ([2, 2].as_slice(), Some(NOW)));
 }
 
 /// What the client signed, with a change that it signed as well.

@@ -75,7 +75,10 @@ fn bad(report: &Report) -> Vec<&str> {
 
 fn proves_nothing(report: &Report) {
     assert!(!report.ok && report.facts.transaction.is_none(), "{report:#?}");
-    assert!(report.facts.acknowledged_bytes.is_none() && report.facts.completed_at.is_none(), "{report:#?}");
+    assert!(
+        report.facts.received.acknowledged_bytes.is_none() && report.facts.received.completed_at.is_none(),
+        "{report:#?}"
+    );
 }
 
 #[test]
@@ -83,8 +86,8 @@ fn the_delivery_record_vouches_for_the_sale_and_its_leases_and_the_sale_for_its_
     for revoked in [vec![KeyPurpose::Ticket], vec![KeyPurpose::Ticket, KeyPurpose::Catalogue]] {
         let report = judge(&pack(&revoked));
         assert!(report.ok && !report.key_revoked, "{report:#?}");
-        assert_eq!(report.facts.acknowledged_bytes, report.facts.content_bytes);
-        assert!(report.facts.completed_at.is_some() && report.facts.released);
+        assert_eq!(report.facts.received.acknowledged_bytes, report.facts.content_bytes);
+        assert!(report.facts.received.completed_at.is_some() && report.facts.released);
         // It is said which lines hold by another key's word alone.
         let by = |section: &str| line(&report, section).vouched_by.clone();
         let record = Some("the delivery record".to_owned());
@@ -125,8 +128,8 @@ fn without_a_voucher_nothing_hangs_on_a_revoked_key() {
     let report = judge(&renewed);
     assert_eq!(line(&report, "transaction data").vouched_by.as_deref(), Some("lease 2"));
     assert_eq!(bad(&report), ["lease 1"]);
-    assert!(report.facts.released && report.facts.completed_at.is_some());
-    assert_eq!(report.facts.acknowledged_bytes, report.facts.content_bytes);
+    assert!(report.facts.released && report.facts.received.completed_at.is_some());
+    assert_eq!(report.facts.received.acknowledged_bytes, report.facts.content_bytes);
 }
 
 #[test]
@@ -169,7 +172,7 @@ fn whoever_stole_the_ticket_key_forges_nothing_with_true_records_at_hand() {
     let report = judge(&forged);
     assert_eq!(bad(&report), ["lease 2", "acknowledgement 2", "completion 2"]);
     assert_eq!(report.facts.seeders.len(), 1);
-    assert!(report.facts.completed_at.is_some_and(|at| at > 1));
+    assert!(report.facts.received.completed_at.is_some_and(|at| at > 1));
     // The same bytes under the stolen key again are another document, which no record names: but they are the same bytes.
     let signed_again = Signed::sign(&whole.data.peek().unwrap(), &stolen);
     assert_eq!(signed_again.digest(), whole.data.digest(), "a signature is a function of key and bytes");

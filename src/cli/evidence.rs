@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{Gathered, LinkOptions};
-use protocol::evidence::{EvidencePack, Line, StatementFile, check_statement_files};
+use protocol::evidence::{EvidencePack, Line, Received, StatementFile, check_statement_files};
 use protocol::trust::JoinLine;
 use protocol::{NetworkId, PeerId, TransactionId};
 use serde_json::json;
@@ -133,13 +133,11 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             lines.push(format!("  manifest            {}", text(facts.manifest)));
             lines.push(format!("  paid, says merchant {}", facts.endorsed));
             lines.push(format!("  released            {}", facts.released));
-            let bytes = match (facts.acknowledged_bytes, facts.content_bytes) {
-                (Some(have), Some(all)) => format!("{have} of {all}"),
-                _ => "unknown: the manifest is not in the file".to_owned(),
-            };
-            lines.push(format!("  bytes acknowledged  {bytes}"));
-            lines.push(format!("  last acknowledged   {}", when(facts.last_acknowledged_at)));
-            lines.push(format!("  completed           {}", when(facts.completed_at)));
+            lines.extend(received(&facts.received, facts.content_bytes));
+            for (peer, other) in &facts.others {
+                lines.push(format!("  moved, says manager to {peer}, who signed:"));
+                lines.extend(received(other, facts.content_bytes).map(|line| format!("  {line}")));
+            }
             let by = when(facts.nothing_acknowledged_by);
             match (facts.nothing_acknowledged_by, facts.nothing_acknowledged_since) {
                 (Some(_), None) => lines.push(format!("  nothing came in by  {by}")),
@@ -167,6 +165,20 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     lines.push(if report.ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
     Answer::new(serde_json::to_value(&report)?, lines.join("\n")).print(global.json)?;
     Ok(code(report.ok))
+}
+
+/// What one peer signed to have received.
+fn received(received: &Received, content_bytes: Option<u64>) -> [String; 3] {
+    let bytes = match (received.acknowledged_bytes, content_bytes) {
+        (Some(have), Some(all)) => format!("{have} of {all}"),
+        (None, Some(all)) => format!("0 of {all}"),
+        (_, None) => "unknown: the manifest is not in the file".to_owned(),
+    };
+    [
+        format!("  bytes acknowledged  {bytes}"),
+        format!("  last acknowledged   {}", when(received.last_acknowledged_at)),
+        format!("  completed           {}", when(received.completed_at)),
+    ]
 }
 
 fn version(version: Option<u64>) -> String {

@@ -268,8 +268,8 @@ async fn evidence_of_a_sale_is_proven_with_the_root_key_alone() {
     assert_eq!(report.by, Exporter::Manager);
     let facts = &report.facts;
     assert_eq!((facts.client, facts.product), (Some(shop.client.peer_id()), Some(shop.product)));
-    assert_eq!(facts.acknowledged_bytes, Some(10 * u64::from(CHUNK)));
-    assert!(facts.endorsed && facts.released && facts.completed_at.is_some());
+    assert_eq!(facts.received.acknowledged_bytes, Some(10 * u64::from(CHUNK)));
+    assert!(facts.endorsed && facts.released && facts.received.completed_at.is_some());
     assert_eq!(facts.seeders.len(), 2);
     let claims = |by| report.lines.iter().filter(|line| line.claimed_by == by).count();
     assert_eq!((claims(Claimant::ClientSigned), claims(Claimant::MerchantSigned)), (3, 1));
@@ -355,7 +355,7 @@ async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
     assert_eq!(nothing_came(late).await, heard);
     let report = crate::evidence::pack(&shop.ctx, late, now_ms()).unwrap().verify(&shop.ctx.trust().root());
     assert!(report.ok, "{report:#?}");
-    assert_eq!(report.facts.acknowledged_bytes, Some(8 * u64::from(CHUNK)));
+    assert_eq!(report.facts.received.acknowledged_bytes, Some(8 * u64::from(CHUNK)));
     assert_eq!(report.lines.iter().filter(|line| line.claimed_by == Claimant::ClientSigned).count(), 2);
 
     // The same of one that moved out of the store in between, before and after it is back.

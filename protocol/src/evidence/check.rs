@@ -72,6 +72,8 @@ pub struct Line {
 pub struct SeederShare {
     /// Who.
     pub seeder: PeerId,
+    /// Who signed it: the designated client, or whom a lease names instead.
+    pub client: PeerId,
     /// In which delivery.
     pub delivery: u32,
     /// Chunks.
@@ -80,6 +82,18 @@ pub struct SeederShare {
     pub bytes: Option<u64>,
     /// The client's clock, unix milliseconds.
     pub at: u64,
+}
+
+/// What one peer signed to have received.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Received {
+    /// Bytes of the content, each counted once; absent without the manifest.
+    pub acknowledged_bytes: Option<u64>,
+    /// Time of its newest acknowledgement, by its own clock, unix milliseconds.
+    pub last_acknowledged_at: Option<u64>,
+    /// When it signed that all of it is there, by its own clock, unix milliseconds.
+    pub completed_at: Option<u64>,
 }
 
 /// What follows from the lines that hold.
@@ -104,12 +118,11 @@ pub struct Facts {
     pub released: bool,
     /// Bytes of the content.
     pub content_bytes: Option<u64>,
-    /// Bytes that the client signed to have received, each counted once; absent without the manifest.
-    pub acknowledged_bytes: Option<u64>,
-    /// Time of the newest acknowledgement, by the client's clock, unix milliseconds.
-    pub last_acknowledged_at: Option<u64>,
-    /// When the client signed that all of it is there, by its clock, unix milliseconds.
-    pub completed_at: Option<u64>,
+    /// What the designated client signed to have received.
+    #[serde(flatten)]
+    pub received: Received,
+    /// The same of peers that leases name in its place: that the purchase moved to them is the manager's word.
+    pub others: BTreeMap<PeerId, Received>,
     /// What each seeder was acknowledged for.
     pub seeders: Vec<SeederShare>,
     /// By then nothing had been acknowledged to the manager, unix milliseconds …
@@ -171,6 +184,14 @@ impl Lines {
         };
         self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem, vouched_by });
         value
+    }
+}
+
+/// Who says so, where it is not the designated client.
+fn instead(client: &PeerId, designated: &PeerId) -> String {
+    match client == designated {
+        true => String::new(),
+        false => format!(", says {client}, whom a lease names instead of the designated client"),
     }
 }
 
@@ -362,6 +383,14 @@ impl Check<'_> {
         Some(Layout::from(&manifest))
     }
 
+    /// What is known of one peer.
+    fn received(&mut self, client: PeerId) -> &mut Received {
+        match client == self.data.client {
+            true => &mut self.facts.received,
+            false => self.facts.others.entry(client).or_default(),
+        }
+    }
+
     /// Whose signature counts for a delivery: the client of a lease for it, or the designated one.
     fn clients(&self, leases: &[Lease], delivery: u32) -> Vec<PeerId> {
         let mut clients: Vec<PeerId> =
@@ -373,15 +402,16 @@ impl Check<'_> {
     }
 
     fn acks(&mut self, leases: &[Lease], layout: Option<Layout>) {
-        let network = self.network();
-        let mut union: BTreeMap<u32, ChunkSet> = BTreeMap::new();
-        let mut shares: BTreeMap<(u32, PeerId), (ChunkSet, u64)> = BTreeMap::new();
+        let (network, designated) = (self.network(), self.data.client);
+        let mut union: BTreeMap<(PeerId, u32), ChunkSet> = BTreeMap::new();
+        let mut shares: BTreeMap<(u32, PeerId, PeerId), (ChunkSet, u64)> = BTreeMap::new();
         for (number, signed) in self.pack.acks.iter().enumerate() {
             let found = signed.peek().map_err(|e| e.to_string()).and_then(|ack| {
                 let delivery = DeliveryId { transaction: self.data.transaction, delivery: ack.delivery.delivery };
                 let mut result = Err("no client".to_owned());
                 for client in self.clients(leases, delivery.delivery) {
                     result = Ack::check(signed, &client, &network, delivery, &self.data.manifest, &ack.seeder)
+                        .map(|ack| (ack, client))
                         .map_err(|e| text(&e));
                     if result.is_ok() {
                         break;
@@ -393,67 +423,76 @@ impl Check<'_> {
                 result
             });
             let bytes = |ack: &Ack| layout.map(|layout| layout.bytes(&ack.chunks));
-            let claim = |ack: Option<&Ack>| match ack {
-                Some(ack) => format!(
-                    "{} chunks{} of delivery {} came from seeder {} by {} ms",
+            let claim = |found: Option<&(Ack, PeerId)>| match found {
+                Some((ack, client)) => format!(
+                    "{} chunks{} of delivery {} came from seeder {} by {} ms{}",
                     ack.chunks.len(),
                     bytes(ack).map_or_else(String::new, |bytes| format!(" ({bytes} bytes)")),
                     ack.delivery.delivery,
                     ack.seeder,
-                    ack.at
+                    ack.at,
+                    instead(client, &designated)
                 ),
                 None => "an acknowledgement".to_owned(),
             };
             let section = format!("acknowledgement {}", number + 1);
-            if let Some(ack) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
-                self.facts.last_acknowledged_at = self.facts.last_acknowledged_at.max(Some(ack.at));
-                let all = union.entry(ack.delivery.delivery).or_default();
+            if let Some((ack, client)) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
+                let received = self.received(client);
+                received.last_acknowledged_at = received.last_acknowledged_at.max(Some(ack.at));
+                let all = union.entry((client, ack.delivery.delivery)).or_default();
                 *all = all.union(&ack.chunks);
                 // An older one of the same seeder adds nothing to it.
-                let share = shares.entry((ack.delivery.delivery, ack.seeder)).or_default();
+                let share = shares.entry((ack.delivery.delivery, ack.seeder, client)).or_default();
                 *share = (share.0.union(&ack.chunks), share.1.max(ack.at));
             }
         }
         self.facts.seeders = shares
             .into_iter()
-            .map(|((delivery, seeder), (chunks, at))| SeederShare {
+            .map(|((delivery, seeder, client), (chunks, at))| SeederShare {
                 seeder,
+                client,
                 delivery,
                 chunks: chunks.len(),
                 bytes: layout.map(|layout| layout.bytes(&chunks)),
                 at,
             })
             .collect();
-        // Of several downloads the one that came furthest says how much the client had.
-        self.facts.acknowledged_bytes =
-            layout.map(|layout| union.values().map(|chunks| layout.bytes(chunks)).max().unwrap_or(0));
+        // Of several downloads the one that came furthest says how much a peer had.
+        self.facts.received.acknowledged_bytes = layout.map(|_| 0);
+        for ((client, _), chunks) in union {
+            let bytes = layout.map(|layout| layout.bytes(&chunks));
+            let received = self.received(client);
+            received.acknowledged_bytes = received.acknowledged_bytes.max(bytes);
+        }
     }
 
     fn completions(&mut self, leases: &[Lease]) {
-        let network = self.network();
+        let (network, designated) = (self.network(), self.data.client);
         for (number, signed) in self.pack.completions.iter().enumerate() {
             let found = signed.peek().map_err(|e| e.to_string()).and_then(|completion| {
                 let id = DeliveryId { transaction: self.data.transaction, delivery: completion.delivery.delivery };
                 let mut result = Err("no client".to_owned());
                 for client in self.clients(leases, id.delivery) {
-                    result =
-                        Completion::check(signed, &client, &network, id, &self.data.manifest).map_err(|e| text(&e));
+                    result = Completion::check(signed, &client, &network, id, &self.data.manifest)
+                        .map(|completion| (completion, client))
+                        .map_err(|e| text(&e));
                     if result.is_ok() {
                         break;
                     }
                 }
                 result
             });
-            let claim = |completion: Option<&Completion>| match completion {
-                Some(c) => {
-                    let n = c.delivery.delivery;
-                    format!("all of delivery {n} was received and verified by {} ms", c.at)
+            let claim = |found: Option<&(Completion, PeerId)>| match found {
+                Some((c, client)) => {
+                    let (n, who) = (c.delivery.delivery, instead(client, &designated));
+                    format!("all of delivery {n} was received and verified by {} ms{who}", c.at)
                 }
                 None => "a completion".to_owned(),
             };
             let section = format!("completion {}", number + 1);
-            if let Some(c) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
-                self.facts.completed_at = Some(self.facts.completed_at.map_or(c.at, |before| before.min(c.at)));
+            if let Some((c, client)) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
+                let completed = &mut self.received(client).completed_at;
+                *completed = Some(completed.map_or(c.at, |before| before.min(c.at)));
             }
         }
     }

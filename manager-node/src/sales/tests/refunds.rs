@@ -101,7 +101,7 @@ async fn receipts_that_a_refund_overtakes_are_paid_and_the_rest_comes_back_at_th
     // What a seeder can show for it, and the evidence of the sale.
     let report = crate::evidence::pack(&shop.ctx, id, now_ms()).unwrap().verify(&shop.ctx.trust().root());
     assert!(report.ok, "{report:#?}");
-    assert_eq!(report.facts.acknowledged_bytes, Some(8 * u64::from(CHUNK)));
+    assert_eq!(report.facts.received.acknowledged_bytes, Some(8 * u64::from(CHUNK)));
     shop.close().await;
 }
 
