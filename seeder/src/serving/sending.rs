@@ -99,10 +99,6 @@ impl Line {
         }
     }
 
-    fn is_limited(&self) -> bool {
-        self.piece() < usize::MAX
-    }
-
     /// Most bytes to send before the limits are asked again.
     fn piece(&self) -> usize {
         self.own.piece().min(self.process.piece())
@@ -226,8 +222,7 @@ async fn send_bytes<W: AsyncWrite + Unpin>(
         let write = async {
             writer.write_all(&head).await?;
             writer.write_all(piece).await?;
-            // Until all of a chunk is written it is on its way anyhow.
-            if later.is_empty() || line.is_limited() { writer.flush().await } else { Ok(()) }
+            writer.flush().await
         };
         in_time(time.left, async { write.await.map_err(|_: std::io::Error| SendEnd::Broken) }).await?;
         time.spend(piece.len(), began.elapsed());
