@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::support::{Network, args, bytes, run, same, text, until};
+use super::support::{Job, Network, args, bytes, run, same, text, until};
 
 fn state(network: &Network, product: &str) -> String {
     let listed = network.of("manager", args!["products"]).ok();
@@ -82,5 +82,52 @@ fn a_stolen_catalogue_key_stops_sales_until_the_products_are_signed_again() {
         same(&file, &goods);
         network.settled(&bought.transaction);
     }
+    network.assert_books();
+}
+
+#[test]
+fn a_running_download_ends_by_name_when_the_key_under_its_product_is_stolen() {
+    let network = Network::start(2);
+    let file = network.path("film");
+    fs::write(&file, bytes(4, 4 << 20)).unwrap();
+    let product = network.publish(&file, &[]);
+    let [bought, idle] = ["runs", "came-by"].map(|client| network.buy(&product, client));
+    // One that has met the network, has a part of it, and hears of nothing.
+    let slow = |bought: &super::support::Bought, out: &str| {
+        let mut fetch = bought.fetching(&network.path(out));
+        fetch.extend(args!["--limit", "400kB", "--progress"]);
+        let mut job = Job::start(fetch);
+        job.says("\"percent\":20");
+        job
+    };
+    slow(&idle, "half").kill();
+    let running = slow(&bought, "out");
+    network.of("manager", args!["keys", "rotate", "catalogue", "--stolen"]).ok();
+
+    let ended = running.finish();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("ask the merchant for a refund"), "{}", ended.stderr);
+    assert_eq!(ended.json()["error"]["cause"], "content-void", "{}", ended.stdout);
+    assert!(!network.path("out").join("film").exists());
+    // Who goes on with what it has is told the same, whatever keys it knows.
+    let failed = run(idle.fetching(&network.path("half")));
+    failed.refused(&["ask the merchant for a refund"]);
+    assert_eq!(failed.json()["error"]["cause"], "content-void", "{}", failed.stdout);
+    let refused = |node: &str| network.of(node, args!["status"]).ok()["refusals"]["key-retired"].as_u64();
+    assert!(["seeder-1", "seeder-2"].iter().any(|seeder| refused(seeder) > Some(0)), "by the client alone");
+
+    // Under its new name it is sold and fetched as before.
+    network.of("manager", args!["republish", "--all"]).ok();
+    let again = until("the shop selling it again", || {
+        let ticket = network.path("again.ticket");
+        let mut buy = network.buying(&product, "again");
+        buy.extend(args!["-o", &ticket]);
+        let bought = run(buy);
+        let bought = (bought.status.code() == Some(0)).then(|| bought.ok())?;
+        let transaction = text(&bought, "transaction");
+        Some(super::support::Bought { transaction, ticket, home: network.path("again") })
+    });
+    let (_, goods) = again.fetch(&network.path("again-goods"));
+    same(&file, &goods);
     network.assert_books();
 }

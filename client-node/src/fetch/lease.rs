@@ -8,6 +8,7 @@ use protocol::RefusalCode;
 use protocol::deliver::Credential;
 use protocol::ticket::Lease;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::run::Run;
 use super::ticket::{self, Checked};
@@ -26,7 +27,13 @@ const GONE_RETRY_MS: (u64, u64) = (500, 30_000);
 
 impl Run<'_> {
     /// Keeps `checked` and `credential` at the newest lease, for as long as it is polled.
-    pub(super) async fn keep_lease(&self, checked: &mut Checked, credential: &watch::Sender<Credential>) -> Infallible {
+    /// Cancels `transfer` where no other lease can help.
+    pub(super) async fn keep_lease(
+        &self,
+        checked: &mut Checked,
+        credential: &watch::Sender<Credential>,
+        transfer: &CancellationToken,
+    ) -> Infallible {
         let mut next = ticket::half_life(&checked.lease);
         let mut problem = None;
         let (mut gone_next, mut gone_wait) = (0, GONE_RETRY_MS.0);
@@ -46,6 +53,10 @@ impl Run<'_> {
                 (gone_next, gone_wait) = (now.saturating_add(gone_wait), (gone_wait * 2).min(GONE_RETRY_MS.1));
                 if let Err(error) = self.link.refresh().await {
                     tracing::debug!(%error, "key set not refreshed");
+                }
+                if self.content_void(checked).is_some() {
+                    transfer.cancel();
+                    return std::future::pending().await;
                 }
             }
             let retry = (lease.end.saturating_sub(lease.start) / 16).clamp(*RETRY_MS.start(), *RETRY_MS.end());
@@ -82,7 +93,7 @@ impl Run<'_> {
     }
 }
 
-/// A seeder said that the key that signed the lease is void; others may not have heard of it yet.
+/// A seeder said that the key that signed the lease, or the manifest, is void; others may not have heard of it yet.
 fn key_is_gone(progress: &FetchProgress) -> bool {
     progress.transfer.sources.iter().any(|source| source.refusal == Some(RefusalCode::KeyRetired))
 }

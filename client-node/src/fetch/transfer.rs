@@ -104,6 +104,12 @@ impl Run<'_> {
                 Err(error) => error,
             };
             match error {
+                delivery::FetchError::Cancelled { .. }
+                    if !self.cancel.is_cancelled()
+                        && let Some(refusal) = self.content_void(checked) =>
+                {
+                    return Err(FetchError::ContentVoid(refusal));
+                }
                 delivery::FetchError::Cancelled { .. } => return Err(FetchError::Cancelled),
                 delivery::FetchError::Create(delivery::CreateError::Damaged(damaged)) if round < ROUNDS => {
                     tracing::warn!(%damaged, "work folder repaired");
@@ -132,6 +138,11 @@ impl Run<'_> {
                         known = self.learn(&end, checked) => known?,
                         () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
                     }
+                    if matches!(end, LeaseEnd::KeyGone(_))
+                        && let Some(refusal) = self.content_void(checked)
+                    {
+                        return Err(FetchError::ContentVoid(refusal));
+                    }
                     let time = self.options.manager_patience;
                     let patience = Patience { time, progress: self.progress, cancel: self.cancel };
                     match renewed(self.home, self.link, checked, patience).await? {
@@ -157,6 +168,13 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Why nobody can fetch this content any more, whatever the lease: the newest keys known here say that its manifest is
+    /// void. `None` also where the manifest is not here yet: it is judged when it comes.
+    pub(super) fn content_void(&self, checked: &Checked) -> Option<Refusal> {
+        let trust = self.link.known_trust().unwrap_or_else(|| Arc::clone(&checked.trust));
+        self.store.get(&checked.manifest)?.still_good(&trust, now_ms()).err()
     }
 
     /// Says why another lease is needed, until it is here or the manager is waited for.
@@ -269,7 +287,7 @@ impl Run<'_> {
         let transferred = async { tokio::join!(fetching, watcher) };
         let (result, room) = tokio::select! {
             done = transferred => done,
-            never = Box::pin(self.keep_lease(&mut renewed, &credential)) => match never {},
+            never = Box::pin(self.keep_lease(&mut renewed, &credential, &cancel)) => match never {},
         };
         *checked = renewed;
         if let Err(no_room) = room {

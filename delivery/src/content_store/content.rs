@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
-use protocol::{ChunkSet, Digest, Signed};
+use protocol::trust::{KeyPurpose, Trust};
+use protocol::{ChunkSet, Digest, Refusal, RefusalCode, Signed};
 use store::Step;
 
 use super::body::{Bodies, Body};
@@ -99,6 +100,18 @@ impl Content {
     /// The manifest as it was signed.
     pub fn signed_manifest(&self) -> &Signed<Manifest> {
         &self.signed
+    }
+
+    /// Does the network still stand by the key that signed the manifest? It was verified when the content was taken in.
+    ///
+    /// # Errors
+    /// `key-retired`, also where the key set holds the key no longer.
+    pub fn still_good(&self, trust: &Trust, now: u64) -> Result<(), Refusal> {
+        let good = trust.still_good(&self.signed.signer(), KeyPurpose::Catalogue, self.manifest.published_at, now);
+        good.map_err(|refusal| {
+            let detail = format!("the product's manifest is void: {}", refusal.detail);
+            Refusal::new(RefusalCode::KeyRetired, detail).at(now)
+        })
     }
 
     /// Digest of the signed manifest: the content's name.

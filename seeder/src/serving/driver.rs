@@ -56,6 +56,8 @@ pub(super) struct Driver {
     /// Chunks that the machine counts as sent.
     drawn: u32,
     began: bool,
+    /// Chunks were asked for.
+    wanted: bool,
     /// The client said its last word.
     finishing: bool,
 }
@@ -76,7 +78,7 @@ type Sending<'a> = Pin<&'a mut (dyn FusedFuture<Output = Result<WriteHalf<Stream
 impl Driver {
     pub(super) fn new(parts: Parts) -> Self {
         let reading = Arc::new(Reading::new(&parts.seeder, parts.peer, Arc::clone(&parts.content)));
-        Driver { parts, reading, drawn: 0, began: false, finishing: false }
+        Driver { parts, reading, drawn: 0, began: false, wanted: false, finishing: false }
     }
 
     /// Serves until the end.
@@ -217,12 +219,16 @@ impl Driver {
         }
     }
 
-    /// A revocation cuts a running delivery: of the key that signed the lease, the transaction, the content, the client or
-    /// this seeder.
+    /// A revocation cuts a running delivery: of the key that signed the lease or the manifest, the transaction, the
+    /// content, the client or this seeder.
     fn still_allowed(&self) -> Result<(), Refusal> {
         let Parts { seeder, grant, warrant, content, .. } = &self.parts;
         if let Some(trust) = seeder.network.trust() {
             warrant.still_good(&trust, now_ms())?;
+            // A void manifest is shown all the same: a client that knows the new keys sees by it that no other lease helps.
+            if self.wanted {
+                content.still_good(&trust, now_ms())?;
+            }
         }
         let revoked = seeder.network.revoked();
         let no = |what| Err(Refusal::new(RefusalCode::Revoked, what));
@@ -247,8 +253,13 @@ impl Driver {
     fn hear(&mut self, message: ClientMessage) -> Result<(), Refusal> {
         self.finishing = matches!(message, ClientMessage::Finish { .. });
         let content = &self.parts.content;
-        if matches!(message, ClientMessage::Want { .. }) && !content.is_complete() {
-            self.parts.machine.hold(content.have());
+        if matches!(message, ClientMessage::Want { .. }) {
+            if !content.is_complete() {
+                self.parts.machine.hold(content.have());
+            }
+            if !std::mem::replace(&mut self.wanted, true) {
+                self.still_allowed()?;
+            }
         }
         self.parts.machine.message(message, now_ms())
     }
