@@ -8,6 +8,7 @@ use protocol::entitlement::Move;
 use protocol::trust::JoinLine;
 use protocol::{NetworkId, PeerId, Signed, TransactionId};
 
+use crate::fetch::refuse;
 use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{self, InboxError};
 use crate::library::{self, LibraryError, Trouble};
@@ -172,12 +173,6 @@ async fn candidates(
 }
 
 async fn note_moved(home: &Home, transaction: TransactionId, to: PeerId) -> Result<(), LibraryError> {
-    let (library, at) = (home.library(), now_ms());
-    blocking(move || {
-        library.update(transaction, move |delivery| {
-            let detail = format!("this purchase was moved to {to}");
-            delivery.trouble = Some(Trouble { cause: "moved".to_owned(), detail, at });
-        })
-    })
-    .await
+    let detail = format!("this purchase was moved to {to}");
+    refuse(home, transaction, Trouble { cause: "moved".to_owned(), detail, at: now_ms() }).await
 }

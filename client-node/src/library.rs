@@ -47,6 +47,9 @@ pub enum DeliveryState {
     Fetched,
     /// The files are in their place; also while they are fetched once more.
     Done,
+    /// It can be fetched no more, for the reason that stands beside, and what was fetched was removed. Appended: its
+    /// position is what is stored.
+    Refused,
 }
 
 impl DeliveryState {
@@ -57,6 +60,7 @@ impl DeliveryState {
             DeliveryState::Fetching => "fetching",
             DeliveryState::Fetched => "fetched",
             DeliveryState::Done => "done",
+            DeliveryState::Refused => "refused",
         }
     }
 }
@@ -178,6 +182,15 @@ impl Delivery {
     pub(crate) fn set_underway(&mut self, state: DeliveryState) {
         if self.state != DeliveryState::Done {
             self.state = state;
+        }
+    }
+
+    /// Notes that it ended for good, and that nothing of it is here but files in their place.
+    pub(crate) fn refuse(&mut self, trouble: Trouble) {
+        self.trouble = Some(trouble);
+        if self.state != DeliveryState::Done {
+            self.state = DeliveryState::Refused;
+            self.have_bytes = 0;
         }
     }
 
@@ -390,6 +403,9 @@ impl Library {
                         delivery.completion = None;
                         delivery.reported = false;
                         delivery.trouble = None;
+                        if delivery.state == DeliveryState::Refused {
+                            delivery.state = DeliveryState::Received;
+                        }
                     }
                 }
                 DELIVERIES.put(txn, &transaction, &delivery)?;

@@ -64,7 +64,7 @@ fn look(home: &Home, transaction: TransactionId, mut status: DeliveryStatus, del
     let Some(work) = delivery.out().map(|out| work_dir(&out, transaction)) else { return status };
     let manifest = delivery.envelope.ticket.data.peek().ok().map(|data| data.manifest);
     let underway = match delivery.state {
-        DeliveryState::Received => false,
+        DeliveryState::Received | DeliveryState::Refused => false,
         DeliveryState::Fetching | DeliveryState::Fetched => true,
         // Fetched once more, into the same folder or another.
         DeliveryState::Done => !delivery.last_run_ended() && work.exists(),

@@ -86,11 +86,33 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     let said = ended.json();
     assert!(said["error"]["message"].as_str().unwrap().contains("revoked"), "{said}");
     assert!(!network.path("out/film").exists());
+    let refused = |client: &str, cause: &str| {
+        let shown = run(args!["status", "--home", network.path(client)]).ok()["deliveries"][0].clone();
+        assert_eq!((&shown["state"], &shown["trouble"]["cause"]), (&"refused".into(), &cause.into()), "{shown}");
+        assert_eq!(shown["have_bytes"], 0, "{shown}");
+    };
+    refused("client", "revoked");
+    assert_eq!(fs::read_dir(network.path("out")).unwrap().count(), 0);
     // Once more, and by another way: the answer is the same, at once.
     run(bought.fetching(&network.path("out"))).refused(&["revoked"]);
+    refused("client", "revoked");
+    let acks = network.path("client/deliveries").join(&bought.transaction).join("acks-1");
+    assert_ne!(fs::read_dir(acks).unwrap().count(), 0);
     let shown = network.transaction(&bought.transaction);
     assert_eq!(shown["state"], "revoked", "{shown}");
     assert_eq!(shown["deliveries"][0]["whole"], false, "{shown}");
+
+    // What is taken down, the same.
+    let down = network.buy(&product, "other");
+    let mut fetch = down.fetching(&network.path("down"));
+    fetch.extend(args!["--limit", "512kB", "--progress"]);
+    let mut fetch = Job::start(fetch);
+    fetch.says("\"percent\":10");
+    network.of("manager", args!["takedown", text(&product, "product")]).ok();
+    let said = fetch.finish().json();
+    assert!(said["error"]["message"].as_str().unwrap().contains("taken down"), "{said}");
+    refused("other", "revoked");
+    assert_eq!(fs::read_dir(network.path("down")).unwrap().count(), 0);
     network.assert_books();
 }
 
@@ -149,7 +171,11 @@ fn a_purchase_follows_its_owner_to_a_new_device() {
     assert_eq!(inbox["items"][0]["transaction"], bought.transaction.as_str(), "{inbox}");
     let answer = run(args!["fetch", &bought.transaction, "--home", &new, "-o", network.path("out")]).ok();
     same(&file, &PathBuf::from(text(&answer, "path")));
-    run(bought.fetching(&network.path("x"))).refused(&["revoked"]);
+    let stands = || run(args!["status", "--home", &old]).ok()["deliveries"][0].clone();
+    assert_eq!((&stands()["state"], &stands()["trouble"]["cause"]), (&"refused".into(), &"moved".into()));
+    run(bought.fetching(&network.path("x"))).refused(&["revoked", "another client"]);
+    assert_eq!((&stands()["state"], &stands()["trouble"]["cause"]), (&"refused".into(), &"moved".into()));
+    assert_eq!(fs::read_dir(network.path("x")).unwrap().count(), 0);
 
     // The key of the other purchase is lost: its shop helps.
     let orders = network.of("merchant", args!["orders"]).ok();

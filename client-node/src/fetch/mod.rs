@@ -8,6 +8,7 @@ mod delivered;
 mod finish;
 mod key;
 mod lease;
+mod refused;
 mod run;
 mod ticket;
 mod told;
@@ -37,6 +38,7 @@ use crate::plain::PlainError;
 use crate::unpack::UnpackError;
 
 pub(crate) use key::open_grant;
+pub(crate) use refused::refuse;
 
 /// What is to be fetched.
 #[derive(Clone, Debug)]
@@ -245,6 +247,9 @@ pub enum FetchError {
     /// The purchase was taken back.
     #[error("this purchase was revoked or refunded: {0}")]
     Revoked(Refusal),
+    /// It is another client's since.
+    #[error("this purchase was moved to another client: {0}; fetch it there")]
+    Moved(Refusal),
     /// The manifest that it was sold by is void.
     #[error(
         "what was bought cannot be delivered any more: {0}. A new ticket does not help; ask the merchant for a refund, \
@@ -343,6 +348,7 @@ impl FetchError {
             FetchError::OtherClient { .. } => "wrong-client",
             FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal_cause(refusal.code),
+            FetchError::Moved(_) => "moved",
             FetchError::ContentVoid(_) => "content-void",
             FetchError::Unknown(..) => "not-entitled",
             FetchError::Running { .. } => "running",

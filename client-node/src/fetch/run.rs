@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::debts;
 use super::delivered::{Delivered, Standing, Wanted, clear_away, standing};
 use super::key::{Patience, meet, open_grant};
+use super::refused::discard;
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
@@ -71,7 +72,12 @@ pub(super) async fn run(
 async fn note_trouble(home: &Home, transaction: TransactionId, error: &FetchError) {
     let trouble = Trouble { cause: error.cause().to_owned(), detail: printable(&error.to_string(), 500), at: now_ms() };
     let library = home.library();
-    let noted = blocking(move || library.update(transaction, move |d| d.trouble = Some(trouble.clone()))).await;
+    let ended = error.is_final();
+    let note = move |delivery: &mut Delivery| match ended {
+        true => delivery.refuse(trouble.clone()),
+        false => delivery.trouble = Some(trouble.clone()),
+    };
+    let noted = blocking(move || library.update(transaction, note)).await;
     if let Err(error) = noted {
         tracing::warn!(%transaction, %error, "the library does not know why the fetch ended");
     }
@@ -109,8 +115,11 @@ async fn fetch_purchase(
     let mut link = options.link.clone();
     link.seeders.extend(options.sources.iter().chain(&purchase.envelope.sources).cloned());
     let link = Link::start(home, &purchase.envelope.join, link).await?;
-    let result = fetch_asked(home, &link, purchase, (out, wanted), options, progress, cancel).await;
+    let result = fetch_asked(home, &link, purchase, (out.clone(), wanted), options, progress, cancel).await;
     link.stop().await;
+    if result.as_ref().is_err_and(FetchError::is_final) {
+        discard(home, transaction, Some(out)).await;
+    }
     result
 }
 

@@ -126,6 +126,11 @@ impl Checked {
     pub(super) fn credential(&self) -> Credential {
         Credential::Ticket(Box::new(self.purchase.envelope.ticket.clone()))
     }
+
+    /// Did the manager sign that the purchase is past this lease's generation?
+    pub(super) fn has_moved_on(&self) -> bool {
+        self.revoked.has_moved_on(&self.purchase.transaction, self.lease.generation)
+    }
 }
 
 /// Checks the ticket against the network's keys, fetching newer ones, and a newer lease, where that helps.
@@ -155,7 +160,7 @@ pub(super) async fn check(
                 renewed = true;
                 match current(home, link, &purchase, waiting).await? {
                     Ok(envelope) => (purchase.envelope, fresh) = (envelope, false),
-                    Err(error) => return Err(void(refusal, &RenewError::Ask(error))),
+                    Err(error) => return Err(void(refusal, &RenewError::Ask(error), false)),
                 }
             }
             _ if wants_newer_keys(&refusal) && !fresh => match link.refresh().await {
@@ -194,7 +199,7 @@ pub(super) async fn check(
                 match current(home, link, &purchase, waiting).await? {
                     Ok(envelope) => purchase.envelope = envelope,
                     // A manager that does not answer has not said that the purchase was taken back.
-                    Err(error) => return Err(void(refusal, &RenewError::Ask(error))),
+                    Err(error) => return Err(void(refusal, &RenewError::Ask(error), true)),
                 }
             }
             _ => return Err(FetchError::BadTicket(refusal)),
@@ -275,11 +280,17 @@ pub(super) async fn try_renew(home: &Home, link: &Link, checked: &Checked) -> Re
     Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
 }
 
-/// No seeder takes the lease any more, and why there is no other yet.
-pub(super) fn void(refusal: Refusal, error: &RenewError) -> FetchError {
+/// No seeder takes the lease any more, and why there is no other yet. Where the manager signed that the purchase `moved` on,
+/// and gives this client no other, it is another one's.
+pub(super) fn void(refusal: Refusal, error: &RenewError, moved: bool) -> FetchError {
     let cause = match error {
         RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
             return FetchError::Revoked(said.clone());
+        }
+        RenewError::Ask(TicketError::Manager(ManagerError::Refused(said)))
+            if moved && said.code == RefusalCode::NotEntitled =>
+        {
+            return FetchError::Moved(refusal);
         }
         RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) | RenewError::Refused(said) => {
             said.code.as_str()

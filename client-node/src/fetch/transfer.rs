@@ -23,8 +23,8 @@ use super::run::{ROUNDS, Run, millis};
 use super::ticket::{self, Checked};
 use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
-use crate::inbox::ask_ticket;
-use crate::link::wants_newer_keys;
+use crate::inbox::{TicketError, ask_ticket};
+use crate::link::{ManagerError, wants_newer_keys};
 use crate::plain::PlainError;
 use crate::unpack::UnpackError;
 
@@ -120,6 +120,10 @@ impl Run<'_> {
                     })
                     .await?;
                 }
+                // By the network's signed word.
+                delivery::FetchError::Manifest(refusal) if refusal.code == RefusalCode::Revoked => {
+                    return Err(FetchError::Revoked(refusal));
+                }
                 delivery::FetchError::Manifest(refusal) if wants_newer_keys(&refusal) => {
                     // The product may have been signed with a key that is newer than those known here.
                     if !fresh
@@ -150,7 +154,7 @@ impl Run<'_> {
                         Err(error) => {
                             return Err(match end {
                                 LeaseEnd::Revoked(refusal) | LeaseEnd::KeyGone(refusal) => {
-                                    ticket::void(refusal, &error)
+                                    ticket::void(refusal, &error, checked.has_moved_on())
                                 }
                                 LeaseEnd::Over => FetchError::LeaseOver { transfer, renewal: error.to_string() },
                             });
@@ -160,6 +164,11 @@ impl Run<'_> {
                 transfer => {
                     if let Some(error) = self.unusable(checked) {
                         return Err(UnpackError::Plain(error).into());
+                    }
+                    if is_held_by_nobody(&transfer)
+                        && let Some(refusal) = self.taken_down(checked).await
+                    {
+                        return Err(FetchError::Revoked(refusal));
                     }
                     return Err(match checked.not_renewed.clone() {
                         Some(renewal) => FetchError::LeaseOver { transfer, renewal },
@@ -215,6 +224,33 @@ impl Run<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Seeders remove what was taken down, and then only say that they do not hold it. The manager says why, or its signed
+    /// revocations do, which any seeder passes on.
+    async fn taken_down(&self, checked: &mut Checked) -> Option<Refusal> {
+        let known = checked.revoked.as_ref().clone();
+        let asked = async {
+            let Checked { trust, purchase, .. } = &*checked;
+            let ticket = ask_ticket(self.link, self.transaction, purchase.network, self.home.peer_id());
+            tokio::join!(
+                tokio::time::timeout(LEARN_TIMEOUT, self.link.refresh_revocations(trust, known)),
+                tokio::time::timeout(LEARN_TIMEOUT, ticket),
+            )
+        };
+        let (revoked, ticket) = tokio::select! {
+            answers = asked => answers,
+            () = self.cancel.cancelled() => return None,
+        };
+        if let Ok(Err(TicketError::Manager(ManagerError::Refused(said)))) = ticket
+            && said.code == RefusalCode::Revoked
+        {
+            return Some(said);
+        }
+        checked.revoked = Arc::new(revoked.ok()?.ok()?);
+        let content = self.store.get(&checked.manifest)?.manifest().content;
+        let taken_down = || Refusal::new(RefusalCode::Revoked, "this content was taken down");
+        checked.revoked.has_content(&content).then(taken_down)
     }
 
     /// What is wrong with the product itself, if that is why a chunk was not written.
@@ -477,6 +513,14 @@ fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> 
         }
     }
     sources
+}
+
+fn is_held_by_nobody(error: &delivery::FetchError) -> bool {
+    let delivery::FetchError::NoSource { sources, .. } = error else { return false };
+    let not_held = |source: &SourceReport| {
+        source.last_refusal.as_ref().is_some_and(|refusal| refusal.code == RefusalCode::ContentNotHeld)
+    };
+    sources.iter().any(not_held)
 }
 
 /// Why a transfer ended that may go on with another lease.

@@ -54,7 +54,7 @@ impl Client {
     }
 
     /// What is in the output folder, without what is in the product.
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let names = listing(&self.out());
         names.into_iter().filter(|name| !name.contains('/')).collect()
     }

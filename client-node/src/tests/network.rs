@@ -200,6 +200,9 @@ impl Manager {
             }
             MailboxRequest::Complete { completion } => {
                 let Ok(said) = completion.verify(&peer) else { return not_entitled() };
+                if let Some(refusal) = &*self.refuses.lock().unwrap() {
+                    return MailboxResponse::Refused(refusal.clone());
+                }
                 if self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
                     return MailboxResponse::Refused(Refusal::new(RefusalCode::Overloaded, "busy").retry_after(10));
                 }
@@ -231,6 +234,8 @@ pub(super) enum Vice {
     Mute,
     /// Knows that the first generation of leases is void.
     Voids,
+    /// Does not hold it any more.
+    Lacks,
 }
 
 pub(super) struct Seeder {
@@ -284,8 +289,10 @@ impl Seeder {
             continuation_ms: 0,
             now: now_ms(),
         };
-        let void = *self.vice.lock().unwrap() == Vice::Voids;
+        let vice = self.vice.lock().unwrap().clone();
+        let void = vice == Vice::Voids;
         let served = match ticket.check(&admission) {
+            Ok(_) if vice == Vice::Lacks => Err(Refusal::new(RefusalCode::ContentNotHeld, "not held")),
             Ok(admitted) if void && admitted.lease.generation == 0 => {
                 Err(Refusal::new(RefusalCode::Revoked, "it moved on"))
             }

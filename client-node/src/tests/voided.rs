@@ -6,6 +6,7 @@ use std::time::Duration;
 use delivery::StallCause;
 use protocol::manifest::KeyPolicy;
 use protocol::ticket::TicketEnvelope;
+use protocol::trust::Revocations;
 use protocol::{Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,8 @@ use super::fetching::{Client, LIMIT, album, net, options};
 use super::network::{Net, Vice};
 use crate::fetch::{FetchError, FetchOptions, FetchProgress, Target, fetch};
 use crate::home::now_ms;
+use crate::library::DeliveryState;
+use crate::status::status;
 
 /// Two seeders that take no lease of the first generation, a lease of it, and one of the next.
 async fn voided(client: &Client) -> (Net, TicketEnvelope, TicketEnvelope) {
@@ -108,5 +111,97 @@ async fn only_the_managers_word_is_the_end_of_a_purchase() {
     let error = client.fetch_with(by(&void), impatient).await.unwrap_err();
     assert_eq!(error.cause(), "manager-away", "{error}");
     assert!(!error.to_string().contains("refunded"), "{error}");
+    net.stop().await;
+}
+
+/// A seeder that sent five chunks and then turned into `vice`, what is here of the goods, and the ticket.
+async fn begun(client: &Client, vice: Vice) -> (Net, TicketEnvelope) {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(5)]).await;
+    let ticket = net.ticket(client.home.peer_id());
+    client.fetch(&ticket).await.unwrap_err();
+    *net.seeders[0].vice.lock().unwrap() = vice;
+    assert_eq!(stands(client, &net).await, (DeliveryState::Fetching, "overloaded".to_owned(), 1));
+    (net, ticket)
+}
+
+/// State, cause, and how much lies in the folder for the goods. What was acknowledged stays in any case.
+async fn stands(client: &Client, net: &Net) -> (DeliveryState, String, usize) {
+    let folder = client.home.delivery_dir(&net.sale.transaction).join("acks-1");
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
+    let shown = status(&client.home).await.unwrap().remove(0);
+    assert_eq!(shown.have_bytes == 0, shown.state == DeliveryState::Refused, "{shown:?}");
+    (shown.state, shown.trouble.unwrap().cause, client.names().len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_a_purchase_that_is_taken_back_goes_and_of_one_that_may_go_on_stays() {
+    let client = Client::new();
+    let (net, ticket) = begun(&client, Vice::Voids).await;
+    net.manager.away.store(true, Ordering::SeqCst);
+    let impatient = || FetchOptions { manager_patience: Duration::from_secs(1), ..options() };
+    client.fetch_with(by(&ticket), impatient()).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Fetching, "manager-away".to_owned(), 1));
+    net.manager.away.store(false, Ordering::SeqCst);
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::Revoked, "the purchase was refunded"));
+    client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "revoked".to_owned(), 0));
+    // Again: the same, and nothing new is left.
+    client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "revoked".to_owned(), 0));
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moved_to_another_client_is_refused_until_it_comes_back() {
+    let client = Client::new();
+    let (mut net, ticket) = begun(&client, Vice::Voids).await;
+    // Nobody but a seeder says that it moved: a manager that lost its books knows of nothing.
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(error.cause(), "not-entitled", "{error}");
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Fetching, "not-entitled".to_owned(), 1));
+    net.manager.epochs.lock().unwrap().push(net.world.voided(&net.sale, 1));
+    client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "moved".to_owned(), 0));
+    net.sale.generation = 2;
+    let outcome = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap();
+    album().assert_in(&outcome.path);
+    assert_eq!(outcome.state, DeliveryState::Done);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_down_is_refused_although_seeders_only_lack_it() {
+    // The manager says so, or its signed revocations.
+    for by_word in [true, false] {
+        let client = Client::new();
+        let (net, ticket) = begun(&client, Vice::Lacks).await;
+        net.manager.tickets.lock().unwrap().push(ticket.clone());
+        client.fetch(&ticket).await.unwrap_err();
+        assert_eq!(stands(&client, &net).await.0, DeliveryState::Fetching);
+        if by_word {
+            let refusal = Refusal::new(RefusalCode::Revoked, "this content was taken down");
+            net.manager.refuses.lock().unwrap().replace(refusal);
+        } else {
+            let contents = vec![net.product.manifest.content];
+            let epoch = net.world.revoked(Revocations { contents, ..Revocations::default() });
+            net.manager.epochs.lock().unwrap().push(epoch);
+        }
+        let error = client.fetch(&ticket).await.unwrap_err();
+        assert!(error.to_string().contains("taken down"), "{error}");
+        assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "revoked".to_owned(), 0));
+        net.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_refused_for_good_ends_a_delivery_that_is_all_here() {
+    let client = Client::new();
+    let net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
+    let ticket = net.ticket(client.home.peer_id());
+    client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Fetched, "not-entitled".to_owned(), 1));
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::Revoked, "the purchase was refunded"));
+    client.fetch(&ticket).await.unwrap_err();
+    assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "revoked".to_owned(), 0));
     net.stop().await;
 }

@@ -73,7 +73,11 @@ impl World {
     /// The first epoch of revocations: leases of this sale before that generation are void.
     pub(super) fn voided(&self, sale: &Sale, generation: u32) -> Signed<RevocationEpoch> {
         let moved = vec![Moved { transaction: sale.transaction, generation }];
-        let added = Revocations { moved, ..Revocations::default() };
+        self.revoked(Revocations { moved, ..Revocations::default() })
+    }
+
+    /// The first epoch of revocations.
+    pub(super) fn revoked(&self, added: Revocations) -> Signed<RevocationEpoch> {
         let epoch = RevocationEpoch { network: self.network, number: 1, previous: None, at: now_ms(), added };
         Signed::sign(&epoch, &self.key)
     }
