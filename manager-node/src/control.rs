@@ -11,7 +11,7 @@ use protocol::{ContentId, Digest, PeerId, ProductId, TransactionId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use store::StoreError;
+use store::{ReadTransaction, StoreError};
 use tokio::sync::watch;
 
 use crate::context::{Context, now_ms};
@@ -261,12 +261,14 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
     let page = ctx.registry.seeders(args.after, args.limit()).map_err(failed)?;
     let mut lines = Vec::with_capacity(page.len());
     for (peer, record) in page {
-        let failure = ctx.db.read(|txn| audit_fetch::failure(txn, &peer)).map_err(failed)?;
+        let here = |txn: &ReadTransaction| is_here(txn, &peer, &record, now, ctx.config.seeder_away_ms);
+        let looked = ctx.db.read(|txn| Ok::<_, StoreError>((audit_fetch::failure(txn, &peer)?, here(txn)?)));
+        let (failure, here) = looked.map_err(failed)?;
         lines.push(json!({
             "peer": peer,
             "name": record.name,
             "origin": Some(peer) == origin,
-            "here": is_here(record.last_report, now, ctx.config.seeder_away_ms),
+            "here": here,
             "addresses": record.addrs,
             "held": ctx.registry.held_by(&peer, MAX_PAGE).map_err(failed)?.len(),
             "capacity": record.capacity,

@@ -11,7 +11,7 @@ use store::{StoreError, Txn};
 
 use crate::audit_fetch;
 use crate::context::Context;
-use crate::registry::is_here;
+use crate::registry::{is_heard, stopped};
 use crate::tables::{
     HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, SEEDERS,
 };
@@ -42,12 +42,13 @@ pub(crate) async fn release(
         .db
         .write(move |txn| {
             let leaving = leaving(txn, now)?;
-            let failed = audit_fetch::failed(txn)?;
+            let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
             let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
             // Everybody else who is there, and the room of those who are given copies.
             let (mut here, mut room) = (HashSet::new(), HashMap::new());
             SEEDERS.scan::<StoreError>(txn, .., |other, record| {
-                if other != peer && !revoked.contains(&other) && is_here(record.last_report, now, away_ms) {
+                let is_here = is_heard(record.last_report, now, away_ms) && !stopped.contains(&other);
+                if other != peer && !revoked.contains(&other) && is_here {
                     here.insert(other);
                     if Some(other) != origin && !full.contains(&other) && !failed.contains(&other) {
                         room.insert(other, record.free);

@@ -80,6 +80,12 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
                 handover::release(ctx, peer, contents, hand_over, now).await.map_err(Refused::from)?;
             Ok(MeshResponse::Released { contents, kept })
         }
+        MeshRequest::Stopping => {
+            ctx.enrolled_seeder(&peer, now)?;
+            ctx.registry.stops(peer, now).await.map_err(Refused::from)?;
+            tracing::info!(%peer, "a seeder stops");
+            Ok(MeshResponse::Noted)
+        }
         MeshRequest::DialBack => {
             ctx.enrolled_seeder(&peer, now)?;
             Ok(MeshResponse::Reach(Box::pin(reach::dial_back(ctx, peer)).await?))

@@ -2,16 +2,17 @@
 //! are what nodes show each other; this is what the manager itself goes by.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use protocol::api::SeederReport;
 use protocol::{Digest, PeerAddrs, PeerId};
-use store::{Db, Mark, StoreError, WriteTransaction};
+use store::{Db, Mark, StoreError, Txn, WriteTransaction};
 use tokio::sync::watch;
 
 use crate::sources;
 use crate::tables::{
-    HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, SeederRecord,
+    HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, STOPPED, SeederRecord,
 };
 
 /// What a report changed.
@@ -149,6 +150,20 @@ impl Registry {
         Ok(outcome)
     }
 
+    /// Notes that a seeder stops in order: it is away at once, and from now on gone.
+    pub(crate) async fn stops(&self, peer: PeerId, now: u64) -> Result<(), StoreError> {
+        self.db
+            .write(move |txn| {
+                let Some(mut record) = SEEDERS.get(txn, &peer)? else { return Ok(()) };
+                if record.last_report != 0 {
+                    record.last_report = now;
+                }
+                SEEDERS.put(txn, &peer, &record)?;
+                STOPPED.put(txn, &peer, &Mark)
+            })
+            .await
+    }
+
     /// At most `limit` seeders to name as sources of a content, in the order in which they are to be tried; the origin last,
     /// but always among them. How they are chosen is in `sources`.
     pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
@@ -185,9 +200,30 @@ impl Load {
     }
 }
 
-/// Whether a seeder that last reported then is taken to be there.
-pub(crate) fn is_here(last_report: u64, now: u64, away_ms: u64) -> bool {
-    last_report != 0 && now.saturating_sub(last_report) <= away_ms
+/// Whether a seeder that last reported then was heard of within the last `ms` milliseconds.
+pub(crate) fn is_heard(last_report: u64, now: u64, ms: u64) -> bool {
+    last_report != 0 && now.saturating_sub(last_report) <= ms
+}
+
+/// Whether a seeder is taken to be there: it was heard of lately, and did not say that it stops.
+pub(crate) fn is_here(
+    txn: &impl Txn,
+    peer: &PeerId,
+    record: &SeederRecord,
+    now: u64,
+    away_ms: u64,
+) -> Result<bool, StoreError> {
+    Ok(is_heard(record.last_report, now, away_ms) && !STOPPED.contains(txn, peer)?)
+}
+
+/// All that said that they stop, for who looks at all seeders.
+pub(crate) fn stopped(txn: &impl Txn) -> Result<HashSet<PeerId>, StoreError> {
+    let mut found = HashSet::new();
+    STOPPED.scan::<StoreError>(txn, .., |peer, _| {
+        found.insert(peer);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
 }
 
 /// Forgets what a seeder holds and was to hold, within the caller's transaction: nobody is sent there any more.
@@ -217,9 +253,10 @@ fn store_report(
 ) -> Result<Option<ReportOutcome>, StoreError> {
     let Some(mut record) = SEEDERS.get(txn, &peer)? else { return Ok(None) };
     let mut outcome = ReportOutcome {
-        gained_room: report.free > record.free || !is_here(record.last_report, now, away_ms),
+        gained_room: report.free > record.free || !is_here(txn, &peer, &record, now, away_ms)?,
         ..ReportOutcome::default()
     };
+    STOPPED.delete(txn, &peer)?;
     record.addrs.clone_from(&report.addrs);
     record.capacity = report.capacity;
     record.free = report.free;
@@ -352,6 +389,19 @@ mod tests {
         let grown = SeederReport { capacity: 77, ..report(3, &[known], true) };
         registry.report(peer(3), grown, 1055).await.unwrap();
         assert_eq!(registry.seeder(&peer(3)).unwrap().unwrap().capacity, 77);
+
+        // One that stops in order is no source until it reports again, and gone only from then on.
+        let here = |at: u64| {
+            let record = registry.seeder(&peer(3)).unwrap().unwrap();
+            let here = registry.db.read(|txn| is_here(txn, &peer(3), &record, at, 100)).unwrap();
+            (here, is_heard(record.last_report, at, 100))
+        };
+        let named = |at| registry.sources_for(&known, at, 32).unwrap().into_iter().any(|source| source.peer == peer(3));
+        registry.stops(peer(99), 1056).await.unwrap();
+        registry.stops(peer(3), 1057).await.unwrap();
+        assert_eq!((here(1157), here(1158), named(1058)), ((false, true), (false, false), false));
+        let back = registry.report(peer(3), report(3, &[known], true), 1059).await.unwrap().unwrap();
+        assert!(back.gained_room && here(1059).0 && named(1059));
 
         let lost = registry.report(peer(4), report(4, &[], true), 1060).await.unwrap().unwrap();
         assert!(lost.lost_content);

@@ -36,7 +36,7 @@ pub(crate) fn holders(
         }
         match SEEDERS.get(txn, &peer)? {
             Some(record)
-                if is_here(record.last_report, now, away_ms)
+                if is_here(txn, &peer, &record, now, away_ms)?
                     && !record.addrs.is_empty()
                     && !audit_fetch::has_failed(txn, &peer)?
                     && !handover::is_leaving(txn, peer, manifest, now)? =>

@@ -36,6 +36,8 @@ pub(crate) const INVITATIONS: Table<Digest, InvitationRecord> = Table::new("invi
 pub(crate) const PENDING: Table<(PeerId, Digest), OrderRef> = Table::new("pending-placements");
 /// Copies that their seeders want to let go of, and may not yet.
 pub(crate) const LEAVING: Table<(PeerId, Digest), LeavingRecord> = Table::new("leaving-copies");
+/// Seeders that said that they stop, and did not report since.
+pub(crate) const STOPPED: Table<PeerId, Mark> = Table::new("stopped-seeders");
 /// Every replication order, also the fulfilled ones: receipts and money are counted under them.
 pub(crate) const ORDERS: Table<TransactionId, OrderRecord> = Table::new("replication-orders");
 

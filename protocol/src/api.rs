@@ -248,6 +248,8 @@ pub enum MeshRequest {
         /// Where it is reached, at most [`PeerAddrs::MAX_ADDRS`].
         addrs: Vec<Address>,
     },
+    /// It stops in order: until its next report no client is sent there.
+    Stopping,
 }
 
 /// A copy that may not go yet.
@@ -325,6 +327,8 @@ pub enum MeshResponse {
         /// Where it is reached, at most [`PeerAddrs::MAX_ADDRS`].
         addrs: Vec<Address>,
     },
+    /// To [`MeshRequest::Stopping`].
+    Noted,
 }
 
 impl MeshResponse {

@@ -28,6 +28,9 @@ const RENEW_BEFORE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// … but asked for no more often than this.
 const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
 
+/// What may still be said to the manager when the node is to stop.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Statements are of days: asked for no more often than this.
 const STATEMENTS_EVERY: Duration = Duration::from_secs(60 * 60);
 
@@ -73,8 +76,31 @@ pub(crate) async fn serve_nudges(seeder: &Arc<Seeder>) -> Result<(), AcceptError
     serve_calls(&seeder.supervisor, &seeder.node, NUDGE, NUDGES, answer).await
 }
 
-/// Keeps in contact until the node stops.
+/// Keeps in contact until the node stops, and tells the manager of that, so that nobody is sent here meanwhile. One that is
+/// away does not hold up the stop.
 pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
+    let token = seeder.supervisor.token();
+    let too_long = async {
+        token.cancelled().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    let contact = async {
+        // One after the other: a report that is under way would say that this seeder is here.
+        keep_reporting(&seeder, join).await?;
+        if seeder.network.is_enrolled()
+            && let Err(error) = seeder.manager.ask(&MeshRequest::Stopping).await
+        {
+            tracing::debug!(%error, "the manager does not know yet that this seeder stops");
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = Box::pin(contact) => ended,
+        () = too_long => Ok(()),
+    }
+}
+
+async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let mut contact = Contact {
         back_off: BackOff::new(seeder.config.retry_ms),
@@ -82,7 +108,7 @@ pub(crate) async fn keep_contact(seeder: Arc<Seeder>, join: JoinLine) -> Result<
         renewed: None,
         stated: None,
         join,
-        seeder,
+        seeder: Arc::clone(seeder),
     };
     loop {
         let wait = match contact.round().await {

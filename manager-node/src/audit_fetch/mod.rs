@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::audit;
 use crate::context::{Context, now_ms};
+use crate::registry::is_here;
 use crate::tables::{HELD, SEEDERS};
 use visit::Verdict;
 
@@ -191,10 +192,14 @@ async fn draw(ctx: &Arc<Context>) -> Result<Option<Due>, StoreError> {
             }
             let mut page = SEEDERS.range(txn, start.., DRAWN_FROM)?;
             page.extend(SEEDERS.range(txn, ..start, DRAWN_FROM - page.len())?);
-            page.retain(|(peer, record)| {
-                Some(*peer) != origin && crate::registry::is_here(record.last_report, now, ctx.config.seeder_away_ms)
-            });
-            let Some((peer, _)) = page.first() else { return Ok(None) };
+            let mut first = None;
+            for (peer, record) in &page {
+                if Some(*peer) != origin && is_here(txn, peer, record, now, ctx.config.seeder_away_ms)? {
+                    first = Some(peer);
+                    break;
+                }
+            }
+            let Some(peer) = first else { return Ok(None) };
             let held = HELD.prefix(txn, peer, CONTENTS)?;
             if held.is_empty() {
                 return Ok(None);

@@ -12,7 +12,7 @@ use super::made_at;
 use crate::audit_fetch;
 use crate::context::Context;
 use crate::handover;
-use crate::registry::is_here;
+use crate::registry::{is_heard, stopped};
 use crate::tables::{HOLDERS, OrderRef, PENDING, PRODUCTS, SEEDERS};
 
 /// Copies ordered in one go; the rest follow in the next. It bounds the transaction that stores them.
@@ -134,13 +134,13 @@ fn seeders(
 ) -> Result<Seeders, StoreError> {
     let (config, origin) = (&ctx.config, ctx.registry.origin());
     // Who sent something else than the content is no place for content until it passes again.
-    let failed = audit_fetch::failed(txn)?;
+    let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
     let (mut present, mut here, mut candidates) = (HashSet::new(), HashSet::new(), Vec::new());
     SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
         let out = ctx.revocations.with(|revoked| revoked.has_peer(&peer)) || failed.contains(&peer);
-        if !out && is_here(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
+        if !out && is_heard(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
             present.insert(peer);
-            if is_here(record.last_report, now, config.seeder_away_ms) {
+            if is_heard(record.last_report, now, config.seeder_away_ms) && !stopped.contains(&peer) {
                 here.insert(peer);
                 candidates.push(Candidate { peer, capacity: record.capacity, room: record.free });
             }
@@ -259,6 +259,26 @@ mod tests {
         let (released, kept) = handover::release(&shop.ctx, leaves, vec![shop.manifest], true, now_ms()).await.unwrap();
         assert_eq!((released.len(), kept.len()), (0, 1), "two are here of the three that there are to be");
         assert!(ordered_at(&shop).contains(&has_room), "so it is copied to the one with room");
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_seeder_that_stops_in_order_is_away_at_once_and_not_given_up() {
+        let (shop, peers) = market(5).await;
+        for (n, peer) in peers.iter().enumerate() {
+            report(&shop, *peer, n < 4).await;
+        }
+        let stopping = shop.running.mesh(peers[0], MeshRequest::Stopping).await.unwrap();
+        assert_eq!(stopping, protocol::api::MeshResponse::Noted);
+        let sources = shop.ctx.registry.sources_for(&shop.manifest, now_ms(), 32).unwrap();
+        assert!(sources.iter().all(|source| source.peer != peers[0]) && sources.len() >= 2, "{sources:?}");
+        assert!(!ordered_at(&shop).contains(&peers[4]), "it may come back, and there are enough copies");
+        let (released, _) = handover::release(&shop.ctx, peers[1], vec![shop.manifest], false, now_ms()).await.unwrap();
+        assert_eq!(released.len(), 0, "its copy does not count for who wants to let go of one");
+        report(&shop, peers[0], true).await;
+        let sources = shop.ctx.registry.sources_for(&shop.manifest, now_ms(), 32).unwrap();
+        assert!(sources.iter().any(|source| source.peer == peers[0]), "{sources:?}");
+        assert!(shop.running.mesh(random_key().peer_id(), MeshRequest::Stopping).await.is_err());
         shop.close().await;
     }
 

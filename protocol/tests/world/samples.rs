@@ -581,6 +581,8 @@ fn mesh() -> Vec<Sample> {
         sample("reach", &MeshResponse::Reach(reach)),
         sample("introduce", &introduce),
         sample("introduced", &introduced),
+        sample("stopping", &MeshRequest::Stopping),
+        sample("noted", &MeshResponse::Noted),
     ]
 }
 

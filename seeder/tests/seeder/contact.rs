@@ -53,6 +53,24 @@ async fn a_revoked_seeder_serves_nobody_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_seeder_that_stops_says_so_and_a_manager_that_is_away_does_not_hold_it_up() {
+    let world = World::new(false).await;
+    let seeder = world.seeder("a", &[], |config| config.report_ms = 50).await;
+    let peer = seeder.peer_id();
+    stop(seeder).await;
+    let last = |heard: &crate::manager::Heard| (heard.counts[&peer], heard.stopped.get(&peer).copied());
+    let (reports, stopped) = last(&world.office.heard.lock().unwrap());
+    assert_eq!(stopped, Some(reports), "it is the last thing that it says");
+    let seeder = world.start("a").await;
+    world.office.until("a report", |heard| (heard.counts[&peer] > reports).then_some(())).await;
+    world.manager.stop().await;
+    let began = std::time::Instant::now();
+    stop(seeder).await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(world.office.heard.lock().unwrap().stopped[&peer], reports);
+}
+
+#[tokio::test]
 async fn only_a_manager_may_nudge() {
     let world = World::new(false).await;
     let seeder = world.seeder("a", &[], |_| {}).await;

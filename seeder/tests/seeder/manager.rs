@@ -25,6 +25,8 @@ pub(crate) struct Heard {
     pub(crate) reports: HashMap<PeerId, SeederReport>,
     /// How many reports came from each.
     pub(crate) counts: HashMap<PeerId, u32>,
+    /// Who said that it stops, after how many reports.
+    pub(crate) stopped: HashMap<PeerId, u32>,
     /// Receipts in the order in which they came, repeated ones included.
     pub(crate) receipts: Vec<Receipt>,
     /// What seeders wanted to let go of, and whether copies were to be made elsewhere first.
@@ -193,6 +195,12 @@ impl Office {
                 let kept = rest.into_iter().map(|manifest| Kept { manifest, copies: 1, wanted: 3, because }).collect();
                 self.heard.lock().unwrap().releases.push((contents, hand_over));
                 MeshResponse::Released { contents: released, kept }
+            }
+            MeshRequest::Stopping => {
+                let mut heard = self.heard.lock().unwrap();
+                let reports = heard.counts.get(&peer).copied().unwrap_or_default();
+                heard.stopped.insert(peer, reports);
+                MeshResponse::Noted
             }
             // What no test asks for.
             _ => {

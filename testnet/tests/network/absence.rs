@@ -182,6 +182,28 @@ async fn with_all_listed_sources_dead_others_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seeder_that_stops_in_order_is_named_in_no_lease_until_it_is_back() {
+    show_logs();
+    // Who is only silent is a source for minutes.
+    let plan = Plan::new(2).manager(|config| config.seeder_away_ms = 180_000);
+    let mut network = Network::start(plan).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 64 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let peers = [network.seeders[0].peer(), network.seeders[1].peer()];
+    network.seeders[1].stop().await.unwrap();
+    assert!(!network.is_here(peers[1]).await.unwrap());
+    network.seeders[0].crash().await;
+    assert!(network.is_here(peers[0]).await.unwrap());
+    let (_, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let listed = ticket.ticket.lease.peek().unwrap().sources;
+    assert_eq!((listed.contains(&peers[0]), listed.contains(&peers[1])), (true, false), "{listed:?}");
+    network.seeders[1].start().await.unwrap();
+    let back = || async { network.is_here(peers[1]).await.ok()?.then_some(()) };
+    until("seeder 1 being back", back).await.unwrap();
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_chunk_is_there_in_a_tenth_of_a_second_and_by_way_of_the_dht_in_one() {
     show_logs();
     // The first has no room for goods and only leads to the others.
