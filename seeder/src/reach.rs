@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::{PortMapping, Reach, Reachability};
+use node::{PortMapping, Reach, Reachability, Tried};
 use protocol::Address;
 use protocol::api::{MeshRequest, MeshResponse};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::context::Seeder;
 
@@ -70,11 +71,14 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
         Ok(_) => Err("it answered something else; upgrade the older of the two".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    let reach = seeder.node.reach();
-    let findings = findings(&dialled, &reach);
+    let (reach, now) = (seeder.node.reach(), Instant::now());
+    let findings = findings(&dialled, &reach, now);
     let tried = dialled.as_ref().map(Vec::as_slice).unwrap_or_default();
     let reached: Vec<&Address> = tried.iter().filter(|(_, why)| why.is_none()).map(|(address, _)| address).collect();
-    let trials = reach.tried.iter().map(|tried| json!({ "address": tried.address, "why_not": tried.why_not }));
+    let trials = reach.tried.iter().map(|tried| {
+        let age_ms = u64::try_from(now.saturating_duration_since(tried.at).as_millis()).unwrap_or(u64::MAX);
+        json!({ "address": tried.address, "why_not": tried.why_not, "age_ms": age_ms })
+    });
     json!({
         "reachable": !reached.is_empty() || peers_got_through(&reach),
         "public": reached.iter().any(|address| is_public(address)),
@@ -84,7 +88,7 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
             .map(|(address, why)| json!({ "address": address, "reached": why.is_none(), "why_not": why }))
             .collect::<Vec<_>>(),
         "manager_away": dialled.as_ref().err(),
-        "peers": reach.reachability.as_str(),
+        "peers": by_peers(&dialled, &reach).as_str(),
         "tried_by_peers": trials.collect::<Vec<_>>(),
         "port_mapping": port_mapping(&reach.port_mapping).0,
         "relays": reach
@@ -106,12 +110,37 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
     })
 }
 
+/// What peers found, which may be long ago: they try an address once, and not again where they failed. So what the manager
+/// finds now speaks against a failure of theirs.
+fn by_peers(dialled: &Result<Dialled, String>, reach: &Reach) -> Reachability {
+    match reach.reachability {
+        Reachability::Private if manager_gets_through(dialled) => Reachability::Unknown,
+        reachability => reachability,
+    }
+}
+
+/// By an address that is no relay's.
+fn manager_gets_through(dialled: &Result<Dialled, String>) -> bool {
+    let through = |(address, why): &(Address, Option<String>)| why.is_none() && !is_relayed(address);
+    dialled.as_ref().is_ok_and(|tried| tried.iter().any(through))
+}
+
+/// For people, since the newest of these trials.
+fn ago<'a>(trials: impl Iterator<Item = &'a Tried>, now: Instant) -> String {
+    let newest = trials.map(|tried| tried.at).max().unwrap_or(now);
+    match now.saturating_duration_since(newest).as_secs() {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7200 => format!("{} min ago", seconds / 60),
+        seconds => format!("{} h ago", seconds / 3600),
+    }
+}
+
 /// That an address is configured, or forwarded by the router, does not show that anybody gets through to it.
 fn peers_got_through(reach: &Reach) -> bool {
     reach.tried.iter().any(|tried| tried.why_not.is_none())
 }
 
-fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
+fn findings(dialled: &Result<Dialled, String>, reach: &Reach, now: Instant) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |check, good, says: String, todo| findings.push(Finding { check, good, says, todo });
     match dialled {
@@ -128,19 +157,32 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach) -> Vec<Finding> {
     match reach.reachability {
         Reachability::Unknown => find("peers", None, "no peer has tried to get through yet".to_owned(), None),
         Reachability::Public => {
-            let through = reach.tried.iter().filter(|tried| tried.why_not.is_none());
-            let at: Vec<&str> = through.map(|tried| tried.address.as_str()).collect();
+            let through = || reach.tried.iter().filter(|tried| tried.why_not.is_none());
+            let at: Vec<&str> = through().map(|tried| tried.address.as_str()).collect();
             if at.is_empty() {
                 let told: Vec<&str> = reach.external.iter().map(Address::as_str).collect();
                 let says = format!("no peer has got through yet; others are told {}", told.join(" "));
                 find("peers", None, says, None);
             } else {
-                find("peers", Some(true), format!("peers get through to {}", at.join(" ")), None);
+                let says = format!("peers got through to {} ({})", at.join(" "), ago(through(), now));
+                find("peers", Some(true), says, None);
             }
         }
         Reachability::Private => {
-            let failed = reach.tried.iter().filter(|tried| tried.why_not.is_some()).count();
-            find("peers", Some(false), format!("peers tried {failed} addresses and got through to none"), None);
+            let failed = || reach.tried.iter().filter(|tried| tried.why_not.is_some());
+            let (count, ago) = (failed().count(), ago(failed(), now));
+            let says = format!("peers tried {count} addresses and got through to none ({ago})");
+            match by_peers(dialled, reach) {
+                Reachability::Unknown => {
+                    find(
+                        "peers",
+                        None,
+                        format!("{says}; they do not try again, and the manager gets through now"),
+                        None,
+                    );
+                }
+                _ => find("peers", Some(false), says, None),
+            }
         }
     }
     let own: Vec<&Address> = reach.listening.iter().filter(|address| is_public(address)).collect();
@@ -211,8 +253,8 @@ fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, O
 /// What to do where nobody outside tried.
 fn manager_away(reach: &Reach) -> &'static str {
     if peers_got_through(reach) {
-        return "the manager did not answer, so it tried no address from outside; peers get through: check again when the \
-                manager is back";
+        return "the manager did not answer, so it tried no address from outside; peers got through when they last tried: \
+                check again when the manager is back";
     }
     "the manager did not answer, so no address was tried from outside, and no peer got through yet: check again when the \
      manager is back"
@@ -302,7 +344,8 @@ mod tests {
 
         reach.listening = vec![lan.clone()];
         reach.reachability = Reachability::Private;
-        let found = findings(&Ok(vec![(lan, no()), (circuit, None)]), &reach);
+        let now = Instant::now();
+        let found = findings(&Ok(vec![(lan, no()), (circuit, None)]), &reach, now);
         let verdicts: Vec<_> = found.iter().map(|finding| (finding.check, finding.good)).collect();
         let bad = Some(false);
         assert_eq!(
@@ -315,16 +358,40 @@ mod tests {
         configured.external = vec![open.clone()];
         assert!(!peers_got_through(&configured));
         assert!(advice(&[(open.clone(), no())], &[], &configured).contains("external"));
-        let found = findings(&Ok(vec![(open.clone(), no())]), &configured);
+        let found = findings(&Ok(vec![(open.clone(), no())]), &configured, now);
         let verdicts: Vec<_> = found.iter().map(|finding| (finding.check, finding.good)).collect();
         assert!(verdicts.contains(&("manager", bad)) && verdicts.contains(&("peers", None)), "{verdicts:?}");
         assert!(!manager_away(&configured).contains("peers get through"));
-        configured.tried = vec![node::Tried { address: open.clone(), why_not: None }];
+        configured.tried = vec![Tried { address: open.clone(), why_not: None, at: now }];
         assert!(peers_got_through(&configured));
         assert!(advice(&[(open.clone(), no())], &[], &configured).contains("cost them time"));
 
         assert!(manager_away(&reach).contains("did not answer"));
-        let found = findings(&Err("away".to_owned()), &Reach::default());
+        let found = findings(&Err("away".to_owned()), &Reach::default(), now);
         assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
+    }
+
+    #[test]
+    fn a_failure_of_peers_that_is_long_ago_is_not_told_beside_nothing_to_do() {
+        let open = Address::new("/ip4/203.0.113.7/tcp/1").unwrap();
+        let (at, why_not) = (Instant::now(), Some("timed out".to_owned()));
+        let later = at + Duration::from_secs(3 * 3600 + 5);
+        let reach = Reach {
+            reachability: Reachability::Private,
+            tried: vec![Tried { address: open.clone(), why_not: why_not.clone(), at }],
+            ..Reach::default()
+        };
+        let peers = |dialled: &Result<Dialled, String>| {
+            let found = findings(dialled, &reach, later).into_iter().find(|finding| finding.check == "peers").unwrap();
+            assert!(found.says.contains("(3 h ago)"), "{}", found.says);
+            (by_peers(dialled, &reach).as_str(), found.good)
+        };
+        let now = Ok(vec![(open.clone(), None)]);
+        assert_eq!(peers(&now), ("unknown", None));
+        assert_eq!(advice(now.as_ref().unwrap(), &[&open], &reach), "nothing to do");
+        let none = Ok(vec![(open.clone(), why_not)]);
+        assert_eq!(peers(&none), ("private", Some(false)));
+        assert!(advice(none.as_ref().unwrap(), &[], &reach).contains("nobody gets through"));
+        assert_eq!(peers(&Err("away".to_owned())), ("private", Some(false)));
     }
 }

@@ -98,6 +98,8 @@ pub struct Tried {
     pub address: Address,
     /// Why nobody got through there.
     pub why_not: Option<String>,
+    /// When: one that failed is not tried again as long as the node runs.
+    pub at: tokio::time::Instant,
 }
 
 /// How a node can be reached, as it knows itself.

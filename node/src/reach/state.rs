@@ -337,7 +337,7 @@ impl ReachState {
         if self.tried.len() >= TRIED {
             self.tried.remove(0);
         }
-        self.tried.push(Tried { address, why_not });
+        self.tried.push(Tried { address, why_not, at: Instant::now() });
     }
 
     fn on_port_mapping(&mut self, event: &upnp::Event) {
