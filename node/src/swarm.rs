@@ -42,9 +42,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections with one peer that gave way to newer ones and are being closed, at most: a node that starts makes two at once.
 const GIVING_WAY: u32 = 2;
 
-/// Bytes on their way on one QUIC stream, at most: 15 MiB/s at 50 ms, more than the homes have that only QUIC reaches. This
+/// Bytes on their way on one QUIC stream, at most: 10 MiB/s at 50 ms, more than the homes have that only QUIC reaches. This
 /// process holds them until the peer has them; over TCP the system does.
-pub const QUIC_STREAM_BYTES: u32 = 768 * 1024;
+pub const QUIC_STREAM_BYTES: u32 = 512 * 1024;
 
 pub(crate) type Gossip = gossipsub::Behaviour<
     gossipsub::IdentityTransform,
