@@ -62,7 +62,8 @@ pub struct Limits {
     pub connections: u32,
     /// Connections being set up in each direction; further ones are dropped without a word, which their peers only notice as
     /// a loss. As many as may be connected: each of the clients that come in one instant tries TCP and QUIC. A handshake
-    /// under way is some 50 KiB.
+    /// under way is some 50 KiB. One address (of IPv6 its first 64 bits) gets a quarter of them for each of the two ways, and
+    /// no more than half of what is free, so that one that says nothing does not keep others out.
     pub pending_connections: u32,
     /// Connections with one peer. To a further one the oldest gives way, one over QUIC before others, since those outlive a
     /// program that was killed; two more may be there until they are closed, beyond which further ones are. Two (TCP and

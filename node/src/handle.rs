@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::core::transport::TransportError;
@@ -320,6 +320,11 @@ impl NodeHandle {
             None => Vec::new(),
         };
         Ok(PeerAddrs::new(peer, addresses))
+    }
+
+    /// That connections of strangers found no room here in the last minutes, for people to read: how many, and why.
+    pub fn turned_away(&self) -> Option<String> {
+        self.inner.counts.turned_away.text(Instant::now())
     }
 
     pub(crate) fn commands(&self) -> &mpsc::Sender<Command> {

@@ -2,7 +2,7 @@
 //! or touches a disk, because all connections of the node stand still while it does.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::connection_limits::Exceeded;
@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::address::{address_from_libp2p, is_relayed, peer_from_libp2p};
 use crate::dht::{DhtCommand, DhtState};
+use crate::door::Crowded;
 use crate::gossip::{GossipCommand, GossipState, Verdict};
 use crate::metrics::NodeMetrics;
 use crate::reach::{ReachState, give_back};
-use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want};
+use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want, root_cause};
 use crate::supervisor::Supervisor;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 
@@ -149,12 +150,18 @@ impl Host {
             }
             SwarmEvent::IncomingConnectionError { error, .. } => {
                 let reason = match &error {
+                    ListenError::Denied { cause } if cause.downcast_ref::<Crowded>().is_some() => "limit-per-address",
                     ListenError::Denied { cause } if cause.downcast_ref::<Exceeded>().is_some() => "limit",
                     ListenError::Denied { cause } if cause.downcast_ref::<NotEd25519>().is_some() => "not-ed25519",
                     ListenError::Denied { .. } => "denied",
                     _ => "handshake",
                 };
                 self.metrics.connections_refused.inc([reason]);
+                if let (ListenError::Denied { cause }, "limit-per-address" | "limit") = (&error, reason)
+                    && let Some(line) = self.metrics.turned_away.note(Instant::now(), root_cause(cause))
+                {
+                    tracing::warn!("{line}");
+                }
                 tracing::debug!(%error, reason, "inbound connection refused");
             }
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener error"),

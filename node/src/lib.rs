@@ -10,6 +10,7 @@ mod control_client;
 mod counted;
 mod dht;
 mod dir_lock;
+mod door;
 mod frame;
 mod gossip;
 mod handle;

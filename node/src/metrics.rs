@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::counted::Traffic;
+use crate::door::TurnedAway;
 use crate::streams::{ConnInfo, Transport};
 
 /// The metrics of a process. Clones share one registry; every name gets the prefix `willcall_`.
@@ -129,6 +130,7 @@ pub(crate) struct NodeMetrics {
     pub(crate) streams_refused: CounterBy<2>,
     pub(crate) dials_failed: Counter,
     pub(crate) connections_refused: CounterBy<1>,
+    pub(crate) turned_away: TurnedAway,
     pub(crate) streams_opened: CounterBy<1>,
     pub(crate) streams_accepted: CounterBy<1>,
     pub(crate) streams_dropped: CounterBy<2>,
@@ -169,6 +171,7 @@ impl NodeMetrics {
                 "Connections refused by this node, by reason",
                 ["reason"],
             ),
+            turned_away: TurnedAway::default(),
             streams_opened: metrics.counter_by("node_streams_opened", "Streams opened to peers", ["protocol"]),
             streams_accepted: metrics.counter_by("node_streams_accepted", "Streams accepted from peers", ["protocol"]),
             streams_dropped: metrics.counter_by(

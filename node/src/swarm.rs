@@ -20,6 +20,7 @@ use protocol::Address;
 use crate::address::is_loopback;
 use crate::config::{DhtMode, NodeConfig};
 use crate::counted::Traffic;
+use crate::door::Door;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
@@ -54,7 +55,8 @@ pub(crate) type Kad = kad::Behaviour<MemoryStore>;
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct NodeBehaviour {
-    // First, so that a connection over a limit costs nothing else.
+    // First, so that a connection over a limit costs nothing else, and is refused by the limit that says most.
+    door: Door,
     limits: connection_limits::Behaviour,
     pub(crate) streams: streams::Behaviour,
     identify: identify::Behaviour,
@@ -210,6 +212,7 @@ fn behaviour(
     // Neither a router nor a local network has to do with a node that only this machine can reach.
     let alone = !config.listen.is_empty() && config.listen.iter().all(is_loopback);
     NodeBehaviour {
+        door: Door::new(limits.pending_connections),
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
                 .with_max_pending_incoming(Some(limits.pending_connections))

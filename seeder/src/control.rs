@@ -284,6 +284,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
             "quota": seeder.notes.quota.get(),
             "receipts": seeder.notes.receipts.get(),
             "announcing": seeder.notes.announcing.get(),
+            "connections": seeder.node.turned_away(),
         },
     }))
 }

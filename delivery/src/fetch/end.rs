@@ -81,7 +81,10 @@ impl fmt::Display for EndReason {
             | EndReason::RelayedOnly(why)
             | EndReason::Closed(why)
             | EndReason::Violation(why) => f.write_str(why),
-            EndReason::NotRunning(why) => write!(f, "its machine answers, but it does not run there ({why})"),
+            EndReason::NotRunning(why) => write!(
+                f,
+                "its machine answers, but no connection with it comes about: it does not run there, or lets nobody in now ({why})"
+            ),
             EndReason::Silent => f.write_str("it sent nothing for too long"),
             EndReason::Refused(refusal) => write!(f, "refused: {refusal}"),
             EndReason::Certificate(refusal) => write!(f, "its certificate does not hold: {refusal}"),

@@ -110,7 +110,7 @@ fn shown(address: &Multiaddr) -> String {
 }
 
 /// The innermost cause: the layers above it only say that a layer failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

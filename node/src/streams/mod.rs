@@ -18,6 +18,7 @@ pub use error::OpenError;
 pub use stream::{ConnInfo, Stream, Transport};
 
 pub(crate) use behaviour::{Behaviour, Event, NotEd25519};
+pub(crate) use error::root_cause;
 pub(crate) use open::{StreamRequest, Want};
 
 use libp2p::StreamProtocol;

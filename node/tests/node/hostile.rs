@@ -130,3 +130,39 @@ async fn the_connections_that_a_peer_left_behind_give_way_to_its_next() {
     steady.stop().await;
     server.stop().await;
 }
+
+/// Whoever connects and says nothing keeps a place among the handshakes until its time is over: its own, not others'.
+#[tokio::test]
+async fn an_address_that_connects_and_says_nothing_does_not_keep_others_out() {
+    let server = TestNode::on_both(130).await;
+    let mut accept = server.accept(ECHO, AcceptLimits { queue: 8, per_peer: 8 }).await.unwrap();
+    let at = std::net::SocketAddr::from(([127, 0, 0, 1], port(server.only("/tcp/").addrs[0].as_str())));
+    let silent = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        socket.connect(at).await.unwrap()
+    };
+    assert_eq!(server.turned_away(), None);
+    let mut silents = Vec::new();
+    for _ in 0..1500 {
+        silents.push(within(silent()).await);
+    }
+    for (seed, road) in [(131, "/tcp/"), (132, "/quic-v1")] {
+        let client = TestNode::start(seed, |config| config.listen.clear()).await;
+        within(client.connect(&server.only(road), LIMIT)).await.unwrap();
+        let mut stream = within(client.open(&server.only(road), ECHO, LIMIT)).await.unwrap();
+        stream.write_all(b"1").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut inbound = within(accept.next()).await.unwrap();
+        within(inbound.read_u8()).await.unwrap();
+        client.stop().await;
+    }
+    // That there was no room, and for whom, is counted and told.
+    let refused = |reason| metric(&server, &format!("willcall_node_connections_refused_total{{reason=\"{reason}\"}}"));
+    assert!(refused("limit-per-address") >= 1000, "{}", refused("limit-per-address"));
+    assert_eq!(refused("limit"), 0);
+    let told = server.turned_away().unwrap();
+    assert!(told.contains("connections from 127.0.0.2 over TCP"), "{told}");
+    drop(silents);
+    server.stop().await;
+}

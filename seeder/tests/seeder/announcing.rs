@@ -19,7 +19,7 @@ async fn found(world: &World, manager: &Manager, goods: &Goods, seeder: PeerId) 
     .await;
 }
 
-fn metric(seeder: &seeder::Running, name: &str) -> i64 {
+pub(crate) fn metric(seeder: &seeder::Running, name: &str) -> i64 {
     let text = seeder.handle().metrics().encode();
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
 }

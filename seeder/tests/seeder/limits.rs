@@ -9,6 +9,7 @@ use protocol::{ChunkSet, NetworkId, PeerId, RefusalCode};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
+use crate::announcing::metric;
 use crate::client::{Client, Talk};
 use crate::world::{CHUNK, LIMIT, World, eventually, stop};
 
@@ -299,4 +300,29 @@ async fn five_hundred_streams_from_fifty_peers_are_each_served_or_refused_by_nam
     })
     .await;
     stop(seeder).await;
+}
+
+/// The operator hears of it: whoever is turned away before it said who it is hears nothing.
+#[tokio::test]
+async fn that_an_address_keeps_connections_open_and_says_nothing_is_in_the_status() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let trouble = || seeder.status().unwrap()["trouble"]["connections"].clone();
+    assert!(trouble().is_null());
+    let at = seeder.peer_addrs().addrs.iter().find_map(|address| {
+        let port = address.as_str().strip_prefix("/ip4/127.0.0.1/tcp/")?;
+        Some(std::net::SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?)))
+    });
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        silent.push(socket.connect(at.unwrap()).await.unwrap());
+    }
+    let text = eventually("a complaint", || async { trouble().as_str().map(str::to_owned) }).await;
+    assert!(text.contains("turned away") && text.contains("connections from 127.0.0.2 over TCP"), "{text}");
+    assert!(metric(&seeder, "willcall_node_connections_refused_total{reason=\"limit-per-address\"} ") > 0);
+    stop(seeder).await;
+    world.manager.stop().await;
 }
