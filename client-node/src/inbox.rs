@@ -183,7 +183,7 @@ fn is_good(envelope: &TicketEnvelope, client: PeerId, link: &Link) -> bool {
         seeder: client,
         trust: &trust,
         revoked: &revoked,
-        last_heartbeat: Some(now),
+        informed: Some(now),
         continuation_ms: 0,
         now,
     };

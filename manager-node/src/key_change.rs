@@ -285,7 +285,7 @@ mod tests {
             seeder: shop.seeders[0].peer_id(),
             trust: &trust,
             revoked: &revoked,
-            last_heartbeat: None,
+            informed: None,
             continuation_ms: 0,
             now: now_ms(),
         };

@@ -102,12 +102,19 @@ pub(crate) async fn beat(ctx: &Context) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A heartbeat of this moment. No two have the same time, and a later one never says less than an earlier one: seeders
-/// take either for a sign that the manager says different things to different nodes.
+/// The time of the next heartbeat after one of `last`, by a clock that shows `now`. No two have the same time, and a later one
+/// never says less than an earlier one: seeders take either for a sign that the manager says different things to different
+/// nodes. But a clock that was further ahead than anybody takes, and was put back, is right now: what it said was not taken
+/// by those whose clocks are good, and to go on from there would make all of them look wrong.
+fn next_beat(last: u64, now: u64, grace_ms: u64) -> u64 {
+    if last.saturating_sub(now) > grace_ms { now } else { now.max(last.saturating_add(1)) }
+}
+
+/// A heartbeat of this moment.
 pub(crate) fn sign_heartbeat(ctx: &Context) -> Result<Signed<Heartbeat>, StoreError> {
     let mut last = ctx.last_beat.lock().unwrap_or_else(PoisonError::into_inner);
-    *last = now_ms().max(last.saturating_add(1));
     let trust = ctx.trust();
+    *last = next_beat(*last, now_ms(), trust.grace_ms());
     let heartbeat = Heartbeat {
         network: trust.network(),
         at: *last,
@@ -191,4 +198,18 @@ fn check_sender(
     let (trust, seeder) = (ctx.trust(), batch.signer());
     ctx.revocations.with(|revoked| SeederCert::check(certificate, &seeder, &trust, revoked, now_ms()))?;
     Ok(seeder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_beat;
+
+    #[test]
+    fn heartbeats_go_forward_and_follow_a_clock_that_was_put_right() {
+        const GRACE: u64 = 5_000;
+        assert_eq!(next_beat(0, 1_000, GRACE), 1_000);
+        assert_eq!(next_beat(1_000, 1_000, GRACE), 1_001, "no two of one time");
+        assert_eq!(next_beat(1_000 + GRACE, 1_000, GRACE), 1_001 + GRACE, "seeders may have taken it");
+        assert_eq!(next_beat(1_001 + GRACE, 1_000, GRACE), 1_000, "they did not");
+    }
 }

@@ -51,6 +51,15 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It is gone, and what it held with it.
+    #[error(
+        "{} is missing, although this manager ran here before: put it back, or run `willcall manager restore BACKUP`",
+        path.display()
+    )]
+    StoreMissing {
+        /// Where it should be.
+        path: std::path::PathBuf,
+    },
     /// The database's content.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -224,7 +233,12 @@ fn open(dir: &Path, config: &Config) -> Result<Opened, StartError> {
     if !trust.key_set().managers.contains(&node_key.peer_id()) {
         return Err(StartError::NotThisManager { peer: node_key.peer_id(), path: key_path });
     }
-    let db = Db::open(dir.join(STORE), Options::new(SCHEMA))?;
+    let path = dir.join(STORE);
+    // An empty one would know no seeder and no sale, and begin revocations anew.
+    if node::listen_memory::is_remembered(dir) && path.try_exists().is_ok_and(|exists| !exists) {
+        return Err(StartError::StoreMissing { path });
+    }
+    let db = Db::open(path, Options::new(SCHEMA))?;
     let archive = Archive::open(dir, &db)?;
     let restore = restore::count_start(dir, &db)?;
     keys::remember(&db, &trust)?;

@@ -192,7 +192,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
         seeder: late.handle.peer_id(),
         trust: &trust,
         revoked: &RevocationState::default(),
-        last_heartbeat: Some(now()),
+        informed: Some(now()),
         continuation_ms: 0,
         now: now(),
     };

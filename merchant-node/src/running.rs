@@ -47,6 +47,15 @@ pub enum StartError {
     /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It is gone, and what it held with it.
+    #[error(
+        "{} is missing, although this merchant ran here before: put it back, or run `willcall merchant restore BACKUP`",
+        path.display()
+    )]
+    StoreMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// The database cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -140,7 +149,12 @@ async fn compose(
     config.check()?;
     let join = config.join_line()?;
     let lock = DirLock::acquire(dir)?;
-    let db = Db::open(dir.join(STORE), Options::new(tables::SCHEMA))?;
+    let path = dir.join(STORE);
+    // An empty one would know no order and no voucher.
+    if node::listen_memory::is_remembered(dir) && path.try_exists().is_ok_and(|exists| !exists) {
+        return Err(StartError::StoreMissing { path });
+    }
+    let db = Db::open(path, Options::new(tables::SCHEMA))?;
     let keypair = node::load_key(&dir.join(KEY), None)?;
 
     let file = |name: &str| {

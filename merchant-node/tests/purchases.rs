@@ -42,7 +42,7 @@ async fn a_purchase_gives_a_ticket_that_seeders_accept() {
         seeder: Keypair::from_seed(&[50; 32]).peer_id(),
         trust: &market.manager.trust(),
         revoked: &RevocationState::default(),
-        last_heartbeat: None,
+        informed: None,
         continuation_ms: 0,
         now: envelope.ticket.lease.peek().unwrap().start,
     };

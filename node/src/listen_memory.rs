@@ -38,6 +38,12 @@ pub fn recall(dir: &Path, configured: &[Address]) -> io::Result<Vec<Address>> {
     Ok(configured.iter().map(known).collect())
 }
 
+/// Did a node listen here before, so that what it keeps must be here as well?
+pub fn is_remembered(dir: &Path) -> bool {
+    // What cannot be looked at is no reason to believe that there is nothing.
+    dir.join(FILE).try_exists().unwrap_or(true)
+}
+
 /// Writes down the ports of the addresses that a node listens on.
 ///
 /// # Errors

@@ -264,8 +264,9 @@ pub struct Admission<'a> {
     pub trust: &'a Trust,
     /// What is revoked.
     pub revoked: &'a RevocationState,
-    /// When this seeder last heard a heartbeat, unix milliseconds of the manager's clock; `None` for never.
-    pub last_heartbeat: Option<u64>,
+    /// Until when this seeder knows all that was revoked, unix milliseconds of the manager's clock: the time of its newest
+    /// heartbeat whose epochs it holds; `None` for never.
+    pub informed: Option<u64>,
     /// A delivery that is under way goes on for this long past the lease, milliseconds; 0 for a new one.
     pub continuation_ms: u64,
     /// Now, unix milliseconds.
@@ -352,7 +353,7 @@ fn check_staleness(staleness: u64, admission: &Admission<'_>) -> Result<(), Refu
     if staleness == 0 {
         return Ok(());
     }
-    let heard = admission.last_heartbeat.unwrap_or(0);
+    let heard = admission.informed.unwrap_or(0);
     if admission.now.saturating_sub(heard) > staleness.saturating_add(admission.trust.grace_ms()) {
         let detail = "this seeder has not heard from the manager for longer than the product allows";
         return Err(Refusal::new(RefusalCode::StaleRevocations, detail).retry_after(60_000).at(admission.now));

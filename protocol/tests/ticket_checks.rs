@@ -99,7 +99,7 @@ fn other_network(p: &mut Parts) {
     p.data.network = NetworkId::from_bytes([9; 32]);
 }
 
-const STALE: fn(&mut Admission<'_>) = |a| a.last_heartbeat = Some(NOW - 2 * DAY);
+const STALE: fn(&mut Admission<'_>) = |a| a.informed = Some(NOW - 2 * DAY);
 const LATE: fn(&mut Admission<'_>) = |a| a.now = NOW + 8 * DAY;
 
 /// One fault each, in the order of the checks.
@@ -176,7 +176,7 @@ fn single_faults() -> Vec<(C, &'static str, Case)> {
         (
             C::StaleRevocations,
             "a seeder that never heard the manager",
-            Case::of(&ticket()).admitted_by(|a| a.last_heartbeat = None),
+            Case::of(&ticket()).admitted_by(|a| a.informed = None),
         ),
     ]
 }
@@ -262,21 +262,21 @@ fn a_good_ticket_passes_to_the_edge_of_every_limit() {
     assert_eq!(admitted.data, transaction_data());
     assert!(!check(&|a| a.seeder = stranger().peer_id()).unwrap().listed);
     check(&|a| a.now = NOW - HOUR + 2000 - 600_000).unwrap();
-    check(&|a| (a.now, a.last_heartbeat) = (NOW + 7 * DAY + 600_000, Some(NOW + 7 * DAY))).unwrap();
+    check(&|a| (a.now, a.informed) = (NOW + 7 * DAY + 600_000, Some(NOW + 7 * DAY))).unwrap();
     check(&|a| {
         (a.now, a.continuation_ms) = (NOW + 9 * DAY + 600_000, 2 * DAY);
-        a.last_heartbeat = Some(a.now);
+        a.informed = Some(a.now);
     })
     .unwrap();
-    check(&|a| a.last_heartbeat = Some(NOW - DAY - 600_000)).unwrap();
+    check(&|a| a.informed = Some(NOW - DAY - 600_000)).unwrap();
     // A clock ahead of the seeder's own is no reason either.
-    check(&|a| a.last_heartbeat = Some(NOW + DAY)).unwrap();
+    check(&|a| a.informed = Some(NOW + DAY)).unwrap();
 }
 
 #[test]
 fn a_lease_that_does_not_ask_for_freshness_needs_none() {
     let case = Case::parts(|p| p.change_lease = |l| l.staleness = 0);
-    case.admitted_by(|a| a.last_heartbeat = None).judge().unwrap();
+    case.admitted_by(|a| a.informed = None).judge().unwrap();
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn a_key_that_retires_is_good_until_its_day_for_what_it_issued_before() {
         keys.keys.iter_mut().find(|k| k.purpose == purpose).unwrap().state = state;
         let trust = Trust::new(root().peer_id(), Signed::sign(&keys, &root()), DEFAULT_CLOCK_GRACE_MS).unwrap();
         let revoked = RevocationState::default();
-        ticket().check(&Admission { now: at, last_heartbeat: Some(at), ..admission(&trust, &revoked) }).map(drop)
+        ticket().check(&Admission { now: at, informed: Some(at), ..admission(&trust, &revoked) }).map(drop)
     };
     let issued = NOW - HOUR + 2000;
     let state = |not_issued_after| KeyState::Retiring { not_issued_after, dead_after: NOW + DAY };

@@ -43,6 +43,16 @@ impl Acquaintances {
         self.known().len()
     }
 
+    /// Some of them, others at each `turn`, by turns all: those who follow `me` first, so that not all ask the same ones.
+    pub(crate) fn in_turn(&self, me: &PeerId, turn: usize, count: usize) -> Vec<PeerId> {
+        let known = self.known();
+        let (before, after): (Vec<PeerId>, Vec<PeerId>) =
+            known.iter().filter(|peer| *peer != me).partition(|p| *p < me);
+        let ring = [after, before].concat();
+        let from = turn.wrapping_mul(count).checked_rem(ring.len()).unwrap_or(0);
+        ring.iter().cycle().skip(from).take(count.min(ring.len())).copied().collect()
+    }
+
     /// Was somebody met since this was last asked who is to hear what is here? In a small network everybody is.
     pub(crate) fn take_new(&self) -> bool {
         self.wants_announcing.swap(false, Ordering::Relaxed)

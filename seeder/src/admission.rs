@@ -60,7 +60,7 @@ pub(crate) fn admit(
         seeder: seeder.peer,
         trust: &trust,
         revoked: &revoked,
-        last_heartbeat: seeder.network.heartbeat().map(|heartbeat| heartbeat.at),
+        informed: seeder.network.informed(),
         continuation_ms: continuation(seeder, peer, credential, now)?,
         now,
     };

@@ -12,6 +12,7 @@ mod accounts;
 mod acquaintance;
 mod admission;
 mod announcing;
+mod catching_up;
 mod chunks;
 mod clock;
 mod config;

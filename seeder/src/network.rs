@@ -49,9 +49,18 @@ struct View {
     revoked: Arc<RevocationState>,
     certificate: Option<(Signed<SeederCert>, SeederCert)>,
     heartbeat: Option<Heartbeat>,
+    /// Until when all that the manager had revoked is known here: the time of the newest heartbeat whose epochs are all held.
+    informed: Option<u64>,
     fork: Option<String>,
     /// This machine's clock by the manager's, and when it was compared, unix milliseconds.
     clock: Option<(ClockState, u64)>,
+}
+
+impl View {
+    fn look_what_is_known(&mut self) {
+        let known = self.heartbeat.as_ref().filter(|heartbeat| heartbeat.epoch <= self.revoked.number());
+        self.informed = known.map(|heartbeat| heartbeat.at).or(self.informed);
+    }
 }
 
 /// What a slow answer may make of a comparison, whatever grace is configured.
@@ -83,14 +92,16 @@ impl Network {
             None => None,
         };
         let heartbeat = heartbeat.and_then(|signed| signed.peek().ok());
-        let view = View {
+        let mut view = View {
             trust: trust.map(Arc::new),
             revoked: Arc::new(revoked),
             certificate,
             heartbeat,
+            informed: None,
             fork: fork.map(|fork| fork.text),
             clock: None,
         };
+        view.look_what_is_known();
         Ok(Network {
             id: join.network(),
             me,
@@ -123,6 +134,12 @@ impl Network {
 
     pub(crate) fn heartbeat(&self) -> Option<Heartbeat> {
         self.view().heartbeat.clone()
+    }
+
+    /// Until when all revocations are known here, unix milliseconds. That the manager lives is no sign of it: a heartbeat may
+    /// name epochs that did not come.
+    pub(crate) fn informed(&self) -> Option<u64> {
+        self.view().informed
     }
 
     /// What an operator should look at: two different documents where there can be one. It stays until a newer key set
@@ -247,7 +264,10 @@ impl Network {
         if revoked.has_peer(&self.me) {
             tracing::error!("this seeder's certificate was revoked: it serves nobody from now on");
         }
-        self.write(|view| view.revoked = Arc::new(revoked));
+        self.write(|view| {
+            view.revoked = Arc::new(revoked);
+            view.look_what_is_known();
+        });
         Ok(Update::Taken)
     }
 
@@ -290,7 +310,10 @@ impl Network {
                 HEARTBEAT.put(txn, &(), &signed)
             })
             .await?;
-        self.write(|view| view.heartbeat = Some(heartbeat));
+        self.write(|view| {
+            view.heartbeat = Some(heartbeat);
+            view.look_what_is_known();
+        });
         Ok(Update::Taken)
     }
 

@@ -67,7 +67,7 @@ fn check(seeder: &Seeder, order: &Signed<ReplicationOrder>) -> Result<Replicatio
         seeder: seeder.peer,
         trust: &trust,
         revoked: &revoked,
-        last_heartbeat: None,
+        informed: None,
         continuation_ms: 0,
         now: now_ms(),
     };

@@ -12,6 +12,7 @@ use protocol::{Digest, Refusal, RefusalCode};
 use store::StoreError;
 use tokio::time::Instant;
 
+use crate::catching_up::{self, Teller};
 use crate::clock::{BackOff, jittered, now_ms};
 use crate::context::Seeder;
 use crate::gossip::after_heartbeat;
@@ -35,7 +36,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const STATEMENTS_EVERY: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, thiserror::Error)]
-enum SyncError {
+pub(crate) enum SyncError {
     #[error(transparent)]
     Ask(#[from] AskError),
     #[error(transparent)]
@@ -107,6 +108,7 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
         up_to_date: false,
         renewed: None,
         stated: None,
+        turn: 0,
         join,
         seeder: Arc::clone(seeder),
     };
@@ -125,6 +127,13 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
                 contact.seeder.notes.manager.set(error.to_string());
                 // What gossip brought while it was away, or did not, is not known: it is asked when it is back.
                 contact.up_to_date = false;
+                if matches!(error, SyncError::Ask(AskError::Unreachable(_))) && seeder.network.trust().is_some() {
+                    tokio::select! {
+                        () = token.cancelled() => return Ok(()),
+                        asked = Box::pin(catching_up::from_others(seeder, contact.turn)) => asked?,
+                    }
+                    contact.turn = contact.turn.wrapping_add(1);
+                }
                 contact.back_off.pause()
             }
         };
@@ -149,12 +158,14 @@ struct Contact {
     renewed: Option<Instant>,
     /// When statements were last asked for.
     stated: Option<Instant>,
+    /// How often others were asked instead of the manager.
+    turn: usize,
 }
 
 impl Contact {
     async fn round(&mut self) -> Result<(), SyncError> {
         if self.seeder.network.trust().is_none() {
-            self.key_set().await?;
+            Teller::Manager.key_set(&self.seeder).await?;
         }
         self.certificate().await?;
         self.fresh().await?;
@@ -175,16 +186,6 @@ impl Contact {
                 tracing::warn!(%error, "no statements of account");
                 Ok(())
             }
-        }
-    }
-
-    async fn key_set(&self) -> Result<(), SyncError> {
-        match self.seeder.manager.ask(&MeshRequest::KeySet).await? {
-            MeshResponse::KeySet(signed) => {
-                self.seeder.network.take_key_set(signed).await?;
-                Ok(())
-            }
-            _ => Err(AskError::Unexpected("a question for the key set").into()),
         }
     }
 
@@ -230,22 +231,9 @@ impl Contact {
         }
         let Some(heartbeat) = newest else { return Ok(()) };
         if seeder.network.trust().is_none_or(|trust| trust.key_set().version < heartbeat.key_set_version) {
-            self.key_set().await?;
+            Teller::Manager.key_set(&seeder).await?;
         }
-        while seeder.network.revoked().number() < heartbeat.epoch {
-            let after = seeder.network.revoked().number();
-            match seeder.manager.ask(&MeshRequest::Epochs { after }).await? {
-                MeshResponse::Epochs(epochs) if !epochs.is_empty() => {
-                    for epoch in epochs {
-                        seeder.network.take_epoch(epoch).await?;
-                    }
-                }
-                _ => return Err(AskError::Unexpected("a question for revocation epochs").into()),
-            }
-            if seeder.network.revoked().number() == after {
-                return Err(AskError::Unexpected("a question for revocation epochs").into());
-            }
-        }
+        Teller::Manager.epochs(&seeder, Some(heartbeat.epoch)).await?;
         self.up_to_date = true;
         Ok(())
     }
@@ -264,7 +252,7 @@ impl Contact {
         let mut compared = seeder.network.compare_clock(&signed, middle);
         // Signed by a key of a newer key set.
         if matches!(&compared, Err(refusal) if refusal.code == RefusalCode::UnknownKey) {
-            self.key_set().await?;
+            Teller::Manager.key_set(seeder).await?;
             compared = seeder.network.compare_clock(&signed, middle);
         }
         let (clock, heartbeat) = compared.map_err(TakeError::from)?;

@@ -257,6 +257,17 @@ fn a_restore_that_is_refused_writes_nothing_and_one_that_is_made_prints_the_numb
     let marked = network.of("manager", args!["restored"]).ok();
     network.run_role("manager");
     assert_eq!(network.of("manager", args!["status"]).ok()["restore"], marked["restore"]);
+
+    // One whose database is gone does not begin with an empty one.
+    for role in ["manager", "merchant"] {
+        network.daemons.remove(role).unwrap().kill();
+        let database = network.path(role).join(format!("{role}.redb"));
+        fs::rename(&database, network.path("old.redb")).unwrap();
+        network.of(role, args!["run"]).refused(&[&format!("{role}.redb is missing"), "restore BACKUP"]);
+        assert!(!database.exists());
+        fs::rename(network.path("old.redb"), &database).unwrap();
+        network.run_role(role);
+    }
 }
 
 /// What of a manager or a merchant is in a folder. A seeder that runs there writes files of its own meanwhile.

@@ -233,7 +233,7 @@ fn judge(
     now: u64,
 ) -> Result<Lease, Refusal> {
     let admission =
-        Admission { peer: client, seeder: client, trust, revoked, last_heartbeat: Some(now), continuation_ms: 0, now };
+        Admission { peer: client, seeder: client, trust, revoked, informed: Some(now), continuation_ms: 0, now };
     Ok(envelope.ticket.check(&admission)?.lease)
 }
 

@@ -285,7 +285,7 @@ impl Seeder {
             seeder: self.peer(),
             trust: &trust,
             revoked: &revoked,
-            last_heartbeat: None,
+            informed: None,
             continuation_ms: 0,
             now: now_ms(),
         };

@@ -192,7 +192,7 @@ pub fn admission<'a>(trust: &'a Trust, revoked: &'a RevocationState) -> Admissio
         seeder: seeder().peer_id(),
         trust,
         revoked,
-        last_heartbeat: Some(NOW - 60_000),
+        informed: Some(NOW - 60_000),
         continuation_ms: 0,
         now: NOW,
     }

@@ -162,6 +162,31 @@ async fn a_ticket_that_asks_for_fresh_news_is_refused_by_a_seeder_that_has_none(
 }
 
 #[tokio::test]
+async fn a_sign_of_life_is_no_news_of_revocations_that_did_not_come() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let client = Client::new(10).await;
+    world.set_up("a", &[&goods], |_| {});
+    world.office.revoke(Revocations::default());
+    world.office.says.lock().unwrap().keeps_epochs = true;
+    let seeder = world.start("a").await;
+    let at = seeder.peer_addrs();
+    let status = || seeder.status().unwrap();
+    eventually("a heartbeat", || async { status()["heartbeat_age_ms"].as_u64() }).await;
+    let mut terms = world.terms(&goods, client.peer(), at.peer);
+    terms.staleness = DAY;
+    let ticket = world.make(terms);
+    let refusal = client.show(&at, &ticket).await.refusal().await;
+    assert_eq!(refusal.code, RefusalCode::StaleRevocations, "{refusal}");
+
+    world.office.says.lock().unwrap().keeps_epochs = false;
+    world.manager.nudge(&at).await;
+    eventually("the epoch", || async { (status()["revocation_epoch"] == 1).then_some(()) }).await;
+    client.begin(&at, &ticket).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn an_allowance_is_the_end_of_it() {
     let world = World::new(false).await;
     let goods = world.publish(1, 4);

@@ -71,6 +71,42 @@ async fn a_seeder_that_stops_says_so_and_a_manager_that_is_away_does_not_hold_it
 }
 
 #[tokio::test]
+async fn who_missed_revocations_has_them_from_the_other_seeders_while_the_manager_is_away() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let client = Client::new(10).await;
+    let quick = |config: &mut seeder::Config| config.call_ms = 500;
+    let (a, b) = (world.seeder("a", &[], quick).await, world.seeder("b", &[&goods], quick).await);
+    let known = |seeder: &seeder::Running| seeder.status().unwrap()["acquaintances"].as_u64().unwrap();
+    a.handle().connect(&b.peer_addrs(), LIMIT).await.unwrap();
+    for seeder in [&a, &b] {
+        eventually("an acquaintance", || async { (known(seeder) == 1).then_some(()) }).await;
+    }
+    let peer = b.peer_id();
+    stop(b).await;
+
+    let terms = world.terms(&goods, client.peer(), peer);
+    let transactions = vec![terms.transaction];
+    let ticket = world.make(terms);
+    // More of them than go into one answer.
+    const MISSED: u64 = 2 * MeshResponse::EPOCHS_PAGE as u64 + 1;
+    for _ in 0..MISSED - 1 {
+        world.office.revoke(Revocations::default());
+    }
+    world.office.revoke(Revocations { transactions, ..Revocations::default() });
+    world.manager.nudge(&a.peer_addrs()).await;
+    let epoch = |seeder: &seeder::Running| seeder.status().unwrap()["revocation_epoch"].as_u64().unwrap();
+    eventually("the epochs", || async { (epoch(&a) == MISSED).then_some(()) }).await;
+    world.manager.stop().await;
+
+    let b = world.start("b").await;
+    eventually("the missed epochs", || async { (epoch(&b) == MISSED).then_some(()) }).await;
+    assert_eq!(client.show(&b.peer_addrs(), &ticket).await.refusal().await.code, RefusalCode::Revoked);
+    stop(a).await;
+    stop(b).await;
+}
+
+#[tokio::test]
 async fn only_a_manager_may_nudge() {
     let world = World::new(false).await;
     let seeder = world.seeder("a", &[], |_| {}).await;

@@ -46,6 +46,8 @@ pub(crate) struct Says {
     /// How far its clock is ahead of the seeders'.
     pub(crate) clock_ahead_ms: u64,
     last_beat: u64,
+    /// Gives out no epochs, although its heartbeats name them.
+    pub(crate) keeps_epochs: bool,
     /// Contents that seeders may let go of.
     pub(crate) lets_go: HashSet<Digest>,
     /// Answers everything with a refusal.
@@ -169,7 +171,8 @@ impl Office {
             MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.heartbeat()),
             MeshRequest::Epochs { after } => {
                 let says = self.says.lock().unwrap();
-                MeshResponse::Epochs(says.epochs.iter().skip(after as usize).take(4).cloned().collect())
+                let given = if says.keeps_epochs { 0 } else { MeshResponse::EPOCHS_PAGE };
+                MeshResponse::Epochs(says.epochs.iter().skip(after as usize).take(given).cloned().collect())
             }
             MeshRequest::Enrol { .. } => MeshResponse::Enrolled(self.certificate(peer)),
             MeshRequest::Report(report) => {

@@ -140,7 +140,7 @@ async fn step_7_only_the_right_endorsement_releases_and_only_once() {
                 seeder: shop.seeders[0].peer_id(),
                 trust: &trust,
                 revoked,
-                last_heartbeat: None,
+                informed: None,
                 continuation_ms: 0,
                 now: now_ms(),
             };

@@ -304,7 +304,7 @@ impl Shop {
             seeder: self.seeders[0].peer_id(),
             trust: &trust,
             revoked: &revoked,
-            last_heartbeat: Some(now_ms()),
+            informed: Some(now_ms()),
             continuation_ms: 0,
             now: now_ms(),
         };
