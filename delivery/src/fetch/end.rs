@@ -63,6 +63,12 @@ impl EndReason {
         }
     }
 
+    /// The delivery was cut off here, for something that is not this client's fault: the seeder still hears what was verified.
+    pub(super) fn takes_last_ack(&self) -> bool {
+        let EndReason::Refused(refusal) = self else { return false };
+        matches!(refusal.code, RefusalCode::Revoked | RefusalCode::KeyRetired | RefusalCode::ContentNotHeld)
+    }
+
     pub(super) fn refusal(&self) -> Option<&Refusal> {
         match self {
             EndReason::Refused(refusal) => Some(refusal),

@@ -19,7 +19,7 @@ use protocol::manifest::{Manifest, SEGMENT_CHUNKS};
 use protocol::receipt::{Ack, Completion};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Refusal, Signed};
-use tokio::io::WriteHalf;
+use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -44,6 +44,8 @@ const READ_AHEAD: usize = 1;
 
 /// A window that is used up may open again by an acknowledgement that is on its way.
 const SPENT_GRACE: Duration = Duration::from_secs(1);
+/// For the last word to a seeder that has ended the delivery: it listens a little longer.
+const LAST_ACK: Duration = Duration::from_secs(2);
 
 /// To open a stream to a seeder to whose addresses there is no route.
 const WITHOUT_ROUTE: Duration = Duration::from_millis(500);
@@ -558,7 +560,19 @@ impl Conversation {
             self.unsaved = true;
         }
         self.save_last().await;
+        if self.machine.is_open() && reason.takes_last_ack() {
+            let _ = tokio::time::timeout(LAST_ACK, self.give_last_ack()).await;
+        }
         reason
+    }
+
+    /// The seeder ended the delivery by no fault of its own, and hears for a moment what it is paid by.
+    async fn give_last_ack(&mut self) {
+        let finish = ClientMessage::Finish { ack: self.last_ack.clone(), completion: None };
+        // Ended in order: what was said last is not lost to a reset.
+        if self.last_ack.is_some() && self.say(&finish).await.is_ok() {
+            let _ = self.writer.shutdown().await;
+        }
     }
 
     /// A refusal for time says how far this clock is off.

@@ -181,6 +181,7 @@ fn one(
         return Ok(Status::Rejected(refusal));
     }
 
+    let claimed_before = delivery.counting.claimed_bytes(&delivery.layout);
     let outcome = delivery.counting.accept(&delivery.layout, seeder, &good.ack.chunks);
     let completed = good.completion.as_ref().filter(|_| delivery.closed.is_none() && delivery.counting.complete());
     let new_chunks = match (outcome, completed) {
@@ -210,15 +211,17 @@ fn one(
     info!(step = 12, transaction = %id.transaction, delivery = id.delivery, %seeder, new_chunks, "receipt counted");
     after_count(txn, id, &mut delivery, sale.as_mut(), now, grace_ms)?;
 
-    let claimed = delivery.counting.claimed_bytes(&delivery.layout);
+    let (claimed, limit) = (delivery.counting.claimed_bytes(&delivery.layout), delivery.claim_limit);
+    // Receipts that are on their way when the lease ends may be honest ones, and are waited for. Whoever goes on to claim
+    // as much again takes a part of everybody's pay with it: then nobody is waited for any longer.
+    let (passed, twice) = (claimed_before <= limit && claimed > limit, claimed > limit.saturating_mul(2));
     let mut revoked = false;
     if delivery.closed.is_none()
-        && claimed > delivery.claim_limit
+        && (passed || twice)
         && let Some(sale) = sale.as_mut()
     {
-        warn!(delivery = %id, claimed, limit = delivery.claim_limit,
-            "more was acknowledged than the lease allows: the lease is void");
-        revoked = end_lease(txn, id, &mut delivery, sale, now)?;
+        warn!(delivery = %id, claimed, limit, "more was acknowledged than the lease allows: the lease is void");
+        revoked = end_lease(txn, id, &mut delivery, sale, now, if twice { 0 } else { grace_ms })?;
     }
     Ok(Status::Counted { new_chunks, revoked })
 }

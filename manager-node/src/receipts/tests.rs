@@ -13,6 +13,7 @@ use super::accept_batch;
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
 use crate::tables::{ORDERS, OrderRecord};
+use crate::transactions::chore;
 
 fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
     result.unwrap_err().code.as_str()
@@ -191,6 +192,7 @@ async fn a_lease_of_which_everything_is_signed_to_everybody_is_void_and_the_ceil
         Outbox::of(&shop, n).send(&shop, vec![shop.receipt(id, n, 0..620)]).await;
     }
     assert_eq!(shop.admitted(&shop.client, &envelope), Err(RefusalCode::Revoked), "seeders serve it no longer");
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
     let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
     let paid: u128 = closed.lines.iter().map(|line| line.parts).sum();
     assert!(paid <= u128::from(lease.ceiling) << 20);
@@ -208,6 +210,58 @@ async fn a_lease_of_which_everything_is_signed_to_everybody_is_void_and_the_ceil
     let opened = again.grant.unwrap().open(&shop.client, &data, &next).unwrap();
     assert_eq!(opened.as_bytes(), shop.secret.as_bytes());
     shop.close().await;
+}
+
+#[tokio::test]
+async fn receipts_that_are_on_their_way_when_a_lease_ends_are_paid_and_nobody_is_waited_for_without_end() {
+    let (at_release, on_completion) = (KeyPolicy::AtRelease, KeyPolicy::OnCompletion);
+    for (policy, greedy) in [(at_release, false), (at_release, true), (on_completion, false), (on_completion, true)] {
+        // 128 MiB: the lease allows 176.
+        let shop = Shop::open(Terms { chunks: 2048, rate: 1_000_000, policy, ..Terms::default() }).await;
+        let (id, envelope) = shop.buy("o").await;
+        let before = now_ms();
+        let mut outboxes: Vec<Outbox> = (0..3).map(|n| Outbox::of(&shop, n)).collect();
+        outboxes[0].send(&shop, vec![shop.receipt(id, 0, 0..1600)]).await;
+        outboxes[1].send(&shop, vec![shop.receipt(id, 1, 0..1600)]).await;
+        assert_eq!(shop.admitted(&shop.client, &envelope), Err(RefusalCode::Revoked), "seeders serve it no longer");
+        let delivery = shop.delivery(id, 1).unwrap();
+        let grace_ms = shop.ctx.config.close_grace_ms;
+        assert!(delivery.closed.is_none());
+        assert!((before + grace_ms..=now_ms() + grace_ms).contains(&delivery.due_at), "the lease is not waited for");
+        // The buyer does not wait: the next lease is for another delivery, which nobody pays for.
+        match policy {
+            KeyPolicy::AtRelease => {
+                let next = shop.ticket(id).await.unwrap().ticket.lease.peek().unwrap();
+                assert_eq!((next.delivery, next.generation, next.ceiling), (2, 1, 0));
+            }
+            KeyPolicy::OnCompletion => assert_eq!(shop.state(id), TransactionState::Revoked),
+        }
+        // Delivered before the seeder heard of it.
+        outboxes[2].send(&shop, vec![shop.receipt(id, 2, 1600..1700)]).await;
+        let open = shop.delivery(id, 1).unwrap();
+        assert_eq!((open.closed, open.due_at), (None, delivery.due_at), "no receipt moves the close");
+        assert_eq!(shop.sale(id).generation, u32::from(policy == KeyPolicy::AtRelease), "it ended once");
+        if greedy {
+            // Twice what the lease allows ends the waiting.
+            for (n, outbox) in outboxes.iter_mut().enumerate() {
+                assert!(shop.delivery(id, 1).unwrap().closed.is_none());
+                outbox.send(&shop, vec![shop.receipt(id, n, 0..2040)]).await;
+            }
+        } else {
+            chore::step(&shop.ctx, delivery.due_at - 1).await.unwrap();
+            assert!(shop.delivery(id, 1).unwrap().closed.is_none());
+            chore::step(&shop.ctx, delivery.due_at).await.unwrap();
+        }
+        let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+        let bytes = |n: usize| closed.lines.iter().find(|line| line.seeder == shop.seeders[n].peer_id()).unwrap().bytes;
+        let chunks = if greedy { 2040 } else { 1700 };
+        assert_eq!(closed.lines.iter().map(|line| line.bytes).sum::<u64>(), chunks * u64::from(CHUNK));
+        assert_eq!(bytes(2), if greedy { 680 } else { 100 } * u64::from(CHUNK));
+        assert_eq!(shop.balance("escrow").await, 0);
+        let generation = u32::from(policy == at_release);
+        assert_eq!(shop.sale(id).generation, generation, "it ended once");
+        shop.close().await;
+    }
 }
 
 #[tokio::test]
@@ -275,6 +329,7 @@ async fn a_client_and_two_seeders_that_claim_ten_times_what_was_sent_get_the_cei
     // Together more than the content, a quarter and 16 MiB: the lease is void from here on.
     assert!(2 * claimed > lease.allowance);
     assert_eq!(shop.admitted(&shop.client, &envelope), Err(RefusalCode::Revoked));
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
     assert_eq!(shop.state(id), TransactionState::Settled);
     let late = of(2, paid, all());
     handed_in.push((2, late.id()));

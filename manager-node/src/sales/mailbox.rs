@@ -157,8 +157,9 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
     let current = DeliveryId { transaction: id, delivery: release.delivery };
     let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
-    // A completed one waits for receipts; who downloads again needs another.
+    // A completed one waits for receipts, and so does one whose lease was ended; who downloads again needs another.
     let open = delivery.is_some_and(|delivery| delivery.closed.is_none() && !delivery.counting.is_completed());
+    let open = open && !sale.lease_ended(&release);
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
     // Where the key that signed it was given up, another lease takes its place for the time that was left.

@@ -71,16 +71,17 @@ pub(crate) fn after_count(
     Ok(())
 }
 
-/// Ends a delivery of which more was acknowledged than its lease allows. It is paid for, within its ceiling, and seeders
-/// hear that the lease is void, as after a move; the purchase stays its buyer's, who may download it again where nobody
-/// is paid for it: one who lost half a download, or kept two copies of a home, looks in the books like one who shares
-/// a key. True when seeders are to hear something.
+/// Ends a delivery of which more was acknowledged than its lease allows. Seeders hear that the lease is void, as after a
+/// move; what they delivered until then is paid, within the ceiling, once it was waited `late_ms` for their receipts. The
+/// purchase stays its buyer's, who may download it again where nobody is paid for it: one who lost half a download, or
+/// kept two copies of a home, looks in the books like one who shares a key. True when seeders are to hear something.
 pub(crate) fn end_lease(
     txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     sale: &mut Sale,
     now: u64,
+    late_ms: u64,
 ) -> Result<bool, SaleError> {
     if is_taken_back(sale.state) {
         // Seeders heard that already; only the waiting for late receipts ends.
@@ -90,15 +91,21 @@ pub(crate) fn end_lease(
         return Ok(false);
     }
     let release = sale.release.as_ref();
-    let current = release.is_some_and(|release| release.delivery == id.delivery);
+    let ended = release.is_some_and(|release| release.delivery == id.delivery && sale.lease_ended(release));
+    let current = !ended && release.is_some_and(|release| release.delivery == id.delivery);
     let next = sale.generation.saturating_add(1);
     // A payment that is only held is given back. And nobody loses a download so many times.
-    if release.is_some_and(|release| !release.captured) || next > MAX_GENERATIONS {
-        take_back(txn, id.transaction, sale, Event::Revoke, now, 0)?;
+    if release.is_some_and(|release| !release.captured) || !ended && next > MAX_GENERATIONS {
+        take_back(txn, id.transaction, sale, Event::Revoke, now, late_ms)?;
         return Ok(true);
     }
     let before = sale.state;
-    close(txn, id, delivery, Some(sale), now)?;
+    let late_until = delivery.due_at.min(now.saturating_add(late_ms));
+    if delivery.rate > 0 && late_until > now {
+        move_due(txn, id, delivery, late_until)?;
+    } else {
+        close(txn, id, delivery, Some(sale), now)?;
+    }
     put_delivery(txn, id, delivery)?;
     if current {
         sale.generation = next;

@@ -282,6 +282,11 @@ impl Sale {
         self.request.price
     }
 
+    /// The newest lease is of an earlier generation: it was ended, and nobody has asked for the next one yet.
+    pub(crate) fn lease_ended(&self, release: &Release) -> bool {
+        release.lease.peek().is_ok_and(|lease| lease.generation < self.generation)
+    }
+
     /// Why the event cannot follow, if it cannot.
     pub(crate) fn may(&self, event: Event) -> Result<(), Refusal> {
         state::next(self.state, event).map(drop)

@@ -34,6 +34,8 @@ use crate::tables::AccountKey;
 
 /// Messages from the client that wait for the machine: it is fast, and at 12 KiB each they are 192 KiB at most.
 const MESSAGES: usize = 16;
+/// For the last acknowledgement of a client whose delivery is cut off: it verifies and writes what has just come first.
+const LAST_ACK: Duration = Duration::from_secs(3);
 
 /// What a driver is made of.
 pub(super) struct Parts {
@@ -68,11 +70,15 @@ enum End {
     Finished,
     /// By name.
     Refused(Refusal),
+    /// By name, and through no fault of the client: it may still acknowledge what it has.
+    Cut(Refusal),
     /// The client went away.
     Gone,
 }
 
 type Persisting = Option<BoxFuture<'static, Result<(), StoreError>>>;
+type Listening<'a> =
+    (Pin<&'a mut (dyn FusedFuture<Output = ()> + Send)>, &'a mut mpsc::Receiver<Result<ClientMessage, FrameError>>);
 type Sending<'a> = Pin<&'a mut (dyn FusedFuture<Output = Result<WriteHalf<Stream>, SendEnd>> + Send)>;
 
 impl Driver {
@@ -92,7 +98,7 @@ impl Driver {
         let upload = Line::new(&self.parts.seeder.upload, self.parts.peer);
         let way = Way { reading: Arc::clone(&self.reading), upload, limit };
         let mut sending = Box::pin(send(writer, queue, &progress, &counts, &way).fuse());
-        let end = self.converse(&mut reader, &outgoing, sending.as_mut(), &progress).await;
+        let (end, said) = self.converse(&mut reader, &outgoing, sending.as_mut(), &progress).await;
 
         progress.cut.store(true, Ordering::Release);
         let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
@@ -102,22 +108,25 @@ impl Driver {
         drop(turn);
 
         let transaction = grant.delivery.transaction;
+        let gone = matches!(end, End::Gone);
         let last = match end {
             End::Finished => Some(SeederMessage::Finished),
             End::Gone => None,
-            End::Refused(refusal) => {
+            End::Refused(refusal) | End::Cut(refusal) => {
                 note_refusal(&seeder, peer, Some(transaction), &refusal);
-                Some(SeederMessage::Refusal(refusal))
+                (!said).then_some(SeederMessage::Refusal(refusal))
             }
         };
         let farewell = async {
-            if sending.is_terminated() {
+            if gone || sending.is_terminated() {
                 return;
             }
-            let Some(message) = last else { return };
             // The queue may be full of chunks that are passed over now; sending goes on meanwhile.
             let say = async move {
-                let sent = outgoing.send(Outgoing::Message(message)).await;
+                let sent = match last {
+                    Some(message) => outgoing.send(Outgoing::Message(message)).await,
+                    None => Ok(()),
+                };
                 drop(outgoing);
                 sent
             };
@@ -133,23 +142,80 @@ impl Driver {
         tracing::debug!(%peer, transaction = %transaction, "delivery stream ended");
     }
 
-    /// The conversation, up to its end.
+    /// The conversation, up to its end; true where its last word is on its way already.
     async fn converse<R: AsyncRead + Unpin + Send>(
         &mut self,
         reader: &mut R,
         outgoing: &mpsc::Sender<Outgoing>,
         mut sending: Sending<'_>,
         progress: &Progress,
-    ) -> End {
+    ) -> (End, bool) {
         let (heard, mut messages) = mpsc::channel(MESSAGES);
         let mut listening = Box::pin(listen(reader, heard).fuse());
+        let end = self.talk((listening.as_mut(), &mut messages), outgoing, sending.as_mut(), progress).await;
+        match end {
+            End::Cut(refusal) => {
+                progress.cut.store(true, Ordering::Release);
+                let said = self.last_ack(&refusal, (listening.as_mut(), &mut messages), outgoing, sending).await;
+                (End::Cut(refusal), said)
+            }
+            end => (end, false),
+        }
+    }
+
+    /// A client whose delivery is cut off may have verified more than it acknowledged, which is what this seeder is paid by.
+    /// It is told why, and has a moment for its last word. True when it was told.
+    async fn last_ack(
+        &mut self,
+        refusal: &Refusal,
+        (mut listening, messages): Listening<'_>,
+        outgoing: &mpsc::Sender<Outgoing>,
+        mut sending: Sending<'_>,
+    ) -> bool {
+        let stop = self.parts.seeder.supervisor.token();
+        let superseded = self.parts.turn.superseded.clone();
+        let deadline = Instant::now() + LAST_ACK;
+        // The queue may be full of chunks that are passed over now.
+        let mut telling = Box::pin(outgoing.send(Outgoing::Message(SeederMessage::Refusal(refusal.clone()))).fuse());
+        let mut told = false;
+        loop {
+            tokio::select! {
+                sent = &mut telling, if !telling.is_terminated() => told = sent.is_ok(),
+                _ = sending.as_mut(), if !sending.is_terminated() => return told,
+                () = listening.as_mut(), if !listening.is_terminated() => {}
+                message = messages.recv() => match message {
+                    Some(Ok(message @ (ClientMessage::Ack(_) | ClientMessage::Finish { .. }))) => {
+                        let last = matches!(message, ClientMessage::Finish { .. });
+                        // What does not hold is not taken: there is nothing left to refuse it by.
+                        if self.parts.machine.message(message, now_ms()).is_err() || last {
+                            return told;
+                        }
+                    }
+                    // Under way before it heard.
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return told,
+                },
+                () = superseded.cancelled() => return told,
+                () = stop.cancelled() => return told,
+                () = tokio::time::sleep_until(deadline) => return told,
+            }
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        (mut listening, messages): Listening<'_>,
+        outgoing: &mpsc::Sender<Outgoing>,
+        mut sending: Sending<'_>,
+        progress: &Progress,
+    ) -> End {
         let stop = self.parts.seeder.supervisor.token();
         let superseded = self.parts.turn.superseded.clone();
         let mut changes = self.parts.seeder.network.changes();
         let mut persisting: Persisting = None;
         loop {
             if let Err(refusal) = self.still_allowed() {
-                return End::Refused(refusal);
+                return End::Cut(refusal);
             }
             if self.drawn > progress.sent.load(Ordering::Acquire) {
                 // A client that does not take what is sent is let go by the sender.
@@ -180,7 +246,7 @@ impl Driver {
                 () = stop.cancelled() => return End::Refused(shutting_down()),
                 // The sender of changes lives as long as the seeder.
                 _ = changes.changed() => {}
-                () = &mut listening, if !listening.is_terminated() => {}
+                () = listening.as_mut(), if !listening.is_terminated() => {}
                 message = messages.recv(), if !self.finishing => match message {
                     Some(Ok(message)) => {
                         if let Err(refusal) = self.hear(message) {
@@ -203,7 +269,7 @@ impl Driver {
                 }
                 () = progress.noticed.notified() => {
                     let error = progress.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    return End::Refused(self.no_chunk(&error.unwrap_or(ChunkError::Gone)));
+                    return End::Cut(self.no_chunk(&error.unwrap_or(ChunkError::Gone)));
                 }
                 sent = sending.as_mut(), if !sending.is_terminated() => return match sent {
                     // Impossible while the queue is open.
@@ -257,9 +323,7 @@ impl Driver {
             if !content.is_complete() {
                 self.parts.machine.hold(content.have());
             }
-            if !std::mem::replace(&mut self.wanted, true) {
-                self.still_allowed()?;
-            }
+            self.wanted = true;
         }
         self.parts.machine.message(message, now_ms())
     }

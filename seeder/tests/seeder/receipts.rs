@@ -2,6 +2,7 @@
 
 use protocol::deliver::{ClientMessage, SeederMessage};
 use protocol::ticket::Ticket;
+use protocol::trust::Revocations;
 use protocol::{ChunkSet, PeerAddrs, TransactionId};
 
 use crate::client::Client;
@@ -136,5 +137,42 @@ async fn a_manager_that_lost_its_books_without_saying_so_gets_them_again_too() {
     received(&world, first.data.peek().unwrap().transaction, 2).await;
     received(&world, second.data.peek().unwrap().transaction, 2).await;
     all_marked(&seeder).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_cut_off_has_a_moment_to_acknowledge_what_it_has() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let at = seeder.peer_addrs();
+    let [honest, greedy] = [world.ticket(&goods, client.peer(), at.peer), world.ticket(&goods, client.peer(), at.peer)];
+    let id = |ticket: &Ticket| ticket.data.peek().unwrap().transaction;
+    let mut talks = Vec::new();
+    for ticket in [&honest, &greedy] {
+        let (mut talk, _) = client.begin(&at, ticket).await;
+        talk.want(0..2).await;
+        for _ in 0..2 {
+            talk.chunk().await.unwrap();
+        }
+        talks.push(talk);
+    }
+    let transactions = vec![id(&honest), id(&greedy)];
+    world.office.revoke(Revocations { transactions, ..Revocations::default() });
+    world.manager.nudge(&at).await;
+    for (talk, (ticket, chunks)) in talks.iter_mut().zip([(&honest, 0..2), (&greedy, 0..3)]) {
+        let heard = talk.hear().await;
+        assert!(matches!(&heard, Some(SeederMessage::Refusal(no)) if no.code.as_str() == "revoked"), "{heard:?}");
+        // Nothing more is sent, whatever is asked for.
+        talk.want(2..4).await;
+        let ack = client.ack(world.office.network, ticket, at.peer, ChunkSet::from_range(chunks));
+        talk.say(ClientMessage::Finish { ack: Some(ack), completion: None }).await;
+        assert!(talk.hear().await.is_none(), "the refusal was the last word");
+    }
+    received(&world, id(&honest), 2).await;
+    all_marked(&seeder).await;
+    let acks = world.office.until("the receipts", |heard| Some(heard.receipts.clone())).await;
+    assert!(acks.iter().all(|receipt| receipt.ack.peek().unwrap().delivery.transaction == id(&honest)));
     stop(seeder).await;
 }
