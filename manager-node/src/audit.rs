@@ -130,6 +130,9 @@ pub(crate) fn move_page(ctx: &Context) -> Result<bool, StoreError> {
 
 /// At most a page of entries after the given number, wherever they lie.
 fn entries_after(archive: &Archive, txn: &impl Txn, after: u64) -> Result<Vec<(u64, Entry)>, StoreError> {
+    // A page that a cut went through is there as a whole; what was cut off of it is not in the log any more.
+    let first = CUT_AT.get(txn, &())?.map_or(0, |cut| cut.first);
+    let after = after.max(first.saturating_sub(1));
     let Some((_, place)) = PAGES.range(txn, after.saturating_add(1).., 1)?.pop() else {
         return AUDIT.range(txn, after.saturating_add(1).., PAGE);
     };
@@ -156,6 +159,16 @@ pub(crate) fn head(txn: &impl Txn) -> Result<Option<AuditHead>, StoreError> {
     Ok(AUDIT.last(txn)?.map(|(number, entry)| AuditHead { number, digest: entry.digest(number) }))
 }
 
+/// The first entry that a cut left. One row.
+const CUT_AT: Table<(), CutAt> = Table::new("audit-cut");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct CutAt {
+    first: u64,
+}
+
+wire!(CutAt => 16);
+
 /// Entries removed in one database transaction, which other writers wait for.
 const STEP: usize = 2000;
 
@@ -170,16 +183,15 @@ pub(crate) fn cut(ctx: &Context, through: u64, digest: Digest, now: u64) -> Resu
     if found.first().is_none_or(|(number, entry)| *number != through || entry.digest(through) != digest) {
         return Err(Refusal::new(RefusalCode::WrongState, NOT_THIS_LOG).into());
     }
-    // Whole pages that moved out are forgotten; the segment in which they lie stays as it is.
-    let pages = db.write_blocking(move |txn| PAGES.delete_range(txn, ..through, usize::MAX))?;
-    let mut removed = (pages * PAGE) as u64;
-    loop {
-        let step = db.write_blocking(move |txn| AUDIT.delete_range(txn, ..through, STEP))?;
-        removed += step as u64;
-        if step < STEP {
-            break;
-        }
-    }
+    let first = db.read(|txn| entries_after(&ctx.archive, txn, 0))?.first().map_or(through, |(number, _)| *number);
+    let removed = through.saturating_sub(first);
+    // Pages that moved out are forgotten; the segment in which they lie stays as it is.
+    db.write_blocking(move |txn| {
+        let cut = CUT_AT.get(txn, &())?.map_or(through, |cut| cut.first.max(through));
+        CUT_AT.put(txn, &(), &CutAt { first: cut })?;
+        PAGES.delete_range(txn, ..through, usize::MAX)
+    })?;
+    while db.write_blocking(move |txn| AUDIT.delete_range(txn, ..through, STEP))? == STEP {}
     if removed > 0 {
         let detail = format!("{removed} entries before it were exported and removed");
         db.write_blocking(move |txn| note(txn, now, CUT, through, detail.clone()))?;

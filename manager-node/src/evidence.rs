@@ -14,7 +14,7 @@ use store::{StoreError, Table, Txn, WriteTransaction};
 
 use crate::archive::Whole;
 use crate::context::{Context, now_ms};
-use crate::transactions::{MOVES, PAID_DELIVERY, Sale, SaleError};
+use crate::transactions::{MOVES, PAID_DELIVERY, Sale, SaleError, Word};
 
 /// When the first acknowledgement or completion of a transaction came in, whether it counted or not.
 const HEARD: Table<TransactionId, Heard> = Table::new("first-words");
@@ -56,7 +56,7 @@ fn whole(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Whole, Sale
 
 /// When this manager last came back from a backup, where that was after the sale was formed: of such a sale it may have
 /// forgotten what came in, and what seeders send again comes in late.
-fn restored_at(ctx: &Context, sale: &Sale) -> Result<Option<u64>, SaleError> {
+pub(crate) fn restored_at(ctx: &Context, sale: &Sale) -> Result<Option<u64>, SaleError> {
     let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
     Ok(ctx.restored_at.filter(|restored| formed_at < *restored))
 }
@@ -90,8 +90,15 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             record.completed_at = release.completed_at;
         }
         // Whoever had it before signed acknowledgements, too: theirs count by their own leases, newest first.
-        let moves = MOVES.prefix(txn, &id, usize::MAX)?.into_iter().rev();
-        pack.leases.extend(moves.map(|(_, moved)| moved.lease).take(EvidencePack::MAX_LEASES - 1));
+        let moves = MOVES.prefix(txn, &id, EvidencePack::MAX_MOVES)?;
+        for (_, moved) in &moves {
+            match &moved.word {
+                Word::Holder(word) => pack.moves.push(word.clone()),
+                Word::Merchant(word) => pack.recoveries.push(word.clone()),
+            }
+        }
+        let leases = moves.into_iter().rev().map(|(_, moved)| moved.lease);
+        pack.leases.extend(leases.take(EvidencePack::MAX_LEASES - 1));
         record.leases = pack.leases.iter().map(Signed::digest).collect();
         let paid = whole.delivery(PAID_DELIVERY);
         record.closed_at = paid.and_then(|delivery| delivery.closed.as_ref()).map(|closed| closed.at);
@@ -108,10 +115,17 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
 /// The same with the manager's word that nothing had been acknowledged by `by`.
 fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<EvidencePack, SaleError> {
     if by > now {
-        let detail = "a time that is still to come cannot be spoken of";
+        let detail =
+            format!("{by} ms is still to come (it is {now} ms here), and of that time nothing can be said yet");
         return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
     }
     let Whole { sale, first_at, .. } = ctx.db.read(|txn| whole(ctx, txn, id))?;
+    let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
+    if by < formed_at {
+        let detail =
+            format!("the sale was formed at {formed_at} ms, after {by} ms: of a time before it nothing is said");
+        return Err(Refusal::new(RefusalCode::WrongState, detail).into());
+    }
     if let Some(first) = first_at.filter(|first| *first <= by) {
         let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());

@@ -106,6 +106,52 @@ async fn what_the_manager_refunds_is_paid_back_also_to_a_shop_that_was_away_and_
 }
 
 #[tokio::test]
+async fn what_was_completed_is_told_to_a_restored_manager_and_not_paid_back_where_it_has_forgotten_it() {
+    let market = Market::new().await;
+    market.manager.policy(KeyPolicy::OnCompletion);
+    let shop = market.open().await;
+    let code = shop.voucher(3 * 999).await;
+    let buy = body(&market.manager, "prepaid", &code);
+    let completed = shop.post("completed", &buy).await.id();
+    shop.at_stage(&market.dir, &completed, "awaiting-completion").await;
+    market.manager.set_state(TransactionState::Delivered);
+    shop.at_stage(&market.dir, &completed, "done").await;
+    let waiting = shop.post("waiting", &buy).await.id();
+    shop.at_stage(&market.dir, &waiting, "awaiting-completion").await;
+    let show = json!({ "cmd": "order", "order": completed });
+    let transaction = shop.control(&market.dir, show.clone()).await.unwrap()["transaction"].clone();
+
+    // Away while the manager comes back, and there again: told all the same, and of what was paid for alone.
+    shop.stop().await;
+    market.manager.set_state(TransactionState::Released);
+    market.manager.restored();
+    let shop = market.open().await;
+    eventually("the payment being told of", || async { (!market.manager.told().is_empty()).then_some(()) }).await;
+    assert_eq!(json!(market.manager.told()), json!([transaction]));
+
+    // One that refunds it all the same had the buyer's goods for nothing.
+    market.manager.knows_captured(false);
+    market.manager.take_back(&completed, TransactionState::Refunded);
+    market.manager.take_back(&waiting, TransactionState::Refunded);
+    shop.at_stage(&market.dir, &waiting, "refunded").await;
+    let shown = eventually("the reason on the order", || async {
+        shop.running.nudge();
+        let shown = shop.control(&market.dir, show.clone()).await.unwrap();
+        (shown["error"]["code"] == "refunded").then_some(shown)
+    })
+    .await;
+    assert_eq!(shown["stage"], "done", "{shown}");
+    assert!(shown["error"]["message"].as_str().unwrap().contains("unless the shop refunds it"), "{shown}");
+    assert_eq!(shop.balance(&market.dir).await, (2 * 999, 0, 999));
+    // The merchant may.
+    let refunded = shop.control(&market.dir, json!({ "cmd": "refund", "order": completed })).await.unwrap();
+    assert_eq!(refunded["stage"], "refunded");
+    assert_eq!(shop.balance(&market.dir).await, (3 * 999, 0, 0));
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test]
 async fn what_the_manager_revokes_says_so_and_is_paid_back_when_the_merchant_wants_it() {
     let market = Market::new().await;
     let shop = market.open().await;

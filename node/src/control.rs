@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,9 +75,20 @@ impl ProgressSender {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlStartError {
     /// Another process answers there.
-    #[error("another process already answers on {}", path.display())]
+    #[error(
+        "another process already answers on {}; stop it first. If it is the node of another folder, of which this one is a \
+         copy, remove control.path from this folder", path.display()
+    )]
     InUse {
         /// The socket.
+        path: PathBuf,
+    },
+    /// What is there is no socket, and nobody's but the operator's to remove.
+    #[error(
+        "{} is no socket, and lies where this node makes its own; move it away, then start again", path.display()
+    )]
+    Taken {
+        /// Where the socket belongs.
         path: PathBuf,
     },
     /// The socket cannot be made.
@@ -178,6 +189,7 @@ impl Socket {
         // The redirection of an earlier run, if any, leads nowhere now.
         let _ = tokio::fs::remove_file(&redirect_file).await;
         let (path, redirect) = if direct.as_os_str().len() <= MAX_PATH {
+            remove_stale(&direct).await?;
             (direct, None)
         } else {
             let short = short_dir(dir).map_err(failed(&direct))?;
@@ -208,6 +220,13 @@ impl Drop for Socket {
 /// Makes sure that nothing is at `path`, unless somebody answers there.
 async fn remove_stale(path: &Path) -> Result<(), ControlStartError> {
     let failed = |source| ControlStartError::Io { path: path.to_owned(), source };
+    match tokio::fs::symlink_metadata(path).await {
+        Ok(found) if found.file_type().is_socket() => {}
+        // Connecting to it fails as it does to a socket that nobody listens at.
+        Ok(_) => return Err(ControlStartError::Taken { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    }
     match UnixStream::connect(path).await {
         Ok(_) => Err(ControlStartError::InUse { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -6,6 +6,7 @@ use bincode::{Decode, Encode};
 use crate::amount::Amount;
 use crate::api::TransactionState;
 use crate::codec::{self, CodecError, Wire};
+use crate::entitlement::{MAX_GENERATIONS, Move, Recovery};
 use crate::ids::{Digest, NetworkId, Nonce, TransactionId};
 use crate::manifest::Manifest;
 use crate::receipt::{Ack, Completion};
@@ -20,7 +21,9 @@ mod check;
 mod keys;
 mod vouching;
 
-pub use check::{Claimant, Facts, Line, Received, Report, SeederShare, check_statement_files, check_statements};
+pub use check::{
+    Changed, Claimant, Facts, Line, Received, Report, SeederShare, check_statement_files, check_statements,
+};
 pub use keys::KeySets;
 
 /// The manager's word on where a transaction stood at a moment.
@@ -157,6 +160,10 @@ pub struct EvidencePack {
     pub non_delivery: Option<Signed<NonDelivery>>,
     /// What the merchant says beyond that.
     pub order: Option<OrderWords>,
+    /// By whose word it changed hands, in order: the holders' …
+    pub moves: Vec<Signed<Move>>,
+    /// … and the merchant's; together at most [`EvidencePack::MAX_MOVES`].
+    pub recoveries: Vec<Signed<Recovery>>,
 }
 
 /// Why a file is no evidence. Nothing in it counts then.
@@ -236,9 +243,11 @@ const EVIDENCE: Format = Format {
         "delivery record",
         "non-delivery",
         "order",
+        "move",
+        "recovery",
     ],
     max_bytes: EvidencePack::MAX_BYTES,
-    max_sections: 256,
+    max_sections: 320,
 };
 
 /// Sections of a file of statements.
@@ -328,6 +337,8 @@ impl EvidencePack {
     pub const MAX_LEASES: usize = 16;
     /// Most acknowledgements.
     pub const MAX_ACKS: usize = 192;
+    /// Most words by which it changed hands: each begins a generation.
+    pub const MAX_MOVES: usize = MAX_GENERATIONS as usize;
 
     /// A file with the sale alone; the rest is filled in.
     pub fn new(by: Exporter, at: u64, data: Signed<TransactionData>) -> Self {
@@ -343,6 +354,8 @@ impl EvidencePack {
             record: None,
             non_delivery: None,
             order: None,
+            moves: Vec::new(),
+            recoveries: Vec::new(),
         }
     }
 
@@ -369,6 +382,8 @@ impl EvidencePack {
         out.extend(self.record.iter().map(|d| section(9, d)));
         out.extend(self.non_delivery.iter().map(|d| section(10, d)));
         out.extend(self.order.iter().map(|d| section(11, d)));
+        out.extend(self.moves.iter().take(Self::MAX_MOVES).map(|d| section(12, d)));
+        out.extend(self.recoveries.iter().take(Self::MAX_MOVES).map(|d| section(13, d)));
         EVIDENCE.write(&out)
     }
 
@@ -381,6 +396,7 @@ impl EvidencePack {
         let (mut about, mut data) = (None, None);
         let (mut key_sets, mut leases, mut acks, mut completions) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut endorsement, mut manifest, mut record, mut non_delivery, mut order) = (None, None, None, None, None);
+        let (mut moves, mut recoveries) = (Vec::new(), Vec::new());
         for section in Reader::each(&EVIDENCE, &sections) {
             let section = section?;
             match section.section.kind {
@@ -395,6 +411,8 @@ impl EvidencePack {
                 9 => section.one(&mut record)?,
                 10 => section.one(&mut non_delivery)?,
                 11 => section.one(&mut order)?,
+                12 => section.next(&mut moves)?,
+                13 => section.next(&mut recoveries)?,
                 kind => return Err(EvidenceError::Unknown { number: section.number, kind }),
             }
         }
@@ -402,6 +420,7 @@ impl EvidencePack {
             || leases.len() > Self::MAX_LEASES
             || completions.len() > Self::MAX_LEASES
             || acks.len() > Self::MAX_ACKS
+            || moves.len() + recoveries.len() > Self::MAX_MOVES
         {
             return Err(EvidenceError::Incomplete("has more documents of one kind than are possible"));
         }
@@ -417,6 +436,8 @@ impl EvidencePack {
             record,
             non_delivery,
             order,
+            moves,
+            recoveries,
         })
     }
 }

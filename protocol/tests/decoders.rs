@@ -264,7 +264,8 @@ fn the_largest_of_everything_fits_its_limit() {
     fits("released", &MeshResponse::Released { contents, kept: vec![kept; SeederReport::MAX_HELD] });
     fits("status", &SalesRequest::Status { transactions: vec![transaction(); 256] });
     let state = TransactionState::Refunded;
-    let taken = TakenBack { number: u64::MAX, transaction: transaction(), order: "x".repeat(64), state };
+    let taken =
+        TakenBack { number: u64::MAX, transaction: transaction(), order: "x".repeat(64), state, captured: true };
     let sales = vec![taken; SalesResponse::TAKEN_BACK_PAGE];
     fits("taken-back", &SalesResponse::TakenBack { restore: u64::MAX, sales });
 }

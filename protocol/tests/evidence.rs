@@ -12,6 +12,7 @@ extern crate willcall_protocol as protocol;
 
 mod world;
 
+use protocol::entitlement::{Move, Recovery};
 use protocol::evidence::{
     DeliveryRecord, EvidenceError, EvidencePack, Exporter, NonDelivery, OrderWords, StatementFile,
 };
@@ -58,6 +59,10 @@ fn pack_of(transaction: TransactionId) -> EvidencePack {
     pack.manifest = Some(manifest);
     pack.endorsement = Some(endorsement);
     pack.leases.push(lease);
+    let (network, to) = (network(), stranger().peer_id());
+    pack.moves.push(Signed::sign(&Move { network, transaction, to, generation: 1, at: NOW }, &client()));
+    let back = Recovery { network, transaction, to: client().peer_id(), generation: 2, at: NOW + 1 };
+    pack.recoveries.push(Signed::sign(&back, &merchant()));
     pack.order = Some(OrderWords {
         order: "order-7".into(),
         body: Digest::from_bytes([8; 32]),
@@ -100,6 +105,40 @@ fn what_another_peer_signed_is_not_the_designated_clients() {
     let who = format!("says {}, whom a lease names", other.peer_id());
     let said: Vec<_> = report.lines.iter().filter(|line| line.claim.contains(&who)).collect();
     assert_eq!(said.len(), 3, "two acknowledgements and a completion: {said:#?}");
+}
+
+#[test]
+fn who_gave_it_to_whom_is_proven_by_their_own_words() {
+    let report = pack().verify(&root().peer_id());
+    let moved = |report: &protocol::evidence::Report| {
+        report.facts.moved.iter().map(|m| (m.generation, m.by, m.recovered, m.to)).collect::<Vec<_>>()
+    };
+    let [buyer, other, shop] = [client().peer_id(), stranger().peer_id(), merchant().peer_id()];
+    assert_eq!(moved(&report), [(1, buyer, false, other), (2, shop, true, buyer)]);
+    assert!(report.ok, "{report:#?}");
+    let word = |generation, by: &protocol::Keypair, to| {
+        let (network, transaction) = (network(), transaction());
+        Signed::sign(&Move { network, transaction, to, generation, at: NOW }, by)
+    };
+    let with = |moves: Vec<Signed<Move>>| {
+        let mut pack = pack();
+        (pack.moves, pack.recoveries) = (moves, Vec::new());
+        EvidencePack::from_bytes(&pack.to_bytes()).unwrap().verify(&root().peer_id())
+    };
+    // From hand to hand, in whatever order they stand; a generation that nobody's word began leaves it where it was.
+    let far = protocol::Keypair::from_seed(&[99; 32]);
+    let hands = with(vec![word(5, &far, buyer), word(1, &client(), other), word(3, &stranger(), far.peer_id())]);
+    assert!(hands.ok, "{hands:#?}");
+    assert_eq!(moved(&hands).iter().map(|m| m.3).collect::<Vec<_>>(), [other, far.peer_id(), buyer]);
+    // Who has it no more, or never had it, gives nothing; and no generation begins twice.
+    let twice = with(vec![word(1, &client(), other), word(2, &client(), far.peer_id())]);
+    assert!(!twice.ok && moved(&twice).len() == 1, "{twice:#?}");
+    let fork = with(vec![word(1, &client(), other), word(1, &client(), far.peer_id())]);
+    assert!(!fork.ok && moved(&fork).len() == 1, "{fork:#?}");
+    let thief = with(vec![word(1, &far, other)]);
+    assert!(!thief.ok && moved(&thief).is_empty(), "{thief:#?}");
+    let line = thief.lines.iter().find(|line| line.section == "move 1").unwrap();
+    assert!(line.problem.as_ref().unwrap().contains("did not have the purchase"), "{line:?}");
 }
 
 fn non_delivery_of(pack: &EvidencePack, by: u64) -> Signed<NonDelivery> {
@@ -166,6 +205,9 @@ fn whoever_makes_the_checksums_fit_again_is_caught_by_the_signatures() {
     assert_eq!(bad(&|p| p.data = forged(&p.data, |d| d.client = stranger().peer_id())), ["transaction data", "file"]);
     assert_eq!(bad(&|p| p.order.as_mut().unwrap().amount.minor += 1), ["order", "order"]);
     assert_eq!(bad(&|p| p.order.as_mut().unwrap().authorisation.push('x')), ["order"]);
+    assert_eq!(bad(&|p| p.moves[0] = forged(&p.moves[0], |m| m.to = seeder().peer_id())), ["move 1"]);
+    assert_eq!(bad(&|p| p.moves[0] = Signed::sign(&p.moves[0].peek().unwrap(), &merchant())), ["move 1"]);
+    assert_eq!(bad(&|p| p.recoveries[0] = Signed::sign(&p.recoveries[0].peek().unwrap(), &client())), ["recovery 1"]);
     // A lease or record of another, real sale.
     let other = Signed::sign(&samples::delivery_record(), &network_key(KeyPurpose::Settlement));
     assert_eq!(bad(&|p| p.record = Some(other.clone())), ["delivery record"]);
@@ -179,7 +221,7 @@ const FRAME: Format =
 const END: usize = 1 + 4 + 32;
 
 /// Kinds of which a file has several, and shows each.
-const SEVERAL: [u8; 4] = [2, 5, 7, 8];
+const SEVERAL: [u8; 6] = [2, 5, 7, 8, 12, 13];
 
 #[test]
 fn nothing_of_another_file_can_be_spliced_in_unseen() {
@@ -189,7 +231,7 @@ fn nothing_of_another_file_can_be_spliced_in_unseen() {
         EvidencePack::from_bytes(&FRAME.write(sections)).map(|pack| pack.verify(&root().peer_id()))
     };
     let whole = judge(&mine).unwrap();
-    assert!(whole.ok && mine.iter().map(|section| section.kind).collect::<std::collections::BTreeSet<_>>().len() == 11);
+    assert!(whole.ok && mine.iter().map(|section| section.kind).collect::<std::collections::BTreeSet<_>>().len() == 13);
     let shown = |section: &Section| if section.kind == 11 { 2 } else { 1 };
     for foreign in &theirs {
         for at in 0..=mine.len() {
@@ -239,7 +281,7 @@ fn nothing_of_another_file_can_be_spliced_in_unseen() {
 fn a_file_has_no_room_for_bytes_that_its_check_does_not_show() {
     let sections = FRAME.read(&pack().to_bytes()).unwrap();
     let refused = |sections: &[Section]| EvidencePack::from_bytes(&FRAME.write(sections)).unwrap_err().to_string();
-    for kind in [12, 99, 255] {
+    for kind in [14, 99, 255] {
         let mut more = sections.clone();
         more.push(Section { kind, bytes: b"a note".to_vec() });
         assert!(refused(&more).contains("does not know"), "{}", refused(&more));
@@ -349,4 +391,26 @@ fn a_retired_key_still_proves_what_it_signed_in_its_time_and_a_revoked_one_nothi
     let mut none = pack();
     none.key_sets.clear();
     assert!(!none.verify(&root().peer_id()).ok);
+}
+
+#[test]
+fn a_file_of_statements_takes_as_many_bytes_as_it_may_and_can_be_read() {
+    // As large as a statement gets, nearly: every line with a long reason.
+    let mut large = samples::statement();
+    let line = large.receipts.pop().unwrap();
+    large.receipts = vec![line; 1024];
+    let size = Signed::sign(&large, &network_key(KeyPurpose::Settlement)).body().len() + 256;
+    let most = 56 * 1024 * 1024 / size;
+    assert!(most < StatementFile::MOST, "the bytes are the bound here: {most} of {size}");
+    let statement = |number: u64| {
+        let statement = protocol::statement::Statement { number, ..large.clone() };
+        Ok::<_, std::convert::Infallible>(Signed::sign(&statement, &network_key(KeyPurpose::Settlement)))
+    };
+    let (file, more) = StatementFile::of(Vec::new(), (1..=most as u64).map(statement)).unwrap();
+    assert_eq!((file.statements.len(), more), (most, false));
+    let (file, more) = StatementFile::of(Vec::new(), (1..=most as u64 + 2).map(statement)).unwrap();
+    assert_eq!((file.statements.len(), more), (most, true), "the rest goes into another one");
+    let bytes = file.to_bytes();
+    assert!(bytes.len() <= StatementFile::MAX_BYTES, "{}", bytes.len());
+    assert_eq!(StatementFile::from_bytes(&bytes).unwrap(), file);
 }

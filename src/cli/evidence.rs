@@ -134,8 +134,16 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             lines.push(format!("  paid, says merchant {}", facts.endorsed));
             lines.push(format!("  released            {}", facts.released));
             lines.extend(received(&facts.received, facts.content_bytes));
+            for moved in &facts.moved {
+                let who = if moved.recovered { "the merchant, by recovery" } else { "its holder" };
+                let at = output::time(moved.at);
+                lines.push(format!("  moved               to {}, said {who} ({}) at {at}", moved.to, moved.by));
+            }
             for (peer, other) in &facts.others {
-                lines.push(format!("  moved, says manager to {peer}, who signed:"));
+                match facts.moved.iter().any(|moved| moved.to == *peer) {
+                    true => lines.push(format!("  its holder then     {peer}, who signed:")),
+                    false => lines.push(format!("  moved, says manager to {peer}, who signed:")),
+                }
                 lines.extend(received(other, facts.content_bytes).map(|line| format!("  {line}")));
             }
             let by = when(facts.nothing_acknowledged_by);

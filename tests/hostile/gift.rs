@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::support::{Job, Network, args, bytes, run, same, text};
+use super::support::{Job, Network, args, bytes, run, run_plain, same, text};
 
 #[test]
 fn a_gift_is_found_fetched_verified_and_opens_nowhere_else() {
@@ -185,4 +185,18 @@ fn a_purchase_follows_its_owner_to_a_new_device() {
     assert_eq!(text(&recovered, "client"), peer);
     run(args!["fetch", &other.transaction, "--join", &join, "--home", &new, "-o", network.path("again")]).ok();
     network.assert_books();
+
+    // By whose word each of them moved is proven to somebody who trusts nobody but the root key.
+    let merchant = text(&network.of("merchant", args!["status"]).ok(), "peer");
+    let holder = text(&run(args!["id", "--home", &old]).ok(), "peer");
+    for (id, by, said) in [(&bought.transaction, &holder, "its holder"), (&other.transaction, &merchant, "by recovery")]
+    {
+        let file = network.path(said);
+        network.of("manager", args!["evidence", id, "-o", &file]).ok();
+        let report = run(args!["verify-evidence", &file, "--network", &join]).ok();
+        let moved = &report["facts"]["moved"][0];
+        assert_eq!((text(moved, "by"), text(moved, "to"), &moved["generation"]), (by.clone(), peer.clone(), &1.into()));
+        let shown = run_plain(args!["verify-evidence", &file, "--network", &join]).stdout;
+        assert!(shown.contains(said) && shown.contains("Every line holds."), "{shown}");
+    }
 }

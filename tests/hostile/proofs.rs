@@ -91,6 +91,12 @@ fn what_was_delivered_is_proven_by_every_party_with_the_root_key_alone() {
         .of("manager", args!["evidence", id, "-o", network.path("lie"), "--non-delivery"])
         .refused(&["the first acknowledgement"]);
 
+    // And there is no saying of a time before the sale, or after now.
+    for (by, why) in [("5", "the sale was formed at"), ("99999999999999", "still to come")] {
+        let asked = args!["evidence", id, "-o", network.path("lie"), "--non-delivery", "--by", by];
+        network.of("manager", asked).refused(&[why]);
+    }
+
     let order = text(&settled, "order");
     let [of_manager, of_merchant, of_client] =
         ["manager", "merchant", "client"].map(|by| network.path(&format!("{by}.evidence")));

@@ -195,6 +195,46 @@ async fn the_audit_log_is_one_chain_wherever_its_entries_lie() {
 }
 
 #[tokio::test]
+async fn a_cut_through_what_moved_out_leaves_what_was_not_exported_and_no_more() {
+    let shop = Shop::open(Terms::default()).await;
+    shop.ctx
+        .db
+        .write(|txn| (0..4000).try_for_each(|n| crate::audit::note(txn, n, "revoke", n, "for the test")))
+        .await
+        .unwrap();
+    let mut log: Vec<serde_json::Value> = Vec::new();
+    let whole = async || {
+        let (mut lines, mut after) = (Vec::new(), 0);
+        loop {
+            let page = shop.control(json!({"cmd": "audit", "after": after})).await.unwrap();
+            let entries = page["entries"].as_array().unwrap().clone();
+            let Some(last) = entries.last() else { return lines };
+            after = last["number"].as_u64().unwrap();
+            lines.extend(entries);
+        }
+    };
+    let text = |lines: &[serde_json::Value]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    log.extend(whole().await);
+    move_out(&shop).await;
+    move_out(&shop).await;
+    // Exported some time ago: the last entry of the export lies in the middle of a page.
+    for (through, gone) in [(1500, 1499), (1700, 200)] {
+        let cut = json!({"cmd": "audit-cut", "through": through, "digest": log[through - 1]["digest"]});
+        for removed in [gone, 0] {
+            assert_eq!(shop.control(cut.clone()).await.unwrap()["removed"], removed);
+        }
+        let rest = whole().await;
+        assert_eq!(rest[0], log[through - 1]);
+        let report = crate::verify_audit(text(&rest).as_bytes(), &[], false).unwrap();
+        assert_eq!(report.first, through as u64);
+        assert!(report.cut_by.is_some(), "{report:?}");
+    }
+    let too_early = json!({"cmd": "audit-cut", "through": 1200, "digest": log[1199]["digest"]});
+    assert_eq!(shop.control(too_early).await.unwrap_err(), "wrong-state");
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn several_that_move_out_at_once_make_one_chain() {
     let shop = Shop::open(Terms::default()).await;
     let moving = (0..8_u32).map(|n| {

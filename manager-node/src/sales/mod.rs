@@ -30,9 +30,9 @@ use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::tables::ProductRecord;
 use crate::transactions::{
-    Event, SALES, Sale, SaleError, chore, drop_reservation, internal, put_sale, take_back, taken_back,
+    Event, SALES, Sale, SaleError, capture, chore, drop_reservation, internal, put_sale, take_back, taken_back,
 };
-use crate::{archive, catalogue, evidence};
+use crate::{archive, audit, catalogue, evidence};
 
 pub(crate) use lease::allowance;
 
@@ -115,9 +115,10 @@ fn answer_blocking(
         }
         SalesRequest::Status { transactions } => status(ctx, merchant, &transactions),
         SalesRequest::TakenBack { after } => {
-            let sales = ctx.db.read(|txn| taken_back(txn, merchant, after))?;
+            let sales = ctx.db.read(|txn| taken_back(ctx, txn, merchant, after))?;
             Ok(SalesResponse::TakenBack { restore: ctx.restore, sales })
         }
+        SalesRequest::Captured { transactions } => captured(ctx, merchant, &transactions, now),
         SalesRequest::Evidence { transaction } => {
             own(ctx.db.read(|txn| ctx.archive.sale(txn, &transaction))?, &merchant)?;
             Ok(SalesResponse::Evidence(evidence::pack(ctx, transaction, now)?.to_bytes()))
@@ -181,6 +182,34 @@ fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
         take_back(txn, id, &mut sale, Event::Refund, now, late_ms)?;
         Ok(sale.state)
     })
+}
+
+/// A merchant that took a held payment was told by this manager that the sale was completed. If the books do not know that,
+/// they are of a backup from before: of such a sale they take the merchant's word, and the price is due as after a
+/// completion. Of any other sale nothing is changed.
+fn captured(ctx: &Context, merchant: PeerId, ids: &[TransactionId], now: u64) -> Result<SalesResponse, SaleError> {
+    if ids.len() > STATUS_MAX {
+        return Err(Refusal::new(RefusalCode::TooLarge, "at most 256 transactions are told of at once").into());
+    }
+    for id in ids {
+        let Some(sale) = ctx.db.read(|txn| SALES.get(txn, id))? else { continue };
+        if sale.merchant != merchant || !sale.awaits_completion() || evidence::restored_at(ctx, &sale)?.is_none() {
+            continue;
+        }
+        let id = *id;
+        ctx.db.write_step_blocking(Step::ManagerComplete, move |txn| {
+            let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
+            if sale.awaits_completion() {
+                capture(txn, id, &mut sale, now)?;
+                let what = "by the merchant's word, after a restore: the completion was forgotten";
+                audit::note(txn, now, "captured", id, what.to_owned())?;
+                put_sale(txn, &id, Some(sale.state), &sale)?;
+            }
+            Ok::<_, SaleError>(())
+        })?;
+        warn!(transaction = %id, %merchant, "captured by the merchant's word: its completion was forgotten by a restore");
+    }
+    status(ctx, merchant, ids)
 }
 
 /// For merchants whose certificate is over, too: they must learn what became of their orders.

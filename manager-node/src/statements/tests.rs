@@ -12,6 +12,7 @@ use store::WriteTransaction;
 use super::{Books, MAX_OPEN, after, explain, make, receipts, step};
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
+use crate::sales::tests::wait_past;
 
 fn taken(shop: &Shop, seeder: PeerId, after_number: u64) -> Signed<Statement> {
     after(&shop.ctx, seeder, after_number).unwrap().unwrap()
@@ -275,16 +276,25 @@ async fn evidence_of_a_sale_is_proven_with_the_root_key_alone() {
     assert_eq!((claims(Claimant::ClientSigned), claims(Claimant::MerchantSigned)), (3, 1));
     // Another network's root key proves nothing of it.
     assert!(!pack.verify(&random_key().peer_id()).ok);
-    // The opposite is refused now, and was true of a time before the sale.
-    let opposite = |path: &str, by: u64| {
-        let path = folder.path().join(path);
+    // The opposite is refused now, and so is a time before the sale, of which there is nothing to say.
+    let opposite = |id, by: u64| {
+        let path = folder.path().join("n");
         json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true, "by": by})
     };
-    assert_eq!(shop.control(opposite("n", now_ms())).await.unwrap_err(), "wrong-state");
-    assert_eq!(shop.control(opposite("n", now_ms() + 60_000)).await.unwrap_err(), "not-yet-valid");
-    shop.control(opposite("n", 5)).await.unwrap();
+    let formed_at = facts.formed_at.unwrap();
+    assert_eq!(shop.control(opposite(id, now_ms())).await.unwrap_err(), "wrong-state");
+    assert_eq!(shop.control(opposite(id, now_ms() + 60_000)).await.unwrap_err(), "not-yet-valid");
+    for before in [0, 5, formed_at - 1] {
+        assert_eq!(shop.control(opposite(id, before)).await.unwrap_err(), "wrong-state", "{before}");
+    }
+    // It was true between the sale and the first that came in.
+    let (other, envelope) = shop.buy("other").await;
+    let formed_at = envelope.ticket.data.peek().unwrap().formed_at;
+    wait_past(formed_at).await;
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(other, 0, 0..2)]).await;
+    shop.control(opposite(other, formed_at)).await.unwrap();
     let pack = EvidencePack::from_bytes(&std::fs::read(folder.path().join("n")).unwrap()).unwrap();
-    assert_eq!(pack.verify(&root).facts.nothing_acknowledged_by, Some(5));
+    assert_eq!(pack.verify(&root).facts.nothing_acknowledged_by, Some(formed_at));
     shop.close().await;
 }
 

@@ -6,7 +6,7 @@ use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::Payer;
-use protocol::{Amount, TransactionId};
+use protocol::{Amount, Refusal, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
@@ -206,14 +206,35 @@ fn source_of(sale: &Sale, delivery: u32) -> Source {
     }
 }
 
-/// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded.
-pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) -> Result<(), SaleError> {
+/// A restore, and until when those who know more than the backup are waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restored {
+    /// Unix milliseconds.
+    pub(super) at: u64,
+    /// Unix milliseconds.
+    pub(super) until: u64,
+}
+
+/// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded; one
+/// from before a restore may have been completed between the backup and then, which seeders and the merchant still know.
+pub(super) fn close_due(
+    txn: &WriteTransaction<'_>,
+    id: DeliveryId,
+    now: u64,
+    restored: Option<Restored>,
+) -> Result<(), SaleError> {
     let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
     let Some(mut sale) = SALES.get(txn, &id.transaction)? else {
         close(txn, id, &mut delivery, None, now)?;
         return Ok(put_delivery(txn, id, &delivery)?);
     };
-    if sale.release.as_ref().is_some_and(|release| !release.captured) && !is_taken_back(sale.state) {
+    if sale.awaits_completion() {
+        let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
+        if let Some(restored) = restored.filter(|restored| formed_at < restored.at && now < restored.until) {
+            info!(transaction = %id.transaction, "not refunded yet: its completion may have been forgotten by the restore");
+            move_due(txn, id, &mut delivery, restored.until)?;
+            return Ok(put_delivery(txn, id, &delivery)?);
+        }
         info!(transaction = %id.transaction, "not completed in its time: refunded");
         return take_back(txn, id.transaction, &mut sale, Event::Refund, now, 0);
     }

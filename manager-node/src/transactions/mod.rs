@@ -287,6 +287,11 @@ impl Sale {
         release.lease.peek().is_ok_and(|lease| lease.generation < self.generation)
     }
 
+    /// Released, with the payment held until the client has completed.
+    pub(crate) fn awaits_completion(&self) -> bool {
+        !state::is_taken_back(self.state) && self.release.as_ref().is_some_and(|release| !release.captured)
+    }
+
     /// Why the event cannot follow, if it cannot.
     pub(crate) fn may(&self, event: Event) -> Result<(), Refusal> {
         state::next(self.state, event).map(drop)

@@ -6,7 +6,8 @@ use protocol::api::{SalesResponse, TakenBack, TransactionState};
 use protocol::{PeerId, TransactionId, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
-use super::Sale;
+use super::{Sale, SaleError};
+use crate::context::Context;
 
 /// By merchant and number.
 const TAKEN_BACK: Table<(PeerId, u64), Row> = Table::new("sales-taken-back");
@@ -37,9 +38,19 @@ pub(super) fn note(txn: &WriteTransaction<'_>, id: TransactionId, sale: &Sale) -
 }
 
 /// One page after the given number.
-pub(crate) fn taken_back(txn: &impl Txn, merchant: PeerId, after: u64) -> Result<Vec<TakenBack>, StoreError> {
+pub(crate) fn taken_back(
+    ctx: &Context,
+    txn: &impl Txn,
+    merchant: PeerId,
+    after: u64,
+) -> Result<Vec<TakenBack>, SaleError> {
     let range = (merchant, after.saturating_add(1))..=(merchant, u64::MAX);
     let rows = TAKEN_BACK.range(txn, range, SalesResponse::TAKEN_BACK_PAGE)?;
-    let told = |((_, number), Row { transaction, order, state })| TakenBack { number, transaction, order, state };
-    Ok(rows.into_iter().map(told).collect())
+    let mut told = Vec::with_capacity(rows.len());
+    for ((_, number), Row { transaction, order, state }) in rows {
+        let release = ctx.archive.sale(txn, &transaction)?.and_then(|sale| sale.release);
+        let captured = release.is_some_and(|release| release.captured);
+        told.push(TakenBack { number, transaction, order, state, captured });
+    }
+    Ok(told)
 }

@@ -153,6 +153,17 @@ impl Failure {
         Failure { status: 410, code: state.as_str().to_owned(), message: message.to_owned() }
     }
 
+    /// The manager gave back a payment that it had said to take.
+    pub(crate) fn completed_before() -> Self {
+        Failure {
+            status: 410,
+            code: "refunded".to_owned(),
+            message: "the manager refunded this sale as one that was not completed, after it had said that it was (restored \
+                      from a backup): the buyer may have the goods, and the payment stays taken unless the shop refunds it"
+                .to_owned(),
+        }
+    }
+
     /// What the manager answered does not hold.
     pub(crate) fn untrusted(refusal: &Refusal) -> Self {
         Failure {

@@ -1,18 +1,23 @@
 //! Sales that the manager took back on its own: its operator refunded or revoked one. The shop asks what is new since it
 //! last asked, and gives back what the buyer paid.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use protocol::api::{SalesRequest, SalesResponse, TakenBack, TransactionState};
+use protocol::manifest::KeyPolicy;
 use protocol::wire;
 use store::{StoreError, Table};
 
-use super::{Failure, OrderId, Stage};
+use super::{Failure, Order, OrderId, Stage};
 use crate::shop::Shop;
+use crate::tables::ORDERS;
 
 /// Up to where the manager was asked. One row.
 const ASKED: Table<(), Asked> = Table::new("merchant.taken-back");
+/// Orders looked at in one read, and at most as many told of in one call.
+const PAGE: usize = 256;
 /// Pages in one pass of the chore; the next pass goes on.
 const PAGES: usize = 16;
 
@@ -41,6 +46,9 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
                 return Ok(());
             }
         };
+        if restore != before.restore && !tell_captured(shop, restore).await? {
+            return Ok(());
+        }
         let mut asked = Asked { restore, ..before };
         let anew = restore != before.restore && before.number > 0;
         if anew {
@@ -66,6 +74,38 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// A manager that came back from a backup may have forgotten which sales were completed, and would give their payments back
+/// after a while. It is told which of them this shop took, as often as it was restored. False when it could not be told.
+async fn tell_captured(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreError> {
+    let mut from = Bound::Unbounded;
+    loop {
+        let page = shop.db.read(|txn| ORDERS.range(txn, (from, Bound::Unbounded), PAGE))?;
+        let Some((last, _)) = page.last() else { return Ok(true) };
+        from = Bound::Excluded(*last);
+        let taken = |order: &Order| {
+            order.policy == Some(KeyPolicy::OnCompletion) && matches!(order.stage, Stage::Completed | Stage::Done)
+        };
+        let sales = page.iter().filter(|(_, order)| taken(order)).filter_map(|(_, order)| order.sale());
+        // A restore's number is its time in seconds: what was sold since is not in question.
+        let transactions: Vec<_> =
+            sales.filter(|sale| sale.formed_at / 1000 <= restore).map(|sale| sale.transaction).collect();
+        if transactions.is_empty() {
+            continue;
+        }
+        match shop.link.sales(SalesRequest::Captured { transactions }).await {
+            Ok(SalesResponse::States(_)) => {}
+            Ok(_) => {
+                tracing::warn!("the manager's answer on payments that were taken does not fit what it was told");
+                return Ok(false);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the manager is not told yet which payments were taken");
+                return Ok(false);
+            }
+        }
+    }
+}
+
 /// The order whose sale was taken back: what its buyer paid goes back where the manager's books gave it back, too.
 async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<(), StoreError> {
     let Ok(id) = sale.order.parse::<OrderId>() else {
@@ -81,6 +121,15 @@ async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<(), StoreError>
         };
         let before = order.stage;
         match (before, sale.state) {
+            // Taken because the manager said that it was completed: it has forgotten that, and the buyer has the goods.
+            (Stage::Completed | Stage::Done, TransactionState::Refunded)
+                if order.policy == Some(KeyPolicy::OnCompletion) && !sale.captured =>
+            {
+                if order.failure.is_some() {
+                    return Ok(());
+                }
+                order.failure = Some(Failure::completed_before());
+            }
             (
                 Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done,
                 TransactionState::Refunded,

@@ -78,6 +78,10 @@ struct Books {
     enrol: Option<RefusalCode>,
     restore: u64,
     taken_back: Vec<TakenBack>,
+    /// What it says of payments of sales that it takes back.
+    captured: bool,
+    /// Told to be taken.
+    told: Vec<TransactionId>,
     revoked: bool,
 }
 
@@ -149,6 +153,8 @@ impl Manager {
             enrol: None,
             restore: 0,
             taken_back: vec![],
+            captured: true,
+            told: vec![],
             revoked: false,
         };
         let inner = Arc::new(Inner {
@@ -262,7 +268,18 @@ impl Manager {
         let sale = books.sales.get_mut(order).unwrap();
         sale.state = state;
         let transaction = sale.data.peek().unwrap().transaction;
-        books.taken_back.push(TakenBack { number, transaction, order: order.to_owned(), state });
+        let captured = books.captured;
+        books.taken_back.push(TakenBack { number, transaction, order: order.to_owned(), state, captured });
+    }
+
+    /// Whether it knows, of what it takes back from now on, that it was paid for.
+    pub(crate) fn knows_captured(&self, captured: bool) {
+        self.inner.books.lock().unwrap().captured = captured;
+    }
+
+    /// The payments that it was told of, after a restore.
+    pub(crate) fn told(&self) -> Vec<TransactionId> {
+        self.inner.books.lock().unwrap().told.clone()
     }
 
     /// Comes back from a backup of before it took anything back.
@@ -421,6 +438,11 @@ impl Inner {
                 Ok(SalesResponse::State(sale.state))
             }
             SalesRequest::Status { transactions } => {
+                let state = |id| find(&mut books, id).map(|sale| sale.state);
+                Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
+            }
+            SalesRequest::Captured { transactions } => {
+                books.told.extend(&transactions);
                 let state = |id| find(&mut books, id).map(|sale| sale.state);
                 Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
             }

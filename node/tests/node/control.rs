@@ -77,6 +77,37 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
+async fn what_is_no_socket_is_left_where_it_is_and_said_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("control.sock");
+    let supervisor = Supervisor::new();
+    for folder in [false, true] {
+        if folder {
+            std::fs::create_dir(&place).unwrap();
+        } else {
+            std::fs::write(&place, b"somebody's").unwrap();
+        }
+        let error = try_serve(&supervisor, dir.path()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, ControlStartError::Taken { .. }) && text.contains("move it away"), "{text}");
+        match folder {
+            true => std::fs::remove_dir(&place).unwrap(),
+            false => {
+                assert_eq!(std::fs::read(&place).unwrap(), b"somebody's");
+                std::fs::remove_file(&place).unwrap();
+            }
+        }
+    }
+    // A copy of a folder whose node runs leads to that node.
+    let (running, server) = serve(dir.path()).await;
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::write(copy.path().join("control.path"), server.path().as_os_str().as_encoded_bytes()).unwrap();
+    let text = try_serve(&supervisor, copy.path()).await.unwrap_err().to_string();
+    assert!(text.contains("another process already answers") && text.contains("remove control.path"), "{text}");
+    running.shutdown(LIMIT).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_long_directory_works_too() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(60)).join("e".repeat(60));

@@ -95,6 +95,13 @@ pub enum SalesRequest {
         /// Last of the page before; 0 for the first.
         after: u64,
     },
+    /// Sales on completion of this merchant of which it took the payment; at most 256. For a manager that came back from a
+    /// backup and may have forgotten that they were completed: it gives back no payment that was taken. Answered with
+    /// [`SalesResponse::States`].
+    Captured {
+        /// Which.
+        transactions: Vec<TransactionId>,
+    },
 }
 
 /// A reservation request: the payment data are in (as a commitment), the client is designated.
@@ -139,7 +146,7 @@ pub enum SalesResponse {
     },
     /// To [`SalesRequest::Cancel`] and [`SalesRequest::Refund`]: the state it is in now.
     State(TransactionState),
-    /// To [`SalesRequest::Status`], in the order asked; absent for those that are not this merchant's.
+    /// To [`SalesRequest::Status`] and [`SalesRequest::Captured`], in the order asked; absent for those that are not this merchant's.
     States(Vec<Option<TransactionState>>),
     /// No.
     Refused(Refusal),
@@ -172,6 +179,8 @@ pub struct TakenBack {
     pub order: String,
     /// `refunded`, or `revoked`: then the money stays where it is.
     pub state: TransactionState,
+    /// In the manager's books the payment was taken; else it was held at most.
+    pub captured: bool,
 }
 
 impl SalesResponse {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+mod hands;
+
 use super::keys::KeySets;
 use super::vouching::{self, Vouched, Vouchers};
 use super::{EvidencePack, Exporter, OrderWords, StatementFile};
@@ -96,6 +98,22 @@ pub struct Received {
     pub completed_at: Option<u64>,
 }
 
+/// A change of hands, by the word of who could give it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Changed {
+    /// The generation that began with it.
+    pub generation: u32,
+    /// Who signed it: the holder until then, or the merchant.
+    pub by: PeerId,
+    /// The merchant did, because the holder's key was lost.
+    pub recovered: bool,
+    /// To whom.
+    pub to: PeerId,
+    /// By the signer's clock, unix milliseconds.
+    pub at: u64,
+}
+
 /// What follows from the lines that hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -121,8 +139,11 @@ pub struct Facts {
     /// What the designated client signed to have received.
     #[serde(flatten)]
     pub received: Received,
-    /// The same of peers that leases name in its place: that the purchase moved to them is the manager's word.
+    /// The same of peers that leases name in its place: that the purchase moved to them is the manager's word, where it is
+    /// not in `moved`.
     pub others: BTreeMap<PeerId, Received>,
+    /// By whose signed word it moved to whom, in order.
+    pub moved: Vec<Changed>,
     /// What each seeder was acknowledged for.
     pub seeders: Vec<SeederShare>,
     /// By then nothing had been acknowledged to the manager, unix milliseconds …
@@ -310,6 +331,7 @@ impl Check<'_> {
     fn rest(&mut self) {
         self.endorsement();
         let leases = self.leases();
+        self.hands(&leases);
         let layout = self.manifest();
         self.acks(&leases, layout);
         self.completions(&leases);

@@ -471,7 +471,7 @@ fn sales() -> Vec<Sample> {
     let released = SalesResponse::Released { ticket: Box::new(envelope()), policy: KeyPolicy::AtRelease };
     let cert = Signed::sign(&merchant_cert(), &network_key(KeyPurpose::Enrolment));
     let state = TransactionState::Refunded;
-    let taken = TakenBack { number: 7, transaction, order: "order-7".into(), state };
+    let taken = TakenBack { number: 7, transaction, order: "order-7".into(), state, captured: true };
     vec![
         sample("enrol", &SalesRequest::Enrol { token: salt(4), name: "Records & Co.".into() }),
         sample("products", &SalesRequest::Products { after: Some(product()) }),
@@ -493,6 +493,7 @@ fn sales() -> Vec<Sample> {
         sample("recover", &SalesRequest::Recover { word: Signed::sign(&recovery(), &merchant()) }),
         sample("holder-answer", &SalesResponse::Holder { client: client().peer_id(), generation: 2 }),
         sample("taken-back", &SalesRequest::TakenBack { after: 6 }),
+        sample("captured", &SalesRequest::Captured { transactions: vec![transaction] }),
         sample("taken-back-answer", &SalesResponse::TakenBack { restore: 1_764_000_000, sales: vec![taken] }),
     ]
 }

@@ -2,6 +2,7 @@
 
 mod moving;
 mod refunds;
+mod restored;
 mod schedules;
 pub(crate) mod shop;
 
@@ -22,7 +23,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
 }
 
 /// Until the clock says that a lease of a millisecond is over.
-async fn wait_past(end: u64) {
+pub(crate) async fn wait_past(end: u64) {
     let later = async {
         while now_ms() <= end {
             tokio::task::yield_now().await;

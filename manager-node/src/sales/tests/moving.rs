@@ -233,6 +233,11 @@ async fn what_was_delivered_before_a_move_is_paid_and_what_comes_after_costs_nob
     let clients: Vec<(u32, PeerId)> =
         pack.leases.iter().map(|lease| lease.peek().unwrap()).map(|lease| (lease.delivery, lease.client)).collect();
     assert_eq!(clients, [(2, phone.peer_id()), (1, shop.client.peer_id())]);
+    // And that it was given away, by the word of who had it.
+    let report = pack.verify(&shop.ctx.trust().root());
+    let [moved] = &report.facts.moved[..] else { panic!("{report:#?}") };
+    assert!(report.ok && !moved.recovered, "{report:#?}");
+    assert_eq!((moved.by, moved.to, moved.generation), (shop.client.peer_id(), phone.peer_id(), 1));
     shop.close().await;
 }
 
@@ -292,6 +297,10 @@ async fn a_merchant_recovers_its_own_purchases_only() {
     assert_eq!(code(shop.recover(id, phone.peer_id(), 2).await), "wrong-state");
     let log = shop.ctx.db.read(|txn| crate::audit::page(&shop.ctx.archive, txn, 0)).unwrap().to_string();
     assert!(log.contains("generation 1 by the merchant"), "{log}");
+    let report = crate::evidence::pack(&shop.ctx, id, now_ms()).unwrap().verify(&shop.ctx.trust().root());
+    let [moved] = &report.facts.moved[..] else { panic!("{report:#?}") };
+    assert!(report.ok && moved.recovered, "{report:#?}");
+    assert_eq!((moved.by, moved.to), (shop.merchant.peer_id(), phone.peer_id()));
     // A merchant whose certificate is void gives nothing away.
     shop.running.control(json!({"cmd": "revoke", "kind": "merchant", "id": shop.merchant.peer_id()})).await.unwrap();
     assert_eq!(code(shop.recover(id, shop.client.peer_id(), 2).await), "revoked");

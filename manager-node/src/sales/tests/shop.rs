@@ -109,6 +109,15 @@ impl Shop {
 
     /// The manager's tasks are aborted where they stand, and it is started again over its folder.
     pub(crate) async fn crash(self) -> Shop {
+        Box::pin(self.come_back(false)).await
+    }
+
+    /// As if its folder was put back from a backup of now.
+    pub(crate) async fn restored(self) -> Shop {
+        Box::pin(self.come_back(true)).await
+    }
+
+    async fn come_back(self, restored: bool) -> Shop {
         let Shop { running, ctx, merchant, client, seeders, product, secret, manifest, _dir } = self;
         drop(ctx);
         // What does not end at once is aborted, which is meant.
@@ -116,6 +125,9 @@ impl Shop {
         let path = _dir.path().join("manager");
         // Aborted tasks let go of folder and port a moment later.
         let again = async {
+            while restored && crate::mark_restored(&path).is_err() {
+                tokio::task::yield_now().await;
+            }
             loop {
                 match crate::start(&path, Config::load(&path).unwrap()).await {
                     Ok(running) => return running,

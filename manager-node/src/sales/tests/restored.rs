@@ -1,0 +1,94 @@
+//! Payments held until a completion, over a restore from a backup: what was completed since the backup is forgotten, and is
+//! not given back as if it had never been.
+
+use protocol::TransactionId;
+
+use super::shop::{Outbox, Shop, Terms};
+use super::*;
+
+fn on_completion() -> Terms {
+    Terms { policy: KeyPolicy::OnCompletion, lease_ms: 1, ..Terms::default() }
+}
+
+async fn told(shop: &Shop, by: &protocol::Keypair, ids: &[TransactionId]) -> SalesResponse {
+    shop.sales_as(by, SalesRequest::Captured { transactions: ids.to_vec() }).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_payment_that_the_shop_took_is_not_given_back_by_a_manager_that_forgot_why() {
+    // Each of these was completed after the backup, but for the last.
+    let shop = Shop::open(on_completion()).await;
+    let (by_seeder, by_shop, by_client, never) =
+        (shop.buy("1").await.0, shop.buy("2").await.0, shop.buy("3").await.0, shop.buy("4").await.0);
+    let due_at = shop.delivery(never, 1).unwrap().due_at;
+    wait_past(now_ms()).await;
+    let shop = Box::pin(shop.restored()).await;
+
+    // Its time was over while the manager was away: whoever knows more is waited for.
+    let restored_at = shop.ctx.restored_at.unwrap();
+    let until = restored_at + shop.ctx.config.close_grace_ms;
+    let all = [by_seeder, by_shop, by_client, never];
+    assert!(due_at < until);
+    for at in [due_at, until - 1] {
+        chore::step(&shop.ctx, at).await.unwrap();
+    }
+    for id in all {
+        assert_eq!(shop.state(id), TransactionState::Released, "{id}");
+    }
+
+    let (fresh, _) = shop.buy("5").await;
+
+    // A seeder sends the completion again, the client does, and the shop says what it took.
+    let mut receipt = shop.receipt(by_seeder, 0, 0..4);
+    receipt.completion = Some(shop.completion(DeliveryId { transaction: by_seeder, delivery: 1 }));
+    Outbox::of(&shop, 0).send(&shop, vec![receipt]).await;
+    shop.complete(by_client).await.unwrap();
+    let rival = random_key();
+    shop.enrol_merchant(&rival).await;
+    assert_eq!(told(&shop, &rival, &[by_shop]).await, SalesResponse::States(vec![None]));
+    assert!(!shop.sale(by_shop).release.unwrap().captured, "by its own merchant's word alone");
+    assert!(shop.ticket(by_shop).await.unwrap().grant.is_none());
+    let unknown = TransactionId::from_bytes([4; 16]);
+    for _ in 0..2 {
+        let SalesResponse::States(states) = told(&shop, &shop.merchant, &[by_shop, unknown, by_client, fresh]).await
+        else {
+            panic!("no states")
+        };
+        assert_eq!((states.len(), states[1]), (4, None));
+    }
+    assert!(!shop.sale(fresh).release.unwrap().captured, "of what was sold since, nobody's word is taken");
+    // Who has paid has the key.
+    assert!(shop.ticket(by_shop).await.unwrap().grant.is_some());
+    assert_eq!(shop.balance(&format!("merchant-due:{}", shop.merchant.peer_id())).await, 3 * 999);
+
+    // Then the rest is given back, and nothing else.
+    chore::step(&shop.ctx, until).await.unwrap();
+    assert_eq!(shop.state(never), TransactionState::Refunded);
+    chore::step(&shop.ctx, until + 60_000).await.unwrap();
+    for id in [by_seeder, by_shop, by_client] {
+        assert!(shop.sale(id).release.unwrap().captured && !shop.is_revoked(id), "{id}");
+        assert_eq!(shop.state(id), TransactionState::Settled, "{id}");
+    }
+    let SalesResponse::TakenBack { sales, .. } = shop.sales(SalesRequest::TakenBack { after: 0 }).await.unwrap() else {
+        panic!("no list")
+    };
+    let listed: Vec<_> = sales.iter().map(|sale| (sale.transaction, sale.captured)).collect();
+    assert_eq!(listed, [(never, false), (fresh, false)]);
+    shop.control(json!({"cmd": "refund", "id": by_shop})).await.unwrap();
+    let SalesResponse::TakenBack { sales, .. } = shop.sales(SalesRequest::TakenBack { after: 2 }).await.unwrap() else {
+        panic!("no list")
+    };
+    assert_eq!((sales[0].transaction, sales[0].captured), (by_shop, true));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn without_a_restore_no_merchants_word_takes_the_place_of_a_completion() {
+    let shop = Shop::open(on_completion()).await;
+    let (id, _) = shop.buy("o").await;
+    told(&shop, &shop.merchant, &[id]).await;
+    assert!(!shop.sale(id).release.unwrap().captured);
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
+    assert_eq!(shop.state(id), TransactionState::Refunded);
+    shop.close().await;
+}
