@@ -135,7 +135,7 @@ impl Shop {
                 }
             }
         };
-        let running = tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+        let running = tokio::time::timeout(Duration::from_secs(30), Box::pin(again)).await.unwrap();
         let ctx = Arc::clone(running.context());
         Shop { running, ctx, merchant, client, seeders, product, secret, manifest, _dir }
     }
