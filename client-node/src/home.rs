@@ -169,6 +169,37 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(
     Ok(())
 }
 
+/// Removes what processes that were killed while they replaced a file in `dir`, or in a folder there, left half written. What
+/// a living one writes stays, and what is not removed is a few hundred bytes that are only in the way.
+pub(crate) fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let inside = if is_dir { fs::read_dir(entry.path()).ok() } else { None };
+        for entry in std::iter::once(entry).chain(inside.into_iter().flatten().flatten()) {
+            let name = entry.file_name();
+            if let Some(writer) = name.to_str().and_then(half_written_by)
+                && is_gone(writer)
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                tracing::debug!(%error, path = %entry.path().display(), "half written file not removed");
+            }
+        }
+    }
+}
+
+/// The process that writes the file of this name beside another one: see [`replace_file`].
+fn half_written_by(name: &str) -> Option<rustix::process::Pid> {
+    let (pid, random) = name.strip_suffix(".new")?.rsplit_once('.')?.1.split_once('-')?;
+    let random = random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+    rustix::process::Pid::from_raw(pid.parse().ok().filter(|_| random)?)
+}
+
+fn is_gone(process: rustix::process::Pid) -> bool {
+    // One that belongs to somebody else is there.
+    rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+}
+
 /// Reads a file of at most `max` bytes; `None` when there is none.
 pub(crate) fn read_file(path: &Path, max: usize) -> Result<Option<Vec<u8>>, FileError> {
     let file = match fs::File::open(path) {
@@ -240,5 +271,30 @@ mod tests {
         replace_file(&path, b"twelve bytes", false).unwrap();
         assert_eq!(read_file(&path, 5).unwrap().unwrap().len(), 6);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_killed_processes_left_half_written_is_swept_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let acks = root.path().join("acks-1");
+        fs::create_dir(&acks).unwrap();
+        // One that has ended, and was waited for: no such process is there.
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let (gone, living) = (ended.id(), std::process::id());
+        let left =
+            [acks.join(format!("peer.{gone}-0123abcd.new")), root.path().join(format!("banned.{gone}-00000000.new"))];
+        let kept = [
+            acks.join(format!("peer.{living}-0123abcd.new")),
+            acks.join("peer"),
+            acks.join(format!("peer.{gone}-0123.new")),
+            root.path().join("x.new"),
+        ];
+        for path in left.iter().chain(&kept) {
+            fs::write(path, "half").unwrap();
+        }
+        sweep(root.path());
+        assert!(left.iter().all(|path| !path.exists()) && kept.iter().all(|path| path.exists()));
+        sweep(&root.path().join("none"));
     }
 }

@@ -212,7 +212,7 @@ impl Config {
     }
 
     pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let intervals = [
+        let positive = [
             ("heartbeat-ms", self.heartbeat_ms),
             ("gossip-memory-ms", self.gossip_memory_ms),
             ("placement-ms", self.placement_ms),
@@ -226,9 +226,10 @@ impl Config {
             ("lease-ms", self.lease_ms),
             ("invitation-ms", self.invitation_ms),
             ("certificate-ms", self.certificate_ms),
+            ("max-reservations", u64::from(self.max_reservations)),
         ];
-        if let Some((key, _)) = intervals.iter().find(|(_, ms)| *ms == 0) {
-            return Err((key, "must not be 0"));
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err((key, "must not be 0: give at least 1, or remove the line for the default"));
         }
         self.relay.check()?;
         if self.fee_millionths > 1_000_000 {
@@ -270,6 +271,8 @@ mod tests {
         assert!(error.contains("dir/config.toml") && error.contains("hartbeat-ms") && error.contains('2'), "{error}");
         let error = Config::parse(Path::new("c"), "lease-ms = 0").unwrap_err().to_string();
         assert!(error.contains("lease-ms must not be 0"), "{error}");
+        let error = Config::parse(Path::new("c"), "max-reservations = 0").unwrap_err().to_string();
+        assert!(error.contains("max-reservations must not be 0: give at least 1"), "{error}");
         assert!(Config::parse(Path::new("c"), "listen = [\"127.0.0.1:3\"]").is_err());
     }
 }

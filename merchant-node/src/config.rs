@@ -184,9 +184,12 @@ impl Config {
             ("retry-max-ms", self.retry_max_ms),
             ("orders-ms", self.orders_ms),
             ("status-ms", self.status_ms),
+            ("max-open-orders", self.max_open_orders),
+            ("max-orders", self.max_orders),
+            ("keep-ms", self.keep_ms),
         ];
         match at_least_one.into_iter().find(|(_, n)| *n == 0) {
-            Some((key, _)) => value(key, "it must be at least 1"),
+            Some((key, _)) => value(key, "it must be at least 1; remove the line for the default"),
             None => Ok(()),
         }
     }
@@ -207,5 +210,14 @@ mod tests {
         std::fs::write(dir.path().join(FILE), "name = \"shop\"\njoin = \"x\"\n").unwrap();
         let error = Config::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("join in config.toml"), "{error}");
+        let root = protocol::Keypair::from_seed(&[1; 32]).peer_id();
+        let join = JoinLine { root, managers: vec![root.into()], invitation: None };
+        for key in ["max-open-orders", "max-orders", "keep-ms", "call-ms"] {
+            let text = toml::to_string(&Config::new(&join, "shop")).unwrap();
+            let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
+            std::fs::write(dir.path().join(FILE), text.replace(line, &format!("{key} = 0"))).unwrap();
+            let error = Config::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{key} in config.toml: it must be at least 1; ")), "{error}");
+        }
     }
 }

@@ -278,6 +278,9 @@ impl Config {
     /// Checks the values; gives the key and what is wrong with it.
     pub(crate) fn check(&self) -> Result<JoinLine, (&'static str, String)> {
         let fail = |key: &'static str, reason: &str| Err((key, reason.to_owned()));
+        if self.capacity == 0 {
+            return fail("capacity", "must not be 0: say how much disk space is offered, such as 500GB");
+        }
         let positive = [
             ("max-deliveries", u64::from(self.max_deliveries)),
             ("max-deliveries-per-peer", u64::from(self.max_deliveries_per_peer)),
@@ -286,6 +289,7 @@ impl Config {
             ("idle-ms", self.idle_ms),
             ("window-wait-ms", self.window_wait_ms),
             ("write-ms", self.write_ms),
+            ("receipt-interval-ms", self.receipt_interval_ms),
             ("receipt-batch-ms", self.receipt_batch_ms),
             ("max-waiting-batches", self.max_waiting_batches),
             ("gossip-heartbeat-ms", self.gossip_heartbeat_ms),
@@ -294,12 +298,13 @@ impl Config {
             ("call-ms", self.call_ms),
             ("retry-ms", self.retry_ms),
             ("replications", u64::from(self.replications)),
+            ("replication-patience-ms", self.replication_patience_ms),
             ("prune-ms", self.prune_ms),
             ("gc-ms", self.gc_ms),
             ("announce-ms", self.announce_ms),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return fail(key, "must not be 0");
+            return fail(key, "must not be 0: give at least 1, or remove the line for the default");
         }
         if self.high_water_percent > 100 || self.low_water_percent > self.high_water_percent {
             return fail("high-water-percent", "is at most 100, and low-water-percent at most as high");
@@ -365,6 +370,25 @@ mod tests {
         let error =
             Config::parse(Path::new("dir/config.toml"), "capacity = 1\nreprot-ms = 3\n").unwrap_err().to_string();
         assert!(error.contains("dir/config.toml") && error.contains("reprot-ms"), "{error}");
+    }
+
+    #[test]
+    fn nothing_that_has_to_be_something_is_said_with_what_to_do() {
+        let good = toml::to_string(&Config::new(&join(InvitedRole::Seeder), "x", 1)).unwrap();
+        let mut keys: Vec<&str> = good.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key).collect();
+        keys.retain(|key| {
+            let line = |text: &str| good.replace(text, &format!("{key} = 0"));
+            let before = good.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
+            let parsed = Config::parse(Path::new("dir/config.toml"), &line(before));
+            matches!(parsed, Err(ConfigError::Value { reason, .. }) if reason.contains("must not be 0: "))
+        });
+        for key in ["capacity", "receipt-interval-ms", "replication-patience-ms", "report-ms", "max-deliveries"] {
+            assert!(keys.contains(&key), "{key} of {keys:?}");
+        }
+        let none = good.replace("capacity = 1\n", "capacity = 0\n");
+        let error = Config::parse(Path::new("dir/config.toml"), &none).unwrap_err().to_string();
+        let says = "must not be 0: say how much disk space is offered, such as 500GB";
+        assert_eq!(error, format!("dir/config.toml: capacity {says}"));
     }
 
     #[test]

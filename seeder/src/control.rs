@@ -14,7 +14,8 @@
 //! - `collect`: looks at once whether content has to go for want of room.
 //! - `deny` (`add` or `remove`: a content id, or the digest of a manifest that is here): the operator's own deny list; without
 //!   either it is only shown. What is denied is removed from disk.
-//! - `heads` : what the manager's audit log was, by its signed heartbeats.
+//! - `heads` (`before`: what the answer before named as `next`): what the manager's audit log was, by its signed heartbeats,
+//!   a thousand of them in an answer.
 //! - `check`: whether others reach this seeder, by the manager's trial and by what the node knows itself.
 //! - `scrub`: reads all content again, writes damaged files beside the data anew and drops damaged chunks, which the manager
 //!   then orders from others; with progress lines.
@@ -68,7 +69,11 @@ async fn answer(seeder: Arc<Seeder>, request: Value, progress: ProgressSender) -
         }
         Some("check") => Ok(reach::check(&seeder).await),
         Some("deny") => deny(&seeder, &request).await,
-        Some("heads") => in_background(move || Ok(heads::list(&seeder.db, seeder.network.trust().as_deref())?)).await,
+        Some("heads") => {
+            let number = |at: usize| request.get("before").and_then(|before| before.get(at)).and_then(Value::as_u64);
+            let before = number(0).zip(number(1));
+            in_background(move || Ok(heads::list(&seeder.db, seeder.network.trust().as_deref(), before)?)).await
+        }
         Some("limit") => limit(&seeder, &request),
         Some("statements") => {
             let limit = request.get("limit").and_then(Value::as_u64).unwrap_or(20).min(MAX_RECEIPTS);

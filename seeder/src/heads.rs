@@ -58,11 +58,17 @@ pub(crate) fn contradiction(db: &Db, heartbeat: &Heartbeat) -> Result<Option<Str
     })
 }
 
-/// The heads kept, newest first, and the key set by which their signatures are verified. `heartbeat` and `key_set` are what
-/// was signed, as the hexadecimal bytes of the document.
-pub(crate) fn list(db: &Db, trust: Option<&Trust>) -> Result<Value, StoreError> {
+/// The heads kept, newest first, before the one that `before` names (restore number and day), and the key set by which their
+/// signatures are verified. `heartbeat` and `key_set` are what was signed, as the hexadecimal bytes of the document. Where
+/// there are more, `next` is what to ask for them with.
+pub(crate) fn list(db: &Db, trust: Option<&Trust>, before: Option<(u64, u64)>) -> Result<Value, StoreError> {
     let hex = |bytes: Vec<u8>| data_encoding::HEXLOWER.encode(&bytes);
-    let kept = db.read(|txn| HEADS.range_back(txn, .., PAGE))?;
+    let (kept, total, more) = db.read(|txn| {
+        let kept = HEADS.range_back(txn, ..before.unwrap_or((u64::MAX, u64::MAX)), PAGE)?;
+        let first = HEADS.first(txn)?.map(|(key, _)| key);
+        let more = kept.last().map(|(key, _)| *key).filter(|last| first.is_some_and(|first| first < *last));
+        Ok::<_, StoreError>((kept, HEADS.len(txn)?, more))
+    })?;
     let lines: Vec<Value> = kept
         .iter()
         .filter_map(|(_, signed)| {
@@ -79,7 +85,8 @@ pub(crate) fn list(db: &Db, trust: Option<&Trust>) -> Result<Value, StoreError> 
         .map(|trust| json!({"version": trust.key_set().version, "key_set": hex(codec::encode(trust.signed_key_set()))}))
         .into_iter()
         .collect();
-    Ok(json!({ "heads": lines, "key_sets": key_sets }))
+    let next = more.map(|(restore, day)| json!([restore, day]));
+    Ok(json!({ "heads": lines, "key_sets": key_sets, "total": total, "next": next }))
 }
 
 #[cfg(test)]
@@ -114,7 +121,7 @@ mod tests {
         assert_eq!(take(heartbeat(1, 0, 5, 5)).await, None);
         assert_eq!(take(heartbeat(2, 0, 7, 7)).await, None);
         assert_eq!(take(heartbeat(DAY_MS + 1, 0, 9, 9)).await, None);
-        let kept = list(&db, None).unwrap();
+        let kept = list(&db, None, None).unwrap();
         let numbers: Vec<u64> =
             kept["heads"].as_array().unwrap().iter().map(|head| head["number"].as_u64().unwrap()).collect();
         assert_eq!(numbers, [9, 7]);
@@ -123,7 +130,26 @@ mod tests {
         assert_eq!(contradiction(&db, &heartbeat(DAY_MS + 2, 0, 9, 9)).unwrap(), None);
         // From a backup: fewer entries, and other ones, under a restore number of its own.
         assert_eq!(take(heartbeat(DAY_MS + 3, 1, 8, 80)).await, None);
-        assert_eq!(list(&db, None).unwrap()["heads"].as_array().unwrap().len(), 3);
+        assert_eq!(list(&db, None, None).unwrap()["heads"].as_array().unwrap().len(), 3);
         assert!(contradiction(&db, &heartbeat(DAY_MS + 4, 0, 90, 9)).unwrap().unwrap().contains("restore number"));
+
+        // As many as fit into pages, and one more.
+        let all = 2 * PAGE as u64;
+        let more: Vec<_> = (0..all - 3).map(|day| heartbeat((day + 9) * DAY_MS, 1, day + 9, 9)).collect();
+        db.write(move |txn| more.iter().try_for_each(|beat| keep(txn, beat, &Signed::sign(beat, &key)))).await.unwrap();
+        let (mut before, mut pages) = (None, Vec::new());
+        loop {
+            let page = list(&db, None, before).unwrap();
+            assert_eq!(page["total"], all);
+            let times: Vec<u64> =
+                page["heads"].as_array().unwrap().iter().map(|head| head["at"].as_u64().unwrap()).collect();
+            pages.push(times);
+            let Some(next) = page["next"].as_array() else { break };
+            before = Some((next[0].as_u64().unwrap(), next[1].as_u64().unwrap()));
+        }
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [PAGE, PAGE]);
+        let told = pages.concat();
+        assert_eq!(told.iter().collect::<std::collections::BTreeSet<_>>().len(), told.len());
+        assert_eq!((told[0], told.last()), ((all + 5) * DAY_MS, Some(&2)));
     }
 }

@@ -86,10 +86,6 @@ pub fn init(dir: &Path, options: InitOptions) -> Result<InitReport, InitError> {
 /// As [`init`].
 pub fn init_with(dir: &Path, config: &Config) -> Result<InitReport, InitError> {
     config.check().map_err(|(key, reason)| InitError::Value { key, reason })?;
-    if config.capacity == 0 {
-        let reason = "must not be 0: say how much disk space is offered, such as 500GB".to_owned();
-        return Err(InitError::Value { key: "capacity", reason });
-    }
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| InitError::Io { path, source }

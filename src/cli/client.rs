@@ -346,7 +346,10 @@ pub(crate) async fn fetch(args: FetchArgs, global: &Global) -> Result<ExitCode> 
         Ok(outcome) => outcome,
         Err(error) if global.json => {
             let cause = error.cause();
-            let said = json!({"ok": false, "error": {"message": error.to_string(), "cause": cause}});
+            let mut said = json!({"ok": false, "error": {"message": error.to_string(), "cause": cause}});
+            if let (false, Some(told)) = (error.sources().is_empty(), said.get_mut("error")) {
+                told["sources"] = json!(error.sources());
+            }
             output::line(&said.to_string())?;
             output::note(&format!("willcall: {error}"));
             return Ok(ExitCode::FAILURE);

@@ -162,7 +162,7 @@ pub(crate) struct InviteArgs {
     #[command(flatten)]
     dir: DirArgs,
     /// How many may use it
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     uses: u32,
 }
 

@@ -298,19 +298,31 @@ async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
 }
 
 async fn heads(args: HeadsArgs, global: &Global) -> Result<ExitCode> {
-    let answer = daemon::call(&args.dir.path(), json!({"cmd": "heads"})).await?;
+    let mut page = daemon::call(&args.dir.path(), json!({"cmd": "heads"})).await?;
     let Some(path) = &args.output else {
-        let text = listed(&answer, "heads", &["at", "number", "digest", "restore"]);
-        Answer::new(answer, text).print(global.json)?;
+        let mut text = listed(&page, "heads", &["at", "number", "digest", "restore"]);
+        if page.get("next").is_some_and(|next| !next.is_null()) {
+            let (shown, total) = (output::rows(&page, "heads").len(), output::field(&page, "total"));
+            text.push_str(&format!("\nthe newest {shown} of {total}; -o FILE writes all"));
+        }
+        Answer::new(page, text).print(global.json)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let heads = output::rows(&answer, "heads");
     // The key set first: by it the heads' signatures are verified.
-    let lines = output::rows(&answer, "key_sets").iter().chain(heads);
-    let mut text: String = lines.map(|line| format!("{line}\n")).collect();
+    let mut text: String = output::rows(&page, "key_sets").iter().map(|line| format!("{line}\n")).collect();
+    let mut heads = 0;
+    loop {
+        let lines = output::rows(&page, "heads");
+        heads += lines.len();
+        text.extend(lines.iter().map(|line| format!("{line}\n")));
+        match page.get("next").filter(|next| !next.is_null()) {
+            Some(next) => page = daemon::call(&args.dir.path(), json!({"cmd": "heads", "before": next})).await?,
+            None => break,
+        }
+    }
     new_file::write_whole(path, text.as_bytes())?;
-    text = format!("{} heads in {}", heads.len(), path.display());
-    Answer::new(json!({"path": path, "heads": heads.len()}), text).print(global.json)?;
+    text = format!("{heads} heads in {}", path.display());
+    Answer::new(json!({"path": path, "heads": heads}), text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

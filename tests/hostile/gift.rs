@@ -200,3 +200,31 @@ fn a_purchase_follows_its_owner_to_a_new_device() {
         assert!(shown.contains(said) && shown.contains("Every line holds."), "{shown}");
     }
 }
+
+#[test]
+fn when_everybody_is_gone_one_line_says_it_and_programs_get_the_whole_list() {
+    let mut network = Network::start(4);
+    let file = network.path("film");
+    fs::write(&file, bytes(3, 300_000)).unwrap();
+    let product = network.publish(&file, &[]);
+    let join = text(&network.of("manager", args!["join"]).ok(), "join");
+    let bought = network.buy(&product, "client");
+    run(args!["inbox", "--home", network.path("client"), "--join", &join]).ok();
+    for (_, daemon) in std::mem::take(&mut network.daemons) {
+        daemon.kill();
+    }
+    let mut fetch = bought.fetching(&network.path("out"));
+    fetch.extend(args!["--patience", "12s"]);
+    let ended = run(fetch);
+    let said = ended.refused(&["no seeder is left that would serve it", "; and 2 more", "it does not run there"]);
+    assert!(said.len() < 300 && !said.contains("/ip4/") && !said.contains("12D3"), "{} bytes: {said}", said.len());
+    let error = &ended.json()["error"];
+    assert_eq!(error["cause"], "no-seeder-left", "{error}");
+    let sources = error["sources"].as_array().unwrap();
+    // Each with all that is known of it.
+    let told = |source: &serde_json::Value| {
+        let why = source["last_reason"].as_str().unwrap_or_default();
+        why.contains(source["peer"].as_str().unwrap())
+    };
+    assert!(sources.len() == 5 && sources.iter().all(told), "{error}");
+}

@@ -130,6 +130,17 @@ fn lines_to_join_by_and_usage() {
     join("seeder", &client).refused(&["no invitation for a seeder", "operator"]);
     join("merchant", &seeder).refused(&["no invitation for a merchant", "operator"]);
     assert!(!network.path("joining").join("key").exists(), "nothing is made of a line that is wrong");
+    let none = |more: Vec<std::ffi::OsString>| {
+        let init = args!["seeder", "init", "--dir", network.path("none"), "--name", "x", "--join", &seeder];
+        run([init, more].concat())
+    };
+    let says = ["capacity must not be 0: say how much disk space is offered, such as 500GB"];
+    none(args!["--capacity", "0"]).refused(&says);
+    none(args!["--capacity", "1GB", "--set", "capacity=0"]).refused(&["none/config.toml: ", says[0]]);
+    let config = network.path("none/config.toml");
+    let text = fs::read_to_string(&config).unwrap().replace("capacity = 1000000000", "capacity = 0");
+    fs::write(&config, text).unwrap();
+    run(args!["seeder", "run", "--dir", network.path("none")]).refused(&["none/config.toml: ", says[0]]);
     // Line breaks of a mail program are no mistake.
     join("seeder", &format!(" {}\n  {}\n", &seeder[..50], &seeder[50..])).ok();
     // Wrong usage has an exit code of its own, and is an object for tools, too.

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use protocol::Digest;
+use protocol::trust::{AuditHead, Heartbeat};
+use protocol::{Digest, Keypair, NetworkId, Signed};
 use serde_json::Value;
 
 use super::support::{Network, args, bytes, run, run_plain, text, until};
@@ -147,4 +148,40 @@ fn rewritten(log: &str) -> String {
         line["digest"] = previous.to_string().into();
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn all_heads_of_years_are_written() {
+    const HEADS: store::Table<(u64, u64), Signed<Heartbeat>> = store::Table::new("audit heads");
+    const DAYS: u64 = 2_500;
+    let mut network = Network::start(1);
+    network.daemons.remove("seeder-1").unwrap().stop();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let db = store::Db::open(network.path("seeder-1/seeder.redb"), store::Options::new(2)).unwrap();
+        let key = Keypair::from_seed(&[1; 32]);
+        let head = move |day: u64| Heartbeat {
+            network: NetworkId::from_bytes([2; 32]),
+            at: day,
+            epoch: 0,
+            key_set_version: 1,
+            key_set: Digest::from_bytes([3; 32]),
+            restore: 0,
+            audit: Some(AuditHead { number: day, digest: Digest::from_bytes([4; 32]) }),
+        };
+        let put = db
+            .write(move |txn| (0..DAYS).try_for_each(|day| HEADS.put(txn, &(0, day), &Signed::sign(&head(day), &key))));
+        put.await.unwrap();
+    });
+    network.run_role("seeder-1");
+    let path = network.path("heads");
+    let said = network.of("seeder-1", args!["heads", "-o", &path]).ok();
+    let heads = said["heads"].as_u64().unwrap();
+    assert!(heads >= DAYS, "{said}");
+    let written: Vec<Value> =
+        fs::read_to_string(&path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let numbers: std::collections::BTreeSet<u64> = written.iter().filter_map(|line| line["number"].as_u64()).collect();
+    assert_eq!((written.len() as u64, numbers.range(..DAYS).count() as u64), (heads + 1, DAYS), "and the key set");
+    let shown = network.of_plain("seeder-1", args!["heads"]);
+    assert!(shown.stdout.contains(&format!("the newest 1000 of {heads}; -o FILE writes all")), "{}", shown.stdout);
 }

@@ -376,6 +376,16 @@ impl FetchError {
     }
 }
 
+impl FetchError {
+    /// Every seeder that was tried, where the fetch ended for their sake.
+    pub fn sources(&self) -> &[SourceReport] {
+        match self {
+            FetchError::Transfer(transfer) | FetchError::LeaseOver { transfer, .. } => transfer.sources(),
+            _ => &[],
+        }
+    }
+}
+
 /// This machine's clock, as far as a refusal for time tells.
 fn clock(refusal: &Refusal) -> ClockState {
     let for_time = matches!(refusal.code, RefusalCode::NotYetValid | RefusalCode::Expired) && refusal.now > 0;

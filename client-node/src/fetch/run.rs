@@ -21,7 +21,7 @@ use super::refused::discard;
 use super::ticket::{self, Checked};
 use super::transfer::Tally;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
-use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms};
+use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms, sweep};
 use crate::in_place::{InPlace, InPlaceBodies};
 use crate::layout::{Layout, Unpacked};
 use crate::library::{Delivery, DeliveryState, Trouble};
@@ -63,6 +63,9 @@ pub(super) async fn run(
         }
         Err(error) => {
             tracing::info!(%transaction, cause = error.cause(), %error, "fetch ended early");
+            for source in error.sources() {
+                tracing::info!(seeder = %source.peer, reason = source.last_reason, bytes = source.bytes, "seeder at the end");
+            }
             note_trouble(home, transaction, &error).await;
             Err(error)
         }
@@ -98,7 +101,10 @@ async fn fetch_purchase(
         let out = std::fs::canonicalize(&wanted).at("find the folder", &wanted)?;
         make_private_dir(&folder)?;
         match DirLock::acquire_looked_at(&folder) {
-            Ok(lock) => Ok((out, lock)),
+            Ok(lock) => {
+                sweep(&folder);
+                Ok((out, lock))
+            }
             Err(DirLockError::Held { pid, .. }) => Err(FetchError::Running { pid }),
             Err(DirLockError::Io { source, .. }) => Err(FileError { doing: "lock", path: folder, source }.into()),
         }

@@ -81,6 +81,7 @@ impl Tally {
                     known.bad_chunk = source.bad_chunk.or(known.bad_chunk);
                     known.last_refusal = source.last_refusal;
                     known.last_reason = source.last_reason;
+                    known.last_brief = source.last_brief;
                 }
                 None => self.sources.push(source),
             }

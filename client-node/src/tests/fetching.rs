@@ -543,6 +543,21 @@ async fn leases_are_renewed_and_mailboxes_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_run_left_of_an_acknowledgement_goes_with_the_next_one() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let acks = client.home.delivery_dir(&net.sale.transaction).join("acks-1");
+    std::fs::create_dir_all(&acks).unwrap();
+    let mut killed = std::process::Command::new("true").spawn().unwrap();
+    killed.wait().unwrap();
+    let half = acks.join(format!("{}.{}-0123abcd.new", net.seeders[0].peer(), killed.id()));
+    std::fs::write(&half, "half").unwrap();
+    client.fetch(&net.ticket(client.home.peer_id())).await.unwrap();
+    assert_eq!(listing(&acks), [net.seeders[0].peer().to_string()]);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_behind_is_told_by_how_much() {
     let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     net.sale.ahead = 12 * 60_000;

@@ -69,6 +69,15 @@ impl EndReason {
         matches!(refusal.code, RefusalCode::Revoked | RefusalCode::KeyRetired | RefusalCode::ContentNotHeld)
     }
 
+    /// For a line that has several of them: what happened at each address is told elsewhere.
+    pub(super) fn brief(&self) -> String {
+        match self {
+            EndReason::Unreachable(_) => "cannot be reached".to_owned(),
+            EndReason::NotRunning(_) => "its machine answers, but it does not run there".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     pub(super) fn refusal(&self) -> Option<&Refusal> {
         match self {
             EndReason::Refused(refusal) => Some(refusal),

@@ -1,5 +1,6 @@
 //! Why a fetch ended without everything: each variant asks something else of the user or the role.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,16 +75,70 @@ impl FetchError {
     }
 }
 
-/// A line for each seeder, the first few: an error text of 256 lines helps nobody, and the list has them all.
+/// The few seeders that tell most, each of another reason first: an error text of 256 seeders and their addresses helps
+/// nobody, and the reports have it all.
 fn listed(sources: &[SourceReport]) -> String {
-    const SHOWN: usize = 8;
-    let mut text = String::new();
-    for source in sources.iter().take(SHOWN) {
-        let reason = source.last_reason.as_deref().unwrap_or("nothing came");
-        text.push_str(&format!("; {}: {reason}", source.peer.short()));
+    const SHOWN: usize = 3;
+    // Those that served, and those that say why they do not, tell more than those that are not there.
+    let mut sorted: Vec<&SourceReport> = sources.iter().collect();
+    sorted.sort_by_key(|source| (std::cmp::Reverse(source.chunks), source.last_refusal.is_none()));
+    let (mut telling, mut alike, mut reasons) = (Vec::new(), Vec::new(), HashSet::new());
+    for source in sorted {
+        let brief = brief(source);
+        let list = if reasons.insert(brief.clone()) { &mut telling } else { &mut alike };
+        list.push(format!("; {}: {brief}", source.peer.short()));
     }
+    let mut text: String = telling.into_iter().chain(alike).take(SHOWN).collect();
     if sources.len() > SHOWN {
         text.push_str(&format!("; and {} more", sources.len() - SHOWN));
     }
     text
+}
+
+/// In a few words, without the seeder's own name in full.
+fn brief(source: &SourceReport) -> String {
+    const LONGEST: usize = 150;
+    let said = source.last_brief.as_deref().or(source.last_reason.as_deref()).unwrap_or("nothing came");
+    let said = said.replace(&source.peer.to_string(), "it");
+    match said.char_indices().nth(LONGEST) {
+        Some((cut, _)) => format!("{}…", said.get(..cut).unwrap_or_default()),
+        None => said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{PeerId, RefusalCode};
+
+    use super::*;
+    use crate::fetch::StallCause;
+
+    fn report(n: u8, last: Option<&str>) -> SourceReport {
+        let peer = PeerId::from_bytes([n; 32]);
+        SourceReport { last_brief: last.map(str::to_owned), ..SourceReport::of(peer, 0, 0) }
+    }
+
+    #[test]
+    fn many_seeders_are_one_line_that_can_be_read() {
+        let away = "its machine answers, but it does not run there";
+        let mut sources: Vec<SourceReport> = (1..=100).map(|n| report(n, Some(away))).collect();
+        let (first, last) = (report(1, None).peer.short(), report(200, None).peer.short());
+        let line = |sources: &[SourceReport]| {
+            let (cause, sources) = (StallCause::NoSeederLeft, sources.to_vec());
+            FetchError::NoSource { cause, waited: Duration::ZERO, sources }.to_string()
+        };
+        let said = line(&sources);
+        assert!(said.starts_with(&format!("no seeder is left that would serve it; {first}: {away}; ")), "{said}");
+        assert!(said.ends_with(&format!(": {away}; and 97 more")) && said.len() < 250, "{said}");
+        // Who says something is heard before them, with the seeder's own name left out.
+        let refusal = Refusal::new(RefusalCode::PriceBelowFloor, "x".repeat(500));
+        let brief = Some(format!("refused: {refusal}"));
+        sources.push(SourceReport { last_refusal: Some(refusal), last_brief: brief, ..report(200, None) });
+        sources.push(report(201, Some(&format!("{} is behind a translation", report(201, None).peer))));
+        sources.extend((202..=210).map(|n| report(n, Some(away))));
+        let said = line(&sources);
+        assert!(said.contains(&format!("it; {last}: refused: price-below-floor: xx")), "{said}");
+        assert!(said.contains(": it is behind a translation") && said.ends_with("; and 108 more"), "{said}");
+        assert!(said.len() < 500 && !said.contains("12D3"), "{said}");
+    }
 }

@@ -194,6 +194,9 @@ pub struct SourceReport {
     pub last_refusal: Option<Refusal>,
     /// Why the last stream to it ended, for people; `None` when it did in order.
     pub last_reason: Option<String>,
+    /// The same in a few words, without addresses.
+    #[serde(skip)]
+    pub last_brief: Option<String>,
     /// It sent something else than the content.
     pub banned: bool,
     /// The chunk in whose place it sent something else, where it was one.
@@ -203,8 +206,8 @@ pub struct SourceReport {
 impl SourceReport {
     /// One that served so much, and of which nothing else is known.
     pub fn of(peer: PeerId, chunks: u32, bytes: u64) -> SourceReport {
-        let (last_refusal, last_reason, bad_chunk) = (None, None, None);
-        SourceReport { peer, chunks, bytes, last_refusal, last_reason, banned: false, bad_chunk }
+        let (last_refusal, last_reason, last_brief, bad_chunk) = (None, None, None, None);
+        SourceReport { peer, chunks, bytes, last_refusal, last_reason, last_brief, banned: false, bad_chunk }
     }
 }
 

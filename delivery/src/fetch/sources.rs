@@ -37,6 +37,7 @@ struct Entry {
 #[derive(Debug)]
 struct Last {
     text: String,
+    brief: String,
     refusal: Option<Refusal>,
     unreachable: bool,
     /// Its machine was reached all the same.
@@ -91,6 +92,7 @@ impl SourceBook {
         if self.entries.len() < Scheduler::MAX_SOURCES {
             let text = "it sent something else than the content in an earlier run".to_owned();
             let last = Some(Last {
+                brief: text.clone(),
                 text,
                 refusal: None,
                 unreachable: false,
@@ -178,6 +180,7 @@ impl SourceBook {
         if !matches!(reason, EndReason::Finished | EndReason::Stopped) {
             entry.last = Some(Last {
                 text: reason.to_string(),
+                brief: reason.brief(),
                 refusal: reason.refusal().cloned(),
                 unreachable: matches!(
                     reason,
@@ -299,6 +302,7 @@ impl SourceBook {
             bytes: entry.bytes,
             last_refusal: entry.last.as_ref().and_then(|last| last.refusal.clone()),
             last_reason: entry.last.as_ref().map(|last| last.text.clone()),
+            last_brief: entry.last.as_ref().map(|last| last.brief.clone()),
             banned: entry.banned,
             bad_chunk: entry.bad_chunk,
         };
