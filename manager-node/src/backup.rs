@@ -7,7 +7,7 @@ use std::sync::Arc;
 use node::{ControlError, DirLock, DirLockError};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{BackupError, Restored};
+use store::Restored;
 
 use crate::config::{Config, ConfigError};
 use crate::context::Context;
@@ -50,16 +50,11 @@ struct Request {
 pub(crate) async fn control(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
     let Request { path, replace } = crate::control::parse(request)?;
     let (db, to) = (ctx.db.clone(), path.clone());
-    let failed = |text: String| ControlError::new("internal", text);
-    let copied = tokio::task::spawn_blocking(move || match replace {
-        true => db.backup_folder_to(to),
-        false => db.backup_folder_new(to),
-    });
-    let records = copied.await.map_err(|e| failed(e.to_string()))?.map_err(|error| match error {
-        BackupError::Exists(_) | BackupError::Itself(_) | BackupError::Io { .. } => {
-            ControlError::new("wrong-state", error.to_string())
-        }
-        error => failed(error.to_string()),
+    let copied = tokio::task::spawn_blocking(move || db.backup_folder_to(to, replace)).await;
+    let copied = copied.map_err(|error| ControlError::new("internal", error.to_string()))?;
+    let records = copied.map_err(|error| {
+        let code = if error.is_about_target() { "wrong-state" } else { "internal" };
+        ControlError::new(code, error.to_string())
     })?;
     tracing::info!(path = %path.display(), records, "backup written");
     Ok(json!({ "path": path, "records": records }))

@@ -60,6 +60,13 @@ pub enum BackupError {
     },
 }
 
+impl BackupError {
+    /// Is it for whoever asked, who may name another target?
+    pub fn is_about_target(&self) -> bool {
+        matches!(self, BackupError::Exists(_) | BackupError::Itself(_) | BackupError::Io { .. })
+    }
+}
+
 impl Db {
     /// Copies the store, as it is at this moment, into a new file at `path` (mode 0600), replacing one that is there,
     /// and returns the number of records. Writes go on meanwhile; the store's file may grow until it is done.
@@ -76,27 +83,18 @@ impl Db {
 
     /// As [`backup_to`](Self::backup_to), and with the small files of the store's folder (keys, configuration) in the
     /// same file, for [`restore`](crate::restore). Other stores, lock files and the folders `content` and
-    /// `segments` stay out.
+    /// `segments` stay out. A file that is there already is kept unless it is to be replaced.
     ///
     /// # Errors
     /// [`BackupError`].
-    pub fn backup_folder_to(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
-        let files = beside::collect(self.path())?;
-        self.copy_to(path.as_ref(), files, true)
-    }
-
-    /// As [`Db::backup_folder_to`], where there is no such file yet.
-    ///
-    /// # Errors
-    /// As there; [`BackupError::Exists`].
-    pub fn backup_folder_new(&self, path: impl AsRef<Path>) -> Result<u64, BackupError> {
+    pub fn backup_folder_to(&self, path: impl AsRef<Path>, replace: bool) -> Result<u64, BackupError> {
         let path = path.as_ref();
         // Before the pass over the database; and again when the copy gets its name.
-        if path.symlink_metadata().is_ok() {
+        if !replace && path.symlink_metadata().is_ok() {
             return Err(BackupError::Exists(path.to_owned()));
         }
         let files = beside::collect(self.path())?;
-        self.copy_to(path, files, false)
+        self.copy_to(path, files, replace)
     }
 
     fn copy_to(&self, path: &Path, files: Files, replace: bool) -> Result<u64, BackupError> {

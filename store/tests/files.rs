@@ -192,7 +192,7 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     fs::write(home.join("lock"), "1").unwrap();
     let db = Db::open(home.join("node.redb"), Options::new(3)).unwrap();
     put_pair(&db, 1);
-    assert_eq!(db.backup_folder_to(&backup).unwrap(), 2);
+    assert_eq!(db.backup_folder_to(&backup, true).unwrap(), 2);
     put_pair(&db, 2);
     drop(db);
 
@@ -220,7 +220,7 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     let db = Db::open(new.join("node.redb"), Options::new(3)).unwrap();
     assert_eq!(db.read(|txn| LEFT.range(txn, .., 10)).unwrap(), [(1, Count(1))]);
     // It is an ordinary store again, and can be backed up in its turn.
-    assert_eq!(db.backup_folder_to(folder.path().join("second.backup")).unwrap(), 2);
+    assert_eq!(db.backup_folder_to(folder.path().join("second.backup"), false).unwrap(), 2);
 
     fs::write(&backup, "no backup").unwrap();
     assert!(put_back(&backup, &folder.path().join("third"), "node.redb").is_err());
