@@ -44,6 +44,8 @@ struct Last {
     not_running: bool,
     relayed_only: bool,
     used_up: bool,
+    /// It is greeted again because it holds nothing of what is missing.
+    holds_nothing: bool,
 }
 
 impl Entry {
@@ -99,6 +101,7 @@ impl SourceBook {
                 not_running: false,
                 relayed_only: false,
                 used_up: false,
+                holds_nothing: false,
             });
             self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
         }
@@ -189,6 +192,7 @@ impl SourceBook {
                 not_running: matches!(reason, EndReason::NotRunning(_)),
                 relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
                 used_up: matches!(reason, EndReason::WindowUsedUp),
+                holds_nothing: matches!(reason, EndReason::GreetAgain),
             });
         }
         loss
@@ -287,6 +291,13 @@ impl SourceBook {
         }
     }
 
+    /// Are those that can be reached and will serve again just being asked once more whether they hold anything by now?
+    pub(super) fn hold_nothing(&self) -> bool {
+        let waiting = || self.entries.values().filter(|entry| !entry.closed).filter_map(|entry| entry.last.as_ref());
+        let mut waiting = waiting().filter(|last| !last.unreachable).peekable();
+        waiting.peek().is_some() && waiting.all(|last| last.holds_nothing)
+    }
+
     pub(super) fn last_reason(&self, peer: &PeerId) -> Option<String> {
         self.entries.get(peer)?.last.as_ref().map(|last| last.text.clone())
     }
@@ -369,6 +380,11 @@ mod tests {
         // One that serves it no more has no part in why it waits, and one that is away neither.
         book.ended(&peer(3), &EndReason::Unreachable("no route".to_owned()));
         assert_eq!(book.cause(), StallCause::WindowUsedUp);
+        assert!(!book.hold_nothing());
+        book.ended(&peer(1), &EndReason::GreetAgain);
+        assert!(!book.hold_nothing());
+        book.ended(&peer(2), &EndReason::GreetAgain);
+        assert!(book.hold_nothing(), "the third cannot be reached");
         let mut dear = SourceBook::new();
         for n in 1..=3 {
             dear.add(peer(n).into());

@@ -37,6 +37,9 @@ const MESSAGES: usize = 16;
 /// For the last acknowledgement of a client whose delivery is cut off: it verifies and writes what has just come first.
 const LAST_ACK: Duration = Duration::from_secs(3);
 
+/// A client that was told that a chunk is not held after all may come back for the others so soon, milliseconds.
+const OTHER_CHUNKS_MS: u64 = 1_000;
+
 /// What a driver is made of.
 pub(super) struct Parts {
     pub(super) seeder: Arc<Seeder>,
@@ -377,18 +380,23 @@ impl Driver {
         }
     }
 
+    /// What is said of a chunk that was promised and cannot be sent. The others are still there: the next welcome names them.
     fn no_chunk(&self, error: &ChunkError) -> Refusal {
         let seeder = &self.parts.seeder;
+        let come_back = || Refusal::new(RefusalCode::ContentNotHeld, error.to_string()).retry_after(OTHER_CHUNKS_MS);
         match error {
             ChunkError::Damaged(_) => {
                 // The manager learns that the content is not whole and has it made whole.
                 seeder.wake.sync.notify_one();
-                Refusal::new(RefusalCode::ContentNotHeld, error.to_string())
+                come_back()
             }
-            // Mostly because it was taken down a moment ago.
+            // Mostly because it was taken down a moment ago, or found damaged after it was promised.
             ChunkError::Gone => match self.still_allowed() {
                 Err(refusal) => refusal,
-                Ok(()) => Refusal::new(RefusalCode::ContentNotHeld, error.to_string()),
+                Ok(()) if self.parts.content.is_removed() => {
+                    Refusal::new(RefusalCode::ContentNotHeld, error.to_string())
+                }
+                Ok(()) => come_back(),
             },
             ChunkError::Disk(reason) => {
                 tracing::error!(reason, "cannot read a chunk");

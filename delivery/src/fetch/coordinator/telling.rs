@@ -116,7 +116,9 @@ impl Coordinator {
 
     pub(super) fn cause(&self) -> Option<StallCause> {
         let served = self.handles.values().any(|handle| handle.welcome.is_some());
-        if !served {
+        // Nobody is asked again before all of it was missing everywhere.
+        let asked_again = !served && self.content.is_some() && self.book.hold_nothing();
+        if !served && !asked_again {
             return Some(self.book.cause());
         }
         let unheld = self.scheduler.unheld().intersection(&self.wanted);
