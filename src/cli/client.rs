@@ -428,12 +428,17 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
         } else {
             (now.transfer.have_bytes, now.transfer.total_bytes)
         };
-        bar.set(done, total);
+        let own = if unpacking { done } else { now.transfer.new_bytes.min(done) };
+        bar.set_after(own, done, total);
         if json && total > 0 {
             let step = (now.phase, progress::tenths(done, total));
             if told != Some(step) {
                 told = Some(step);
-                output::note(&progress_line(&now, done, total).to_string());
+                let rate = match now.transfer.bytes_per_second {
+                    0 if done >= total => bar.mean(own),
+                    rate => rate,
+                };
+                output::note(&progress_line(&now, (done, total), rate).to_string());
             }
         }
         let (why, next, data) = match (&now.waiting, &now.transfer.stalled) {
@@ -454,13 +459,13 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
 }
 
 /// How far it is, for programs.
-fn progress_line(now: &FetchProgress, done: u64, total: u64) -> Value {
+fn progress_line(now: &FetchProgress, (done, total): (u64, u64), rate: u64) -> Value {
     json!({"progress": {
         "phase": now.phase,
         "bytes": done,
         "total_bytes": total,
         "percent": progress::tenths(done, total) * 10,
-        "bytes_per_second": now.transfer.bytes_per_second,
+        "bytes_per_second": rate,
         "seeders": now.transfer.active,
     }})
 }

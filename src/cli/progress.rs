@@ -51,6 +51,20 @@ impl Recent {
     }
 }
 
+fn mean(bytes: u64, time: Duration) -> u64 {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    bytes.saturating_mul(1000) / ms.max(1)
+}
+
+/// The rate told at the end. What was over in less than a second has no last seconds to go by: much of it, or all, had
+/// come when it was first looked at.
+pub(crate) fn last_rate(recent: Option<u64>, bytes: u64, time: Duration) -> Option<u64> {
+    match recent {
+        Some(rate @ 1..) if time >= Duration::from_secs(1) => Some(rate),
+        _ => Some(mean(bytes, time)).filter(|rate| *rate > 0),
+    }
+}
+
 /// Whole tenths done.
 pub(crate) fn tenths(done: u64, total: u64) -> u64 {
     done.saturating_mul(10).checked_div(total).unwrap_or(0)
@@ -76,12 +90,24 @@ impl Bytes {
 
     /// So much is done.
     pub(crate) fn set(&self, done: u64, total: u64) {
+        self.set_after(done, done, total);
+    }
+
+    /// The bytes per second of all that was done since the begin.
+    pub(crate) fn mean(&self, bytes: u64) -> u64 {
+        mean(bytes, self.bar.elapsed())
+    }
+
+    /// So much is done, `own` of it since the begin: the rest was there before.
+    pub(crate) fn set_after(&self, own: u64, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
         // What earlier runs left is no progress of this one: it is the first that is known.
         let Some(said) = self.said.as_ref().filter(|_| total > 0) else { return };
         // A thread that panicked while it held this lock left a note more or less.
-        let rate = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(self.bar.elapsed(), done);
+        let at = self.bar.elapsed();
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(at, done);
+        let rate = if done >= total { last_rate(recent, own, at) } else { recent };
         let tenth = tenths(done, total);
         if tenth > said.fetch_max(tenth, Ordering::Relaxed) {
             let mut line =
@@ -114,6 +140,19 @@ impl Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_over_at_once_ends_with_the_mean_of_its_whole_time() {
+        let (half, long) = (Duration::from_millis(500), Duration::from_secs(20));
+        let mut recent = Recent::default();
+        assert_eq!(recent.rate(half, 1000), None);
+        assert_eq!(last_rate(recent.rate(half, 1000), 1000, half), Some(2000));
+        // Seen twice when all of it was there already.
+        assert_eq!(recent.rate(half * 3 / 2, 1000), Some(0));
+        assert_eq!(last_rate(Some(0), 1000, half), Some(2000));
+        assert_eq!(last_rate(Some(0), 0, half), None, "nothing came: there is no rate");
+        assert_eq!(last_rate(Some(7), 1000, long), Some(7));
+    }
 
     #[test]
     fn the_rate_is_of_the_last_seconds_and_a_silence_does_not_slow_it() {
