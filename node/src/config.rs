@@ -65,9 +65,10 @@ pub struct Limits {
     /// under way is some 50 KiB. One address (of IPv6 its first 64 bits) gets a quarter of them for each of the two ways, and
     /// no more than half of what is free, so that one that says nothing does not keep others out.
     pub pending_connections: u32,
-    /// Connections with one peer. To a further one the oldest gives way, one over QUIC before others, since those outlive a
-    /// program that was killed; two more may be there until they are closed, beyond which further ones are. Two (TCP and
-    /// QUIC, or both ends dialling at once) are normal, four leave room for a reconnect.
+    /// Connections with one peer. To a further one the oldest gives way: one without streams, then one over QUIC before
+    /// others, since those outlive a program that was killed, but none on which goods flow: if they do on all, the further
+    /// one is refused. Two more may be there until they are closed. Two (TCP and QUIC, or both ends dialling at once) are
+    /// normal, sixteen are those of eight programs with one key: as many deliveries as a seeder gives one client.
     pub connections_per_peer: u32,
     /// Streams of one peer's connection that may be negotiating a protocol at once; further ones are reset.
     pub negotiating_streams: usize,
@@ -98,7 +99,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             pending_connections: 1024,
-            connections_per_peer: 4,
+            connections_per_peer: 16,
             negotiating_streams: 512,
             pending_opens: 1024,
             commands: 256,

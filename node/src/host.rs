@@ -17,7 +17,7 @@ use crate::door::Crowded;
 use crate::gossip::{GossipCommand, GossipState, Verdict};
 use crate::metrics::NodeMetrics;
 use crate::reach::{ReachState, give_back};
-use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, Protocol, Want, root_cause};
+use crate::streams::{self, Accept, AcceptError, AcceptLimits, NotEd25519, PeerCrowded, Protocol, Want, root_cause};
 use crate::supervisor::Supervisor;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 
@@ -151,13 +151,15 @@ impl Host {
             SwarmEvent::IncomingConnectionError { error, .. } => {
                 let reason = match &error {
                     ListenError::Denied { cause } if cause.downcast_ref::<Crowded>().is_some() => "limit-per-address",
+                    ListenError::Denied { cause } if cause.downcast_ref::<PeerCrowded>().is_some() => "limit-per-peer",
                     ListenError::Denied { cause } if cause.downcast_ref::<Exceeded>().is_some() => "limit",
                     ListenError::Denied { cause } if cause.downcast_ref::<NotEd25519>().is_some() => "not-ed25519",
                     ListenError::Denied { .. } => "denied",
                     _ => "handshake",
                 };
                 self.metrics.connections_refused.inc([reason]);
-                if let (ListenError::Denied { cause }, "limit-per-address" | "limit") = (&error, reason)
+                if let (ListenError::Denied { cause }, "limit-per-address" | "limit-per-peer" | "limit") =
+                    (&error, reason)
                     && let Some(line) = self.metrics.turned_away.note(Instant::now(), root_cause(cause))
                 {
                     tracing::warn!("{line}");

@@ -9,6 +9,7 @@ use libp2p::StreamProtocol;
 use protocol::PeerId;
 use tokio::sync::mpsc;
 
+use super::uses::Uses;
 use super::{ConnInfo, Protocol, Stream};
 use crate::metrics::NodeMetrics;
 
@@ -125,7 +126,13 @@ impl AcceptTable {
     }
 
     /// Hands an inbound stream to whoever accepts its protocol, or drops it under a counted reason.
-    pub(super) fn deliver(&self, stream: libp2p::Stream, name: &StreamProtocol, peer: PeerId, info: ConnInfo) {
+    pub(super) fn deliver(
+        &self,
+        stream: libp2p::Stream,
+        name: &StreamProtocol,
+        peer: PeerId,
+        (info, uses): (ConnInfo, &Uses),
+    ) {
         let slot = {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
             entries.by_name.get(name).map(Arc::clone)
@@ -135,7 +142,7 @@ impl AcceptTable {
         let refused = match OpenGuard::take(&slot, peer) {
             None => "per-peer",
             Some(guard) => {
-                let stream = Stream::new(stream, peer, slot.protocol, info, Some(guard));
+                let stream = Stream::new(stream, peer, slot.protocol, info, Some(guard), uses);
                 match slot.queue.try_send(stream) {
                     Ok(()) => {
                         self.metrics.streams_accepted.inc([slot.protocol.as_str()]);

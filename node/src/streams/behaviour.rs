@@ -25,6 +25,7 @@ use super::dialling::{Dialling, Next};
 use super::faster::{self, Faster};
 use super::open::{ToConnection, Want};
 use super::parked::Parked;
+use super::uses::{Use, Uses};
 use super::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Transport};
 use crate::address::{address_from_libp2p, is_direct_tcp, is_quic, is_relayed, peer_from_libp2p, relay_of};
 use crate::metrics::NodeMetrics;
@@ -55,6 +56,14 @@ pub(crate) enum Event {
 #[error("peer ID is not an Ed25519 key")]
 pub(crate) struct NotEd25519;
 
+/// A peer has as many connections as it may, and goods flow on each.
+#[derive(Debug, thiserror::Error)]
+#[error("{peer} has {connections} connections with goods on each, and no room for another")]
+pub(crate) struct PeerCrowded {
+    peer: PeerId,
+    connections: usize,
+}
+
 pub(crate) struct Behaviour {
     table: Arc<AcceptTable>,
     metrics: NodeMetrics,
@@ -65,6 +74,8 @@ pub(crate) struct Behaviour {
     parked: Parked,
     faster: Faster,
     circuits: Circuits,
+    // Of connections that are just being established.
+    fresh: HashMap<ConnectionId, Uses>,
     // When dials under way began.
     began: HashMap<ConnectionId, Instant>,
     // Relayed connections that a direct one took over from.
@@ -81,6 +92,8 @@ struct Connection {
     dialled: Option<Multiaddr>,
     // From the dial until it was connected.
     took: Option<Duration>,
+    // What it is used for now.
+    uses: Uses,
     // It gave way to a newer one, and is being closed.
     leaving: bool,
 }
@@ -97,6 +110,7 @@ impl Behaviour {
             parked: Parked::default(),
             faster: Faster::default(),
             circuits: Circuits::default(),
+            fresh: HashMap::new(),
             began: HashMap::new(),
             outlived: FuturesUnordered::new(),
             known: PeerAddresses::new(KNOWN_PEERS),
@@ -271,13 +285,21 @@ impl Behaviour {
         }
     }
 
-    fn handler(&self, peer: &PeerId, info: ConnInfo) -> Result<Handler, ConnectionDenied> {
-        let Some(peer) = peer_from_libp2p(peer) else {
+    fn handler(&mut self, id: ConnectionId, peer: &PeerId, info: ConnInfo) -> Result<Handler, ConnectionDenied> {
+        let Some(ours) = peer_from_libp2p(peer) else {
             return Err(ConnectionDenied::new(NotEd25519));
         };
+        let there = self.connections.get(peer).map(Vec::as_slice).unwrap_or_default();
+        let staying = there.iter().filter(|connection| !connection.leaving);
+        if staying.clone().count() >= self.per_peer && staying.clone().all(|one| one.uses.now() == Use::Goods) {
+            return Err(ConnectionDenied::new(PeerCrowded { peer: *peer, connections: staying.count() }));
+        }
+        let uses = Uses::default();
+        self.fresh.insert(id, uses.clone());
         Ok(Handler {
-            peer,
+            peer: ours,
             info,
+            uses,
             table: Arc::clone(&self.table),
             metrics: self.metrics.clone(),
             requests: VecDeque::new(),
@@ -296,7 +318,9 @@ impl Behaviour {
             ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
         };
         let took = self.began.remove(&id).map(|began| began.elapsed());
-        let connection = Connection { id, info, relay: relay.map(|(relay, _)| relay), dialled, took, leaving: false };
+        let uses = self.fresh.remove(&id).unwrap_or_default();
+        let relay = relay.map(|(relay, _)| relay);
+        let connection = Connection { id, info, relay, dialled, took, uses, leaving: false };
         self.metrics.connections.change(info, 1);
         let before = self.connections.entry(peer).or_default();
         if !info.relayed {
@@ -349,15 +373,17 @@ impl Behaviour {
     }
 }
 
-/// Which connection gives way to the newest, where there are too many: the oldest, one over QUIC before others. A program
-/// that was killed leaves its connections over QUIC behind, which nobody ends until they time out; whoever starts it again
-/// is not to be shut out by them. Its goods go over TCP.
+/// Which connection gives way to the newest, where there are too many: the oldest, those without streams first, then one
+/// over QUIC before others. A program that was killed leaves its connections over QUIC behind, which nobody ends until they
+/// time out; whoever starts it again is not to be shut out by them. Several programs may run with one key, though: where
+/// goods flow, nothing gives way. Of a delivery that was left behind its next stream takes the place, and its connection is
+/// one without streams then.
 fn make_room(connections: &mut [Connection], most: usize) -> Option<ConnectionId> {
     let staying = connections.iter().filter(|connection| !connection.leaving).count();
     let (_, older) = connections.split_last_mut().filter(|_| staying > most)?;
-    let gone = older.iter_mut().filter(|connection| !connection.leaving);
+    let gone = older.iter_mut().filter(|connection| !connection.leaving && connection.uses.now() != Use::Goods);
     // Of several that are alike, the first is taken.
-    let gone = gone.min_by_key(|connection| connection.info.transport != Transport::Quic)?;
+    let gone = gone.min_by_key(|connection| (connection.uses.now(), connection.info.transport != Transport::Quic))?;
     gone.leaving = true;
     Some(gone.id)
 }
@@ -399,7 +425,7 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        self.handler(&peer, conn_info(id, is_relayed(local), remote))
+        self.handler(id, &peer, conn_info(id, is_relayed(local), remote))
     }
 
     fn handle_established_outbound_connection(
@@ -410,7 +436,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
-        self.handler(&peer, conn_info(id, is_relayed(address), address))
+        self.handler(id, &peer, conn_info(id, is_relayed(address), address))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -424,10 +450,12 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::DialFailure(failure) => {
                 self.began.remove(&failure.connection_id);
+                self.fresh.remove(&failure.connection_id);
                 if let Some(peer) = failure.peer_id {
                     self.on_dial_failure(peer, &failure);
                 }
             }
+            FromSwarm::ListenFailure(failure) => drop(self.fresh.remove(&failure.connection_id)),
             _ => {}
         }
     }

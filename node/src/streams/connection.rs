@@ -16,12 +16,14 @@ use protocol::PeerId;
 
 use super::accept::AcceptTable;
 use super::open::{StreamRequest, ToConnection};
+use super::uses::Uses;
 use super::{ConnInfo, OpenError, Stream};
 use crate::metrics::NodeMetrics;
 
 pub(crate) struct Handler {
     pub(super) peer: PeerId,
     pub(super) info: ConnInfo,
+    pub(super) uses: Uses,
     pub(super) table: Arc<AcceptTable>,
     pub(super) metrics: NodeMetrics,
     // Bounded by the permits that requests hold until they are answered.
@@ -99,12 +101,12 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: (stream, name), .. }) => {
-                self.table.deliver(stream, &name, self.peer, self.info);
+                self.table.deliver(stream, &name, self.peer, (self.info, &self.uses));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info }) => {
                 let StreamRequest { protocol, reply, permit: _permit } = info;
                 // A caller who went away makes this fail, and the stream is reset as it should be.
-                if reply.send(Ok(Stream::new(stream, self.peer, protocol, self.info, None))).is_ok() {
+                if reply.send(Ok(Stream::new(stream, self.peer, protocol, self.info, None, &self.uses))).is_ok() {
                     self.metrics.streams_opened.inc([protocol.as_str()]);
                 }
             }

@@ -12,12 +12,13 @@ mod faster;
 mod open;
 mod parked;
 mod stream;
+mod uses;
 
 pub use accept::{Accept, AcceptError, AcceptLimits};
 pub use error::OpenError;
 pub use stream::{ConnInfo, Stream, Transport};
 
-pub(crate) use behaviour::{Behaviour, Event, NotEd25519};
+pub(crate) use behaviour::{Behaviour, Event, NotEd25519, PeerCrowded};
 pub(crate) use error::root_cause;
 pub(crate) use open::{StreamRequest, Want};
 

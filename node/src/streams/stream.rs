@@ -12,6 +12,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 use super::Protocol;
 use super::accept::OpenGuard;
+use super::uses::{InUse, Uses};
 
 /// Bytes that a pair in memory buffers in each direction, as much as a fresh yamux window.
 const PAIR_BUFFER: usize = 256 * 1024;
@@ -65,6 +66,8 @@ pub struct Stream {
     info: ConnInfo,
     // Counts this stream against its peer's bound for as long as it lives.
     _guard: Option<OpenGuard>,
+    // And as a use of its connection.
+    _in_use: Option<InUse>,
 }
 
 #[derive(Debug)]
@@ -80,15 +83,18 @@ impl Stream {
         protocol: Protocol,
         info: ConnInfo,
         guard: Option<OpenGuard>,
+        uses: &Uses,
     ) -> Self {
-        Self { inner: Inner::Net(stream.compat()), peer, protocol, info, _guard: guard }
+        let in_use = Some(uses.begin(protocol));
+        Self { inner: Inner::Net(stream.compat()), peer, protocol, info, _guard: guard, _in_use: in_use }
     }
 
     /// Two ends of a stream in memory: the one that `a` holds, then the one that `b` holds.
     pub fn pair(a: PeerId, b: PeerId, protocol: Protocol) -> (Self, Self) {
         let (at_a, at_b) = tokio::io::duplex(PAIR_BUFFER);
         let info = ConnInfo { id: 0, relayed: false, transport: Transport::Other };
-        let end = |stream, peer| Self { inner: Inner::Memory(stream), peer, protocol, info, _guard: None };
+        let end =
+            |stream, peer| Self { inner: Inner::Memory(stream), peer, protocol, info, _guard: None, _in_use: None };
         (end(at_a, b), end(at_b, a))
     }
 

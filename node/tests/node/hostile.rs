@@ -166,3 +166,90 @@ async fn an_address_that_connects_and_says_nothing_does_not_keep_others_out() {
     drop(silents);
     server.stop().await;
 }
+
+/// Goods, of which each stream says a byte and hears it again.
+const GOODS: Protocol = Protocol::bulk("/test/goods/1");
+
+async fn says_and_hears((there, here): &mut (node::Stream, node::Stream)) {
+    there.write_all(b"1").await.unwrap();
+    there.flush().await.unwrap();
+    within(here.read_u8()).await.unwrap();
+}
+
+/// Every command of one home is a program of its own with the same key. As many of them as a seeder gives deliveries to
+/// stay connected, whatever transport they came over.
+#[tokio::test]
+async fn programs_with_one_key_do_not_cut_each_other_off() {
+    let server = TestNode::on_both(140).await;
+    let mut accept = server.accept(GOODS, AcceptLimits { queue: 8, per_peer: 64 }).await.unwrap();
+    let mut running = Vec::new();
+    for n in 0..8 {
+        let client = TestNode::start(141, |config| config.listen.clear()).await;
+        let at = if n % 2 == 0 { server.only("tcp") } else { server.at.clone() };
+        within(client.connect(&server.only("quic"), LIMIT)).await.unwrap();
+        let mut stream = within(client.open(&at, GOODS, LIMIT)).await.unwrap();
+        stream.write_all(b"1").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut inbound = within(accept.next()).await.unwrap();
+        within(inbound.read_u8()).await.unwrap();
+        running.push((client, (stream, inbound)));
+    }
+    for (_, streams) in &mut running {
+        says_and_hears(streams).await;
+    }
+    for (client, _) in running {
+        client.stop().await;
+    }
+    server.stop().await;
+}
+
+/// Where goods flow on all that a peer may have, the next is refused by name, and let in as soon as one of them rests.
+#[tokio::test]
+async fn a_connection_with_goods_on_it_does_not_give_way() {
+    let server = TestNode::start(142, |config| config.limits.connections_per_peer = 2).await;
+    let mut accept = server.accept(GOODS, AcceptLimits { queue: 8, per_peer: 64 }).await.unwrap();
+    let mut running = Vec::new();
+    for _ in 0..2 {
+        let client = TestNode::start(143, |config| config.listen.clear()).await;
+        let mut stream = within(client.open(&server.at, GOODS, LIMIT)).await.unwrap();
+        stream.write_all(b"1").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut inbound = within(accept.next()).await.unwrap();
+        within(inbound.read_u8()).await.unwrap();
+        running.push((client, (stream, inbound)));
+    }
+    let next = TestNode::start(143, |config| config.listen.clear()).await;
+    let _ = within(next.connect(&server.at, LIMIT)).await;
+    let refused = "willcall_node_connections_refused_total{reason=\"limit-per-peer\"}";
+    eventually(|| async { if metric(&server, refused) > 0 { Ok(()) } else { Err("not refused") } }).await;
+    let told = server.turned_away().unwrap();
+    assert!(told.contains(&format!("{} has 2 connections with goods on each", next.peer_id())), "{told}");
+    for (_, streams) in &mut running {
+        says_and_hears(streams).await;
+    }
+    // One whose cable was pulled: it is not told, and a newer stream took the delivery over.
+    let (lost, (_kept, inbound)) = running.remove(0);
+    drop(inbound);
+    let comes_in = async {
+        loop {
+            // A connection that is refused is told so only after the handshake.
+            let Ok(mut stream) = next.open(&server.at, GOODS, LIMIT).await else { continue };
+            if stream.write_all(b"1").await.is_err() || stream.flush().await.is_err() {
+                continue;
+            }
+            tokio::select! {
+                inbound = accept.next() => return (stream, inbound.unwrap()),
+                ended = stream.read_u8() => drop(ended.unwrap_err()),
+            }
+        }
+    };
+    let (_stream, mut inbound) = within(comes_in).await;
+    within(inbound.read_u8()).await.unwrap();
+    for (_, streams) in &mut running {
+        says_and_hears(streams).await;
+    }
+    for client in running.into_iter().map(|(client, _)| client).chain([lost, next]) {
+        client.stop().await;
+    }
+    server.stop().await;
+}
