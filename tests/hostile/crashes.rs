@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::support::{Bought, Job, Network, args, bytes, run, same, until};
+use super::support::{Bought, Job, Network, Settings, args, bytes, run, same, until};
 
 /// Big enough to be under way for some seconds at [`RATE`].
 const SIZE: usize = 5 << 20;
@@ -181,7 +181,9 @@ fn a_client_that_is_killed_over_and_over_acknowledges_nothing_twice() {
 /// lease allows. The money has its bound; the purchase stays the buyer's.
 #[test]
 fn a_buyer_who_loses_downloads_keeps_the_purchase() {
-    let mut network = Network::start(4);
+    // The delivery whose lease ends waits so long for receipts that are on their way.
+    let settings = Settings { manager: &["sales-ms=100", "close-grace-ms=3000"], ..Settings::default() };
+    let mut network = Network::start_set(4, 4, settings);
     // Three times nine tenths of it, mostly of others each time, are more than the content, a quarter and 16 MiB.
     let film = network.path("film");
     fs::write(&film, bytes(3, 48 << 20)).unwrap();
@@ -198,7 +200,10 @@ fn a_buyer_who_loses_downloads_keeps_the_purchase() {
     }
     let (_, arrived) = bought.fetch(&out);
     same(&film, &arrived);
-    let shown = network.settled(&bought.transaction);
+    network.settled(&bought.transaction);
+    let shown = until("the pay of the seeders", || {
+        Some(network.transaction(&bought.transaction)).filter(|shown| shown["deliveries"][0]["cost"].is_u64())
+    });
     assert!(shown["deliveries"][0]["cost"].as_u64() > Some(0), "{shown}");
     assert!(shown["generation"].as_u64() > Some(0), "the bound was never passed: {shown}");
 
