@@ -11,6 +11,12 @@ async fn ends_well(name: &str) -> Report {
     for always in ["every-honest-buyer-complete", "no-double-pay", "cap-held", "books-even"] {
         assert!(report.invariants.iter().any(|found| found.name == always && found.held), "{always}: {json}");
     }
+    // What of the receipts is unpaid has a reason, and adds up.
+    let receipts = report.receipts.as_ref().expect("the manager is there at the end");
+    let shared = receipts.unpaid.iter().filter(|unpaid| !unpaid.because.starts_with("no receipt"));
+    let unpaid: u64 = shared.map(|unpaid| unpaid.bytes).sum();
+    assert_eq!(receipts.acknowledged_bytes, receipts.paid_bytes + unpaid, "{json}");
+    assert!(receipts.paid_bytes > 0, "{json}");
     report
 }
 

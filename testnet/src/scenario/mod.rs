@@ -6,7 +6,7 @@ mod plots;
 mod report;
 mod set;
 
-pub use report::{Event, Invariant, Report};
+pub use report::{Event, Invariant, Receipts, Report, Unpaid};
 
 use crate::network::NetworkError;
 

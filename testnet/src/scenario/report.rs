@@ -32,6 +32,32 @@ pub struct Invariant {
     pub detail: String,
 }
 
+/// What a seeder did and is not paid for.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Unpaid {
+    /// Which seeder.
+    pub seeder: String,
+    /// Ciphertext bytes.
+    pub bytes: u64,
+    /// Why.
+    pub because: &'static str,
+}
+
+/// What the manager's books say of the receipts of all sales.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Receipts {
+    /// Bytes that clients acknowledged, over all seeders.
+    pub acknowledged_bytes: u64,
+    /// Bytes that are paid for.
+    pub paid_bytes: u64,
+    /// Bytes that seeders sent or had acknowledged beyond that, and why.
+    pub unpaid: Vec<Unpaid>,
+    /// Receipts that did not count, by the manager's reason.
+    pub rejected: BTreeMap<String, u64>,
+}
+
 /// A scenario's report, in JSON by `serde`.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -64,6 +90,8 @@ pub struct Report {
     pub figures: BTreeMap<&'static str, f64>,
     /// The manager's books at the end, where it was there.
     pub books: Option<Books>,
+    /// The receipts in them, and what of them is unpaid.
+    pub receipts: Option<Receipts>,
     /// What was checked.
     pub invariants: Vec<Invariant>,
     /// What should not have been, the invariants that did not hold among it.
@@ -87,6 +115,7 @@ impl Report {
             events: Vec::new(),
             figures: BTreeMap::new(),
             books: None,
+            receipts: None,
             invariants: Vec::new(),
             problems: Vec::new(),
         }

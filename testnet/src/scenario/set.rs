@@ -1,6 +1,8 @@
 //! What every scenario is played with: a network with goods on sale, its buyers, and at the end the invariants that hold
 //! whatever was done to it.
 
+use std::collections::BTreeMap;
+
 use client_node::{FetchOptions, Target};
 use protocol::ticket::TicketEnvelope;
 use protocol::{Amount, TransactionId};
@@ -8,7 +10,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::report::{Event, Report, causes, since};
+use super::report::{Event, Receipts, Report, Unpaid, causes, since};
 use super::{Options, ScenarioError};
 use crate::client::Client;
 use crate::goods::Goods;
@@ -21,6 +23,8 @@ const MOST_TWICE: f64 = 0.02;
 const MANY_CHUNKS: u32 = 500;
 /// With so many chunks seeders of different speeds take so many times as long as their lines together need at most.
 const MOST_OVER_IDEAL: f64 = 1.1;
+/// Notes of receipts that are looked at, the newest.
+const LINES: usize = 1000;
 /// Millionths in a minor unit.
 const MICROS: u64 = 1_000_000;
 
@@ -103,6 +107,7 @@ impl Set {
         self.report.invariant("every-honest-buyer-complete", done == all, format!("{done} of {all} deliveries"));
         if self.network.manager.running().is_ok() {
             self.money().await?;
+            self.report.receipts = Some(self.receipts().await?);
         }
         self.network.stop().await?;
         Ok(self.report.finish())
@@ -142,6 +147,54 @@ impl Set {
             Err(error) => self.report.invariant("books-even", false, error.to_string()),
         }
         Ok(())
+    }
+
+    /// What seeders sent, what of it was acknowledged and paid, and why the rest is not.
+    async fn receipts(&self) -> Result<Receipts, ScenarioError> {
+        let (mut receipts, mut seeders) = (Receipts::default(), BTreeMap::<String, (u64, u64, u64, bool)>::new());
+        for source in &self.report.sources {
+            seeders.entry(source.peer.to_string()).or_default().0 += source.bytes;
+        }
+        for id in &self.sold {
+            let sale = self.network.transaction(*id).await?;
+            for delivery in rows(&sale, "deliveries") {
+                let capped = delivery.get("capped") == Some(&Value::Bool(true));
+                for line in rows(&delivery, "seeders") {
+                    let number = |name: &str| line.get(name).and_then(Value::as_u64).unwrap_or(0);
+                    let name = line.get("seeder").and_then(Value::as_str).unwrap_or_default().to_owned();
+                    let (_, acknowledged, paid, over) = seeders.entry(name).or_default();
+                    *acknowledged += number("acknowledged_bytes");
+                    *paid += number("paid_bytes");
+                    *over |= capped;
+                }
+            }
+        }
+        for (seeder, (sent, acknowledged, paid, capped)) in seeders {
+            receipts.acknowledged_bytes += acknowledged;
+            receipts.paid_bytes += paid;
+            let shared = match capped {
+                true => "the delivery's ceiling was reached",
+                false => "acknowledged to another seeder, too: paid once",
+            };
+            // A client's acknowledgement that does not come is one that the seeder had no receipt to make of.
+            let silent = "no receipt of it came before the delivery was closed";
+            for (bytes, because) in
+                [(acknowledged.saturating_sub(paid), shared), (sent.saturating_sub(acknowledged), silent)]
+            {
+                if bytes > 0 {
+                    receipts.unpaid.push(Unpaid { seeder: seeder.clone(), bytes, because });
+                }
+            }
+        }
+        let noted = self.network.manager.control(serde_json::json!({"cmd": "receipts", "limit": LINES})).await?;
+        let sold: Vec<String> = self.sold.iter().map(ToString::to_string).collect();
+        for note in rows(&noted, "receipts") {
+            let field = |name: &str| note.get(name).and_then(Value::as_str).unwrap_or_default();
+            if field("status") == "rejected" && sold.iter().any(|id| id == field("transaction")) {
+                *receipts.rejected.entry(format!("{}: {}", field("code"), field("reason"))).or_default() += 1;
+            }
+        }
+        Ok(receipts)
     }
 
     /// Nobody's line was idle for long: from the first chunk to the end it took hardly longer than `ideal_ms`, which all lines
