@@ -447,9 +447,10 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
     let error = setup.fetch().await.unwrap_err();
     let FetchError::Refused { refusal, by: 2, .. } = error else { panic!("{error}") };
     assert_eq!((refusal.code, refusal.now), (over.code, over.now));
-    // 77 is long ago: the refuser's clock is told beside.
-    assert!(refusal.detail.starts_with("it ended; your clock is") && refusal.detail.ends_with("ahead"), "{refusal}");
-    // The greetings say that it is the refuser's, not ours, that is off.
+    // 77 is long ago: how far the clocks are apart is told beside. The greetings say that it is the refuser's, not ours, that
+    // is off.
+    let detail = &refusal.detail;
+    assert!(detail.starts_with("it ended; this seeder's clock is") && detail.ends_with("behind yours"), "{refusal}");
     assert_eq!(setup.progress.borrow().clock, ClockState::Good.into());
     // One voice among others is not enough.
     let setup = Setup::new(5, &[Vice::Refuses(9, over), Vice::None]);

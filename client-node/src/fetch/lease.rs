@@ -22,6 +22,9 @@ const LOOK_MS: u64 = 60_000;
 /// Tries are a sixteenth of the lease's life apart, within these bounds.
 const RETRY_MS: std::ops::RangeInclusive<u64> = 250..=600_000;
 
+/// What is said of a lease that the manager gives as it was.
+const NO_LONGER: &str = "the manager gives no longer one; what has begun by its end may go on for a while";
+
 /// Where the network gave up the key that signed the lease: the first pause between tries, and the longest.
 const GONE_RETRY_MS: (u64, u64) = (500, 30_000);
 
@@ -63,6 +66,7 @@ impl Run<'_> {
             let Lease { end, delivery, issued_at, .. } = *lease;
             let is_newer = |lease: &Lease| lease.end > end || gone && lease.issued_at > issued_at;
             self.tell_lease(lease, now_ms().saturating_add(TRY_MS), problem.clone());
+            let before = problem.clone();
             match ticket::renew(self.home, self.link, checked).await {
                 Ok(renewed) if renewed.lease.delivery == delivery && is_newer(&renewed.lease) => {
                     credential.send_replace(renewed.credential());
@@ -73,10 +77,13 @@ impl Run<'_> {
                 }
                 // What was bought on completion has one lease; and a closed delivery has a further one.
                 Ok(_) if gone => {}
-                Ok(_) => problem = Some("the manager gives no longer one".to_owned()),
+                Ok(_) => problem = Some(NO_LONGER.to_owned()),
                 Err(error) => problem = Some(error),
             }
-            tracing::info!(transaction = %self.transaction, problem, "lease not renewed yet");
+            // It is tried again and again, which says nothing new.
+            if problem != before {
+                tracing::info!(transaction = %self.transaction, until = lease.end, problem, "lease not renewed, and asked for again");
+            }
             if now >= next {
                 next = now_ms().saturating_add(retry);
             }

@@ -275,7 +275,10 @@ pub(super) async fn try_renew(home: &Home, link: &Link, checked: &Checked) -> Re
     let lease = judged?;
     let purchase = Purchase { envelope, ..purchase.clone() };
     note(home, &purchase).await?;
-    tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
+    // What was bought on completion has one lease, which comes again.
+    if lease != checked.lease {
+        tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
+    }
     let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
     Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
 }

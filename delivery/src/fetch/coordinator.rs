@@ -132,7 +132,7 @@ impl Coordinator {
         let (to_reports, reports) = mpsc::channel(REPORTS);
         // Stands in until the manifest says how many chunks there are; nothing is planned before.
         let scheduler = Scheduler::new(1, 1, &ChunkSet::new(), limits.scheduler.clone());
-        let mut book = SourceBook::new();
+        let mut book = SourceBook::new(clock_grace(&job.trust));
         for banned in &job.banned {
             book.ban(*banned);
         }
@@ -595,6 +595,7 @@ impl Coordinator {
         }
         let served = self.handles.values().any(|handle| handle.welcome.is_some());
         if !served && let Some((refusal, by)) = self.book.credential_refused() {
+            let refusal = self.told_of_clocks(refusal);
             return Some(Err(FetchError::Refused { refusal, by, sources: self.book.reports() }));
         }
         let nobody = self.handles.is_empty() && self.creating.is_none() && self.searched && self.book.all_closed();

@@ -18,7 +18,7 @@ use protocol::fetching::{Session, SessionEvent, SessionTerms};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS};
 use protocol::receipt::{Ack, Completion};
 use protocol::trust::{RevocationState, Trust};
-use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Refusal, Signed};
+use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Signed};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -31,7 +31,6 @@ use super::buffers::{Buffer, Buffers};
 use super::connect::Connect;
 use super::end::EndReason;
 use super::incoming::{self, Incoming, Pulse};
-use super::progress::clock_grace;
 use super::route;
 use crate::clock::now_ms;
 use crate::content_store::{Content, WriteError};
@@ -360,7 +359,7 @@ impl Conversation {
             Err(_) => Err(EndReason::Silent),
             Ok(Some(Incoming::Message(message))) => {
                 match self.machine.message(message, &self.shared.keypair.peer_id())? {
-                    SessionEvent::Refused(refusal) => Err(self.refused(refusal)),
+                    SessionEvent::Refused(refusal) => Err(EndReason::Refused(refusal)),
                     event => Ok(event),
                 }
             }
@@ -461,7 +460,7 @@ impl Conversation {
             Incoming::Closed(why) => return Err(EndReason::Closed(why)),
         };
         match (self.machine.message(message, &self.shared.keypair.peer_id())?, buffer) {
-            (SessionEvent::Refused(refusal), _) => Err(self.refused(refusal)),
+            (SessionEvent::Refused(refusal), _) => Err(EndReason::Refused(refusal)),
             (SessionEvent::Window, _) => self.report(What::Budget(self.budget())).await,
             (SessionEvent::Cancelled { chunks }, _) => {
                 self.report(What::Released { chunks, budget: self.budget() }).await
@@ -573,11 +572,6 @@ impl Conversation {
         if self.last_ack.is_some() && self.say(&finish).await.is_ok() {
             let _ = self.writer.shutdown().await;
         }
-    }
-
-    /// A refusal for time says how far this clock is off.
-    fn refused(&self, refusal: Refusal) -> EndReason {
-        EndReason::Refused(refusal.compared_with(now_ms(), clock_grace(&self.shared.trust)))
     }
 
     fn budget(&self) -> u32 {

@@ -10,12 +10,15 @@ use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 use super::end::{EndReason, is_about_credential};
 use super::progress::clock_off_by;
 use super::{SourceReport, StallCause};
+use crate::clock::now_ms;
 
 #[derive(Debug)]
 pub(super) struct SourceBook {
     entries: BTreeMap<PeerId, Entry>,
     /// Known and not yet handed to the scheduler, the best first.
     spare: VecDeque<PeerId>,
+    /// How far clocks may differ, milliseconds.
+    grace_ms: u64,
 }
 
 #[derive(Debug)]
@@ -66,8 +69,8 @@ impl Entry {
 }
 
 impl SourceBook {
-    pub(super) fn new() -> Self {
-        SourceBook { entries: BTreeMap::new(), spare: VecDeque::new() }
+    pub(super) fn new(grace_ms: u64) -> Self {
+        SourceBook { entries: BTreeMap::new(), spare: VecDeque::new(), grace_ms }
     }
 
     /// Notes a seeder and where it is.
@@ -182,7 +185,7 @@ impl SourceBook {
         }
         if !matches!(reason, EndReason::Finished | EndReason::Stopped) {
             entry.last = Some(Last {
-                text: reason.to_string(),
+                text: told(reason, now_ms(), self.grace_ms),
                 brief: reason.brief(),
                 refusal: reason.refusal().cloned(),
                 unreachable: matches!(
@@ -263,14 +266,18 @@ impl SourceBook {
         let waiting = || self.entries.values().filter(|entry| !entry.closed).filter_map(|entry| entry.last.as_ref());
         let mut waiting = waiting().filter(|last| !last.unreachable).peekable();
         if waiting.peek().is_some() && !void {
-            let (mut used_up, mut busy) = (true, true);
+            let (mut used_up, mut busy, mut stopping) = (true, true, true);
             for last in waiting {
                 used_up &= last.used_up;
                 let code = last.refusal.as_ref().map(|refusal| refusal.code);
                 busy &= matches!(code, Some(RefusalCode::Overloaded | RefusalCode::ShuttingDown));
+                stopping &= code == Some(RefusalCode::ShuttingDown);
             }
             if used_up {
                 return StallCause::WindowUsedUp;
+            }
+            if stopping {
+                return StallCause::AllRefused { code: RefusalCode::ShuttingDown };
             }
             if busy {
                 return StallCause::Overloaded;
@@ -321,6 +328,24 @@ impl SourceBook {
     }
 }
 
+/// Why a stream ended, in words.
+fn told(reason: &EndReason, now: u64, grace_ms: u64) -> String {
+    match reason.refusal().and_then(|refusal| apart(refusal, now, grace_ms)) {
+        Some(apart) => format!("{reason}; {apart}"),
+        None => reason.to_string(),
+    }
+}
+
+/// How far this clock and that of a seeder that refused for time are apart. Which of them is wrong, only many together tell.
+pub(super) fn apart(refusal: &Refusal, now: u64, grace_ms: u64) -> Option<String> {
+    let for_time = matches!(refusal.code, RefusalCode::NotYetValid | RefusalCode::Expired) && refusal.now > 0;
+    match for_time.then(|| ClockState::compare(refusal.now, now, grace_ms))? {
+        off @ ClockState::Behind(_) => Some(format!("this seeder's clock is {off} yours")),
+        off @ ClockState::Ahead(_) => Some(format!("this seeder's clock is {off} of yours")),
+        ClockState::Unknown | ClockState::Good => None,
+    }
+}
+
 /// What became of a seeder that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Added {
@@ -339,6 +364,22 @@ pub(super) fn is_idle(view: &SourceView) -> bool {
 mod tests {
     use super::*;
 
+    /// One seeder says what it sees; that its clock and this one differ does not say which is wrong.
+    #[test]
+    fn a_refusal_for_time_says_how_far_the_clocks_are_apart() {
+        const HOUR: u64 = 3_600_000;
+        let says = |code, at| told(&EndReason::Refused(Refusal::new(code, "no").at(at)), 10 * HOUR, 600_000);
+        let behind = says(RefusalCode::NotYetValid, 8 * HOUR);
+        assert!(behind.ends_with("; this seeder's clock is 2 hours behind yours"), "{behind}");
+        let ahead = says(RefusalCode::Expired, 13 * HOUR);
+        assert!(ahead.ends_with("; this seeder's clock is 3 hours ahead of yours"), "{ahead}");
+        for (code, at) in
+            [(RefusalCode::Expired, 10 * HOUR), (RefusalCode::Expired, 0), (RefusalCode::Overloaded, HOUR)]
+        {
+            assert!(!says(code, at).contains("clock"), "{code}");
+        }
+    }
+
     fn peer(n: u8) -> PeerId {
         PeerId::from_bytes([n; 32])
     }
@@ -349,7 +390,7 @@ mod tests {
 
     #[test]
     fn the_cause_is_what_all_reasons_have_in_common() {
-        let mut book = SourceBook::new();
+        let mut book = SourceBook::new(600_000);
         assert_eq!(book.cause(), StallCause::NoSeederKnown);
         assert_eq!(book.add(peer(1).into()), Added::New);
         book.add(peer(2).into());
@@ -385,7 +426,7 @@ mod tests {
         assert!(!book.hold_nothing());
         book.ended(&peer(2), &EndReason::GreetAgain);
         assert!(book.hold_nothing(), "the third cannot be reached");
-        let mut dear = SourceBook::new();
+        let mut dear = SourceBook::new(600_000);
         for n in 1..=3 {
             dear.add(peer(n).into());
             dear.ended(&peer(n), &refused(RefusalCode::PriceBelowFloor));
@@ -401,7 +442,12 @@ mod tests {
             assert_eq!(dear.cause(), cause);
         }
         for n in 1..=3 {
+            book.ended(&peer(n), &refused(RefusalCode::ShuttingDown));
+        }
+        assert_eq!(book.cause(), StallCause::AllRefused { code: RefusalCode::ShuttingDown });
+        for n in 1..=3 {
             book.ended(&peer(n), &refused(RefusalCode::Overloaded));
+            assert_eq!(book.cause(), StallCause::Overloaded, "those that are stopping have even less room");
         }
         assert_eq!(book.cause(), StallCause::Overloaded);
         assert_eq!(book.credential_refused(), None);

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
+use protocol::Refusal;
 use protocol::fetching::SourceView;
 use tokio::time::Instant;
 
 use super::super::incoming::millis;
-use super::super::progress::{Phase, Progress, SourceProgress, Stall, StallCause};
+use super::super::progress::{Phase, Progress, SourceProgress, Stall, StallCause, clock_grace};
+use super::super::sources::apart;
 use super::{Coordinator, NEWS_EVERY_MS};
 use crate::clock::{now_ms, running_ms, unix_ms};
 use crate::content_store::bytes_of;
@@ -128,5 +130,16 @@ impl Coordinator {
             }
             _ => Some(StallCause::Silent),
         }
+    }
+
+    /// A refusal that several gave: for this clock, where the clocks of all that were asked say so.
+    pub(super) fn told_of_clocks(&self, refusal: Refusal) -> Refusal {
+        let (now, grace) = (now_ms(), clock_grace(&self.job.trust));
+        if self.book.clock().is_off() {
+            return refusal.compared_with(now, grace);
+        }
+        let Some(apart) = apart(&refusal, now, grace) else { return refusal };
+        let said = Refusal::new(refusal.code, format!("{}; {apart}", refusal.detail));
+        Refusal { retry_after_ms: refusal.retry_after_ms, now: refusal.now, ..said }
     }
 }
