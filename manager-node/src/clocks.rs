@@ -30,13 +30,20 @@ struct Reading {
 impl Clocks {
     /// Notes that the clock of `seeder` shows `theirs` when this one shows `now`.
     pub(crate) fn note(&self, seeder: PeerId, theirs: u64, now: u64) {
-        let offset = i64::try_from(i128::from(theirs) - i128::from(now)).unwrap_or(i64::MAX);
+        let offset = offset(theirs, now);
         let mut readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if readings.len() >= MAX_SEEDERS && !readings.contains_key(&seeder) {
             let oldest = readings.iter().min_by_key(|(_, reading)| reading.at).map(|(peer, _)| *peer);
             oldest.and_then(|peer| readings.remove(&peer));
         }
         readings.insert(seeder, Reading { offset, at: now });
+    }
+
+    /// A seeder's clock that was so far from this one, by the time that counts: this manager's, or that of most seeders where
+    /// they agree that this one is wrong.
+    pub(crate) fn of_seeder(&self, offset: i64, now: u64, grace_ms: u64) -> ClockState {
+        let right = now.saturating_add_signed(self.state(now, grace_ms).off_by_ms().map_or(0, i64::saturating_neg));
+        ClockState::compare(now.saturating_add_signed(offset), right, grace_ms)
     }
 
     /// This clock by the median of theirs: unknown while nobody has reported lately, or too few to contradict it.
@@ -57,6 +64,11 @@ impl Clocks {
         let state = self.state(now, grace_ms);
         json!({ "state": state.as_str(), "off_by_ms": state.off_by_ms(), "text": state.to_string() })
     }
+}
+
+/// Milliseconds from this clock to another one.
+pub(crate) fn offset(theirs: u64, now: u64) -> i64 {
+    i64::try_from(i128::from(theirs) - i128::from(now)).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -83,6 +95,20 @@ mod tests {
         assert_eq!(state(), ClockState::Good, "two of five are wrong");
         // What was heard long ago says nothing: not that it is good, nor that it is off.
         assert_eq!(clocks.state(now + KNOWN_MS + 1, GRACE), ClockState::Unknown);
+    }
+
+    #[test]
+    fn a_seeders_clock_is_judged_by_most_of_them_where_this_one_is_wrong() {
+        let (clocks, now) = (Clocks::default(), 1_000_000 * MINUTE);
+        let hours = |hours: i64| hours * 60 * i64::try_from(MINUTE).unwrap_or(0);
+        assert_eq!(clocks.of_seeder(hours(-2), now, GRACE), ClockState::Behind(120 * MINUTE));
+        assert_eq!(clocks.of_seeder(hours(2), now, GRACE), ClockState::Ahead(120 * MINUTE));
+        assert_eq!(clocks.of_seeder(1, now, GRACE), ClockState::Good);
+        for n in 1..=3 {
+            clocks.note(PeerId::from_bytes([n; 32]), now + 120 * MINUTE, now);
+        }
+        assert_eq!(clocks.of_seeder(hours(2), now, GRACE), ClockState::Good, "it is this one that is behind");
+        assert_eq!(clocks.of_seeder(0, now, GRACE), ClockState::Behind(120 * MINUTE));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use store::Db;
 use crate::archive::Archive;
 use crate::audit_fetch::Audits;
 use crate::catalogue::Catalogue;
-use crate::clocks::Clocks;
 use crate::config::Config;
 use crate::demand::Demand;
 use crate::keys::ManagerKeys;
@@ -50,8 +49,6 @@ pub(crate) struct Context {
     pub(crate) registry: Registry,
     /// What is void.
     pub(crate) revocations: Revocations,
-    /// What the clocks of seeders show.
-    pub(crate) clocks: Clocks,
     /// Copies of content at seeders.
     pub(crate) placements: Placements,
     /// How much each content is asked for.

@@ -111,7 +111,7 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
         "key_set_version": trust.key_set().version,
         "epoch": ctx.revocations.number(),
         "restore": ctx.restore,
-        "clock": ctx.clocks.to_json(now_ms(), ctx.config.clock_grace_ms),
+        "clock": ctx.registry.clocks.to_json(now_ms(), ctx.config.clock_grace_ms),
         "uptime_ms": now_ms().saturating_sub(ctx.started_at),
         "disk": {
             "path": root,
@@ -264,11 +264,19 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
         let here = |txn: &ReadTransaction| is_here(txn, &peer, &record, now, ctx.config.seeder_away_ms);
         let looked = ctx.db.read(|txn| Ok::<_, StoreError>((audit_fetch::failure(txn, &peer)?, here(txn)?)));
         let (failure, here) = looked.map_err(failed)?;
+        let clock = ctx.registry.clock_of(&peer, now);
+        let trouble = match &failure {
+            _ if clock.is_off() => Some(format!("its clock is {clock}: it refuses everybody until it is set")),
+            Some(_) => Some("it sent something else than the content: out until it passes an audit".to_owned()),
+            None => None,
+        };
         lines.push(json!({
             "peer": peer,
             "name": record.name,
             "origin": Some(peer) == origin,
-            "here": here,
+            "here": here && !clock.is_off(),
+            "clock": { "state": clock.as_str(), "off_by_ms": clock.off_by_ms(), "text": clock.to_string() },
+            "trouble": trouble,
             "addresses": record.addrs,
             "held": ctx.registry.held_by(&peer, MAX_PAGE).map_err(failed)?.len(),
             "capacity": record.capacity,

@@ -4,58 +4,51 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use protocol::api::{Kept, KeptBecause};
+use protocol::api::{Kept, KeptBecause, SeederReport};
 use protocol::{Digest, PeerId};
-use store::{StoreError, Txn};
+use store::{StoreError, Txn, WriteTransaction};
 
-use crate::audit_fetch;
 use crate::context::Context;
-use crate::registry::{is_heard, stopped};
+use crate::placement;
+use crate::standing::Standing;
 use crate::tables::{
-    HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, SEEDERS,
+    GIVEN_UP, GivenUpRecord, HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS,
 };
 
-/// A seeder that wants to let go of something says so again at each of its reports; one that stopped saying so for this
-/// long changed its mind, or is gone. Milliseconds.
+/// A seeder that wants to let go of something says so again at each of its reports. One that was not heard to say so for this
+/// long is gone. Milliseconds.
 const STILL_MEANT_MS: u64 = 10 * 60 * 1000;
+/// What a seeder removed because there were copies enough is not given back to it as its share for this long, milliseconds.
+/// Where a copy is missing it may have it again at once.
+const GIVEN_UP_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// Holders of one content that are counted: far more than the copies that are kept.
 const HOLDERS_COUNTED: usize = 1024;
 
 /// Those of `contents` that `peer` may let go of now; they do not count as held by it any more. With `hand_over` copies of
 /// the others are ordered elsewhere, and it may ask again; with each goes what it waits for.
 pub(crate) async fn release(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     peer: PeerId,
     contents: Vec<Digest>,
     hand_over: bool,
     now: u64,
 ) -> Result<(Vec<Digest>, Vec<Kept>), StoreError> {
     let origin = ctx.registry.origin();
-    let (copies, away_ms) = (usize::try_from(ctx.config.copies).unwrap_or(usize::MAX), ctx.config.seeder_away_ms);
-    let revoked: HashSet<PeerId> = ctx.revocations.with(|revoked| {
-        let seeders = ctx.registry.seeders(None, usize::MAX).unwrap_or_default();
-        seeders.into_iter().map(|(peer, _)| peer).filter(|peer| revoked.has_peer(peer)).collect()
-    });
-    let asked = contents.len();
+    let (asked, looking) = (contents.len(), Arc::clone(ctx));
     let (released, kept) = ctx
         .db
         .write(move |txn| {
-            let leaving = leaving(txn, now)?;
-            let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
-            let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
             // Everybody else who is there, and the room of those who are given copies.
-            let (mut here, mut room) = (HashSet::new(), HashMap::new());
-            SEEDERS.scan::<StoreError>(txn, .., |other, record| {
-                let is_here = is_heard(record.last_report, now, away_ms) && !stopped.contains(&other);
-                if other != peer && !revoked.contains(&other) && is_here {
-                    here.insert(other);
-                    if Some(other) != origin && !full.contains(&other) && !failed.contains(&other) {
-                        room.insert(other, record.free);
-                    }
-                }
-                Ok(ControlFlow::Continue(()))
+            let mut room = HashMap::new();
+            let mut standing = Standing::load(&looking, txn, now, |other, record| {
+                room.insert(other, record.free);
             })?;
+            standing.here.remove(&peer);
+            let full = standing.letting_go();
+            room.retain(|other, _| *other != peer && !full.contains(other));
+            forget_given_up(txn, &peer, now)?;
             let (mut released, mut kept) = (Vec::new(), Vec::new());
             for digest in &contents {
                 // Twice in one question, or nothing that anybody was ever sold.
@@ -64,18 +57,22 @@ pub(crate) async fn release(
                     continue;
                 }
                 let holders = HOLDERS.prefix(txn, digest, HOLDERS_COUNTED)?;
-                let others = holders
-                    .iter()
-                    .map(|((_, other), _)| *other)
-                    .filter(|other| here.contains(other) && !leaving.contains(&(*other, *digest)));
-                let (of_origin, of_seeders): (Vec<_>, Vec<_>) = others.partition(|other| Some(*other) == origin);
+                let mut serving: Vec<PeerId> = holders.into_iter().map(|((_, other), _)| other).collect();
+                let of_origin = usize::from(standing.origin && serving.iter().any(|other| Some(*other) == origin));
+                serving.retain(|other| standing.serves(other, digest));
                 // A small network cannot make more copies than it has seeders; one whole copy there must be.
-                let able = here.iter().filter(|other| Some(**other) != origin).count();
+                let able = standing.here.len();
+                let copies = placement::copies_of(&looking, digest, &serving, now);
                 let wanted = if is_withdrawn(txn, digest)? { 0 } else { copies.min(able) };
-                if of_seeders.len() >= wanted && of_seeders.len() + of_origin.len() >= 1 {
+                let of_seeders = serving.len();
+                if may_go(of_seeders, of_origin, wanted) {
                     HELD.delete(txn, &(peer, *digest))?;
                     HOLDERS.delete(txn, &(*digest, peer))?;
                     LEAVING.delete(txn, &(peer, *digest))?;
+                    // Who leaves may come back with all that it has.
+                    if !hand_over {
+                        GIVEN_UP.put(txn, &(peer, *digest), &GivenUpRecord { at: now })?;
+                    }
                     released.push(*digest);
                     continue;
                 }
@@ -95,7 +92,7 @@ pub(crate) async fn release(
                     _ if under_way || has_room => KeptBecause::UnderWay,
                     _ => KeptBecause::NoRoom,
                 };
-                let copies = of_seeders.len() + of_origin.len().min(usize::from(wanted == 0));
+                let copies = of_seeders + of_origin.min(usize::from(wanted == 0));
                 let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
                 // One whole copy there must be, whoever has it.
                 kept.push(Kept { manifest: *digest, copies: count(copies), wanted: count(wanted.max(1)), because });
@@ -108,6 +105,57 @@ pub(crate) async fn release(
     }
     tracing::info!(%peer, asked, released = released.len(), "a seeder lets go of content");
     Ok((released, kept))
+}
+
+/// Whether one more copy may go beside so many that serve, where so many are wanted.
+pub(crate) fn may_go(of_seeders: usize, of_origin: usize, wanted: usize) -> bool {
+    of_seeders >= wanted && of_seeders + of_origin >= 1
+}
+
+/// Takes down what the first part of a report says of copies that are to go, and forgets what it does not say any more: a
+/// seeder that stays after all is a source again at once, whether it was called off, started again or given more room.
+pub(crate) fn as_reported(
+    txn: &WriteTransaction<'_>,
+    peer: PeerId,
+    report: &SeederReport,
+    now: u64,
+) -> Result<(), StoreError> {
+    for (key, record) in LEAVING.prefix(txn, &peer, usize::MAX)? {
+        if !report.leaving && !report.moving.contains(&key.1) {
+            LEAVING.delete(txn, &key)?;
+        } else if now.saturating_sub(record.asked_at) > STILL_MEANT_MS / 4 {
+            // Not at each report: there may be many of them.
+            LEAVING.put(txn, &key, &LeavingRecord { asked_at: now })?;
+        }
+    }
+    for digest in &report.moving {
+        if HELD.contains(txn, &(peer, *digest))? {
+            LEAVING.insert_new(txn, &(peer, *digest), &LeavingRecord { asked_at: now })?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies that their seeders gave up not long ago.
+pub(crate) fn given_up(txn: &impl Txn, now: u64) -> Result<HashSet<(PeerId, Digest)>, StoreError> {
+    let mut found = HashSet::new();
+    GIVEN_UP.scan::<StoreError>(txn, .., |key, record| {
+        if now.saturating_sub(record.at) <= GIVEN_UP_MS {
+            found.insert(key);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+/// What a seeder gave up longer ago.
+fn forget_given_up(txn: &WriteTransaction<'_>, peer: &PeerId, now: u64) -> Result<(), StoreError> {
+    for (key, record) in GIVEN_UP.prefix(txn, peer, usize::MAX)? {
+        if now.saturating_sub(record.at) > GIVEN_UP_MS {
+            GIVEN_UP.delete(txn, &key)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_withdrawn(txn: &impl Txn, manifest: &Digest) -> Result<bool, StoreError> {

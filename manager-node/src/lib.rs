@@ -33,6 +33,7 @@ mod revocations;
 mod rotate;
 mod sales;
 mod sources;
+mod standing;
 mod start;
 mod statements;
 mod tables;

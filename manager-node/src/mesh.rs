@@ -112,15 +112,22 @@ async fn take_report(
 ) -> Result<MeshResponse, Refusal> {
     let not_known = || Refusal::new(RefusalCode::NotEnrolled, "this peer is no enrolled seeder");
     let before = ctx.enrolled_seeder(&peer, now)?;
-    let long = report.held.len() > SeederReport::MAX_HELD || report.damaged.len() > SeederReport::MAX_DAMAGED;
+    let long = report.held.len() > SeederReport::MAX_HELD
+        || report.damaged.len() > SeederReport::MAX_DAMAGED
+        || report.moving.len() > SeederReport::MAX_MOVING;
     if long || report.addrs.len() > PeerAddrs::MAX_ADDRS {
-        let detail = "a report names at most 1024 contents, 64 damaged ones and 16 addresses";
+        let detail =
+            "a report names at most 1024 contents, 64 damaged ones, 32 to be copied elsewhere and 16 addresses";
         return Err(Refusal::new(RefusalCode::TooLarge, detail));
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
     if ctx.registry.origin() != Some(peer) {
         note_clock(ctx, peer, report.now, now);
+    } else {
+        // It keeps everything, and cannot leave.
+        report.leaving = false;
+        report.moving.clear();
     }
     let moved = report.addrs != before.addrs;
     let (held, damaged) = (report.held.clone(), std::mem::take(&mut report.damaged));
@@ -147,9 +154,12 @@ async fn take_report(
 /// The origin, which runs on this machine, knows nothing about clocks that this manager does not.
 fn note_clock(ctx: &Context, seeder: PeerId, theirs: u64, now: u64) {
     let grace_ms = ctx.config.clock_grace_ms;
-    let before = ctx.clocks.state(now, grace_ms);
-    ctx.clocks.note(seeder, theirs, now);
-    let after = ctx.clocks.state(now, grace_ms);
+    if theirs == 0 {
+        return;
+    }
+    let before = ctx.registry.clocks.state(now, grace_ms);
+    ctx.registry.clocks.note(seeder, theirs, now);
+    let after = ctx.registry.clocks.state(now, grace_ms);
     if after.is_off() && !before.is_off() {
         tracing::error!("this manager's clock is {after} by those of its seeders: they refuse its tickets; set it");
     }

@@ -6,13 +6,17 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use protocol::api::SeederReport;
+use protocol::clock::ClockState;
 use protocol::{Digest, PeerAddrs, PeerId};
 use store::{Db, Mark, StoreError, Txn, WriteTransaction};
 use tokio::sync::watch;
 
+use crate::clocks::{self, Clocks};
+use crate::handover;
 use crate::sources;
 use crate::tables::{
-    HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, STOPPED, SeederRecord,
+    GIVEN_UP, HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, STOPPED,
+    SeederRecord,
 };
 
 /// What a report changed.
@@ -35,13 +39,16 @@ pub(crate) struct Registry {
     arrivals: watch::Sender<u64>,
     /// Enrolled seeders that were put into the DHT's routing table since the start: 32 bytes each.
     introduced: Mutex<HashSet<PeerId>>,
-    /// How busy each seeder was at its last report since the start.
-    loads: Mutex<HashMap<PeerId, Load>>,
+    /// What each seeder said of this moment in its last report since the start.
+    said: Mutex<HashMap<PeerId, Said>>,
+    /// What the clocks of seeders show.
+    pub(crate) clocks: Clocks,
+    clock_grace_ms: u64,
 }
 
 impl Registry {
-    /// `away_ms`: a seeder silent for longer is no source.
-    pub(crate) fn load(db: Db, away_ms: u64) -> Result<Self, StoreError> {
+    /// `away_ms`: a seeder silent for longer is no source, nor is one whose clock is off by more than `clock_grace_ms`.
+    pub(crate) fn load(db: Db, away_ms: u64, clock_grace_ms: u64) -> Result<Self, StoreError> {
         let origin = db.read(|txn| MANAGER.get(txn, &()))?.and_then(|record| record.origin);
         Ok(Registry {
             db,
@@ -49,7 +56,9 @@ impl Registry {
             origin: RwLock::new(origin),
             arrivals: watch::Sender::new(0),
             introduced: Mutex::default(),
-            loads: Mutex::default(),
+            said: Mutex::default(),
+            clocks: Clocks::default(),
+            clock_grace_ms,
         })
     }
 
@@ -138,14 +147,16 @@ impl Registry {
         now: u64,
     ) -> Result<Option<ReportOutcome>, StoreError> {
         let away_ms = self.away_ms;
-        let SeederReport { deliveries, max_deliveries, turned_away, first, .. } = report;
+        let SeederReport { deliveries, max_deliveries, turned_away, first, spare, now: clock, .. } = report;
         let outcome = self.db.write(move |txn| store_report(txn, peer, &report, now, away_ms)).await?;
         if outcome.is_some_and(|outcome| outcome.gained_content) {
             self.arrivals.send_modify(|n| *n += 1);
         }
         // The parts that follow the first say nothing of those who were turned away.
         if outcome.is_some() && first {
-            self.lock_loads().insert(peer, Load { deliveries, max_deliveries, turned_away });
+            // The origin, which runs on this machine, knows nothing about clocks that this manager does not.
+            let offset = (clock != 0 && self.origin() != Some(peer)).then(|| clocks::offset(clock, now));
+            self.lock_said().insert(peer, Said { deliveries, max_deliveries, turned_away, spare, offset });
         }
         Ok(outcome)
     }
@@ -168,8 +179,10 @@ impl Registry {
     /// but always among them. How they are chosen is in `sources`.
     pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
         let origin = self.origin();
-        let found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
-        let full = |peer: &PeerId| self.lock_loads().get(peer).is_some_and(|load| load.is_full());
+        let mut found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
+        // By such a clock no lease of now is good.
+        found.retain(|(peer, _)| !self.clock_of(peer, now).is_off());
+        let full = |peer: &PeerId| self.lock_said().get(peer).is_some_and(|said| said.is_full());
         let found = found.into_iter().map(|(peer, record)| (full(&peer), peer, record)).collect();
         let mut sources = sources::spread(found, limit.saturating_sub(usize::from(origin.is_some())));
         if let Some(origin) = origin.filter(|_| limit > 0) {
@@ -180,20 +193,34 @@ impl Registry {
         Ok(sources)
     }
 
-    fn lock_loads(&self) -> MutexGuard<'_, HashMap<PeerId, Load>> {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A seeder's clock by its last report since the start: one that is off refuses everybody.
+    pub(crate) fn clock_of(&self, peer: &PeerId, now: u64) -> ClockState {
+        let offset = self.lock_said().get(peer).and_then(|said| said.offset);
+        offset.map_or(ClockState::Unknown, |offset| self.clocks.of_seeder(offset, now, self.clock_grace_ms))
+    }
+
+    /// Bytes that a seeder takes beyond the copies that there have to be, by its last report since the start.
+    pub(crate) fn spare(&self, peer: &PeerId) -> u64 {
+        self.lock_said().get(peer).map_or(0, |said| said.spare)
+    }
+
+    fn lock_said(&self) -> MutexGuard<'_, HashMap<PeerId, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How busy a seeder said that it was.
+/// What a seeder said of itself.
 #[derive(Clone, Copy, Debug)]
-struct Load {
+struct Said {
     deliveries: u32,
     max_deliveries: u32,
     turned_away: u32,
+    spare: u64,
+    /// Its clock less this one, milliseconds, where it told it.
+    offset: Option<i64>,
 }
 
-impl Load {
+impl Said {
     /// A client that is sent there would most likely be turned away.
     fn is_full(self) -> bool {
         self.turned_away > 0 || self.max_deliveries > 0 && self.deliveries >= self.max_deliveries
@@ -236,6 +263,9 @@ pub(crate) fn forget_holdings(txn: &WriteTransaction<'_>, peer: &PeerId) -> Resu
     for (key, _) in PENDING.prefix(txn, peer, usize::MAX)? {
         PENDING.delete(txn, &key)?;
     }
+    for (key, _) in GIVEN_UP.prefix(txn, peer, usize::MAX)? {
+        GIVEN_UP.delete(txn, &key)?;
+    }
     Ok(())
 }
 
@@ -266,6 +296,7 @@ fn store_report(
 
     let mut before = HashSet::new();
     if report.first {
+        handover::as_reported(txn, peer, report, now)?;
         before = HELD.prefix(txn, &peer, usize::MAX)?.into_iter().map(|((_, digest), _)| digest).collect();
     }
     for digest in &report.held {
@@ -276,6 +307,7 @@ fn store_report(
         }
         if HELD.insert_new(txn, &(peer, *digest), &Mark)? {
             HOLDERS.put(txn, &(*digest, peer), &Mark)?;
+            GIVEN_UP.delete(txn, &(peer, *digest))?;
             outcome.gained_content = true;
         }
     }
@@ -343,7 +375,7 @@ mod tests {
     async fn holders_follow_reports_and_sources_are_fresh_and_spread() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(dir.path().join("m.redb"), store::Options::new(1)).unwrap();
-        let registry = Registry::load(db.clone(), 100).unwrap();
+        let registry = Registry::load(db.clone(), 100, 600_000).unwrap();
         let (known, unknown) = (manifest(1).digest(), Digest::from_bytes([7; 32]));
         db.write(move |txn| {
             MANIFESTS.put(txn, &known, &manifest(1))?;

@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use crate::archive::Archive;
 use crate::audit_fetch::Audits;
 use crate::catalogue::Catalogue;
-use crate::clocks::Clocks;
 use crate::config::Config;
 use crate::context::{Context, now_ms};
 use crate::demand::Demand;
@@ -162,9 +161,10 @@ async fn start_under(
     let (placements, nudges) = Placements::new(db.clone());
     let (loading, network) = (db.clone(), trust.network());
     let (signer, handle, away_ms) = (keys.signer(KeyPurpose::Revocation), node.clone(), config.seeder_away_ms);
+    let grace_ms = config.clock_grace_ms;
     let (revocations, registry) = tokio::task::spawn_blocking(move || {
         let revocations = Revocations::load(loading.clone(), network, signer, Some(handle))?;
-        Ok::<_, StoreError>((revocations, Registry::load(loading, away_ms)?))
+        Ok::<_, StoreError>((revocations, Registry::load(loading, away_ms, grace_ms)?))
     })
     .await
     .map_err(|e| StartError::Thread(e.to_string()))??;
@@ -182,7 +182,6 @@ async fn start_under(
         registry,
         revocations,
         placements,
-        clocks: Clocks::default(),
         demand: Demand::new(config.demand_ms),
         audits: Audits::new(&node),
         restore: restore.number,

@@ -36,6 +36,8 @@ pub(crate) const INVITATIONS: Table<Digest, InvitationRecord> = Table::new("invi
 pub(crate) const PENDING: Table<(PeerId, Digest), OrderRef> = Table::new("pending-placements");
 /// Copies that their seeders want to let go of, and may not yet.
 pub(crate) const LEAVING: Table<(PeerId, Digest), LeavingRecord> = Table::new("leaving-copies");
+/// Copies that their seeders removed because there were enough others.
+pub(crate) const GIVEN_UP: Table<(PeerId, Digest), GivenUpRecord> = Table::new("given-up-copies");
 /// Seeders that said that they stop, and did not report since.
 pub(crate) const STOPPED: Table<PeerId, Mark> = Table::new("stopped-seeders");
 /// Every replication order, also the fulfilled ones: receipts and money are counted under them.
@@ -133,6 +135,13 @@ pub(crate) struct LeavingRecord {
     pub(crate) asked_at: u64,
 }
 
+/// A copy that went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct GivenUpRecord {
+    /// Unix milliseconds.
+    pub(crate) at: u64,
+}
+
 /// What the manager keeps of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ManagerRecord {
@@ -156,6 +165,7 @@ wire! {
     InvitationRecord => 64,
     OrderRef => 32,
     LeavingRecord => 16,
+    GivenUpRecord => 16,
     OrderRecord => 1024,
     ManagerRecord => 1024,
 }

@@ -172,15 +172,25 @@ pub struct SeederReport {
     pub first: bool,
     /// Bytes that it offers in all, by its configuration of now: its share of the network's copies goes by that.
     pub capacity: u64,
-    /// Bytes that may still be placed.
+    /// Bytes that may still be placed here where copies are missing. It ends below the mark from which the seeder removes
+    /// content.
     pub free: u64,
+    /// Bytes that it takes in addition although there are copies enough: its share of what others hold. It ends at the mark
+    /// down to which the seeder removes content, so that nothing goes for the sake of what was not needed.
+    pub spare: u64,
+    /// It leaves: what it asked to hand over (`Release`) stays meant. False takes all of that back, but for `moving`.
+    pub leaving: bool,
+    /// Contents that it wants to be rid of for want of room, and that have no copies enough elsewhere; at most
+    /// [`SeederReport::MAX_MOVING`]. Said in each report as long as it is so.
+    pub moving: Vec<Digest>,
     /// Deliveries under way …
     pub deliveries: u32,
     /// … and how many there may be.
     pub max_deliveries: u32,
     /// Clients turned away as overloaded since the report before.
     pub turned_away: u32,
-    /// The seeder's clock, unix milliseconds: many of them tell a manager whose own clock is off.
+    /// The seeder's clock, unix milliseconds: many of them tell a manager whose own clock is off, and one that is off beyond
+    /// the grace that this seeder refuses everybody. 0 says nothing.
     pub now: u64,
 }
 
@@ -189,6 +199,8 @@ impl SeederReport {
     pub const MAX_HELD: usize = 1024;
     /// Damaged contents in one message; the rest follows when these are whole.
     pub const MAX_DAMAGED: usize = 64;
+    /// Contents to be copied elsewhere in one message; the rest follow when these are gone.
+    pub const MAX_MOVING: usize = 32;
 }
 
 /// Asked by seeders; the first three by anybody.

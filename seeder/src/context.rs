@@ -1,6 +1,7 @@
 //! What every service and chore of a seeder shares, made once at the start.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use delivery::{ContentStore, Pace, Rate};
@@ -15,9 +16,10 @@ use crate::config::Config;
 use crate::counts::Counts;
 use crate::denied::Denied;
 use crate::drain::Drain;
-use crate::garbage::Usage;
+use crate::garbage::Moving;
 use crate::manager::ManagerLink;
 use crate::network::Network;
+use crate::room::{Room, Usage};
 use crate::scrub::Suspects;
 use crate::serving::{Deliveries, Shares};
 
@@ -44,6 +46,9 @@ pub(crate) struct Seeder {
     pub(crate) reads: Arc<Shares>,
     pub(crate) served: Served,
     pub(crate) drain: Drain,
+    pub(crate) moving: Moving,
+    /// Held while a place for a copy is made: two could not take the same room.
+    pub(crate) placing: Mutex<()>,
     pub(crate) denied: Denied,
     pub(crate) acquaintances: Acquaintances,
     addresses: RwLock<Vec<Address>>,
@@ -78,12 +83,27 @@ pub(crate) struct Wake {
     pub(crate) sync: Notify,
     /// Fetching of contents.
     pub(crate) replicate: Notify,
-    /// Looking for what may be removed.
+    /// Looking for what may be removed …
     pub(crate) collect: Notify,
+    /// … also for an order that needs so many bytes.
+    room: AtomicU64,
     /// Announcements in the DHT.
     pub(crate) announce: Notify,
     /// Sending of receipt batches.
     pub(crate) post: Notify,
+}
+
+impl Wake {
+    /// An order of so many bytes finds no room: what has copies enough may go for it. The largest of several comes first, the
+    /// others ask again.
+    pub(crate) fn make_room(&self, bytes: u64) {
+        self.room.fetch_max(bytes, Relaxed);
+        self.collect.notify_one();
+    }
+
+    pub(crate) fn take_room(&self) -> u64 {
+        self.room.swap(0, Relaxed)
+    }
 }
 
 /// When each content was last asked for, for the choice of what goes first: an entry for each content held.
@@ -179,6 +199,8 @@ impl Seeder {
             reads,
             served: Served::default(),
             drain: Drain::default(),
+            moving: Moving::default(),
+            placing: Mutex::default(),
             denied: parts.denied,
             acquaintances: Acquaintances::default(),
             addresses: RwLock::default(),
@@ -195,17 +217,14 @@ impl Seeder {
     }
 
     /// Bytes that may still be placed here: of the capacity, and of the disk.
-    pub(crate) fn free(&self) -> u64 {
-        if self.drain.is_leaving() || !Usage::of(self).has_inodes(&self.config) {
-            return 0;
+    pub(crate) fn room(&self) -> Room {
+        if self.drain.is_leaving() {
+            return Room::default();
         }
-        let of_capacity = self.config.capacity.saturating_sub(self.contents.total_bytes());
-        match delivery::free_space(self.contents.root()) {
-            Ok(free) => of_capacity.min(free.saturating_sub(self.config.min_free)),
-            Err(error) => {
-                tracing::warn!(%error, "offering no room");
-                0
-            }
+        let usage = Usage::of(self);
+        if usage.disk_bytes.is_none() {
+            tracing::warn!(path = %self.contents.root().display(), "what the disk has left is not known: offering no room");
         }
+        usage.room(&self.config)
     }
 }

@@ -32,7 +32,7 @@ use store::StoreError;
 use crate::clock::now_ms;
 use crate::context::Seeder;
 use crate::denied::DenyError;
-use crate::garbage::Usage;
+use crate::room::Usage;
 use crate::tables::{DUE, LINES};
 use crate::{drain, heads, outbox, reach, scrub, statements};
 
@@ -246,6 +246,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
     let serving = seeder.network.certificate(now);
     let heartbeat = seeder.network.heartbeat();
     let (deliveries, max) = seeder.deliveries.load();
+    let room = seeder.room();
     Ok(json!({
         "role": "seeder",
         "peer": seeder.peer,
@@ -267,7 +268,8 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "damaged_contents": damaged,
         "capacity_bytes": seeder.config.capacity,
         "used_bytes": seeder.contents.total_bytes(),
-        "free_bytes": seeder.free(),
+        "free_bytes": room.free,
+        "spare_bytes": room.spare,
         "content_dir": seeder.contents.root(),
         "limits": limits(seeder),
         "quota": quota(seeder),

@@ -1,7 +1,7 @@
 //! Leaving in order: what runs is finished, nobody new is taken in, the manager has the copies made elsewhere, and the
 //! receipts are brought home. Until then the seeder stays, because its copies may be the last ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +55,14 @@ impl Drain {
 
     pub(crate) fn is_released(&self, content: &Digest) -> bool {
         self.released.lock().unwrap_or_else(PoisonError::into_inner).contains(content)
+    }
+
+    /// These do not count as held here any more, unless it was called off while the manager was asked.
+    fn release(&self, contents: HashSet<Digest>) {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_leaving() {
+            released.extend(contents);
+        }
     }
 
     /// Returns when the process may end.
@@ -119,7 +127,7 @@ fn kept_json(kept: &Kept) -> Value {
     json!({ "manifest": manifest, "copies": copies, "wanted": wanted, "because": because.as_str() })
 }
 
-/// Stays after all.
+/// Stays after all. The report that this wakes says so to the manager, and so does each one that follows.
 pub(crate) fn cancel(seeder: &Seeder) -> Value {
     seeder.drain.phase.send_replace(Phase::Staying);
     seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -184,7 +192,7 @@ pub(crate) async fn run(
                 Ok((released, rest)) => {
                     trouble = None;
                     kept = rest;
-                    seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).extend(released);
+                    seeder.drain.release(released);
                 }
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {
                     cancel(seeder);
@@ -197,6 +205,8 @@ pub(crate) async fn run(
         let mut phase = seeder.drain.phase.subscribe();
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Staying) => {
+                // What was asked last may have come to the manager after the report that takes it back.
+                seeder.wake.sync.notify_one();
                 return Err(ControlError::new("cancelled", "this seeder stays after all"));
             }
             () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -3,85 +3,37 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::Digest;
-use protocol::api::{Kept, MeshRequest, MeshResponse, provider_key};
+use protocol::api::{Kept, MeshRequest, MeshResponse, SeederReport, provider_key};
 use store::StoreError;
 
 use crate::clock::now_ms;
-use crate::config::Config;
 use crate::context::Seeder;
 use crate::manager::AskError;
+use crate::room::{Excess, Usage};
 use crate::tables::{ACCOUNTS, PLACEMENTS};
 
-/// Files and folders of one content: its folder and the five files in it.
-pub(crate) const INODES_PER_CONTENT: u64 = 6;
 /// Contents that the manager is asked about at once.
-const ASKED_AT_ONCE: usize = 32;
+const ASKED_AT_ONCE: usize = SeederReport::MAX_MOVING;
 
-/// How full it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) bytes: u64,
-    pub(crate) inodes: u64,
-    /// Free on the disk, above what is to stay free; `None` where the system does not say.
-    pub(crate) disk_bytes: Option<i128>,
-    pub(crate) disk_inodes: Option<i128>,
-}
+/// What is to be copied elsewhere for want of room, as each report says.
+#[derive(Debug, Default)]
+pub(crate) struct Moving(Mutex<Vec<Digest>>);
 
-/// What has to go to be below a mark.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Excess {
-    pub(crate) bytes: u64,
-    pub(crate) contents: u64,
-}
-
-impl Excess {
-    fn is_none(self) -> bool {
-        self == Excess::default()
+impl Moving {
+    pub(crate) fn get(&self) -> Vec<Digest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn less(self, bytes: u64) -> Excess {
-        Excess { bytes: self.bytes.saturating_sub(bytes), contents: self.contents.saturating_sub(1) }
-    }
-}
-
-impl Usage {
-    pub(crate) fn of(seeder: &Seeder) -> Usage {
-        let root = seeder.contents.root();
-        let above = |free: Result<u64, _>, kept: u64| {
-            let free: Result<u64, delivery::FileError> = free;
-            free.ok().map(|free| i128::from(free) - i128::from(kept))
-        };
-        Usage {
-            bytes: seeder.contents.total_bytes(),
-            inodes: (seeder.contents.list().len() + seeder.contents.damaged().len()) as u64 * INODES_PER_CONTENT,
-            disk_bytes: above(delivery::free_space(root), seeder.config.min_free),
-            disk_inodes: above(delivery::free_inodes(root), seeder.config.min_free_inodes),
-        }
-    }
-
-    /// What is above `percent` of the quota, or of the disk's own limits.
-    fn excess(&self, config: &Config, percent: u32) -> Excess {
-        let above = |used: u64, quota: u64| {
-            let mark = u128::from(quota) * u128::from(percent) / 100;
-            u64::try_from(u128::from(used).saturating_sub(mark)).unwrap_or(u64::MAX)
-        };
-        let short = |left: Option<i128>| u64::try_from(left.map_or(0, |left| (-left).max(0))).unwrap_or(u64::MAX);
-        let of_quota = if config.max_inodes == 0 { 0 } else { above(self.inodes, config.max_inodes) };
-        Excess {
-            bytes: above(self.bytes, config.capacity).max(short(self.disk_bytes)),
-            contents: of_quota.max(short(self.disk_inodes)).div_ceil(INODES_PER_CONTENT),
-        }
-    }
-
-    /// Contents that may still be placed here for their number of files.
-    pub(crate) fn has_inodes(&self, config: &Config) -> bool {
-        let quota = config.max_inodes == 0 || self.inodes + INODES_PER_CONTENT <= config.max_inodes;
-        let disk = self.disk_inodes.is_none_or(|left| left >= i128::from(INODES_PER_CONTENT));
-        quota && disk
+    /// True where it was something else before.
+    fn set(&self, contents: Vec<Digest>) -> bool {
+        let mut moving = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *moving != contents;
+        *moving = contents;
+        changed
     }
 }
 
@@ -107,7 +59,13 @@ pub(crate) async fn collect(seeder: Arc<Seeder>) -> Result<(), StoreError> {
             () = tokio::time::sleep(every) => {}
         }
         match Box::pin(round(&seeder)).await? {
-            None => seeder.notes.quota.clear(),
+            None => {
+                seeder.notes.quota.clear();
+                // What was to be copied elsewhere may stay: the manager hears it at once.
+                if seeder.moving.set(Vec::new()) {
+                    seeder.wake.sync.notify_one();
+                }
+            }
             Some(trouble) => {
                 if seeder.notes.quota.get().as_deref() != Some(&trouble) {
                     tracing::warn!("{trouble}");
@@ -120,48 +78,65 @@ pub(crate) async fn collect(seeder: Arc<Seeder>) -> Result<(), StoreError> {
 
 /// One look. What it gives is for the operator.
 async fn round(seeder: &Arc<Seeder>) -> Result<Option<String>, StoreError> {
-    let looking = Arc::clone(seeder);
-    let looked = tokio::task::spawn_blocking(move || look(&looking)).await;
-    let (mut left, candidates) = match looked {
+    let (looking, ordered) = (Arc::clone(seeder), seeder.wake.take_room());
+    let looked = tokio::task::spawn_blocking(move || look(&looking, ordered)).await;
+    let Looked { mut left, overfull, candidates } = match looked {
         Ok(looked) => looked?,
         Err(error) => return Ok(Some(format!("the content could not be looked through: {error}"))),
     };
     if left.is_none() {
         return Ok(None);
     }
+    let before = left;
+    let trouble = make_room(seeder, &mut left, overfull, candidates).await;
+    if ordered > 0 && left != before {
+        seeder.wake.replicate.notify_one();
+    }
+    // An order that finds no room says so itself.
+    Ok(trouble.filter(|_| overfull))
+}
+
+/// Removes what may go until nothing is left to go; what it gives is why something is.
+async fn make_room(
+    seeder: &Arc<Seeder>,
+    left: &mut Excess,
+    overfull: bool,
+    candidates: Vec<Candidate>,
+) -> Option<String> {
     // A piece of a copy that is not being made any more is of use to nobody.
     let (whole, parts): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.whole);
     for candidate in parts {
         if left.is_none() {
-            return Ok(None);
+            return None;
         }
-        left = remove(seeder, &candidate, left).await;
+        *left = remove(seeder, &candidate, *left).await;
     }
     // First what has copies enough. Only where that does not do, the manager is asked for more copies elsewhere.
     let mut kept = Vec::new();
     for batch in whole.chunks(ASKED_AT_ONCE) {
         if left.is_none() {
-            return Ok(None);
+            return None;
         }
         let released = match ask(seeder, batch.iter().map(|candidate| candidate.digest).collect(), false).await {
             Ok((released, _)) => released,
-            Err(error) => return Ok(Some(format!("above the quota, and {error}"))),
+            Err(error) => return Some(format!("above the quota, and {error}")),
         };
         for candidate in batch {
             if !released.contains(&candidate.digest) {
                 kept.push(candidate);
             } else if !left.is_none() {
-                left = remove(seeder, candidate, left).await;
+                *left = remove(seeder, candidate, *left).await;
             }
         }
     }
     // What was released and stays after all is held again by the next report.
     seeder.wake.sync.notify_one();
-    if left.is_none() {
-        return Ok(None);
+    // For an order only that goes which has copies enough.
+    if left.is_none() || !overfull {
+        return None;
     }
     let mut moving = Vec::new();
-    let mut planned = left;
+    let mut planned = *left;
     for candidate in kept.into_iter().take(ASKED_AT_ONCE) {
         if planned.is_none() {
             break;
@@ -169,23 +144,36 @@ async fn round(seeder: &Arc<Seeder>) -> Result<Option<String>, StoreError> {
         planned = planned.less(candidate.bytes);
         moving.push(candidate.digest);
     }
+    // Before it is asked: a report that is made meanwhile would take it back.
+    seeder.moving.set(moving.clone());
     if !moving.is_empty()
         && let Err(error) = ask(seeder, moving, true).await
     {
-        return Ok(Some(format!("above the quota, and {error}")));
+        return Some(format!("above the quota, and {error}"));
     }
     let (bytes, contents) = (left.bytes, left.contents);
-    Ok(Some(format!(
+    Some(format!(
         "{bytes} bytes and {contents} contents above the low-water mark are in use or have no other copies yet; the manager \
          is asked to have copies made elsewhere: raise capacity or max-inodes, or wait"
-    )))
+    ))
 }
 
-/// What has to go, if the high-water mark is passed, and what may; the longest unserved first. Blocks.
-fn look(seeder: &Seeder) -> Result<(Excess, Vec<Candidate>), StoreError> {
+/// What has to go, and what may.
+#[derive(Default)]
+struct Looked {
+    left: Excess,
+    /// The high-water mark is passed.
+    overfull: bool,
+    /// The longest unserved first.
+    candidates: Vec<Candidate>,
+}
+
+/// Looks what has to go: above the high-water mark, and for an order that needs so many bytes. Blocks.
+fn look(seeder: &Seeder, ordered: u64) -> Result<Looked, StoreError> {
     let (config, usage) = (&seeder.config, Usage::of(seeder));
-    if usage.excess(config, config.high_water_percent).is_none() {
-        return Ok((Excess::default(), Vec::new()));
+    let left = usage.must_go(config, ordered);
+    if left.is_none() {
+        return Ok(Looked::default());
     }
     let wanted = wanted(seeder, now_ms())?;
     let mut found: Vec<(u64, Candidate)> = seeder
@@ -199,7 +187,8 @@ fn look(seeder: &Seeder) -> Result<(Excess, Vec<Candidate>), StoreError> {
         })
         .collect();
     found.sort_by_key(|(served, _)| *served);
-    Ok((usage.excess(config, config.low_water_percent), found.into_iter().map(|(_, candidate)| candidate).collect()))
+    let candidates = found.into_iter().map(|(_, candidate)| candidate).collect();
+    Ok(Looked { left, overfull: !usage.overfull(config).is_none(), candidates })
 }
 
 /// Contents that are being made, or that somebody has a live lease for who was here before.
@@ -264,23 +253,4 @@ async fn remove(seeder: &Arc<Seeder>, candidate: &Candidate, left: Excess) -> Ex
     seeder.node.stop_providing(*provider_key(&seeder.network.id, &digest).as_bytes()).await;
     tracing::info!(content = %digest, bytes = candidate.bytes, "content removed for want of room");
     left.less(candidate.bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn marks_are_of_the_quota_and_of_the_disk() {
-        let config = Config { capacity: 1000, max_inodes: 60, ..Config::default() };
-        let usage = Usage { bytes: 960, inodes: 30, disk_bytes: Some(5), disk_inodes: None };
-        assert_eq!(usage.excess(&config, 95), Excess { bytes: 10, contents: 0 });
-        assert_eq!(usage.excess(&config, 80), Excess { bytes: 160, contents: 0 });
-        assert!(usage.has_inodes(&config));
-        let many = Usage { bytes: 10, inodes: 60, disk_bytes: Some(-7), disk_inodes: Some(-13) };
-        assert_eq!(many.excess(&config, 95), Excess { bytes: 7, contents: 3 });
-        assert!(!many.has_inodes(&config));
-        let endless = Config { max_inodes: 0, ..config };
-        assert_eq!(Usage { inodes: 1 << 40, ..Usage::default() }.excess(&endless, 95), Excess::default());
-    }
 }

@@ -32,6 +32,7 @@ mod post;
 mod public;
 mod reach;
 mod replication;
+mod room;
 mod scrub;
 mod serving;
 mod start;

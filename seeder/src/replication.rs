@@ -221,11 +221,14 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
     allowed(seeder, &manifest)?;
     let shared = Arc::clone(seeder);
     let made = tokio::task::spawn_blocking(move || {
-        // Under one lock with its creation, two copies could not take the same room; the capacity is the operator's
-        // wish, though, and the disk's limit is checked by the store itself. What lies there damaged is counted, and
-        // makes room for itself.
-        let (needed, free) = (manifest.length, shared.free().saturating_add(shared.contents.damaged_bytes(&digest)));
+        let _alone = shared.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        // What lies there damaged is counted, and makes room for itself.
+        let damaged = shared.contents.damaged_bytes(&digest);
+        let (needed, free) = (manifest.length, shared.room().free.saturating_add(damaged));
         if needed > free {
+            if !shared.drain.is_leaving() {
+                shared.wake.make_room(needed.saturating_sub(damaged));
+            }
             let path = shared.contents.root().display();
             return Err(format!(
                 "{needed} bytes are needed at {path} and {free} may be used: raise capacity or free some"

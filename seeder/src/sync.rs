@@ -18,6 +18,7 @@ use crate::context::Seeder;
 use crate::gossip::after_heartbeat;
 use crate::manager::AskError;
 use crate::network::TakeError;
+use crate::room::Room;
 use crate::statements::{self, FetchError};
 use crate::{replication, upkeep};
 
@@ -265,15 +266,17 @@ impl Contact {
 
     async fn report(&self) -> Result<(), SyncError> {
         let seeder = &self.seeder;
+        // Before it is made: what is taken back meanwhile is taken back by the next one.
+        let (leaving, moving) = (seeder.drain.is_leaving(), seeder.moving.get());
         let reporting = Arc::clone(seeder);
         let made = tokio::task::spawn_blocking(move || {
             let mut held = upkeep::complete(&reporting);
             held.retain(|digest| !reporting.drain.is_released(digest));
-            (held, upkeep::damaged(&reporting), reporting.free())
+            (held, upkeep::damaged(&reporting), reporting.room())
         })
         .await;
         // Only a panic in there; the next round says it again.
-        let Ok((held, damaged, free)) = made else {
+        let Ok((held, damaged, Room { free, spare })) = made else {
             return Err(AskError::Unexpected("nobody: the report was not made").into());
         };
         let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
@@ -294,6 +297,9 @@ impl Contact {
                 first,
                 capacity: seeder.config.capacity,
                 free,
+                spare,
+                leaving,
+                moving: if first { moving.clone() } else { Vec::new() },
                 deliveries,
                 max_deliveries,
                 turned_away: if first { turned_away } else { 0 },

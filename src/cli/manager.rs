@@ -366,7 +366,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             ask(&dir.path(), json!({"cmd": "merchants"}), global, |a| listed(a, "merchants", columns)).await
         }
         Command::Seeders(dir) => {
-            let columns = &["peer", "name", "origin", "here", "held", "free", "capacity", "revoked"];
+            let columns = &["peer", "name", "origin", "here", "held", "free", "capacity", "revoked", "trouble"];
             ask(&dir.path(), json!({"cmd": "seeders"}), global, |a| listed(a, "seeders", columns)).await
         }
         Command::Transactions(dir) => {

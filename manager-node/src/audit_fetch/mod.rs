@@ -60,6 +60,12 @@ pub(crate) fn failed(txn: &impl Txn) -> Result<HashSet<PeerId>, StoreError> {
     Ok(found)
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+pub(crate) async fn fail(ctx: &Context, peer: PeerId, manifest: Digest, now: u64) {
+    ctx.db.write(move |txn| FAILED.put(txn, &peer, &Failure { at: now, manifest, chunk: 0 })).await.unwrap();
+}
+
 /// Whether this one did.
 pub(crate) fn has_failed(txn: &impl Txn, peer: &PeerId) -> Result<bool, StoreError> {
     FAILED.contains(txn, peer)

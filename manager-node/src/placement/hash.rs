@@ -10,17 +10,30 @@ pub(super) struct Candidate {
     pub(super) peer: PeerId,
     /// Bytes that it offers: its weight.
     pub(super) capacity: u64,
-    /// Bytes that it has left.
-    pub(super) room: u64,
+    /// Bytes that it has left for copies that are missing, less those of copies on their way there: below nothing where room
+    /// is still to be made for these.
+    pub(super) room: i128,
+    /// Bytes that it takes beyond these, less the same.
+    pub(super) spare: i128,
+    /// Bytes of copies there that are not needed: it lets go of them for one that is.
+    pub(super) surplus: i128,
 }
 
-/// The `count` best of those with room that do not have it yet, as indices, the best first.
+impl Candidate {
+    /// Counts a copy that is to come.
+    pub(super) fn take(&mut self, length: u64) {
+        self.room -= i128::from(length);
+        self.spare -= i128::from(length);
+    }
+}
+
+/// The `count` best of those that do not have it yet and that it fits, as indices, the best first.
 pub(super) fn choose(
     candidates: &[Candidate],
     there: &HashSet<PeerId>,
     manifest: &Digest,
-    length: u64,
     count: usize,
+    fits: impl Fn(&Candidate) -> bool,
 ) -> Vec<usize> {
     if count == 0 {
         return Vec::new();
@@ -28,7 +41,7 @@ pub(super) fn choose(
     let mut scored: Vec<(f64, usize)> = candidates
         .iter()
         .enumerate()
-        .filter(|(_, candidate)| candidate.room >= length && !there.contains(&candidate.peer))
+        .filter(|(_, candidate)| fits(candidate) && !there.contains(&candidate.peer))
         .map(|(index, candidate)| (score(manifest, &candidate.peer, candidate.capacity), index))
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -36,25 +49,39 @@ pub(super) fn choose(
     scored.into_iter().map(|(_, index)| index).collect()
 }
 
-/// The best candidate that does not have it and that belongs to the `copies` best of all who are there or could be: a
-/// newcomer's own share, which it takes over although there are copies enough.
+/// The best candidate that does not have it, that it fits, and that belongs to the `copies` best of all who are there or could
+/// be: a newcomer's own share, which it takes over although there are copies enough.
 pub(super) fn rightful(
     candidates: &[Candidate],
     there: &HashSet<PeerId>,
     manifest: &Digest,
-    length: u64,
     copies: usize,
+    fits: impl Fn(&Candidate) -> bool,
 ) -> Option<usize> {
-    let best = *choose(candidates, there, manifest, length, 1).first()?;
+    let best = *choose(candidates, there, manifest, 1, fits).first()?;
     let newcomer = candidates.get(best)?;
     let own = score(manifest, &newcomer.peer, newcomer.capacity);
-    // Holders that are no candidates any more (full, or leaving) give their place up.
+    // Holders that are no candidates any more (leaving) give their place up.
     let better = candidates
         .iter()
         .filter(|candidate| there.contains(&candidate.peer))
         .filter(|candidate| score(manifest, &candidate.peer, candidate.capacity) > own)
         .count();
     (better < copies).then_some(best)
+}
+
+/// Those of the candidates among `serving` that are not the `copies` best of them, as indices.
+pub(super) fn surplus(candidates: &[Candidate], serving: &[PeerId], manifest: &Digest, copies: usize) -> Vec<usize> {
+    let Some(over) = serving.len().checked_sub(copies).filter(|over| *over > 0) else { return Vec::new() };
+    let mut scored: Vec<(f64, usize)> = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| serving.contains(&candidate.peer))
+        .map(|(index, candidate)| (score(manifest, &candidate.peer, candidate.capacity), index))
+        .collect();
+    scored.sort_by(|a, b| a.0.total_cmp(&b.0));
+    scored.truncate(over);
+    scored.into_iter().map(|(_, index)| index).collect()
 }
 
 /// Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): -weight / ln(hash), hash uniform in (0, 1).
@@ -72,7 +99,11 @@ mod tests {
 
     fn candidates(capacities: &[u64]) -> Vec<Candidate> {
         let peer = |n: usize| PeerId::from_bytes([u8::try_from(n).unwrap(); 32]);
-        capacities.iter().enumerate().map(|(n, c)| Candidate { peer: peer(n), capacity: *c, room: *c }).collect()
+        capacities
+            .iter()
+            .enumerate()
+            .map(|(n, c)| Candidate { peer: peer(n), capacity: *c, room: (*c).into(), spare: (*c).into(), surplus: 0 })
+            .collect()
     }
 
     #[test]
@@ -81,7 +112,7 @@ mod tests {
         let mut counts = [0u32; 4];
         for n in 0..2000u32 {
             let manifest = Digest::of("test", &[&n.to_le_bytes()]);
-            for index in choose(&all, &HashSet::new(), &manifest, 5, 1) {
+            for index in choose(&all, &HashSet::new(), &manifest, 1, |c| c.room >= 5) {
                 counts[index] += 1;
             }
         }
@@ -89,10 +120,10 @@ mod tests {
         assert!(counts[3] < counts[0] / 3, "{counts:?}");
 
         let manifest = Digest::from_bytes([1; 32]);
-        let no_room = choose(&all, &HashSet::new(), &manifest, 50, 9);
+        let no_room = choose(&all, &HashSet::new(), &manifest, 9, |c| c.room >= 50);
         assert_eq!(no_room.len(), 3, "the one of 10 bytes has no room");
         let there = HashSet::from([all[0].peer]);
-        assert!(!choose(&all, &there, &manifest, 5, 9).contains(&0));
+        assert!(!choose(&all, &there, &manifest, 9, |c| c.room >= 5).contains(&0));
     }
 
     #[test]
@@ -101,14 +132,23 @@ mod tests {
         let mut taken = 0;
         for n in 0..400u32 {
             let manifest = Digest::of("test", &[&n.to_le_bytes()]);
-            let before = choose(&few, &HashSet::new(), &manifest, 1, 1)[0];
+            let before = choose(&few, &HashSet::new(), &manifest, 1, |c| c.room >= 1)[0];
             let there = HashSet::from([few[before].peer]);
-            let after = choose(&more, &HashSet::new(), &manifest, 1, 1)[0];
+            let after = choose(&more, &HashSet::new(), &manifest, 1, |c| c.room >= 1)[0];
             assert!(after == before || after == 3);
             // Content that is there already moves exactly where it would have been put with the newcomer present.
-            assert_eq!(rightful(&more, &there, &manifest, 1, 1), (after == 3).then_some(3));
-            assert_eq!(rightful(&few, &there, &manifest, 1, 1), None, "nothing moves while nobody comes");
+            assert_eq!(rightful(&more, &there, &manifest, 1, |c| c.spare >= 1), (after == 3).then_some(3));
+            assert_eq!(
+                rightful(&few, &there, &manifest, 1, |c| c.spare >= 1),
+                None,
+                "nothing moves while nobody comes"
+            );
             taken += u32::from(after == 3);
+            // Once both have it, the one that is not the best may let go of it for a copy that is needed.
+            let both = [few[before].peer, more[3].peer];
+            let lesser = if after == 3 { before } else { 3 };
+            assert_eq!(surplus(&more, &both, &manifest, 1), [lesser]);
+            assert!(surplus(&more, &both, &manifest, 2).is_empty());
         }
         assert!((60..140).contains(&taken), "a quarter of 400 and not {taken}");
     }

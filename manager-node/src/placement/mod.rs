@@ -2,7 +2,11 @@
 //! its next report.
 
 mod hash;
+mod market;
 mod plan;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod rest_tests;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -23,6 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::context::{Context, now_ms};
 use crate::pricing;
 use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord};
+pub(crate) use plan::copies_of;
 use plan::{Plan, Wanted, plan};
 
 const PROTOCOL: Protocol = Protocol::new(SEEDER_PROTOCOL);
@@ -130,6 +135,19 @@ async fn nudge_one(ctx: &Context, peer: PeerId) {
         Ok(SeederResponse::Epochs(_)) => tracing::info!(%peer, "seeder answered a nudge with something else"),
         Err(error) => tracing::debug!(%peer, %error, "seeder not nudged"),
     }
+}
+
+/// Seeders at which a look at this moment finds a copy to be made, or found one.
+#[cfg(test)]
+pub(crate) fn wanted_at(ctx: &Context, now: u64) -> Result<HashSet<PeerId>, StoreError> {
+    let mut peers: HashSet<PeerId> = plan(ctx, now)?.wanted.iter().map(|wanted| wanted.peer).collect();
+    ctx.db.read(|txn| {
+        PENDING.scan::<StoreError>(txn, .., |(peer, _), _| {
+            peers.insert(peer);
+            Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    Ok(peers)
 }
 
 /// Orders the copies that are missing, and nudges those who are to make them.

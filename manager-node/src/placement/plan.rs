@@ -7,19 +7,16 @@ use std::ops::ControlFlow;
 use protocol::{Digest, PeerId};
 use store::{StoreError, Txn};
 
-use super::hash::{Candidate, choose, rightful};
+use super::hash::Candidate;
 use super::made_at;
-use crate::audit_fetch;
+use super::market::Market;
 use crate::context::Context;
 use crate::handover;
-use crate::registry::{is_heard, stopped};
-use crate::tables::{HOLDERS, OrderRef, PENDING, PRODUCTS, SEEDERS};
+use crate::standing::Standing;
+use crate::tables::{HOLDERS, OrderRef, PENDING, PRODUCTS};
 
 /// Copies ordered in one go; the rest follow in the next. It bounds the transaction that stores them.
 const MAX_PER_RUN: usize = 512;
-/// Of these, copies that a newcomer takes over although there are enough: it is to come into its share over time, and
-/// not at once with everything.
-const MAX_MOVED: usize = 32;
 
 /// A copy to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,22 +36,11 @@ pub(super) struct Plan {
     pub(super) short: bool,
 }
 
-/// Who is there.
-struct Seeders {
-    /// Those whose copies count: a seeder may be away for a while before its copies are made elsewhere.
-    present: HashSet<PeerId>,
-    /// Those of them who are here now.
-    here: HashSet<PeerId>,
-    /// Those who may be given more.
-    candidates: Vec<Candidate>,
-}
-
 /// Which copies are missing, and where they are to go. Blocks.
 pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
     let (config, origin) = (&ctx.config, ctx.registry.origin());
     ctx.db.read(|txn| {
-        let leaving = handover::leaving(txn, now)?;
-        let Seeders { present, here, mut candidates } = seeders(ctx, txn, &leaving, now)?;
+        let (standing, candidates) = seeders(ctx, txn, now)?;
         let mut products = Vec::new();
         let mut lengths = HashMap::new();
         PRODUCTS.scan::<StoreError>(txn, .., |_, record| {
@@ -65,96 +51,51 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             Ok(ControlFlow::Continue(()))
         })?;
         let mut pending: HashMap<Digest, Vec<PeerId>> = HashMap::new();
-        let mut reserved: HashMap<PeerId, u64> = HashMap::new();
-        let mut stale = HashSet::new();
+        let mut market = Market::new(standing, candidates, handover::given_up(txn, now)?);
         PENDING.scan::<StoreError>(txn, .., |(peer, manifest), OrderRef { order }| {
             if Some(peer) != origin && now.saturating_sub(made_at(&order)) > config.order_ms {
-                stale.insert((peer, manifest));
+                market.stale.insert((peer, manifest));
             }
             pending.entry(manifest).or_default().push(peer);
-            *reserved.entry(peer).or_default() += lengths.get(&manifest).copied().unwrap_or(0);
+            market.reserve(&peer, lengths.get(&manifest).copied().unwrap_or(0));
             Ok(ControlFlow::Continue(()))
         })?;
-        for candidate in &mut candidates {
-            let taken = reserved.get(&candidate.peer).copied().unwrap_or(0);
-            candidate.room = candidate.room.saturating_sub(taken);
-        }
-        let leaving_of: HashSet<Digest> = leaving.iter().map(|(_, manifest)| *manifest).collect();
-        let (mut wanted, mut moved, mut short) = (Vec::new(), 0, false);
+        let mut of_origin = Vec::new();
         for (manifest, length) in products {
             let holders: HashSet<PeerId> =
                 HOLDERS.prefix(txn, &manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
             let ordered = pending.remove(&manifest).unwrap_or_default();
-            let there: HashSet<PeerId> = holders.iter().copied().chain(ordered.iter().copied()).collect();
-            if let Some(origin) = origin.filter(|origin| !there.contains(origin)) {
-                wanted.push(Wanted { peer: origin, manifest, length });
+            if let Some(peer) = origin.filter(|origin| !holders.contains(origin) && !ordered.contains(origin)) {
+                of_origin.push(Wanted { peer, manifest, length });
             }
-            // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
-            let gone = |peer: &PeerId| stale.contains(&(*peer, manifest)) || leaving.contains(&(*peer, manifest));
-            // Somebody waits to let go of it, and may when enough others are here: a copy that may come back is of no use to
-            // that one. Nor is a copy that was only ordered, as long as nobody is there to make it.
-            let handed_over = leaving_of.contains(&manifest);
-            let counts = |peer: &&PeerId| {
-                let there = if handed_over || !holders.contains(*peer) { &here } else { &present };
-                there.contains(*peer) && !gone(peer)
-            };
-            let serving: Vec<PeerId> = holders.iter().filter(counts).copied().collect();
-            let copies = copies_of(ctx, &manifest, &serving, now);
-            let missing = copies.saturating_sub(there.iter().filter(counts).count());
-            let mut to = choose(&candidates, &there, &manifest, length, missing);
-            short |= to.len() < missing;
-            // What it takes over stays with those who have it until they want the room; no more than twice the copies.
-            let settled = missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2);
-            if settled && moved < MAX_MOVED {
-                let newcomer = rightful(&candidates, &there, &manifest, length, copies);
-                moved += usize::from(newcomer.is_some());
-                to.extend(newcomer);
-            }
-            for index in to {
-                if let Some(candidate) = candidates.get_mut(index) {
-                    candidate.room = candidate.room.saturating_sub(length);
-                    wanted.push(Wanted { peer: candidate.peer, manifest, length });
-                }
-            }
-            if wanted.len() >= MAX_PER_RUN {
+            market.content(manifest, length, &holders, &ordered, |serving| copies_of(ctx, &manifest, serving, now));
+            if market.wanted() + of_origin.len() >= MAX_PER_RUN {
                 // The loop comes back at once for the rest.
                 ctx.placements.wake();
                 break;
             }
         }
-        Ok(Plan { wanted, stale: stale.into_iter().collect(), short })
+        let mut plan = market.finish();
+        plan.wanted.extend(of_origin);
+        Ok(plan)
     })
 }
 
-fn seeders(
-    ctx: &Context,
-    txn: &impl Txn,
-    leaving: &HashSet<(PeerId, Digest)>,
-    now: u64,
-) -> Result<Seeders, StoreError> {
-    let (config, origin) = (&ctx.config, ctx.registry.origin());
-    // Who sent something else than the content is no place for content until it passes again.
-    let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
-    let (mut present, mut here, mut candidates) = (HashSet::new(), HashSet::new(), Vec::new());
-    SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
-        let out = ctx.revocations.with(|revoked| revoked.has_peer(&peer)) || failed.contains(&peer);
-        if !out && is_heard(record.last_report, now, config.seeder_lost_ms) && Some(peer) != origin {
-            present.insert(peer);
-            if is_heard(record.last_report, now, config.seeder_away_ms) && !stopped.contains(&peer) {
-                here.insert(peer);
-                candidates.push(Candidate { peer, capacity: record.capacity, room: record.free });
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+/// Who is there, and who of them may be given more.
+fn seeders(ctx: &Context, txn: &impl Txn, now: u64) -> Result<(Standing, Vec<Candidate>), StoreError> {
+    let mut candidates = Vec::new();
+    let standing = Standing::load(ctx, txn, now, |peer, record| {
+        let (room, spare) = (i128::from(record.free), i128::from(ctx.registry.spare(&peer)));
+        candidates.push(Candidate { peer, capacity: record.capacity, room, spare, surplus: 0 });
     })?;
     // Who wants to let go of content is given no other.
-    let full: HashSet<PeerId> = leaving.iter().map(|(peer, _)| *peer).collect();
-    candidates.retain(|candidate: &Candidate| !full.contains(&candidate.peer));
-    Ok(Seeders { present, here, candidates })
+    let full = standing.letting_go();
+    candidates.retain(|candidate| !full.contains(&candidate.peer));
+    Ok((standing, candidates))
 }
 
 /// How many copies there are to be of a content that these seeders serve.
-fn copies_of(ctx: &Context, manifest: &Digest, serving: &[PeerId], now: u64) -> usize {
+pub(crate) fn copies_of(ctx: &Context, manifest: &Digest, serving: &[PeerId], now: u64) -> usize {
     let config = &ctx.config;
     let recent = ctx.demand.recent(manifest, now);
     let more = recent.checked_div(config.demand_per_copy).unwrap_or(0);
@@ -177,6 +118,7 @@ mod tests {
     use super::*;
     use crate::context::now_ms;
     use crate::sales::tests::shop::{Shop, Terms, random_key};
+    use crate::tables::SEEDERS;
 
     /// Who holds nothing has room, and so small a capacity that nothing is its share: it gets what is missing, only.
     async fn report(shop: &Shop, peer: PeerId, held: bool) {

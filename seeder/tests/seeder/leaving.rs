@@ -98,15 +98,90 @@ async fn a_quota_of_files_is_a_quota() {
     let seeder = world
         .seeder("a", &all, |config| {
             config.max_inodes = 18;
-            (config.high_water_percent, config.low_water_percent) = (90, 70);
+            // Three contents are above the high mark, and two would be above the low one.
+            (config.high_water_percent, config.low_water_percent) = (90, 40);
             config.gc_ms = 600_000;
         })
         .await;
     assert_eq!(seeder.status().unwrap()["free_bytes"], 0, "no room for one more file is no room");
     lets_go(&world, &all);
     ask(&world, json!({ "cmd": "collect" })).await;
-    eventually("one gone", || async { (seeder.contents().list().len() == 2).then_some(()) }).await;
+    eventually("two gone", || async { (seeder.contents().list().len() == 1).then_some(()) }).await;
     eventually("room", || async { (seeder.status().unwrap()["free_bytes"] != 0).then_some(()) }).await;
+    // For one content more, which is not to go at once; but only where it is needed.
+    assert_eq!(seeder.status().unwrap()["spare_bytes"], 0);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn what_is_offered_ends_below_the_marks_and_an_order_lets_go_only_of_what_has_copies_enough() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=3).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let [needed, elsewhere, ordered] = all[..] else { unreachable!() };
+    let source = world.seeder("a", &[ordered], |_| {}).await;
+    let chunk = CHUNK as u64;
+    let seeder = world
+        .seeder("b", &[needed, elsewhere], |config| {
+            config.capacity = 10 * chunk;
+            (config.high_water_percent, config.low_water_percent) = (91, 80);
+            config.gc_ms = 600_000;
+        })
+        .await;
+    let peer = seeder.peer_id();
+    // Used are eight chunks, the last of each a little shorter: nearly as much as the low mark allows.
+    let used = (needed.bytes.len() + elsewhere.bytes.len()) as u64;
+    let told = |heard: &crate::manager::Heard| heard.reports.get(&peer).map(|report| (report.free, report.spare));
+    let offered = world.office.until("its room", |heard| told(heard).filter(|_| heard.counts[&peer] > 0)).await;
+    assert_eq!(
+        offered,
+        (9 * chunk - used, 8 * chunk - used),
+        "up to one percent below the high mark, and to the low one"
+    );
+
+    let placement = world.placement(ordered, peer, &[source.peer_addrs()]);
+    world.office.says.lock().unwrap().placements.insert(peer, vec![placement]);
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    // It asks, and may not: nothing goes, and nothing is to be moved elsewhere for it.
+    world.office.until("its question", |heard| (!heard.releases.is_empty()).then_some(())).await;
+    assert_eq!(seeder.contents().list().len(), 2);
+    lets_go(&world, &[elsewhere]);
+    eventually("the copy", || async {
+        world.manager.nudge(&seeder.peer_addrs()).await;
+        seeder.contents().get(&ordered.digest()).filter(|content| content.is_complete()).map(|_| ())
+    })
+    .await;
+    let holds = |goods: &Goods| seeder.contents().get(&goods.digest()).is_some();
+    assert_eq!([holds(needed), holds(elsewhere)], [true, false]);
+    assert!(world.office.heard.lock().unwrap().releases.iter().all(|(_, hand_over)| !hand_over));
+    assert!(seeder.status().unwrap()["trouble"]["quota"].is_null());
+    stop(seeder).await;
+    stop(source).await;
+}
+
+#[tokio::test]
+async fn what_is_to_be_moved_is_said_in_each_report_until_it_is_not_meant_any_more() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=2).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let small = |config: &mut seeder::Config| {
+        config.capacity = 8 * CHUNK as u64;
+        (config.high_water_percent, config.low_water_percent) = (90, 60);
+    };
+    let seeder = world.seeder("a", &all, small).await;
+    let peer = seeder.peer_id();
+    let moving = |heard: &crate::manager::Heard| heard.reports.get(&peer).map(|report| report.moving.len());
+    ask(&world, json!({ "cmd": "collect" })).await;
+    world.office.until("what is to be moved", |heard| moving(heard).filter(|moving| *moving == 1)).await;
+    let reports = |heard: &crate::manager::Heard| heard.counts[&peer];
+    let before = reports(&world.office.heard.lock().unwrap());
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    world.office.until("one more report", |heard| (reports(heard) > before).then_some(())).await;
+    assert_eq!(moving(&world.office.heard.lock().unwrap()), Some(1));
+    // Once it may go, it goes, and nothing is to be moved any more.
+    lets_go(&world, &all[..]);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    world.office.until("nothing to be moved", |heard| moving(heard).filter(|moving| *moving == 0)).await;
     stop(seeder).await;
 }
 
@@ -130,7 +205,8 @@ async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes
     let refusal = two.show(&at, &world.ticket(&goods, two.peer(), at.peer)).await.refusal().await;
     assert_eq!(refusal.code, RefusalCode::ShuttingDown);
     assert!(refusal.retry_after_ms > 0);
-    world.office.until("no room", |heard| heard.reports.get(&at.peer).filter(|r| r.free == 0).map(|_| ())).await;
+    let says = |heard: &crate::manager::Heard| heard.reports.get(&at.peer).map(|r| (r.leaving, r.free, r.spare));
+    world.office.until("no room", |heard| says(heard).filter(|says| *says == (true, 0, 0))).await;
 
     // What runs goes on, although the manager let it all go meanwhile; what was let go is not reported any more.
     lets_go(&world, &[&goods, &other]);
@@ -163,6 +239,8 @@ async fn leaving_can_be_called_off_and_has_an_end_where_nobody_takes_the_copies(
     eventually("leaving", || async { (seeder.status().unwrap()["quota"]["drain"] == "draining").then_some(()) }).await;
     let stays = ask(&world, json!({ "cmd": "drain", "cancel": true })).await;
     assert_eq!(stays, json!({ "drain": "no" }));
+    let leaving = |heard: &crate::manager::Heard| heard.reports.get(&at.peer).map(|report| report.leaving);
+    world.office.until("it stays", |heard| leaving(heard).filter(|leaving| !leaving)).await;
     assert!(draining.await.unwrap().unwrap_err().to_string().contains("stays after all"));
     client.begin(&at, &ticket).await;
     eventually("nobody served", || async { (seeder.status().unwrap()["deliveries"] == 0).then_some(()) }).await;

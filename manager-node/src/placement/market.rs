@@ -1,0 +1,143 @@
+//! Who is to get which copy: what is missing goes where there is room, or where room can be made by letting go of what is not
+//! needed; and a newcomer takes over its share, as far as that makes nobody let go of anything. It knows no tables.
+
+use std::collections::{HashMap, HashSet};
+
+use protocol::{Digest, PeerId};
+
+use super::hash::{Candidate, choose, rightful, surplus};
+use super::plan::{Plan, Wanted};
+use crate::standing::Standing;
+
+/// Of the copies ordered in one go, those that a newcomer takes over although there are enough: it is to come into its share
+/// over time, and not at once with everything.
+const MAX_MOVED: usize = 32;
+
+/// All seeders, and what was decided of the contents shown so far.
+pub(super) struct Market {
+    standing: Standing,
+    candidates: Vec<Candidate>,
+    /// Index of each in `candidates`.
+    index: HashMap<PeerId, usize>,
+    /// Contents that somebody waits to let go of.
+    handed_over: HashSet<Digest>,
+    /// Copies that their seeders removed because there were enough.
+    given_up: HashSet<(PeerId, Digest)>,
+    /// Orders that were not fulfilled in all their time.
+    pub(super) stale: HashSet<(PeerId, Digest)>,
+    wanted: Vec<Wanted>,
+    moved: usize,
+    missing: Vec<Missing>,
+}
+
+/// Copies that found no room.
+struct Missing {
+    manifest: Digest,
+    length: u64,
+    there: HashSet<PeerId>,
+    copies: usize,
+}
+
+impl Market {
+    pub(super) fn new(standing: Standing, candidates: Vec<Candidate>, given_up: HashSet<(PeerId, Digest)>) -> Market {
+        Market {
+            index: candidates.iter().enumerate().map(|(index, candidate)| (candidate.peer, index)).collect(),
+            handed_over: standing.leaving.iter().map(|(_, manifest)| *manifest).collect(),
+            standing,
+            candidates,
+            given_up,
+            stale: HashSet::new(),
+            wanted: Vec::new(),
+            moved: 0,
+            missing: Vec::new(),
+        }
+    }
+
+    /// A copy of so many bytes is on its way there.
+    pub(super) fn reserve(&mut self, peer: &PeerId, length: u64) {
+        if let Some(candidate) = self.index.get(peer).and_then(|index| self.candidates.get_mut(*index)) {
+            candidate.take(length);
+        }
+    }
+
+    /// Copies to be made, so far, those without room included.
+    pub(super) fn wanted(&self) -> usize {
+        self.wanted.len() + self.missing.len()
+    }
+
+    /// Decides of a content that `holders` have, that was ordered at others, and of which there are to be so many `copies`.
+    pub(super) fn content(
+        &mut self,
+        manifest: Digest,
+        length: u64,
+        holders: &HashSet<PeerId>,
+        ordered: &[PeerId],
+        copies: impl FnOnce(&[PeerId]) -> usize,
+    ) {
+        // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
+        let mut there: HashSet<PeerId> = holders.iter().chain(ordered).copied().collect();
+        // Somebody waits to let go of it, and may when enough others are here: a copy that may come back is of no use to
+        // that one. Nor is a copy that was only ordered, as long as nobody is there to make it.
+        let handed_over = self.handed_over.contains(&manifest);
+        let counts = |peer: &&PeerId| {
+            let stands = if handed_over || !holders.contains(*peer) {
+                self.standing.serves(peer, &manifest)
+            } else {
+                self.standing.counts(peer, &manifest)
+            };
+            stands && !self.stale.contains(&(**peer, manifest))
+        };
+        let serving: Vec<PeerId> = holders.iter().filter(counts).copied().collect();
+        let copies = copies(&serving);
+        let missing = copies.saturating_sub(there.iter().filter(counts).count());
+        let bytes = i128::from(length);
+        let mut to = choose(&self.candidates, &there, &manifest, missing, |candidate| candidate.room >= bytes);
+        let without = missing - to.len();
+        // What it takes over stays with those who have it until they want the room; no more than twice the copies.
+        let settled = missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2);
+        if settled && self.moved < MAX_MOVED {
+            let given_up = |candidate: &Candidate| self.given_up.contains(&(candidate.peer, manifest));
+            let newcomer = rightful(&self.candidates, &there, &manifest, copies, |candidate| {
+                candidate.spare >= bytes && !given_up(candidate)
+            });
+            self.moved += usize::from(newcomer.is_some());
+            to.extend(newcomer);
+        }
+        let here: Vec<PeerId> = serving.into_iter().filter(|peer| self.standing.serves(peer, &manifest)).collect();
+        for index in surplus(&self.candidates, &here, &manifest, copies) {
+            if let Some(candidate) = self.candidates.get_mut(index) {
+                candidate.surplus += bytes;
+            }
+        }
+        there.extend(self.order(&to, manifest, length));
+        if without > 0 {
+            self.missing.push(Missing { manifest, length, there, copies: without });
+        }
+    }
+
+    fn order(&mut self, to: &[usize], manifest: Digest, length: u64) -> Vec<PeerId> {
+        let mut peers = Vec::with_capacity(to.len());
+        for index in to {
+            if let Some(candidate) = self.candidates.get_mut(*index) {
+                candidate.take(length);
+                peers.push(candidate.peer);
+            }
+        }
+        self.wanted.extend(peers.iter().map(|peer| Wanted { peer: *peer, manifest, length }));
+        peers
+    }
+
+    /// What is missing and found no room goes to seeders that have copies which are not needed: for an order that finds no
+    /// room they let go of these.
+    pub(super) fn finish(mut self) -> Plan {
+        let mut short = false;
+        for Missing { manifest, length, there, copies } in std::mem::take(&mut self.missing) {
+            let to = choose(&self.candidates, &there, &manifest, copies, |candidate| {
+                candidate.surplus > 0 && candidate.room + candidate.surplus >= i128::from(length)
+            });
+            short |= to.len() < copies;
+            self.order(&to, manifest, length);
+        }
+        Plan { wanted: self.wanted, stale: self.stale.into_iter().collect(), short }
+    }
+}

@@ -1,0 +1,258 @@
+//! Which copies count: the one answer for those who place copies, let seeders let go of them, and show how it stands. A copy
+//! that serves nobody is none: its seeder is revoked, sent something else than the content, has a clock by which it refuses
+//! everybody, or is to be rid of it.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use protocol::{Digest, PeerId};
+use store::{StoreError, Txn};
+
+use crate::audit_fetch;
+use crate::context::Context;
+use crate::handover;
+use crate::registry::{is_heard, stopped};
+use crate::tables::{SEEDERS, SeederRecord};
+
+/// How all seeders stand at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Seeders other than the origin that serve, or are away for a while only.
+    pub(crate) present: HashSet<PeerId>,
+    /// Those of them who are here now.
+    pub(crate) here: HashSet<PeerId>,
+    /// The origin is here.
+    pub(crate) origin: bool,
+    /// Copies that their seeders want to be rid of.
+    pub(crate) leaving: HashSet<(PeerId, Digest)>,
+}
+
+impl Standing {
+    /// Looks at all seeders, and shows each that is here to `each`. Blocks.
+    pub(crate) fn load(
+        ctx: &Context,
+        txn: &impl Txn,
+        now: u64,
+        mut each: impl FnMut(PeerId, &SeederRecord),
+    ) -> Result<Standing, StoreError> {
+        let (config, origin) = (&ctx.config, ctx.registry.origin());
+        let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
+        let mut standing = Standing { leaving: handover::leaving(txn, now)?, ..Standing::default() };
+        SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
+            let is_here = is_heard(record.last_report, now, config.seeder_away_ms) && !stopped.contains(&peer);
+            if Some(peer) == origin {
+                standing.origin = is_here;
+                return Ok(ControlFlow::Continue(()));
+            }
+            let serves = !failed.contains(&peer)
+                && !ctx.registry.clock_of(&peer, now).is_off()
+                && !ctx.revocations.with(|revoked| revoked.has_peer(&peer));
+            if serves && is_heard(record.last_report, now, config.seeder_lost_ms) {
+                standing.present.insert(peer);
+                if is_here {
+                    standing.here.insert(peer);
+                    each(peer, &record);
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(standing)
+    }
+
+    /// Whether this seeder's copy of the content serves clients now. The origin's is not among these.
+    pub(crate) fn serves(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.here.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+    }
+
+    /// Whether it does, or will when its seeder comes back.
+    pub(crate) fn counts(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.present.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+    }
+
+    /// Seeders that want to be rid of something.
+    pub(crate) fn letting_go(&self) -> HashSet<PeerId> {
+        self.leaving.iter().map(|(peer, _)| *peer).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::Address;
+    use protocol::api::{MeshRequest, MeshResponse, SeederReport};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::context::now_ms;
+    use crate::placement;
+    use crate::sales::tests::shop::{Shop, Terms, random_key};
+
+    const HOURS: u64 = 60 * 60 * 1000;
+
+    async fn market(seeders: usize) -> (Shop, Vec<PeerId>) {
+        let mut shop = Shop::open(Terms::default()).await;
+        while shop.seeders.len() < seeders {
+            let seeder = random_key();
+            shop.enrol_seeder(&seeder).await;
+            shop.seeders.push(seeder);
+        }
+        let peers = shop.seeders.iter().map(protocol::Keypair::peer_id).collect();
+        (shop, peers)
+    }
+
+    /// What a seeder says that holds the content, or nothing.
+    fn said(shop: &Shop, held: bool) -> SeederReport {
+        SeederReport {
+            addrs: vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()],
+            held: Vec::from_iter(held.then_some(shop.manifest)),
+            first: true,
+            free: 1 << 30,
+            capacity: if held { 1 << 40 } else { 1 },
+            now: now_ms(),
+            ..SeederReport::default()
+        }
+    }
+
+    async fn report(shop: &Shop, peer: PeerId, report: SeederReport) {
+        shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap();
+    }
+
+    async fn release(shop: &Shop, peer: PeerId, hand_over: bool) -> usize {
+        let request = MeshRequest::Release { contents: vec![shop.manifest], hand_over };
+        match shop.running.mesh(peer, request).await.unwrap() {
+            MeshResponse::Released { contents, .. } => contents.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_source(shop: &Shop, peer: PeerId) -> bool {
+        let sources = shop.ctx.registry.sources_for(&shop.manifest, now_ms(), 32).unwrap();
+        sources.iter().any(|source| source.peer == peer)
+    }
+
+    async fn shown(shop: &Shop, peer: PeerId) -> Value {
+        let answer = crate::control::answer(&shop.ctx, json!({ "cmd": "seeders" }), None).await.unwrap();
+        let found = answer["seeders"].as_array().unwrap().iter().find(|row| row["peer"] == json!(peer));
+        found.unwrap().clone()
+    }
+
+    /// The copies that a look finds wanting.
+    fn wants(shop: &Shop, peer: PeerId) -> bool {
+        placement::wanted_at(&shop.ctx, now_ms()).unwrap().contains(&peer)
+    }
+
+    #[tokio::test]
+    async fn a_copy_whose_seeder_has_a_wrong_clock_counts_for_nobody_until_it_is_set() {
+        let (shop, peers) = market(4).await;
+        let [wrong, other, leaves, empty] = peers[..] else { panic!() };
+        for peer in [other, leaves] {
+            report(&shop, peer, said(&shop, true)).await;
+        }
+        let late = SeederReport { now: now_ms() - 2 * HOURS, ..said(&shop, true) };
+        report(&shop, wrong, late).await;
+        assert!(!is_source(&shop, wrong) && is_source(&shop, other));
+        let row = shown(&shop, wrong).await;
+        assert_eq!((&row["here"], &row["clock"]["state"]), (&json!(false), &json!("off")), "{row}");
+        assert!(row["trouble"].as_str().unwrap().contains("2 hours behind"), "{row}");
+        // Three copies there are to be, and two count.
+        report(&shop, empty, said(&shop, false)).await;
+        assert!(wants(&shop, empty) && !wants(&shop, wrong));
+        assert_eq!(release(&shop, leaves, false).await, 0);
+
+        // Within the grace, as ever.
+        let early = SeederReport { now: now_ms() + HOURS / 10, ..said(&shop, true) };
+        report(&shop, wrong, early).await;
+        assert!(is_source(&shop, wrong));
+        let row = shown(&shop, wrong).await;
+        assert_eq!((&row["here"], &row["trouble"]), (&json!(true), &Value::Null), "{row}");
+        report(&shop, empty, said(&shop, true)).await;
+        assert_eq!(release(&shop, leaves, false).await, 1);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_copy_whose_seeder_failed_an_audit_lets_nobody_go() {
+        let (shop, peers) = market(5).await;
+        let [failed, leaves, ..] = peers[..] else { panic!() };
+        for peer in &peers[..4] {
+            report(&shop, *peer, said(&shop, true)).await;
+        }
+        report(&shop, peers[4], said(&shop, false)).await;
+        audit_fetch::fail(&shop.ctx, failed, shop.manifest, now_ms()).await;
+        assert_eq!(release(&shop, leaves, false).await, 0, "two others serve, and there are to be three copies");
+        report(&shop, peers[4], said(&shop, true)).await;
+        assert_eq!(release(&shop, leaves, false).await, 1);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn who_stays_after_all_is_a_source_and_gets_copies_again_with_its_next_report() {
+        let (shop, peers) = market(4).await;
+        let [stays, ..] = peers[..] else { panic!() };
+        for peer in &peers[1..3] {
+            report(&shop, *peer, said(&shop, true)).await;
+        }
+        // Here, and without room: of three copies one is missing as long as this one is to go.
+        report(&shop, peers[3], SeederReport { free: 0, ..said(&shop, false) }).await;
+        let leaving = || SeederReport { leaving: true, free: 0, ..said(&shop, true) };
+        let moving = || SeederReport { moving: vec![shop.manifest], free: 0, ..said(&shop, true) };
+        report(&shop, stays, leaving()).await;
+        assert_eq!(release(&shop, stays, true).await, 0);
+        // Said again, it stays meant.
+        report(&shop, stays, leaving()).await;
+        assert!(!is_source(&shop, stays));
+        report(&shop, stays, said(&shop, true)).await;
+        assert!(is_source(&shop, stays), "called off, or started again");
+
+        report(&shop, stays, moving()).await;
+        assert!(!is_source(&shop, stays), "said in a report, it needs no question");
+        report(&shop, stays, said(&shop, true)).await;
+        assert!(is_source(&shop, stays), "given more room");
+
+        // And what is missing may be placed there.
+        report(&shop, stays, SeederReport { capacity: 1, ..said(&shop, false) }).await;
+        assert!(wants(&shop, stays));
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_much_is_not_let_go_of_below_its_copies() {
+        let (shop, peers) = market(6).await;
+        for (n, peer) in peers.iter().enumerate() {
+            report(&shop, *peer, said(&shop, n < 5)).await;
+        }
+        for _ in 0..2 * shop.ctx.config.demand_per_copy {
+            shop.ctx.demand.asked(shop.manifest, now_ms());
+        }
+        assert_eq!(release(&shop, peers[0], false).await, 0, "it would be ordered again at once");
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_seeder_let_go_of_is_not_given_back_to_it_as_its_share() {
+        let (shop, peers) = market(6).await;
+        let [gave_up, newcomer, ..] = peers[..] else { panic!() };
+        for peer in peers.iter().filter(|peer| **peer != newcomer) {
+            report(&shop, *peer, SeederReport { capacity: 1, ..said(&shop, true) }).await;
+        }
+        // So large that everything is its share.
+        let huge = || SeederReport { capacity: 1 << 60, spare: 1 << 30, ..said(&shop, false) };
+        assert_eq!(release(&shop, gave_up, false).await, 1);
+        report(&shop, gave_up, huge()).await;
+        assert!(!wants(&shop, gave_up));
+        report(&shop, newcomer, SeederReport { spare: 0, ..huge() }).await;
+        assert!(!wants(&shop, newcomer), "a share that would have to be removed again is none");
+        report(&shop, newcomer, huge()).await;
+        assert!(wants(&shop, newcomer));
+        let remembered = |now: u64| shop.ctx.db.read(|txn| handover::given_up(txn, now)).unwrap().len();
+        assert_eq!((remembered(now_ms()), remembered(now_ms() + 8 * 24 * HOURS)), (1, 0));
+        // Where it is needed it may have it again.
+        for peer in &peers[2..5] {
+            report(&shop, *peer, said(&shop, false)).await;
+        }
+        assert!(wants(&shop, gave_up));
+        report(&shop, gave_up, said(&shop, true)).await;
+        assert_eq!(remembered(now_ms()), 0);
+        shop.close().await;
+    }
+}
