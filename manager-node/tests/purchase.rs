@@ -72,7 +72,7 @@ impl Peer {
 
 async fn restart(running: Running, dir: &Path) -> Running {
     running.stop(LIMIT).await.unwrap();
-    manager_node::start(dir, Config::load(dir).unwrap()).await.unwrap()
+    Box::pin(manager_node::start(dir, Config::load(dir).unwrap())).await.unwrap()
 }
 
 async fn token(running: &Running, role: InvitedRole) -> Nonce {
