@@ -91,3 +91,43 @@ async fn a_network_that_is_nearly_full_comes_to_rest_after_a_seeder_joined() {
     assert!(copied < (15 + 3) * 92 * KIB + 6 * 4 * KIB, "{copied} bytes were copied for 15 contents of 90 KiB");
     network.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seeder_that_does_not_leave_after_all_is_in_the_next_leases_also_after_a_restart() {
+    show_logs();
+    // The third has no room for its copy, so that the first cannot leave.
+    let plan = Plan::new(3).copies(2).seeder(|number, config| {
+        if number == 2 {
+            config.capacity = 64 * KIB;
+        }
+    });
+    let mut network = Network::start(plan).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let peer = network.seeders[0].peer();
+    for restarts in [false, true] {
+        let named = async |network: &Network| {
+            let (_, ticket) = network.ticket(&client, product.product).await.unwrap();
+            ticket.ticket.lease.peek().unwrap().sources.contains(&peer)
+        };
+        assert!(named(&network).await);
+        let leaving = async {
+            let leaves = network.seeders[0].control(serde_json::json!({ "cmd": "drain", "patience_ms": 600_000 }));
+            let seen = until("leaving", || async { (!named(&network).await).then_some(()) });
+            tokio::select! {
+                ended = leaves => panic!("it left: {ended:?}"),
+                seen = seen => seen.unwrap(),
+            }
+        };
+        leaving.await;
+        // The one who asked is gone, and it goes on leaving.
+        if restarts {
+            network.seeders[0].crash().await;
+            network.seeders[0].start().await.unwrap();
+        } else {
+            network.seeders[0].control(serde_json::json!({ "cmd": "drain", "cancel": true })).await.unwrap();
+        }
+        until("being a source again", || async { named(&network).await.then_some(()) }).await.unwrap();
+    }
+    network.stop().await.unwrap();
+}
