@@ -13,11 +13,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use store::{ReadTransaction, StoreError};
 use tokio::sync::watch;
+use tracing::{info, warn};
 
 use crate::context::{Context, now_ms};
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest};
 use crate::registry::{forget_holdings, is_here};
-use crate::{audit_fetch, backup, catalogue, enrol, key_change, news, placement, transactions};
+use crate::{audit_fetch, backup, catalogue, enrol, key_change, news, placement, sales, transactions};
 
 /// Lines in one answer where nothing else is asked for.
 const PAGE: usize = 100;
@@ -354,7 +355,7 @@ async fn revoke_seeder(ctx: &Context, peer: PeerId) -> Result<u64, ControlError>
 }
 
 /// A takedown: off sale, off every seeder's list, and purged by whoever holds it.
-async fn revoke_content(ctx: &Context, text: &str) -> Result<u64, ControlError> {
+async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<u64, ControlError> {
     let found = find_product(ctx, text).map_err(failed)?;
     let Some((id, content, manifest)) = found else {
         return Err(not_found(format!("no product, content or manifest is called {text}")));
@@ -372,6 +373,12 @@ async fn revoke_content(ctx: &Context, text: &str) -> Result<u64, ControlError> 
     let epoch = ctx.revocations.revoke(Added { contents: vec![content], ..Added::default() }).await.map_err(failed)?;
     // Those whom the epoch's gossip misses fetch it when they report.
     holders.into_iter().for_each(|peer| ctx.placements.nudge(peer));
+    // Nothing is paid for what nobody gets any more. What fails here is given back when its client asks, or in its time.
+    match sales::withheld::taken_down(ctx, content).await {
+        Ok(0) => {}
+        Ok(given_back) => info!(%content, given_back, "held payments given back after the takedown"),
+        Err(error) => warn!(%content, %error, "held payments are given back later"),
+    }
     Ok(epoch)
 }
 

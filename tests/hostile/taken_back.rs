@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::support::{Network, Settings, args, bytes, text, until};
+use super::support::{Job, Network, Settings, args, bytes, run, text, until};
 
 #[test]
 fn what_the_manager_refunds_is_paid_back_by_the_shop() {
@@ -91,5 +91,57 @@ fn seeders_are_paid_for_what_was_fetched_before_a_refund_that_is_faster_than_the
     assert_eq!(shown["release"]["delivery_cost"], cost, "{shown}");
     let credit = network.of("manager", args!["credit", &merchant, "--currency", "USD"]).ok();
     assert_eq!((&credit["due"], &credit["earned"], &credit["open"]), (&json!(cost), &json!(0), &json!(0)), "{credit}");
+    network.assert_books();
+}
+
+#[test]
+fn a_takedown_before_the_key_is_out_is_paid_by_nobody_and_one_after_it_takes_no_key() {
+    let settings = Settings {
+        manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=2000"],
+        merchant: &["orders-ms=100", "status-ms=200", "refresh-ms=500", "retry-min-ms=50", "retry-max-ms=500"],
+        seeder: &["retry-ms=100", "receipt-batch-ms=50", "receipt-direct-ms=200"],
+    };
+    let mut network = Network::start_set(1, 1, settings);
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &["--policy", "on-completion"]);
+    let (before, after) = (network.buy(&product, "before"), network.buy(&product, "after"));
+    let (first, out) = (network.path("out-before"), network.path("out-after"));
+    // One has the key, and its answer does not lie where it was put; of the other everything is fetched but the key.
+    before.fetch(&first);
+    network.settled(&before.transaction);
+    network.daemons.remove("manager").unwrap().kill();
+    let fetching = Job::start(after.fetching(&out));
+    let home = network.path("after");
+    until("everything but the key", || {
+        let shown = run(args!["status", "--home", &home]).ok();
+        let delivery = &shown["deliveries"][0];
+        (delivery["state"] == "fetched").then_some(())
+    });
+    // With the completion at a seeder, too.
+    fetching.kill();
+    network.daemons.remove("seeder-1").unwrap().kill();
+    network.run_role("manager");
+    network.of("manager", args!["takedown", text(&product, "id")]).ok();
+
+    let shown = network.transaction(&after.transaction);
+    assert_eq!((&shown["state"], &shown["release"]["captured"]), (&json!("refunded"), &json!(false)), "{shown}");
+    run(after.fetching(&out)).refused(&["taken down", "refunded"]);
+    let status = run(args!["status", "--home", &home]).ok();
+    let delivery = &status["deliveries"][0];
+    assert_eq!((&delivery["state"], &delivery["trouble"]["cause"]), (&json!("refused"), &json!("revoked")), "{status}");
+    network.run_role("seeder-1");
+    let order_of = |id: &str| text(&network.transaction(id), "order");
+    let stage = |id: &str| network.of("merchant", args!["order", order_of(id)]).ok()["stage"].clone();
+    until("the payment back", || (stage(&after.transaction) == "refunded").then_some(()));
+    let voucher = || network.of("merchant", args!["vouchers", "list"]).ok()["vouchers"][0].clone();
+    until("no more held", || (voucher()["held"] == 0).then_some(()));
+    assert_eq!(voucher()["spent"], 999, "the other is paid for");
+    // What the seeder delivered is paid, from the merchant, once its receipts are in.
+    let cost = |id: &str| network.transaction(id)["release"]["delivery_cost"].as_u64();
+    until("the pay of the seeder", || cost(&after.transaction).filter(|cost| *cost > 0));
+    let shown = network.transaction(&after.transaction);
+    assert_eq!((&shown["state"], &shown["release"]["captured"]), (&json!("refunded"), &json!(false)), "{shown}");
+    assert_eq!(network.transaction(&before.transaction)["state"], "settled");
     network.assert_books();
 }

@@ -8,7 +8,8 @@ use protocol::ticket::Payer;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 
 use crate::context::Context;
-use crate::transactions::{Delivery, SaleError, get_delivery};
+use crate::sales::withheld::{Withheld, withheld};
+use crate::transactions::{Delivery, SALES, Sale, SaleError, get_delivery};
 
 /// Why a receipt is about nothing: there is no such delivery …
 pub(super) const UNKNOWN_DELIVERY: &str =
@@ -30,6 +31,8 @@ pub(super) struct Good {
     pub(super) ack: Ack,
     /// The completion, where the receipt carries one that holds.
     pub(super) completion: Option<Signed<Completion>>,
+    /// No key is given out for what it completes, and the payment is not taken.
+    pub(super) withheld: Option<Withheld>,
     /// A replication whose first receipt this may be: its count as it begins.
     pub(super) replication: Option<Delivery>,
     /// The delivery, where it was closed and may have moved out of the store.
@@ -98,8 +101,13 @@ fn check(
             Completion::check(signed, &delivery.client, &network, id, &delivery.manifest).map(|_| signed.clone())
         })
         .transpose()?;
+    let sale = match completion {
+        Some(_) => ctx.db.read(|txn| SALES.get(txn, &id.transaction))?.filter(Sale::awaits_completion),
+        None => None,
+    };
+    let withheld = sale.map_or(Ok(None), |sale| withheld(ctx, &id.transaction, &sale, now))?;
     let archived = known.filter(|delivery| delivery.closed.is_some());
-    Ok(Good { delivery: id, ack, completion, replication, archived })
+    Ok(Good { delivery: id, ack, completion, withheld, replication, archived })
 }
 
 /// The count of a replication at its beginning, by the order that this manager signed.

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::check::{Checked, Good, UNKNOWN_DELIVERY};
 use super::log::{self, Status};
 use crate::evidence;
+use crate::sales::withheld::give_back;
 use crate::transactions::{
     ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, end_lease, get_delivery, open_delivery,
 };
@@ -181,9 +182,24 @@ fn one(
         return Ok(Status::Rejected(refusal));
     }
 
+    let mut revoked = false;
+    let mut completion = good.completion.as_ref();
+    if let Some(sale) = sale.as_mut().filter(|sale| sale.awaits_completion())
+        && let Some(withheld) = &good.withheld
+    {
+        if withheld.give_back {
+            // What was delivered is counted and paid below as after any refund.
+            revoked = give_back(txn, id.transaction, sale, now, grace_ms)?;
+            delivery = get_delivery(txn, id)?.unwrap_or(delivery);
+        } else {
+            // It is not completed by this word: what was acknowledged counts, and the payment stays held.
+            completion = None;
+        }
+    }
+
     let claimed_before = delivery.counting.claimed_bytes(&delivery.layout);
     let outcome = delivery.counting.accept(&delivery.layout, seeder, &good.ack.chunks);
-    let completed = good.completion.as_ref().filter(|_| delivery.closed.is_none() && delivery.counting.complete());
+    let completed = completion.filter(|_| delivery.closed.is_none() && delivery.counting.complete());
     let new_chunks = match (outcome, completed) {
         (Outcome::Counted { new_chunks }, _) => {
             ACKS.put(txn, &(id.transaction, id.delivery, seeder), &receipt.ack)?;
@@ -215,13 +231,12 @@ fn one(
     // Receipts that are on their way when the lease ends may be honest ones, and are waited for. Whoever goes on to claim
     // as much again takes a part of everybody's pay with it: then nobody is waited for any longer.
     let (passed, twice) = (claimed_before <= limit && claimed > limit, claimed > limit.saturating_mul(2));
-    let mut revoked = false;
     if delivery.closed.is_none()
         && (passed || twice)
         && let Some(sale) = sale.as_mut()
     {
         warn!(delivery = %id, claimed, limit, "more was acknowledged than the lease allows: the lease is void");
-        revoked = end_lease(txn, id, &mut delivery, sale, now, if twice { 0 } else { grace_ms })?;
+        revoked |= end_lease(txn, id, &mut delivery, sale, now, if twice { 0 } else { grace_ms })?;
     }
     Ok(Status::Counted { new_chunks, revoked })
 }

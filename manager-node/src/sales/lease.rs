@@ -29,12 +29,15 @@ pub(super) struct Terms {
     pub(super) end: Option<u64>,
 }
 
+/// The product of a sale, whatever became of it since.
+pub(super) fn any_product_of(ctx: &Context, sale: &Sale) -> Result<Product, SaleError> {
+    let product = ctx.catalogue.any_product(&sale.request.product)?;
+    Ok(product.ok_or_else(|| internal(&format!("product {} of a sale is missing", sale.request.product)))?)
+}
+
 /// The product of a sale, which may be withdrawn since, but not taken down.
 pub(super) fn product_of(ctx: &Context, sale: &Sale) -> Result<Product, SaleError> {
-    let product = ctx
-        .catalogue
-        .any_product(&sale.request.product)?
-        .ok_or_else(|| internal(&format!("product {} of a sale is missing", sale.request.product)))?;
+    let product = any_product_of(ctx, sale)?;
     let content = product.manifest.peek().map_err(Refusal::from)?.content;
     if ctx.revocations.with(|revoked| revoked.has_content(&content)) {
         return Err(Refusal::new(RefusalCode::Revoked, "this content was taken down").into());

@@ -16,8 +16,9 @@ use store::{Step, Table};
 use tracing::{info, warn};
 
 use super::lease::{self, Terms};
-use super::{blocking, moving};
+use super::{blocking, moving, withheld};
 use crate::StartError;
+use crate::catalogue::Product;
 use crate::context::{Context, now_ms};
 use crate::transactions::{
     COMPLETIONS, MAILBOX, PAID_DELIVERY, Release, SALES, Sale, SaleError, after_count, delivery_of, get_delivery,
@@ -75,7 +76,7 @@ pub(crate) async fn answer(
         }
         request => request,
     };
-    blocking(ctx, move |ctx| match request {
+    let answer = blocking(ctx, move |ctx| match request {
         MailboxRequest::List { before } => list(ctx, client, before),
         MailboxRequest::Ticket { transaction } => ticket(ctx, client, transaction, now),
         MailboxRequest::Complete { completion } => complete(ctx, client, completion, now),
@@ -85,7 +86,12 @@ pub(crate) async fn answer(
         // Answered before they get here.
         MailboxRequest::Move { .. } => Err(Refusal::new(RefusalCode::Internal, "answered elsewhere").into()),
     })
-    .await
+    .await;
+    // Seeders hear of what was given back.
+    if answer.as_ref().is_err_and(|refusal| refusal.code == RefusalCode::Revoked) {
+        moving::announce(ctx).await;
+    }
+    answer
 }
 
 fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<MailboxResponse, SaleError> {
@@ -125,21 +131,17 @@ pub(super) fn entitled(sale: Option<Sale>, client: &PeerId) -> Result<(Sale, Rel
     }
 }
 
-/// After a restore from a backup the books may know less than the revocations: no key or lease is given out against them.
-fn not_revoked(ctx: &Context, id: &TransactionId, sale: &Sale) -> Result<(), Refusal> {
-    let detail = ctx.revocations.with(|revoked| match () {
-        () if revoked.has_transaction(id) => Some("the purchase was revoked"),
-        () if revoked.has_moved_on(id, sale.generation) => {
-            Some("the purchase was moved, and the manager lost to whom: move it again, or ask the shop to recover it")
-        }
-        () => None,
-    });
-    detail.map_or(Ok(()), |detail| Err(Refusal::new(RefusalCode::Revoked, detail)))
-}
-
 /// The same, in the store for what is to be changed: one that moved out is brought back.
 pub(super) fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Result<(Sale, Release), SaleError> {
-    let found = entitled(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, client)?;
+    let sale = ctx.db.read(|txn| ctx.archive.sale(txn, &id))?;
+    let found = entitled(sale.clone(), client).or_else(|refusal| match sale {
+        // Why it was taken back is told with it.
+        Some(sale) if refusal.code == RefusalCode::Revoked && withheld::is_taken_down(ctx, &sale)? => {
+            let detail = format!("this content was taken down, and {}", refusal.detail);
+            Err(SaleError::from(Refusal::new(refusal.code, detail)))
+        }
+        _ => Err(refusal.into()),
+    })?;
     archive::bring_back(ctx, id)?;
     Ok(found)
 }
@@ -153,7 +155,7 @@ fn is_void(ctx: &Context, release: &Release, now: u64) -> bool {
 /// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
 fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = present(ctx, id, &client)?;
-    not_revoked(ctx, &id, &sale)?;
+    withheld::check(ctx, id, client, &sale, now)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
     let current = DeliveryId { transaction: id, delivery: release.delivery };
     let delivery = ctx.db.read(|txn| get_delivery(txn, current))?;
@@ -170,7 +172,7 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
         entitled(Some(sale), &client)?
     } else {
         // Also for content that was taken down since.
-        lease::product_of(ctx, &sale)?;
+        key_product_of(ctx, &sale)?;
         (sale, release)
     };
     let (sale, release) = with_grant(ctx, id, sale, release)?;
@@ -196,7 +198,7 @@ fn renew(
     Renewal { open, end }: Renewal,
     now: u64,
 ) -> Result<Sale, SaleError> {
-    let product = lease::product_of(ctx, sale)?;
+    let product = key_product_of(ctx, sale)?;
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
     let paid = open && release.delivery == PAID_DELIVERY;
     let sources: Vec<PeerId> = if paid {
@@ -249,12 +251,23 @@ fn renew(
     })
 }
 
+/// The product whose key a sale is to have. One that was paid for on completion is fetched already: its key is given out
+/// after a takedown, too, where the payment was taken before.
+fn key_product_of(ctx: &Context, sale: &Sale) -> Result<Product, SaleError> {
+    match sale.policy {
+        KeyPolicy::OnCompletion if sale.release.as_ref().is_some_and(|release| release.captured) => {
+            lease::any_product_of(ctx, sale)
+        }
+        _ => lease::product_of(ctx, sale),
+    }
+}
+
 /// Makes the key grant of a sale that was completed and has none yet, and stores it.
 fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) -> Result<(Sale, Release), SaleError> {
     if release.grant.is_some() || !release.captured {
         return Ok((sale, release));
     }
-    let product = lease::product_of(ctx, &sale)?;
+    let product = key_product_of(ctx, &sale)?;
     let grant = lease::grant(&product, &sale, &release.lease.peek().map_err(Refusal::from)?)?;
     let client = sale.client;
     let sale = ctx.db.write_step_blocking(Step::ManagerGrant, move |txn| {
@@ -275,6 +288,7 @@ fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64)
     let number = signed.peek().map_err(Refusal::from)?.delivery.delivery;
     let delivery_id = DeliveryId { transaction: id, delivery: number };
     Completion::check(&signed, &client, &ctx.network(), delivery_id, &sale.manifest)?;
+    withheld::check(ctx, id, client, &sale, now)?;
     let grace_ms = ctx.config.close_grace_ms;
     let sale = ctx.db.write_step_blocking(Step::ManagerComplete, move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;

@@ -15,6 +15,7 @@ mod reserve;
     reason = "tests fail by panicking"
 )]
 pub(crate) mod tests;
+pub(crate) mod withheld;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -81,6 +81,10 @@ fn look(
     if let Some(answer) = repeated(ctx, &sale, &endorsement)? {
         return Ok(Formed::Before(answer));
     }
+    // After a restore the books may not know that it was released and taken back.
+    if ctx.revocations.with(|revoked| revoked.has_transaction(&id)) {
+        return Err(Refusal::new(RefusalCode::Revoked, "the purchase was revoked").into());
+    }
     let record = ctx.enrolled_merchant(&merchant, now)?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;

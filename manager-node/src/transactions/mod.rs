@@ -7,6 +7,8 @@ mod control;
 mod state;
 mod taken_back;
 
+use std::ops::Bound;
+
 use bincode::{Decode, Encode};
 use protocol::api::{Reserve, TransactionState};
 use protocol::entitlement::{Move, Recovery};
@@ -355,6 +357,16 @@ pub(crate) fn put_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, delivery:
 pub(crate) fn open_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, delivery: &Delivery) -> Result<(), StoreError> {
     DUE.put(txn, &(delivery.due_at, id.transaction, id.delivery), &Mark)?;
     put_delivery(txn, id, delivery)
+}
+
+/// A page of what is open in the order of its time, after the given place.
+pub(crate) fn open_sales(
+    txn: &impl Txn,
+    after: Option<(u64, TransactionId, u32)>,
+) -> Result<Vec<(u64, TransactionId, u32)>, StoreError> {
+    const PAGE: usize = 256;
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    Ok(DUE.range(txn, (start, Bound::Unbounded), PAGE)?.into_iter().map(|(key, _)| key).collect())
 }
 
 /// A sale and the delivery of it, for a change.

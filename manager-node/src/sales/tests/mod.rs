@@ -5,6 +5,7 @@ mod refunds;
 mod restored;
 mod schedules;
 pub(crate) mod shop;
+mod withheld;
 
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
