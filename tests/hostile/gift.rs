@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::support::{Job, Network, args, bytes, run, run_plain, same, text};
+use super::support::{Job, Network, args, bytes, run, run_plain, same, text, until};
 
 #[test]
 fn a_gift_is_found_fetched_verified_and_opens_nowhere_else() {
@@ -103,7 +103,7 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     assert_eq!(shown["deliveries"][0]["whole"], false, "{shown}");
 
     // What is taken down, the same.
-    let down = network.buy(&product, "other");
+    let (down, late) = (network.buy(&product, "other"), network.buy(&product, "late"));
     let mut fetch = down.fetching(&network.path("down"));
     fetch.extend(args!["--limit", "512kB", "--progress"]);
     let mut fetch = Job::start(fetch);
@@ -113,6 +113,16 @@ fn what_is_revoked_stops_at_the_next_chunk() {
     assert!(said["error"]["message"].as_str().unwrap().contains("taken down"), "{said}");
     refused("other", "revoked");
     assert_eq!(fs::read_dir(network.path("down")).unwrap().count(), 0);
+    // Who begins when nobody holds it any more is told the same.
+    for seeder in ["seeder-1", "seeder-2"] {
+        let purged = || {
+            let status = network.of(seeder, args!["status"]).ok();
+            status["contents"].as_array().unwrap().is_empty().then_some(())
+        };
+        until("the content being removed", purged);
+    }
+    run(late.fetching(&network.path("late-out"))).refused(&["revoked", "taken down"]);
+    refused("late", "revoked");
     network.assert_books();
 }
 

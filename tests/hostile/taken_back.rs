@@ -122,7 +122,7 @@ fn a_takedown_before_the_key_is_out_is_paid_by_nobody_and_one_after_it_takes_no_
     fetching.kill();
     network.daemons.remove("seeder-1").unwrap().kill();
     network.run_role("manager");
-    network.of("manager", args!["takedown", text(&product, "id")]).ok();
+    network.of("manager", args!["takedown", text(&product, "product")]).ok();
 
     let shown = network.transaction(&after.transaction);
     assert_eq!((&shown["state"], &shown["release"]["captured"]), (&json!("refunded"), &json!(false)), "{shown}");

@@ -10,10 +10,11 @@ use protocol::{Amount, Refusal, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
+use super::exposure::{booked, unexpose};
 use super::state::is_taken_back;
 use super::{
     Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED, Voided,
-    drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back, unexpose,
+    drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
 };
 use crate::audit;
 use crate::ledger::{Bill, Source, pay_seeders, post};
@@ -147,6 +148,9 @@ pub(crate) fn capture(
     if let Some(release) = sale.release.as_mut().filter(|release| !release.captured) {
         post(txn, &release.split.capture(id, merchant, now)?)?;
         release.captured = true;
+        if release.charged.is_none() {
+            booked(txn, &merchant, Amount { minor: release.split.escrow, currency: release.split.price.currency })?;
+        }
         info!(transaction = %id, amount = %release.split.price, "payment captured");
     }
     Ok(())
@@ -185,7 +189,8 @@ fn close(
         let refunded = sale.state == TransactionState::Refunded;
         if let Some(release) = sale.release.as_mut().filter(|_| id.delivery == PAID_DELIVERY) {
             release.charged = Some(charged);
-            unexpose(txn, &merchant, Amount { minor: release.split.escrow, currency }, charged)?;
+            let escrow = Amount { minor: release.split.escrow, currency };
+            unexpose(txn, &merchant, escrow, release.captured, charged)?;
             if refunded && release.captured {
                 post(txn, &release.split.refund_rest(id.transaction, merchant, charged, now)?)?;
             }

@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use store::{Step, StoreError, Txn, WriteTransaction};
 
 use super::{
-    DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, chore, exposure, internal, paid_in,
-    take_back,
+    DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, chore, exposure, internal, take_back,
 };
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting, balance};
@@ -360,7 +359,7 @@ fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
     let (found, due, earned) = ctx.db.read(|txn| {
         let due = balance(txn, &Account::MerchantDue(asked.merchant), currency)?;
         let earned = balance(txn, &Account::MerchantEarned(asked.merchant), currency)?;
-        Ok::<_, SaleError>((exposure(txn, &asked.merchant, currency)?, due, earned))
+        Ok::<_, SaleError>((exposure::credit(txn, &asked.merchant, currency)?, due, earned))
     })?;
     let limit = limit.unwrap_or(ctx.config.credit_limit);
     Ok(json!({
@@ -418,7 +417,7 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
             return Err(Refusal::new(RefusalCode::IdempotencyConflict, detail).into());
         }
         if let Account::MerchantDue(merchant) = &account {
-            paid_in(txn, merchant, amount)?;
+            exposure::paid_in(txn, merchant, amount)?;
         }
         if let Account::Seeder(seeder) = &account {
             let line =

@@ -4,6 +4,7 @@
 pub(crate) mod chore;
 mod closing;
 mod control;
+mod exposure;
 mod state;
 mod taken_back;
 
@@ -20,10 +21,11 @@ use protocol::{Amount, Currency, Digest, PeerId, Refusal, RefusalCode, Signed, T
 use store::{Mark, StoreError, Table, Txn, WriteTransaction};
 
 use crate::audit;
-use crate::ledger::{LedgerError, Split, currency_key};
+use crate::ledger::{LedgerError, Split};
 
 pub(crate) use closing::{after_count, capture, end_lease, move_due, take_back};
 pub(crate) use control::control;
+pub(crate) use exposure::expose;
 pub(crate) use state::{Event, is_over};
 pub(crate) use taken_back::taken_back;
 
@@ -55,8 +57,6 @@ pub(crate) const VOIDED: Table<(TransactionId, u32), Voided> = Table::new("sales
 pub(crate) const RESTING: Table<(u64, TransactionId), Mark> = Table::new("sales-resting");
 /// Open reservations of each merchant.
 const STANDINGS: Table<PeerId, Standing> = Table::new("merchant-standings");
-/// What each merchant may come to owe, by currency.
-const EXPOSURES: Table<(PeerId, [u8; 3]), Exposure> = Table::new("merchant-exposures");
 
 /// Number of the delivery that the price pays for. Later ones are fetched from the origin and earn nothing.
 pub(crate) const PAID_DELIVERY: u32 = 1;
@@ -211,26 +211,6 @@ struct Standing {
     reservations: u32,
 }
 
-/// What the network would lose if a merchant never paid, minor units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-struct Exposure {
-    /// Ceilings of deliveries under way.
-    pub(crate) open: u64,
-    /// Cost of deliveries that were closed, less what the merchant paid in since.
-    pub(crate) owed: u64,
-    /// Paid in before it was owed: a deposit. One of the two is always 0.
-    pub(crate) deposit: u64,
-}
-
-impl Exposure {
-    /// What is owed is taken from what was paid ahead.
-    fn settle(&mut self) {
-        let covered = self.owed.min(self.deposit);
-        self.owed -= covered;
-        self.deposit -= covered;
-    }
-}
-
 wire! {
     Sale => 32 * 1024,
     SaleRef => 32,
@@ -239,7 +219,6 @@ wire! {
     MoveRecord => 3 * 1024,
     Delivery => 300 * 1024,
     Standing => 16,
-    Exposure => 32,
 }
 
 /// Why a change of a sale was not made. Nothing of it is stored then.
@@ -393,48 +372,4 @@ pub(crate) fn drop_reservation(txn: &WriteTransaction<'_>, id: TransactionId, sa
         STANDINGS.put(txn, &sale.merchant, &standing)?;
     }
     Ok(())
-}
-
-/// Debits a merchant's credit with a delivery's ceiling; `limit-reached` when it would go beyond `limit`.
-pub(crate) fn expose(
-    txn: &WriteTransaction<'_>,
-    merchant: &PeerId,
-    escrow: Amount,
-    limit: u64,
-) -> Result<(), SaleError> {
-    let key = (*merchant, currency_key(escrow.currency));
-    let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
-    let after = exposure.open.saturating_add(exposure.owed).saturating_add(escrow.minor);
-    if escrow.minor > 0 && after > limit.saturating_add(exposure.deposit) {
-        let [limit, deposit] = [limit, exposure.deposit].map(|minor| Amount { minor, currency: escrow.currency });
-        let detail =
-            format!("the merchant's credit of {limit} and deposit of {deposit} for deliveries are used up; pay in");
-        return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
-    }
-    exposure.open = exposure.open.saturating_add(escrow.minor);
-    Ok(EXPOSURES.put(txn, &key, &exposure)?)
-}
-
-/// Replaces what was set aside for a delivery by what it cost.
-fn unexpose(txn: &WriteTransaction<'_>, merchant: &PeerId, escrow: Amount, charged: u64) -> Result<(), StoreError> {
-    let key = (*merchant, currency_key(escrow.currency));
-    let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
-    exposure.open = exposure.open.saturating_sub(escrow.minor);
-    exposure.owed = exposure.owed.saturating_add(charged);
-    exposure.settle();
-    EXPOSURES.put(txn, &key, &exposure)
-}
-
-/// Notes that a merchant paid in.
-fn paid_in(txn: &WriteTransaction<'_>, merchant: &PeerId, amount: Amount) -> Result<(), StoreError> {
-    let key = (*merchant, currency_key(amount.currency));
-    let mut exposure = EXPOSURES.get(txn, &key)?.unwrap_or_default();
-    exposure.deposit = exposure.deposit.saturating_add(amount.minor);
-    exposure.settle();
-    EXPOSURES.put(txn, &key, &exposure)
-}
-
-/// What a merchant may come to owe.
-fn exposure(txn: &impl Txn, merchant: &PeerId, currency: Currency) -> Result<Exposure, StoreError> {
-    Ok(EXPOSURES.get(txn, &(*merchant, currency_key(currency)))?.unwrap_or_default())
 }

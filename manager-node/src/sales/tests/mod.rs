@@ -1,5 +1,6 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
+mod credit;
 mod moving;
 mod refunds;
 mod restored;
@@ -315,17 +316,27 @@ async fn a_merchant_without_credit_sells_from_its_deposit() {
     let second =
         SalesRequest::Release { transaction: data.peek().unwrap().transaction, endorsement: shop.endorse(&data, "2") };
     assert_eq!(code(shop.sales(second.clone()).await), "limit-reached");
-    // The delivery costs what it cost, and that comes out of the deposit.
+    // What was paid ahead is a part of what the sale made due, and is not there a second time.
     Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(transaction, 0, 0..10)]).await;
-    let shown = credit(None).await.unwrap();
+    let figures = |shown: &serde_json::Value| ["due", "open", "owed", "deposit"].map(|name| shown[name].clone());
     let cost = shop.sale(transaction).release.unwrap().charged.unwrap();
-    assert_eq!(
-        (&shown["open"], &shown["owed"], &shown["deposit"]),
-        (&json!(0), &json!(0), &json!(8 - cost)),
-        "{shown}"
-    );
+    assert_eq!(figures(&credit(None).await.unwrap()), [json!(999 - 8), json!(0), json!(cost), json!(0)]);
+    // What pays what is due is no deposit: deliveries first, then the rest.
     pay(7, "more").await.unwrap();
+    assert_eq!(figures(&credit(None).await.unwrap()), [json!(999 - 15), json!(0), json!(0), json!(0)]);
+    pay(999 - 15, "all").await.unwrap();
+    assert_eq!(figures(&credit(None).await.unwrap()), [json!(0), json!(0), json!(0), json!(0)]);
+    assert_eq!(code(shop.sales(second.clone()).await), "limit-reached");
+    pay(7, "ahead").await.unwrap();
     shop.sales(second).await.unwrap();
+    // While it is under way its ceiling is a part of what is due, and once that is paid nothing is at risk.
+    assert_eq!(figures(&credit(None).await.unwrap()), [json!(999 - 7), json!(7), json!(0), json!(0)]);
+    pay(999 - 7, "all of the second").await.unwrap();
+    assert_eq!(figures(&credit(None).await.unwrap()), [json!(0), json!(7), json!(0), json!(7)]);
+    let data = shop.reserve("3").await;
+    let third =
+        SalesRequest::Release { transaction: data.peek().unwrap().transaction, endorsement: shop.endorse(&data, "3") };
+    assert_eq!(code(shop.sales(third).await), "limit-reached");
     shop.close().await;
 }
 
