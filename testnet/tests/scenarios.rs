@@ -39,6 +39,18 @@ async fn every_attack_ends_well() {
             _ => "no-double-pay",
         };
         assert!(report.invariants.iter().any(|found| found.name == own), "{name}: {report:?}");
+        if *name == "collusion" {
+            let figure = |name: &str| *report.figures.get(name).unwrap();
+            assert!(figure("tenfold_claimed_bytes") >= 10.0 * figure("tenfold_sent_bytes"), "{report:?}");
+            assert!(figure("tenfold_sent_bytes") > 0.0, "{report:?}");
+            assert!(figure("tenfold_paid_micros") <= figure("tenfold_ceiling_micros"), "{report:?}");
+            // Each receipt of the two, and why.
+            assert_eq!(report.receipts.len(), 8, "{report:?}");
+            assert!(
+                report.receipts.iter().all(|told| told.why.contains(told.fate) && told.why.contains(": ")),
+                "{report:?}"
+            );
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use node::{Node, NodeConfig, Protocol, Supervisor};
 use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse};
 use protocol::receipt::{Ack, Completion, DeliveryId, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
+use protocol::statement::Explanation;
 use protocol::ticket::TicketEnvelope;
 use protocol::trust::{KeyPurpose, KeyState};
 use protocol::{ChunkSet, Digest, Keypair, NetworkId, Nonce, PeerAddrs, PeerId, Refusal, Signed, codec};
@@ -31,6 +32,9 @@ pub enum CrookError {
     /// The key set cannot be read, or names no key for receipts.
     #[error("the manager's key set cannot be used: {0}")]
     KeySet(String),
+    /// The manager answered something else than it was asked.
+    #[error("the manager's answer does not fit the question")]
+    Unfitting,
 }
 
 /// An enrolled seeder's key in the wrong hands.
@@ -63,6 +67,28 @@ impl Crook {
         sent
     }
 
+    /// What the manager says became of each of these receipts.
+    ///
+    /// # Errors
+    /// [`CrookError`]; the manager's refusal where it cannot say.
+    pub async fn explained(&self, receipts: &[Digest]) -> Result<Vec<Explanation>, CrookError> {
+        let supervisor = Supervisor::new();
+        let node = Node::start(NodeConfig { gossip: false, ..NodeConfig::new(self.key.clone()) }, &supervisor).await?;
+        let asked = async {
+            let mut told = Vec::with_capacity(receipts.len());
+            for &receipt in receipts {
+                match self.ask(&node, MeshRequest::Explain { receipt }).await? {
+                    MeshResponse::Explained(explanation) => told.push(*explanation),
+                    _ => return Err(CrookError::Unfitting),
+                }
+            }
+            Ok(told)
+        };
+        let told = asked.await;
+        let _ = supervisor.shutdown(Duration::from_secs(5)).await;
+        told
+    }
+
     async fn send(&self, node: &node::NodeHandle, receipts: Vec<Receipt>) -> Result<(), CrookError> {
         let (network, sealed_to) = match self.ask(node, MeshRequest::KeySet).await? {
             MeshResponse::KeySet(signed) => {
@@ -72,7 +98,7 @@ impl Crook {
                 let key = set.keys.iter().find(active(KeyPurpose::ReceiptSealing));
                 (set.network, key.ok_or_else(|| CrookError::KeySet("no key for receipts".to_owned()))?.key)
             }
-            _ => return Err(CrookError::KeySet("another answer".to_owned())),
+            _ => return Err(CrookError::Unfitting),
         };
         let place = OutboxPlace {
             network,

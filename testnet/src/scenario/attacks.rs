@@ -6,12 +6,13 @@ use std::time::Duration;
 use protocol::evidence::EvidencePack;
 use protocol::receipt::Receipt;
 use protocol::serving::{FIRST_WINDOW, FORGIVE_FIRST_MS, FORGIVE_LONGEST_MS, FORGIVE_TIMES};
+use protocol::ticket::TicketEnvelope;
 use protocol::{ChunkSet, Keypair, PeerAddrs, TransactionId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::report::Report;
+use super::report::{Fate, Report};
 use super::set::{Set, calm, event};
 use super::{Options, ScenarioError};
 use crate::adversary::{
@@ -27,12 +28,16 @@ const TAKES: usize = 3;
 /// A line that is only there to be cut or frozen.
 const FAST: u64 = 1 << 30;
 
-/// A client and three seeders report a delivery that never happened, each all of it, and again in new outboxes.
+/// A client and two seeders claim ten times what was sent, and three seeders a delivery that never happened, each all of it
+/// and again in new outboxes.
 pub(super) async fn collusion(options: Options) -> Result<Report, ScenarioError> {
     let plan = Plan::new(4).manager(|config| config.close_grace_ms = 3000);
+    let plan = plan.seeder(|_, config| config.window_wait_ms = 500);
     let mut set = Set::build("collusion", options, plan).await?;
     let start = Instant::now();
+    let tenfold = Box::pin(drawn(&mut set, 2)).await?;
     let crooks = crooks(&mut set.network, 3).await?;
+    Box::pin(claim_ten_times(&mut set, &tenfold, &crooks, start)).await?;
     let (accomplice, crooked, ticket) = set.sell("accomplice").await?;
     let (honest, id, good) = set.sell("client").await?;
     let chunks = set.product.chunks;
@@ -56,6 +61,94 @@ pub(super) async fn collusion(options: Options) -> Result<Report, ScenarioError>
     let revoked = told.get("state").and_then(Value::as_str) == Some("revoked");
     set.report.figures.insert("lease_revoked_for_claims", f64::from(u8::from(revoked)));
     set.end(&[id]).await
+}
+
+/// A purchase of which a little was really sent, by the first seeders to the client that is in league with them.
+struct Drawn {
+    client: Client,
+    id: TransactionId,
+    ticket: TicketEnvelope,
+    /// Bytes that each of them sent.
+    sent: Vec<u64>,
+}
+
+async fn drawn(set: &mut Set, seeders: usize) -> Result<Drawn, ScenarioError> {
+    let (client, id, ticket) = set.sell("tenfold").await?;
+    let mut sent = Vec::with_capacity(seeders);
+    for seeder in set.network.seeders.iter().take(seeders) {
+        let at = seeder.at()?;
+        sent.push(take_and_never_acknowledge(client.home().keypair(), &ticket, set.product.chunks, &at, 1).await?);
+    }
+    Ok(Drawn { client, id, ticket, sent })
+}
+
+/// Each of the seeders reports what it sent, ten times as much, the same in an outbox that is said to be new, and more than
+/// there is; the client signs all of it, and that it has everything.
+async fn claim_ten_times(
+    set: &mut Set,
+    Drawn { client, id, ticket, sent }: &Drawn,
+    crooks: &[Crook],
+    start: Instant,
+) -> Result<(), ScenarioError> {
+    let network = set.network.manager.running()?.manager().join_line().network();
+    let (all, chunk) =
+        (set.product.chunks, set.product.content_bytes.div_ceil(set.product.chunks.max(1).into()).max(1));
+    let mut handed_in = Vec::new();
+    for round in ["what was sent", "ten times what was sent", "the same again", "more than there is"] {
+        for (crook, sent) in crooks.iter().zip(sent) {
+            let sent = u32::try_from(sent.div_ceil(chunk)).unwrap_or(all);
+            let ten = sent.saturating_mul(10).min(all);
+            // A completion goes with what is said to be all.
+            let (claimed, whole) = match round {
+                "what was sent" => (sent, all),
+                "more than there is" => (all.saturating_add(1), u32::MAX),
+                _ => (ten, ten),
+            };
+            let claim = (ChunkSet::from_range(0..claimed), whole);
+            let receipt = false_receipt(client.home().keypair(), network, ticket, crook.peer(), claim, 0)?;
+            handed_in.push((crook, receipt.id(), format!("{round}: {claimed} of {all} chunks")));
+            crook.report(vec![receipt]).await?;
+        }
+        set.happened(start, format!("two seeders report {round}"));
+    }
+    let told = set.network.until_state(*id, "settled").await?;
+    let (sent, chunks) = (sent.iter().sum::<u64>(), u64::from(all));
+    let (claimed, paid) = (seeder_sum(&told, "acknowledged_bytes"), seeder_sum(&told, "paid_bytes"));
+    let deliveries = rows(&told, "deliveries");
+    let ceiling = deliveries.iter().filter_map(|delivery| delivery.get("ceiling_micros")?.as_u64()).sum::<u64>();
+    let micros = seeder_sum(&told, "micros");
+    for (name, figure) in [
+        ("tenfold_sent_bytes", sent),
+        ("tenfold_claimed_bytes", claimed),
+        ("tenfold_paid_bytes", paid),
+        ("tenfold_paid_micros", micros),
+        ("tenfold_ceiling_micros", ceiling),
+    ] {
+        set.report.figures.insert(name, figure as f64);
+    }
+    let detail = format!(
+        "{sent} bytes were sent, {claimed} claimed and {paid} paid for, with {micros} of at most {ceiling} millionths"
+    );
+    // Of little goods there is not ten times as much.
+    let most = chunks.saturating_mul(chunk);
+    let tenfold = sent > 0 && (claimed >= sent.saturating_mul(10) || claimed >= most);
+    set.report.invariant("ten-times-within-the-ceiling", tenfold && micros <= ceiling && paid < claimed, detail);
+
+    let (mut explained, of) = (0, handed_in.len());
+    for (crook, receipt, claim) in handed_in {
+        let Some(told) = crook.explained(&[receipt]).await?.pop() else { continue };
+        let (fate, why) = (told.line.fate.as_str(), told.summary());
+        explained += usize::from(why.len() > fate.len());
+        set.report.receipts.push(Fate { seeder: crook.peer(), receipt, claim, fate, why });
+    }
+    let rejected = set.report.receipts.iter().filter(|told| told.fate == "rejected").count();
+    let held = of > 0 && explained == of && rejected > 0;
+    set.report.invariant(
+        "claims-are-explained",
+        held,
+        format!("{explained} of {of} receipts, {rejected} of them refused"),
+    );
+    Ok(())
 }
 
 /// A client takes from every seeder and acknowledges nothing, and half of the seeders fall silent in mid-delivery.

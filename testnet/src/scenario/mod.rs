@@ -17,7 +17,7 @@ pub const SCENARIOS: [(&str, &str); 10] = [
     ("mixed-links", "seeders behind links of 1, 4 and 16 units of speed; the origin is gone"),
     ("corrupt-seeder", "one of eight seeders sends something else than the goods"),
     ("manager-away", "the manager and its origin are away while six clients fetch"),
-    ("collusion", "a client and three seeders report deliveries that never happened"),
+    ("collusion", "a client and two seeders claim ten times what was sent, and three a delivery that never happened"),
     ("withhold", "a client takes and never acknowledges; two of four seeders fall silent in mid-delivery"),
     ("replay", "a stolen ticket, tampered tickets, and receipts that were paid already"),
     ("clock-skew", "leases and acknowledgements of clocks that are off by minutes and by an hour"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use client_node::{FetchError, FetchOutcome, FetchProgress};
 use delivery::SourceReport;
+use protocol::{Digest, PeerId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -18,6 +19,22 @@ pub struct Event {
     pub at_ms: u64,
     /// What, for people; of a cause, its name.
     pub what: String,
+}
+
+/// A receipt and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Fate {
+    /// Which seeder handed it in.
+    pub seeder: PeerId,
+    /// The receipt's name.
+    pub receipt: Digest,
+    /// What it claims, for people.
+    pub claim: String,
+    /// `accepted`, `duplicate`, `unknown` or `rejected`.
+    pub fate: &'static str,
+    /// In one sentence, with what was paid.
+    pub why: String,
 }
 
 /// Something that must hold, and whether it did.
@@ -86,6 +103,8 @@ pub struct Report {
     pub causes: Vec<Event>,
     /// What was done to the network.
     pub events: Vec<Event>,
+    /// What became of receipts that were handed in by those who lie, by the manager's own word.
+    pub receipts: Vec<Fate>,
     /// Further figures of this scenario.
     pub figures: BTreeMap<&'static str, f64>,
     /// The manager's books at the end, where it was there.
@@ -113,6 +132,7 @@ impl Report {
             sources: Vec::new(),
             causes: Vec::new(),
             events: Vec::new(),
+            receipts: Vec::new(),
             figures: BTreeMap::new(),
             books: None,
             receipts: None,
