@@ -45,9 +45,9 @@ async fn every_attack_ends_well() {
             assert!(figure("tenfold_sent_bytes") > 0.0, "{report:?}");
             assert!(figure("tenfold_paid_micros") <= figure("tenfold_ceiling_micros"), "{report:?}");
             // Each receipt of the two, and why.
-            assert_eq!(report.receipts.len(), 8, "{report:?}");
+            assert_eq!(report.fates.len(), 8, "{report:?}");
             assert!(
-                report.receipts.iter().all(|told| told.why.contains(told.fate) && told.why.contains(": ")),
+                report.fates.iter().all(|told| told.why.contains(told.fate) && told.why.contains(": ")),
                 "{report:?}"
             );
         }

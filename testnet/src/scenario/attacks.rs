@@ -139,9 +139,9 @@ async fn claim_ten_times(
         let Some(told) = crook.explained(&[receipt]).await?.pop() else { continue };
         let (fate, why) = (told.line.fate.as_str(), told.summary());
         explained += usize::from(why.len() > fate.len());
-        set.report.receipts.push(Fate { seeder: crook.peer(), receipt, claim, fate, why });
+        set.report.fates.push(Fate { seeder: crook.peer(), receipt, claim, fate, why });
     }
-    let rejected = set.report.receipts.iter().filter(|told| told.fate == "rejected").count();
+    let rejected = set.report.fates.iter().filter(|told| told.fate == "rejected").count();
     let held = of > 0 && explained == of && rejected > 0;
     set.report.invariant(
         "claims-are-explained",

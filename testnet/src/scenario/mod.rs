@@ -6,7 +6,7 @@ mod plots;
 mod report;
 mod set;
 
-pub use report::{Event, Invariant, Receipts, Report, Unpaid};
+pub use report::{Event, Fate, Invariant, Receipts, Report, Unpaid};
 
 use crate::network::NetworkError;
 

@@ -104,7 +104,7 @@ pub struct Report {
     /// What was done to the network.
     pub events: Vec<Event>,
     /// What became of receipts that were handed in by those who lie, by the manager's own word.
-    pub receipts: Vec<Fate>,
+    pub fates: Vec<Fate>,
     /// Further figures of this scenario.
     pub figures: BTreeMap<&'static str, f64>,
     /// The manager's books at the end, where it was there.
@@ -132,7 +132,7 @@ impl Report {
             sources: Vec::new(),
             causes: Vec::new(),
             events: Vec::new(),
-            receipts: Vec::new(),
+            fates: Vec::new(),
             figures: BTreeMap::new(),
             books: None,
             receipts: None,
