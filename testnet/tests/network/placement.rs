@@ -62,33 +62,32 @@ async fn a_newcomer_comes_into_its_share_and_a_lost_seeders_copies_are_made_else
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_is_nearly_full_comes_to_rest_after_a_seeder_joined() {
     show_logs();
-    // Room for four contents at each, which is between its low and its high mark.
+    // Ten contents at one seeder would be above its high mark and nine are below it; eight are below its low one.
     let plan = Plan::new(3).copies(1).seeder(|_, config| {
-        config.capacity = 400 * KIB;
+        config.capacity = 203_000;
         (config.report_ms, config.gc_ms) = (300, 100);
     });
     let mut network = Network::start(plan).await.unwrap();
     let publish = async |network: &Network, number: u64, size: u64| {
         network.publish_noise(&format!("goods-{number}"), size + number, &Terms::default()).await.unwrap();
     };
-    for number in 0..12 {
-        publish(&network, number, 90 * KIB).await;
+    for number in 0..26 {
+        publish(&network, number, 20_000).await;
     }
     network.add_seeder().await.unwrap();
     let joined = || async { (network.seeders[3].count("replicated_bytes") > 0).then_some(()) };
-    // Of twelve contents some are the newcomer's with near certainty; otherwise the next ones are.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), until("the newcomer's share", joined)).await;
+    until("the newcomer's share", joined).await.unwrap();
     // The first three are full, and hold what the newcomer has, too: for what is needed they let go of that.
-    for number in 12..15 {
-        publish(&network, number, 90 * KIB).await;
+    for number in 26..34 {
+        publish(&network, number, 20_000).await;
     }
     // What is small finds room; until it has its copy, everybody looks around again and again.
-    for number in 15..21 {
-        publish(&network, number, KIB).await;
+    for number in 34..44 {
+        publish(&network, number, 1000).await;
     }
     let copied: u64 = network.seeders.iter().map(|seeder| seeder.count("replicated_bytes")).sum();
-    // Each once, and at most what fits below the newcomer's low mark once more.
-    assert!(copied < (15 + 3) * 92 * KIB + 6 * 4 * KIB, "{copied} bytes were copied for 15 contents of 90 KiB");
+    // Each once, and what fits below the newcomer's low mark once more.
+    assert!(copied < (34 + 9) * 20_300 + 10 * 4000, "{copied} bytes were copied for 34 contents of 20000");
     network.stop().await.unwrap();
 }
 
