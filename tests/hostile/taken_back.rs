@@ -136,6 +136,13 @@ fn a_takedown_before_the_key_is_out_is_paid_by_nobody_and_one_after_it_takes_no_
     let voucher = || network.of("merchant", args!["vouchers", "list"]).ok()["vouchers"][0].clone();
     until("no more held", || (voucher()["held"] == 0).then_some(()));
     assert_eq!(voucher()["spent"], 999, "the other is paid for");
+    // What the seeder delivered is paid once its receipts are in, with the completion among them.
+    let paid = || {
+        let delivery = network.transaction(&after.transaction)["deliveries"][0].clone();
+        (delivery["closed_at"].is_u64() && delivery["completion"] == true)
+            .then(|| delivery["seeders"][0]["paid_bytes"].clone())
+    };
+    assert_eq!(until("the pay of the seeder", paid), product["content_bytes"]);
     let shown = network.transaction(&after.transaction);
     assert_eq!((&shown["state"], &shown["release"]["captured"]), (&json!("refunded"), &json!(false)), "{shown}");
     assert_eq!(network.transaction(&before.transaction)["state"], "settled");
