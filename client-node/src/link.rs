@@ -143,6 +143,13 @@ impl Link {
         self.join.network()
     }
 
+    /// Are managers or seeders known, and does no road of this machine lead to any of them? Where the local network is looked
+    /// at somebody may be found all the same.
+    pub(crate) fn has_no_route(&self) -> bool {
+        let mut all = self.join.managers.iter().chain(&self.options.seeders).peekable();
+        all.peek().is_some() && all.all(delivery::has_no_route)
+    }
+
     /// Managers that the key set names, once it is known; until then those of the join line.
     fn managers(&self) -> Vec<PeerAddrs> {
         let named = self.known_trust().map(|trust| trust.key_set().managers.clone()).unwrap_or_default();

@@ -14,6 +14,6 @@ pub use content_store::{
 };
 pub use fetch::{
     AckMemory, AckStore, Clock, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,
-    SettleJob, SourceProgress, SourceReport, Stall, StallCause, Stored, fetch, fetch_stored, settle,
+    SettleJob, SourceProgress, SourceReport, Stall, StallCause, Stored, fetch, fetch_stored, has_no_route, settle,
 };
 pub use pace::{Pace, Pacing, Rate};

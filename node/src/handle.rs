@@ -64,7 +64,8 @@ impl Node {
         swarm::refuse_key_log(config.allow_key_log)?;
         let counts = NodeMetrics::register(&config.metrics);
         let members = Members::default();
-        let mut swarm = swarm::build(&config, &counts, &members)?;
+        // In a box, as it is large and all who wait for a node to start would carry it.
+        let mut swarm = Box::new(swarm::build(&config, &counts, &members)?);
         listen(&mut swarm, &config.listen).await?;
         for address in &config.external {
             swarm.add_external_address(parse(address)?);
@@ -84,7 +85,7 @@ impl Node {
         reach.start(&mut swarm);
         let newcomers = dht.newcomers();
         let (commands, receiver) = mpsc::channel(config.limits.commands.max(1));
-        let host = Host { swarm, commands: receiver, gossip, verdicts, dht, reach, metrics: counts.clone() };
+        let host = Host { swarm: *swarm, commands: receiver, gossip, verdicts, dht, reach, metrics: counts.clone() };
         supervisor.spawn_critical(TASK, host.run(supervisor.clone()));
         let max_opens = config.limits.pending_opens.min(Semaphore::MAX_PERMITS);
         Ok(NodeHandle {

@@ -30,6 +30,9 @@ const LONGEST_QUESTION: Duration = Duration::from_secs(60);
 /// A manager that is near answers in it: no question is cut shorter, however little patience is left.
 const LEAST_QUESTION: Duration = Duration::from_secs(1);
 
+/// Why nobody answers, where that is known before anybody is asked.
+const NO_ROUTE: &str = "this machine has no route to any manager or seeder that it knows";
+
 /// That a question is not answered yet is told after this time.
 pub(super) const TOLD_AFTER: Duration = Duration::from_secs(2);
 
@@ -80,6 +83,7 @@ pub(super) async fn meet(
 ) -> Result<(), FetchError> {
     let mut retry = Retry::new(patience, progress, cancel);
     loop {
+        retry.blame(link.has_no_route());
         let late = |source| TrustError::ManagerNeeded { source, network: link.network() };
         match retry.ask(link.trust(), late).await? {
             Err(TrustError::ManagerNeeded { source, network }) => {
@@ -175,13 +179,19 @@ struct Retry<'a> {
     left: Duration,
     asked: Instant,
     wait: Duration,
+    cause: StallCause,
     progress: &'a watch::Sender<FetchProgress>,
     cancel: &'a CancellationToken,
 }
 
 impl<'a> Retry<'a> {
     fn new(patience: Duration, progress: &'a watch::Sender<FetchProgress>, cancel: &'a CancellationToken) -> Self {
-        Retry { left: patience, asked: Instant::now(), wait: WAIT.0, progress, cancel }
+        Retry { left: patience, asked: Instant::now(), wait: WAIT.0, cause: StallCause::ManagerAway, progress, cancel }
+    }
+
+    /// From now on it is this machine's network, or the manager, that is waited for.
+    fn blame(&mut self, no_route: bool) {
+        self.cause = if no_route { StallCause::NetworkUnreachable } else { StallCause::ManagerAway };
     }
 
     /// Asks, for as long as there is patience. Where no answer comes soon, that is told with the time until which it is
@@ -195,6 +205,10 @@ impl<'a> Retry<'a> {
         let limit = self.left.min(LONGEST_QUESTION).max(LEAST_QUESTION);
         let until = now_ms().saturating_add(millis(limit));
         self.progress.send_if_modified(|p| p.waiting.as_mut().map(|waiting| waiting.next_try = until).is_some());
+        if self.cause == StallCause::NetworkUnreachable {
+            let waiting = Waiting { cause: self.cause.clone(), detail: NO_ROUTE.to_owned(), next_try: until };
+            self.progress.send_modify(|p| p.waiting = p.waiting.take().or(Some(waiting)));
+        }
         let too_long = async {
             if limit > TOLD_AFTER {
                 tokio::time::sleep(TOLD_AFTER).await;
@@ -230,7 +244,11 @@ impl<'a> Retry<'a> {
         self.left -= pause;
         tracing::info!(%error, wait_ms = pause.as_millis(), "the manager is needed and does not answer yet");
         let next_try = now_ms().saturating_add(millis(pause));
-        let waiting = Waiting { cause: StallCause::ManagerAway, detail: error.to_string(), next_try };
+        let detail = match self.cause {
+            StallCause::NetworkUnreachable => NO_ROUTE.to_owned(),
+            _ => error.to_string(),
+        };
+        let waiting = Waiting { cause: self.cause.clone(), detail, next_try };
         self.progress.send_modify(|p| p.waiting = Some(waiting));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

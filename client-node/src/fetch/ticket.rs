@@ -180,6 +180,19 @@ pub(super) async fn check(
                     Err(error) => not_renewed = Some(error.to_string()),
                 }
             }
+            // A manager whose clock was ahead, and was set right since, gives one that begins now.
+            RefusalCode::NotYetValid if !renewed => {
+                renewed = true;
+                match current_at_once(home, link, &purchase, waiting).await? {
+                    Ok(envelope) => purchase.envelope = envelope,
+                    Err(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
+                        return Err(FetchError::Revoked(said));
+                    }
+                    Err(error) => {
+                        tracing::info!(transaction = %purchase.transaction, %error, "no lease that begins now")
+                    }
+                }
+            }
             RefusalCode::Expired if not_renewed.is_some() => {
                 let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
                 return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });

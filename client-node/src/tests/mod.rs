@@ -10,6 +10,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod beginning;
 mod fetching;
 mod in_place;
 mod library;

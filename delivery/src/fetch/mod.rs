@@ -31,6 +31,7 @@ pub use acks::{AckMemory, AckStore};
 pub use connect::Connect;
 pub use error::FetchError;
 pub use progress::{Clock, Phase, Progress, SourceProgress, Stall, StallCause};
+pub use route::is_missing as has_no_route;
 pub use settle::{SettleJob, settle};
 
 use crate::content_store::ContentStore;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use protocol::{Address, PeerAddrs};
 
 /// Addresses are known, and the system has no route to any of them. It is asked for its routes; nothing is sent.
-pub(super) fn is_missing(to: &PeerAddrs) -> bool {
+pub fn is_missing(to: &PeerAddrs) -> bool {
     !to.addrs.is_empty() && to.addrs.iter().all(is_unroutable)
 }
 

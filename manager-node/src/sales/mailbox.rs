@@ -152,7 +152,12 @@ fn is_void(ctx: &Context, release: &Release, now: u64) -> bool {
     opened.is_err_and(|refusal| refusal.code == RefusalCode::KeyRetired)
 }
 
-/// The newest lease, or a new one where that is past half its life, void, or its delivery is over.
+/// No seeder takes it yet: this manager's clock was ahead when it was signed, and was set right since.
+fn is_early(ctx: &Context, release: &Release, now: u64) -> bool {
+    release.lease_start > now.saturating_add(ctx.trust().grace_ms())
+}
+
+/// The newest lease, or a new one where that is past half its life, void, begins later, or its delivery is over.
 fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = present(ctx, id, &client)?;
     withheld::check(ctx, id, client, &sale, now)?;
@@ -164,9 +169,10 @@ fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<
     let open = open && !sale.lease_ended(&release);
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
-    // Where the key that signed it was given up, another lease takes its place for the time that was left.
+    // Where the key that signed it was given up, or it begins later, another lease takes its place for the time that was left.
     let end = (!renewable).then_some(release.lease_end);
-    let replace = is_void(ctx, &release, now) && (renewable || open && now < release.lease_end);
+    let useless = is_void(ctx, &release, now) || is_early(ctx, &release, now);
+    let replace = useless && (renewable || open && now < release.lease_end);
     let (sale, release) = if replace || renewable && (now >= half || !open) {
         let sale = renew(ctx, id, client, (&sale, &release), Renewal { open, end }, now)?;
         entitled(Some(sale), &client)?

@@ -8,17 +8,20 @@ mod schedules;
 pub(crate) mod shop;
 mod withheld;
 
+use std::sync::Arc;
+
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
-use protocol::ticket::{Admission, Endorsement, remuneration_commitment};
+use protocol::ticket::{Admission, Endorsement, Lease, remuneration_commitment};
+use protocol::trust::KeyPurpose;
 use protocol::{Amount, PeerId, Refusal, RefusalCode, Signed};
 use serde_json::json;
 
 use self::shop::{Outbox, PRICE, Shop, Terms, random_key};
 use crate::Config;
 use crate::context::now_ms;
-use crate::transactions::chore;
+use crate::transactions::{SALES, chore, put_sale};
 
 fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
     result.unwrap_err().code.as_str()
@@ -429,6 +432,41 @@ async fn a_lease_is_renewed_at_half_its_life_and_a_closed_delivery_is_followed_b
     assert!(again.grant.is_some(), "what was bought stays bought");
     assert_eq!(shop.state(id), TransactionState::Settled);
     shop.close().await;
+}
+
+/// What was signed while this manager's clock was ahead no seeder takes yet; once it was set right, the client gets a lease
+/// that begins now, for the same delivery.
+#[tokio::test]
+async fn a_lease_that_begins_later_is_replaced_when_it_is_asked_for() {
+    for policy in [KeyPolicy::AtRelease, KeyPolicy::OnCompletion] {
+        let shop = Shop::open(Terms { policy, ..Terms::default() }).await;
+        let (id, envelope) = shop.buy("o").await;
+        let first = envelope.ticket.lease.peek().unwrap();
+        let early = Lease { start: first.start + 20 * 60_000, end: first.end + 20 * 60_000, ..first.clone() };
+        let signed = shop.ctx.keys.sign(KeyPurpose::Ticket, &early);
+        let end = early.end;
+        let ctx = Arc::clone(&shop.ctx);
+        tokio::task::spawn_blocking(move || {
+            ctx.db.write_blocking(move |txn| {
+                let mut sale = SALES.get(txn, &id)?.unwrap();
+                let release = sale.release.as_mut().unwrap();
+                (release.lease, release.lease_start, release.lease_end) = (signed.clone(), early.start, early.end);
+                put_sale(txn, &id, Some(sale.state), &sale)
+            })
+        })
+        .await
+        .unwrap()
+        .unwrap();
+        let lease = shop.ticket(id).await.unwrap().ticket.lease.peek().unwrap();
+        assert!(lease.start >= first.start && lease.start <= now_ms(), "{lease:?}");
+        assert_eq!((lease.delivery, lease.ceiling), (first.delivery, first.ceiling));
+        if policy == KeyPolicy::OnCompletion {
+            assert_eq!(lease.end, end, "a payment is not held for longer");
+        }
+        // The next time it is as good as it was.
+        assert_eq!(shop.ticket(id).await.unwrap().ticket.lease.peek().unwrap(), lease);
+        shop.close().await;
+    }
 }
 
 #[tokio::test]
