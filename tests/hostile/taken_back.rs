@@ -95,7 +95,7 @@ fn seeders_are_paid_for_what_was_fetched_before_a_refund_that_is_faster_than_the
 }
 
 #[test]
-fn a_takedown_before_the_key_is_out_is_paid_by_nobody_and_one_after_it_takes_no_key() {
+fn a_takedown_before_the_key_is_out_is_paid_by_nobody() {
     let settings = Settings {
         manager: &["sales-ms=100", "heartbeat-ms=1000", "close-grace-ms=60000"],
         merchant: &["orders-ms=100", "status-ms=200", "refresh-ms=500", "retry-min-ms=50", "retry-max-ms=500"],
@@ -107,7 +107,7 @@ fn a_takedown_before_the_key_is_out_is_paid_by_nobody_and_one_after_it_takes_no_
     let product = network.publish(&goods, &["--policy", "on-completion"]);
     let (before, after) = (network.buy(&product, "before"), network.buy(&product, "after"));
     let (first, out) = (network.path("out-before"), network.path("out-after"));
-    // One has the key, and its answer does not lie where it was put; of the other everything is fetched but the key.
+    // One is done; of the other everything is fetched but the key.
     before.fetch(&first);
     network.settled(&before.transaction);
     network.daemons.remove("manager").unwrap().kill();
