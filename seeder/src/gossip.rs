@@ -5,6 +5,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use node::{GossipMessage, SubscribeError};
 use protocol::api::{GossipedBatch, News, news_topic, receipts_topic, receipts_topic_of_shard, shards_carried};
@@ -12,6 +13,7 @@ use protocol::certificate::SeederCert;
 use protocol::trust::{KeyPurpose, Trust, Update};
 use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode, codec};
 use store::StoreError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
@@ -21,6 +23,9 @@ use crate::outbox;
 
 /// Messages of one topic that wait to be judged, at most 64 KiB each; further ones are not forwarded.
 const QUEUE: usize = 64;
+/// News signed by a key that is not known here may be of a newer key set, or of anybody: the manager is asked because of them
+/// no more often than this.
+const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 /// Seeders whose rate is watched; beyond it the one heard longest ago is forgotten.
 const WATCHED: usize = 4096;
 /// Batches that a seeder may send at once, and every minute: twice what the busiest one makes.
@@ -54,6 +59,7 @@ fn conclude(seeder: &Seeder, message: GossipMessage, verdict: Verdict) {
 pub(crate) async fn hear_news(seeder: Arc<Seeder>) -> Result<(), NewsError> {
     let mut topic = seeder.node.subscribe(&news_topic(&seeder.network.id), QUEUE).await?;
     let token = seeder.supervisor.token();
+    let mut asked = None;
     loop {
         // The network outlasts those who use it: not to wait for its end is what lets it end.
         let message = tokio::select! {
@@ -64,7 +70,7 @@ pub(crate) async fn hear_news(seeder: Arc<Seeder>) -> Result<(), NewsError> {
             },
         };
         let verdict = match codec::decode::<News>(&message.data) {
-            Ok(news) => judge_news(&seeder, news).await?,
+            Ok(news) => judge_news(&seeder, news, &mut asked).await?,
             Err(error) => Verdict::Blame(Refusal::from(error).code),
         };
         conclude(&seeder, message, verdict);
@@ -80,7 +86,8 @@ pub(crate) enum NewsError {
     Store(#[from] StoreError),
 }
 
-async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> {
+/// `asked` is when the manager was last asked because of a key that is not known here.
+async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) -> Result<Verdict, StoreError> {
     if seeder.network.trust().is_none() {
         return Ok(Verdict::Pass);
     }
@@ -112,9 +119,17 @@ async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> 
         // Who forwarded it may have heard this one first. It is not for others: they have theirs.
         Err(TakeError::Fork(_)) => Verdict::Pass,
         Err(TakeError::Refused(refusal)) => match refusal.code {
-            // Good, but what comes before it is missing here; or signed by keys that this seeder has not heard of yet.
-            RefusalCode::StaleRevocations | RefusalCode::UnknownKey | RefusalCode::NotYetValid => {
+            // Good, but what comes before it is missing here, or this clock is not right.
+            RefusalCode::StaleRevocations | RefusalCode::NotYetValid => {
                 seeder.wake.sync.notify_one();
+                Verdict::Pass
+            }
+            // Signed by keys that this seeder has not heard of yet, if it is good.
+            RefusalCode::UnknownKey => {
+                if asked.is_none_or(|at| at.elapsed() >= STRANGERS_EVERY) {
+                    *asked = Some(Instant::now());
+                    seeder.wake.sync.notify_one();
+                }
                 Verdict::Pass
             }
             code => Verdict::Blame(code),

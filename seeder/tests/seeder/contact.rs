@@ -143,6 +143,42 @@ async fn seeders_that_meet_know_each_other_and_those_who_show_no_certificate_of_
 }
 
 #[tokio::test]
+async fn news_by_a_key_that_nobody_knows_sends_no_seeder_to_the_manager_again_and_again() {
+    let world = World::new(true).await;
+    let seeder = world.seeder("a", &[], |config| config.report_ms = 600_000).await;
+    let peer = seeder.peer_id();
+    let handle = &world.manager.handle;
+    let news = news_topic(&world.office.network);
+    let _listening = handle.subscribe(&news, 16).await.unwrap();
+    let reports = || world.office.heard.lock().unwrap().counts[&peer];
+    let before = reports();
+    let stranger = protocol::Keypair::from_seed(&[77; 32]);
+    for at in 0..20 {
+        let epoch = protocol::trust::RevocationEpoch {
+            network: world.office.network,
+            number: 1,
+            previous: None,
+            at: now() + at,
+            added: Revocations::default(),
+        };
+        let told = codec::encode(&News::Epoch(Signed::sign(&epoch, &stranger)));
+        eventually("a mesh", || async { handle.publish(&news, told.clone()).await.ok() }).await;
+        if at == 0 {
+            // It may be of a newer key set: that is asked for.
+            eventually("a report", || async { (reports() == before + 1).then_some(()) }).await;
+        }
+    }
+    // What comes after all these is heard after them.
+    world.office.revoke(Revocations::default());
+    let good = world.office.says.lock().unwrap().epochs[0].clone();
+    handle.publish(&news, codec::encode(&News::Epoch(good))).await.unwrap();
+    let epoch = || seeder.status().unwrap()["revocation_epoch"] == 1;
+    eventually("the epoch", || async { epoch().then_some(()) }).await;
+    assert_eq!(reports(), before + 1);
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn receipts_and_news_go_through_the_mesh() {
     let world = World::new(true).await;
     let goods = world.publish(1, 2);
