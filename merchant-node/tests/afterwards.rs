@@ -73,6 +73,13 @@ async fn sold(market: &Market, shop: &Shop, key: &str, code: &str) -> String {
     order
 }
 
+/// The order still says what happened, and not any more that the payment stays taken.
+fn assert_given_back(order: &serde_json::Value, what: &str) {
+    let message = order["error"]["message"].as_str().unwrap();
+    assert!(message.contains(what) && message.contains("the shop gave the payment back"), "{message}");
+    assert!(!message.contains("stays taken"), "{message}");
+}
+
 #[tokio::test]
 async fn what_the_manager_refunds_is_paid_back_also_to_a_shop_that_was_away_and_after_a_restore() {
     let market = Market::new().await;
@@ -146,6 +153,7 @@ async fn what_was_completed_is_told_to_a_restored_manager_and_not_paid_back_wher
     // The merchant may.
     let refunded = shop.control(&market.dir, json!({ "cmd": "refund", "order": completed })).await.unwrap();
     assert_eq!(refunded["stage"], "refunded");
+    assert_given_back(&refunded, "the buyer may have the goods");
     assert_eq!(shop.balance(&market.dir).await, (3 * 999, 0, 0));
     shop.stop().await;
     market.manager.down().await;
@@ -169,6 +177,7 @@ async fn what_the_manager_revokes_says_so_and_is_paid_back_when_the_merchant_wan
     assert_eq!(shop.balance(&market.dir).await, (0, 0, 999));
     let refunded = shop.control(&market.dir, json!({ "cmd": "refund", "order": order })).await.unwrap();
     assert_eq!(refunded["stage"], "refunded");
+    assert_given_back(&refunded, "the manager revoked this sale");
     assert_eq!(shop.balance(&market.dir).await, (999, 0, 0));
     shop.stop().await;
     market.manager.down().await;

@@ -135,7 +135,7 @@ impl Counting {
             return Outcome::Duplicate;
         }
         if self.closed {
-            return rejected(RefusalCode::WrongState, "the delivery was closed and paid before it came");
+            return rejected(RefusalCode::WrongState, "the delivery was closed before it came");
         }
         if held.is_none() && self.acked.len() >= Self::MAX_SEEDERS {
             return rejected(RefusalCode::LimitReached, "64 other seeders were acknowledged in this delivery");

@@ -117,6 +117,14 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
+const REVOKED: &str = "the manager revoked this sale: nothing is delivered for it any more";
+const COMPLETED_BEFORE: &str = "the manager refunded this sale as one that was not completed, after it had said that it was \
+                                (restored from a backup): the buyer may have the goods";
+/// How the message of a failure ends whose payment is the shop's to give back …
+const STAYS_TAKEN: &str = ", and the payment stays taken unless the shop refunds it";
+/// … and how it ends once the shop did.
+const GIVEN_BACK: &str = ", and the shop gave the payment back";
+
 impl Failure {
     pub(crate) fn declined(message: impl Into<String>) -> Self {
         Failure { status: 402, code: "payment-declined".to_owned(), message: message.into() }
@@ -144,24 +152,24 @@ impl Failure {
     /// The manager's operator took the sale back.
     pub(crate) fn taken_back(state: TransactionState) -> Self {
         let message = match state {
-            TransactionState::Revoked => {
-                "the manager revoked this sale: nothing is delivered for it any more, and the payment stays taken unless \
-                 the shop refunds it"
-            }
-            _ => "the manager refunded this sale: nothing is delivered for it any more, and the payment goes back",
+            TransactionState::Revoked => format!("{REVOKED}{STAYS_TAKEN}"),
+            _ => "the manager refunded this sale: nothing is delivered for it any more, and the payment goes back"
+                .to_owned(),
         };
-        Failure { status: 410, code: state.as_str().to_owned(), message: message.to_owned() }
+        Failure { status: 410, code: state.as_str().to_owned(), message }
     }
 
     /// The manager gave back a payment that it had said to take.
     pub(crate) fn completed_before() -> Self {
-        Failure {
-            status: 410,
-            code: "refunded".to_owned(),
-            message: "the manager refunded this sale as one that was not completed, after it had said that it was (restored \
-                      from a backup): the buyer may have the goods, and the payment stays taken unless the shop refunds it"
-                .to_owned(),
+        Failure { status: 410, code: "refunded".to_owned(), message: format!("{COMPLETED_BEFORE}{STAYS_TAKEN}") }
+    }
+
+    /// The same once the payment went back: what happened stays true, and that the payment stays taken does not.
+    pub(crate) fn given_back(mut self) -> Self {
+        if let Some(what) = self.message.strip_suffix(STAYS_TAKEN) {
+            self.message = format!("{what}{GIVEN_BACK}");
         }
+        self
     }
 
     /// What the manager answered does not hold.

@@ -250,7 +250,7 @@ impl Shop {
         }
     }
 
-    async fn give_back(&self, order: Order, now: u64) -> Result<Next, Pause> {
+    async fn give_back(&self, mut order: Order, now: u64) -> Result<Next, Pause> {
         let provider = self.provider(&order)?;
         match provider.void(order.authorisation, now).await {
             Ok(()) => {}
@@ -259,6 +259,7 @@ impl Shop {
         }
         let end = order.ends_as.unwrap_or(Stage::Cancelled);
         tracing::info!(order = %order.id, end = end.as_str(), amount = %order.amount, "money given back");
+        order.failure = order.failure.map(Failure::given_back);
         Ok(at(order, end).into())
     }
 
