@@ -52,7 +52,7 @@ pub enum StartError {
     Open(#[from] OpenError),
     /// It is gone, and what it held with it.
     #[error(
-        "{} is missing, although this manager ran here before: put it back, or run `willcall manager restore BACKUP`",
+        "{} is missing or empty, although this manager ran here before: put it back, or run `willcall manager restore BACKUP`",
         path.display()
     )]
     StoreMissing {
@@ -234,7 +234,7 @@ fn open(dir: &Path, config: &Config) -> Result<Opened, StartError> {
     }
     let path = dir.join(STORE);
     // An empty one would know no seeder and no sale, and begin revocations anew.
-    if node::listen_memory::is_remembered(dir) && path.try_exists().is_ok_and(|exists| !exists) {
+    if node::listen_memory::is_remembered(dir) && store::is_absent(&path) {
         return Err(StartError::StoreMissing { path });
     }
     let db = Db::open(path, Options::new(SCHEMA))?;

@@ -49,7 +49,7 @@ pub enum StartError {
     Open(#[from] OpenError),
     /// It is gone, and what it held with it.
     #[error(
-        "{} is missing, although this merchant ran here before: put it back, or run `willcall merchant restore BACKUP`",
+        "{} is missing or empty, although this merchant ran here before: put it back, or run `willcall merchant restore BACKUP`",
         path.display()
     )]
     StoreMissing {
@@ -151,7 +151,7 @@ async fn compose(
     let lock = DirLock::acquire(dir)?;
     let path = dir.join(STORE);
     // An empty one would know no order and no voucher.
-    if node::listen_memory::is_remembered(dir) && path.try_exists().is_ok_and(|exists| !exists) {
+    if node::listen_memory::is_remembered(dir) && store::is_absent(&path) {
         return Err(StartError::StoreMissing { path });
     }
     let db = Db::open(path, Options::new(tables::SCHEMA))?;

@@ -126,7 +126,15 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
     let join = config.check().map_err(|(key, reason)| StartError::Config { key, reason })?;
     let lock = DirLock::acquire(dir)?;
     let keypair = node::load_key(&key_path(dir), None)?;
-    let db = Db::open(dir.join("seeder.redb"), Options::new(SCHEMA))?;
+    let path = dir.join("seeder.redb");
+    // What it holds of goods lies elsewhere, and it is enrolled anew: so it serves on, but poorer.
+    if listen_memory::is_remembered(dir) && store::is_absent(&path) {
+        tracing::error!(
+            path = %path.display(),
+            "the database is gone although this seeder ran here before: what it had not sent to the manager yet is not paid"
+        );
+    }
+    let db = Db::open(path, Options::new(SCHEMA))?;
     let contents = match shared {
         Some(contents) => contents,
         None => ContentStore::open(config.content_path(dir))?,

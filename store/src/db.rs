@@ -281,6 +281,14 @@ fn open_file(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
+/// Is there nothing of a store at `path`: no file, or one that never got a first byte?
+pub fn is_absent(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(found) => found.is_file() && found.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// A new file survives a power cut only when its folder's entry is on disk as well.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -29,7 +29,7 @@ mod writer;
 
 pub use backup::BackupError;
 pub use beside::{RestoreError, Restored, restore};
-pub use db::{Db, Options, Stats};
+pub use db::{Db, Options, Stats, is_absent};
 pub use error::{OpenError, StoreError};
 pub use key::{FixedKey, KeyBytes, KeyLike, PrefixOf};
 pub use step::{CRASH_FILE, Step};

@@ -265,6 +265,8 @@ fn a_restore_that_is_refused_writes_nothing_and_one_that_is_made_prints_the_numb
         fs::rename(&database, network.path("old.redb")).unwrap();
         network.of(role, args!["run"]).refused(&[&format!("{role}.redb is missing"), "restore BACKUP"]);
         assert!(!database.exists());
+        fs::write(&database, "").unwrap();
+        network.of(role, args!["run"]).refused(&[&format!("{role}.redb is missing or empty"), "restore BACKUP"]);
         fs::rename(network.path("old.redb"), &database).unwrap();
         network.run_role(role);
     }

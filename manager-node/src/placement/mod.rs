@@ -238,7 +238,7 @@ fn new_order(ctx: &Context, copy: &Wanted, now: u64) -> (TransactionId, Signed<R
 }
 
 /// When an order was first made: UUID version 7 begins with it.
-fn made_at(order: &TransactionId) -> u64 {
+pub(crate) fn made_at(order: &TransactionId) -> u64 {
     order.as_bytes().iter().take(6).fold(0, |ms, byte| ms << 8 | u64::from(*byte))
 }
 

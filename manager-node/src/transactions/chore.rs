@@ -12,7 +12,7 @@ use protocol::trust::{Moved, Revocations as Added};
 use store::{Step, StoreError, WriteTransaction};
 use tracing::{error, info};
 
-use super::closing::{Restored, close_due};
+use super::closing::{Waiting, close_due};
 use super::{DUE, EXPIRING, Event, MOVING, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
 use crate::context::{Context, now_ms};
 
@@ -85,14 +85,13 @@ fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId
 /// One delivery a transaction: one that cannot be closed is logged and stops no other.
 fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
     let end = (now, TransactionId::from_bytes([0xff; 16]), u32::MAX);
-    let grace_ms = ctx.config.close_grace_ms;
-    let restored = ctx.restored_at.map(|at| Restored { at, until: at.saturating_add(grace_ms) });
+    let waiting = Waiting::new(ctx);
     let mut start = Bound::Unbounded;
     loop {
         let page = ctx.db.read(|txn| DUE.range(txn, (start, Bound::Included(end)), STEP))?;
         for &((_, transaction, delivery), _) in &page {
             let id = DeliveryId { transaction, delivery };
-            match ctx.db.write_step_blocking(Step::ManagerClose, move |txn| close_due(txn, id, now, restored)) {
+            match ctx.db.write_step_blocking(Step::ManagerClose, move |txn| close_due(txn, id, now, waiting)) {
                 Ok(()) => {}
                 Err(SaleError::Store(error @ (StoreError::DiskFull { .. } | StoreError::Failed { .. }))) => {
                     return Err(error);

@@ -17,7 +17,9 @@ use super::{
     drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
 };
 use crate::audit;
+use crate::context::Context;
 use crate::ledger::{Bill, Source, pay_seeders, post};
+use crate::placement::made_at;
 
 /// Takes sale and delivery on after something was counted, and stores both: delivering, delivered once everything was
 /// acknowledged or the client signed the completion, captured then where the policy says so, and closed once whole.
@@ -211,35 +213,56 @@ fn source_of(sale: &Sale, delivery: u32) -> Source {
     }
 }
 
-/// A restore, and until when those who know more than the backup are waited for.
+/// Receipts that could not come in while this manager was away come within minutes of its return: seeders try again every
+/// minute and a half at least. Milliseconds.
+const AFTER_START_MS: u64 = 60 * 60 * 1000;
+
+/// Until when those are waited for who know more than this manager does. Unix milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Restored {
-    /// Unix milliseconds.
-    pub(super) at: u64,
-    /// Unix milliseconds.
-    pub(super) until: u64,
+pub(super) struct Waiting {
+    after_start: u64,
+    restore: Option<(u64, u64)>,
 }
 
-/// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded; one
-/// from before a restore may have been completed between the backup and then, which seeders and the merchant still know.
+impl Waiting {
+    pub(super) fn new(ctx: &Context) -> Waiting {
+        let grace_ms = ctx.config.close_grace_ms;
+        let after_start = ctx.started_at.saturating_add(grace_ms.min(AFTER_START_MS));
+        Waiting { after_start, restore: ctx.restored_at.map(|at| (at, at.saturating_add(grace_ms))) }
+    }
+
+    /// What began before a restore may be forgotten in part, and is sent and told again.
+    fn until(&self, began: u64) -> u64 {
+        let restore = self.restore.filter(|(restored, _)| began < *restored).map_or(0, |(_, until)| until);
+        self.after_start.max(restore)
+    }
+}
+
+/// Closes a delivery whose time is over, but not while what is owed for it may still be under way because this manager was
+/// away or forgot. A sale that was to be paid on completion, and was not completed, is refunded.
 pub(super) fn close_due(
     txn: &WriteTransaction<'_>,
     id: DeliveryId,
     now: u64,
-    restored: Option<Restored>,
+    waiting: Waiting,
 ) -> Result<(), SaleError> {
     let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
-    let Some(mut sale) = SALES.get(txn, &id.transaction)? else {
+    let sale = SALES.get(txn, &id.transaction)?;
+    let began = match &sale {
+        Some(sale) => sale.data.peek().map_err(Refusal::from)?.formed_at,
+        None => made_at(&id.transaction),
+    };
+    let until = waiting.until(began);
+    if now < until {
+        info!(delivery = %id, until, "not closed yet: its receipts may be under way since this manager is back");
+        move_due(txn, id, &mut delivery, until)?;
+        return Ok(put_delivery(txn, id, &delivery)?);
+    }
+    let Some(mut sale) = sale else {
         close(txn, id, &mut delivery, None, now)?;
         return Ok(put_delivery(txn, id, &delivery)?);
     };
     if sale.awaits_completion() {
-        let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
-        if let Some(restored) = restored.filter(|restored| formed_at < restored.at && now < restored.until) {
-            info!(transaction = %id.transaction, "not refunded yet: its completion may have been forgotten by the restore");
-            move_due(txn, id, &mut delivery, restored.until)?;
-            return Ok(put_delivery(txn, id, &delivery)?);
-        }
         info!(transaction = %id.transaction, "not completed in its time: refunded");
         return take_back(txn, id.transaction, &mut sale, Event::Refund, now, 0);
     }

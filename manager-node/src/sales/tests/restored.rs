@@ -92,3 +92,34 @@ async fn without_a_restore_no_merchants_word_takes_the_place_of_a_completion() {
     assert_eq!(shop.state(id), TransactionState::Refunded);
     shop.close().await;
 }
+
+/// Paid with the release; the time in which receipts come is a minute.
+fn short() -> Terms {
+    let config = Config { close_grace_ms: 60_000, ..Terms::default().config };
+    Terms { lease_ms: 1, config, ..Terms::default() }
+}
+
+#[tokio::test]
+async fn receipts_whose_time_ran_out_while_the_manager_was_away_or_forgot_them_are_waited_for() {
+    for restored in [false, true] {
+        let shop = Shop::open(short()).await;
+        let (id, _) = shop.buy("1").await;
+        wait_past(shop.delivery(id, 1).unwrap().due_at - shop.ctx.config.close_grace_ms).await;
+        let shop = Box::pin(async move { if restored { shop.restored().await } else { shop.crash().await } }).await;
+
+        let due_at = shop.delivery(id, 1).unwrap().due_at;
+        let until = shop.ctx.restored_at.max(Some(shop.ctx.started_at)).unwrap() + shop.ctx.config.close_grace_ms;
+        assert!(due_at < until);
+        for at in [due_at, until - 1] {
+            chore::step(&shop.ctx, at).await.unwrap();
+            assert!(shop.delivery(id, 1).unwrap().closed.is_none(), "restored: {restored}");
+        }
+        let receipt = shop.receipt(id, 0, 0..2);
+        Outbox::of(&shop, 0).send(&shop, vec![receipt]).await;
+        chore::step(&shop.ctx, until).await.unwrap();
+        let closed = shop.delivery(id, 1).unwrap().closed.unwrap();
+        assert!(closed.charged > 0 && shop.balance_of_seeders().await > 0, "restored: {restored}");
+        assert_eq!(shop.state(id), TransactionState::Settled);
+        shop.close().await;
+    }
+}
