@@ -38,6 +38,12 @@ impl Shop {
         self.sales(SalesRequest::Recover { word: Signed::sign(&word, &self.merchant) }).await
     }
 
+    /// What the manager's own file proves of it.
+    fn evidence(&self, id: TransactionId) -> protocol::evidence::Report {
+        let pack = crate::evidence::pack(&self.ctx, id, now_ms()).unwrap();
+        protocol::evidence::EvidencePack::from_bytes(&pack.to_bytes()).unwrap().verify(&self.ctx.trust().root())
+    }
+
     async fn ticket_as(&self, key: &Keypair, transaction: TransactionId) -> Result<TicketEnvelope, Refusal> {
         match self.mailbox_as(key, MailboxRequest::Ticket { transaction }).await? {
             MailboxResponse::Ticket(ticket) => Ok(*ticket),
@@ -142,6 +148,28 @@ async fn a_purchase_that_is_passed_round_ends_with_its_merchant() {
 }
 
 #[tokio::test]
+async fn a_move_right_after_a_void_lease_is_in_the_evidence_as_what_was_signed() {
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    for n in 0..3 {
+        let of = DeliveryId { transaction: id, delivery: 1 };
+        let ack = shop.ack(&shop.client, of, shop.seeders[n].peer_id(), ChunkSet::from_range(0..620));
+        let receipt = Receipt { ack, completion: None, first_at: 1, last_at: 2 };
+        Outbox::of(&shop, n).send(&shop, vec![receipt]).await;
+    }
+    // Generation 1 began by nobody's word, and nobody asked for a lease of it.
+    let (phone, tablet) = (random_key(), random_key());
+    shop.move_on(id, &shop.client, phone.peer_id(), 2).await.unwrap();
+    shop.move_on(id, &phone, tablet.peer_id(), 3).await.unwrap();
+    let report = shop.evidence(id);
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(report.facts.moved.iter().map(|moved| moved.generation).collect::<Vec<_>>(), [3], "{report:#?}");
+    let line = report.lines.iter().find(|line| line.section == "move 1").unwrap();
+    assert!(line.claim.contains(&phone.peer_id().to_string()) && line.claim.contains("is not proven"), "{line:?}");
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn a_void_lease_and_the_merchants_word_take_none_of_the_holders_moves() {
     let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
     let (id, _) = shop.buy("o").await;
@@ -169,6 +197,10 @@ async fn a_void_lease_and_the_merchants_word_take_none_of_the_holders_moves() {
     // The merchant's word gives no move back.
     shop.recover(id, shop.client.peer_id(), generation + 1).await.unwrap();
     assert_eq!(code(shop.move_on(id, &shop.client, holder.peer_id(), generation + 2).await), "limit-reached");
+    // All of it is proven by the evidence, though of the oldest generations it has no room for the leases.
+    let report = shop.evidence(id);
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(report.facts.moved.len(), MAX_MOVES as usize + 2, "{report:#?}");
     shop.close().await;
 }
 
@@ -185,6 +217,10 @@ async fn a_generation_of_which_a_restored_manager_knows_nothing_counts_as_the_ho
     }
     let holder = &keys[MAX_MOVES as usize % 2];
     assert_eq!(code(shop.move_on(id, holder, shop.client.peer_id(), MAX_MOVES + 1).await), "limit-reached");
+    // Who had it in that generation is proven by its lease.
+    let report = shop.evidence(id);
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(report.facts.moved.len(), MAX_MOVES as usize - 1, "{report:#?}");
     shop.close().await;
 }
 
@@ -200,6 +236,8 @@ async fn no_word_takes_a_purchase_past_its_last_generation() {
     assert_eq!(code(shop.move_on(id, holder, other.peer_id(), MAX_GENERATIONS + 1).await), "limit-reached");
     assert_eq!(code(shop.recover(id, other.peer_id(), MAX_GENERATIONS + 1).await), "limit-reached");
     assert!(shop.ticket_as(holder, id).await.is_ok());
+    let report = shop.evidence(id);
+    assert!(report.ok && report.facts.moved.len() == MAX_GENERATIONS as usize, "{report:#?}");
     shop.close().await;
 }
 
