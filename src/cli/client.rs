@@ -408,6 +408,7 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
     let (text, json) = (form == Some(ProgressForm::Text), form == Some(ProgressForm::Json));
     let mut bar = progress::Bytes::new("fetching", !text);
     let (mut unpacking, mut said, mut said_next, mut told) = (false, String::new(), None, None);
+    let mut stood_at = None;
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
         if now.phase == FetchPhase::Done {
@@ -446,6 +447,12 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
             (None, Some(stall)) => (stall.cause.to_string(), stall.next_try, json!(stall)),
             (None, None) => (String::new(), None, Value::Null),
         };
+        // That one thing is waited for no longer does not mean that anything moves: another may be waited for next.
+        let came = Some((now.transfer.new_bytes, now.unpacked_bytes));
+        if why.is_empty() && came == stood_at {
+            continue;
+        }
+        stood_at = came;
         // Without a time it is the end, which the answer tells.
         if json && (why != said || next.is_some() && next != said_next) {
             output::note(&json!({"stalled": data, "clock": now.transfer.clock}).to_string());
