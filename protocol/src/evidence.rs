@@ -19,12 +19,12 @@ use crate::{document, wire};
 
 mod check;
 mod keys;
+mod report;
 mod vouching;
 
-pub use check::{
-    Changed, Claimant, Facts, Line, Received, Report, SeederShare, check_statement_files, check_statements,
-};
+pub use check::{check_statement_files, check_statements};
 pub use keys::KeySets;
+pub use report::{Changed, Claimant, Facts, Line, Received, Report, SeederShare};
 
 /// The manager's word on where a transaction stood at a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

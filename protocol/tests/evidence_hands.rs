@@ -90,7 +90,7 @@ fn assert_refused(report: &Report, why: &str) {
 /// It holds for what its signer signed, and proves no change of hands.
 fn assert_unproven(report: &Report, section: &str, signer: &Keypair) {
     let line = line(report, section);
-    assert_eq!(line.problem, None);
+    assert_eq!((line.problem.as_deref(), line.unproven), (None, true));
     assert!(line.claim.contains("is not proven") && line.claim.contains(&signer.peer_id().to_string()), "{line:?}");
 }
 

@@ -101,6 +101,7 @@ fn read(path: &Path, most: usize) -> Result<Vec<u8>> {
 fn shown(line: &Line) -> String {
     let (whose, claim) = (line.claimed_by.as_str(), &line.claim);
     match (&line.problem, &line.vouched_by) {
+        (None, None) if line.unproven => format!("?    {whose}: {claim}"),
         (None, None) => format!("ok   {whose}: {claim}"),
         (None, Some(by)) => {
             format!("ok   {whose}: {claim} (the key that signed this was revoked since; {by} vouches for it)")
@@ -170,9 +171,20 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             }
         }
     }
-    lines.push(if report.ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
+    lines.push(verdict(&report.lines));
     Answer::new(serde_json::to_value(&report)?, lines.join("\n")).print(global.json)?;
     Ok(code(report.ok))
+}
+
+/// All lines in one.
+fn verdict(lines: &[Line]) -> String {
+    if lines.iter().any(|line| line.problem.is_some()) {
+        return "NOT every line holds.".to_owned();
+    }
+    match lines.iter().filter(|line| line.unproven).count() {
+        0 => "Every line holds.".to_owned(),
+        n => format!("Every line holds, and that the signer could say so is NOT proven of {n} of them (?)."),
+    }
 }
 
 /// What one peer signed to have received.
@@ -251,7 +263,35 @@ pub(crate) fn verify_statement(args: &VerifyStatementArgs, global: &Global) -> R
     if let Some(first) = statements.first().filter(|first| first.number > 1) {
         shown_lines.push(format!("The statements before number {} are not in it.", first.number));
     }
-    shown_lines.push(if ok { "Every line holds.".to_owned() } else { "NOT every line holds.".to_owned() });
+    shown_lines.push(if ok { verdict(&lines) } else { "NOT every line holds.".to_owned() });
     Answer::new(json!({"ok": ok, "lines": lines, "statements": summary}), shown_lines.join("\n")).print(global.json)?;
     Ok(code(ok))
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::evidence::Claimant;
+
+    use super::*;
+
+    fn line(problem: Option<&str>, unproven: bool) -> Line {
+        Line {
+            claimed_by: Claimant::ClientSigned,
+            section: "move 1".to_owned(),
+            claim: "a change of hands".to_owned(),
+            problem: problem.map(str::to_owned),
+            vouched_by: None,
+            unproven,
+        }
+    }
+
+    #[test]
+    fn a_word_that_is_not_proven_is_not_among_the_lines_that_hold_without_remark() {
+        let (good, open, bad) = (line(None, false), line(None, true), line(Some("forged"), false));
+        assert_eq!(verdict(&[good.clone(), good.clone()]), "Every line holds.");
+        assert!(verdict(&[good.clone(), open.clone()]).contains("NOT proven of 1 of them"));
+        assert_eq!(verdict(&[good.clone(), open.clone(), bad.clone()]), "NOT every line holds.");
+        let marks = [good, open, bad].map(|line| shown(&line).split(' ').next().map(str::to_owned));
+        assert_eq!(marks, ["ok", "?", "BAD"].map(|mark| Some(mark.to_owned())));
+    }
 }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 mod hands;
 
 use super::keys::KeySets;
+use super::report::{Changed, Claimant, Facts, Line, Received, Report, SeederShare};
 use super::vouching::{self, Vouched, Vouchers};
-use super::{EvidencePack, Exporter, OrderWords, StatementFile};
-use crate::amount::Amount;
-use crate::ids::{Digest, NetworkId, PeerId, ProductId, TransactionId};
+use super::{EvidencePack, OrderWords, StatementFile};
+use crate::ids::{Digest, NetworkId, PeerId};
 use crate::manifest::Manifest;
 use crate::ranges::ChunkSet;
 use crate::receipt::{Ack, Completion, DeliveryId};
@@ -19,161 +19,6 @@ use crate::signed::Signed;
 use crate::statement::Statement;
 use crate::ticket::{Lease, TransactionData, payment_commitment, remuneration_commitment};
 use crate::trust::{KeyPurpose, KeySet};
-
-/// Whose word a line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Claimant {
-    /// The network's root key signed it.
-    RootSigned,
-    /// One of the manager's keys signed it.
-    ManagerSigned,
-    /// The merchant's key signed it.
-    MerchantSigned,
-    /// The client's key signed it.
-    ClientSigned,
-    /// The merchant says so and signed nothing.
-    MerchantAsserts,
-    /// Whoever put the file together says so.
-    ExporterAsserts,
-}
-
-impl Claimant {
-    /// For people.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Claimant::RootSigned => "the root key signed",
-            Claimant::ManagerSigned => "the manager signed",
-            Claimant::MerchantSigned => "the merchant signed",
-            Claimant::ClientSigned => "the client signed",
-            Claimant::MerchantAsserts => "the merchant asserts",
-            Claimant::ExporterAsserts => "the exporter asserts",
-        }
-    }
-}
-
-/// One thing that the file says.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct Line {
-    /// Whose word it is.
-    pub claimed_by: Claimant,
-    /// The section that it is in.
-    pub section: String,
-    /// What is claimed.
-    pub claim: String,
-    /// Why the claim does not hold; absent where it does.
-    pub problem: Option<String>,
-    /// Which other document vouches for it, where the key that signed it was revoked since.
-    pub vouched_by: Option<String>,
-}
-
-/// What one seeder was acknowledged for.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct SeederShare {
-    /// Who.
-    pub seeder: PeerId,
-    /// Who signed it: the designated client, or whom a lease names instead.
-    pub client: PeerId,
-    /// In which delivery.
-    pub delivery: u32,
-    /// Chunks.
-    pub chunks: u32,
-    /// Their bytes; absent without the manifest.
-    pub bytes: Option<u64>,
-    /// The client's clock, unix milliseconds.
-    pub at: u64,
-}
-
-/// What one peer signed to have received.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct Received {
-    /// Bytes of the content, each counted once; absent without the manifest.
-    pub acknowledged_bytes: Option<u64>,
-    /// Time of its newest acknowledgement, by its own clock, unix milliseconds.
-    pub last_acknowledged_at: Option<u64>,
-    /// When it signed that all of it is there, by its own clock, unix milliseconds.
-    pub completed_at: Option<u64>,
-}
-
-/// A change of hands, by the word of who could give it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct Changed {
-    /// The generation that began with it.
-    pub generation: u32,
-    /// Who signed it: the holder until then, or the merchant.
-    pub by: PeerId,
-    /// The merchant did, because the holder's key was lost.
-    pub recovered: bool,
-    /// To whom.
-    pub to: PeerId,
-    /// By the signer's clock, unix milliseconds.
-    pub at: u64,
-}
-
-/// What follows from the lines that hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct Facts {
-    /// Which transaction.
-    pub transaction: Option<TransactionId>,
-    /// What was sold.
-    pub product: Option<ProductId>,
-    /// Digest of the signed manifest.
-    pub manifest: Option<Digest>,
-    /// To whom.
-    pub client: Option<PeerId>,
-    /// By whom.
-    pub merchant: Option<PeerId>,
-    /// When the sale was formed, unix milliseconds.
-    pub formed_at: Option<u64>,
-    /// The merchant signed that it is paid.
-    pub endorsed: bool,
-    /// The manager signed an order to deliver.
-    pub released: bool,
-    /// Bytes of the content.
-    pub content_bytes: Option<u64>,
-    /// What the designated client signed to have received.
-    #[serde(flatten)]
-    pub received: Received,
-    /// The same of peers that leases name in its place: that the purchase moved to them is the manager's word, where it is
-    /// not in `moved`.
-    pub others: BTreeMap<PeerId, Received>,
-    /// By whose signed word it moved to whom, in order.
-    pub moved: Vec<Changed>,
-    /// What each seeder was acknowledged for.
-    pub seeders: Vec<SeederShare>,
-    /// By then nothing had been acknowledged to the manager, unix milliseconds …
-    pub nothing_acknowledged_by: Option<u64>,
-    /// … as far as it knows since this time, when it came back from a backup; absent where it knows all of it.
-    pub nothing_acknowledged_since: Option<u64>,
-    /// When the manager came back from a backup after the sale was formed, unix milliseconds: what it says to have come
-    /// in after this may be what came in before.
-    pub manager_restored_at: Option<u64>,
-    /// Price, where the merchant opened the commitment to it.
-    pub price: Option<Amount>,
-    /// Newest key set in the file: later revocations are not known to it.
-    pub key_set_version: Option<u64>,
-}
-
-/// What a file of evidence proves.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub struct Report {
-    /// Who put it together, by its own word.
-    pub by: Exporter,
-    /// Every line of it holds.
-    pub ok: bool,
-    /// Line by line.
-    pub lines: Vec<Line>,
-    /// The key that signed the sale was revoked, and nothing in the file vouches for it.
-    pub key_revoked: bool,
-    /// What follows.
-    pub facts: Facts,
-}
 
 #[derive(Default)]
 struct Lines(Vec<Line>);
@@ -203,8 +48,15 @@ impl Lines {
             Ok((value, vouched_by)) => (Some(value), None, vouched_by),
             Err(problem) => (None, Some(problem), None),
         };
-        self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem, vouched_by });
+        self.0.push(Line { claimed_by, section: section.to_owned(), claim, problem, vouched_by, unproven: false });
         value
+    }
+
+    /// Of the line just noted: that its signer could say so is not proven.
+    fn is_unproven(&mut self) {
+        if let Some(line) = self.0.last_mut() {
+            line.unproven = true;
+        }
     }
 }
 

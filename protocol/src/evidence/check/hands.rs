@@ -106,7 +106,10 @@ impl Check<'_> {
                     (followed.holder, followed.last) = (changed.to, generation);
                     self.facts.moved.push(changed);
                 }
-                Some(Found::Unproven(changed)) => followed.said = Some((generation, changed.to)),
+                Some(Found::Unproven(changed)) => {
+                    followed.said = Some((generation, changed.to));
+                    self.lines.is_unproven();
+                }
                 None => {}
             }
         }
