@@ -58,7 +58,8 @@ pub struct NodeConfig {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Established connections in all; further ones are closed. A connection with buffers is about 100 KiB, so 1,024
-    /// of them fit a small machine.
+    /// of them fit a small machine. Others may take seven eighths of them; to one more the newest connection of the address
+    /// that has most gives way (of IPv6 its first 64 bits), and an address that has as many as any gets no more.
     pub connections: u32,
     /// Connections being set up in each direction; further ones are dropped without a word, which their peers only notice as
     /// a loss. As many as may be connected: each of the clients that come in one instant tries TCP and QUIC. A handshake

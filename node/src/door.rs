@@ -1,8 +1,10 @@
-//! Handshakes of strangers share one pool, and whoever says nothing keeps a place in it until its time is over. So no
-//! address gets more than its share: one host must not be able to keep all others out.
+//! Handshakes of strangers share one pool, and whoever says nothing keeps a place in it until its time is over; so do
+//! their connections afterwards, and a stranger makes as many keys as it likes. So no address gets more handshakes than its
+//! share, and where the connections are at their bound the address with most of them gives way: one host must not be able to
+//! keep all others out.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,20 +12,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
+use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::multiaddr::Protocol as Part;
-use libp2p::swarm::behaviour::ListenFailure;
-use libp2p::swarm::{ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, ToSwarm, dummy};
+use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, ListenFailure};
+use libp2p::swarm::{CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, ToSwarm, dummy};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::address::{is_quic, relay_of};
+use crate::metrics::NodeMetrics;
 
 /// What one address may have of the pool at most: room for two hundred clients behind one translation that come in the same
 /// instant.
 const SHARE: usize = 4;
 /// And of what is free of it: however many addresses take their share, those that come after find something.
 const FREE_SHARE: usize = 2;
+/// Part of all connections that others may not take, since this node dials, too.
+const OWN_SHARE: u32 = 8;
 
 /// Where a handshake comes from, as far as a stranger cannot choose it freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,19 +80,97 @@ pub(crate) struct Crowded {
     under_way: usize,
 }
 
-/// The behaviour that lets handshakes begin.
+/// No room, and no address has more connections than the one that asks for another.
+#[derive(Debug, thiserror::Error)]
+#[error("{there} connections are from {from}, as many as from anywhere, and there is no room for more")]
+pub(crate) struct Full {
+    from: Source,
+    there: usize,
+}
+
+/// The connections of others.
+#[derive(Debug)]
+struct Guests {
+    room: usize,
+    // Bounded by the limit of all connections.
+    of: HashMap<ConnectionId, (PeerId, Source)>,
+    /// Of each address, the oldest first.
+    by_source: HashMap<Source, Vec<ConnectionId>>,
+}
+
+/// Who has to go for a new one.
+#[derive(Debug, PartialEq, Eq)]
+struct Gives {
+    peer: PeerId,
+    id: ConnectionId,
+    from: Source,
+    there: usize,
+}
+
+impl Guests {
+    /// Makes room for one more from there. The newest of the address with most goes: those that were there before the
+    /// crowd are the likelier to be of use.
+    fn make_room(&mut self, from: Source) -> Result<Option<Gives>, Full> {
+        if self.of.len() < self.room {
+            return Ok(None);
+        }
+        let there = self.by_source.get(&from).map_or(0, Vec::len);
+        let most = self.by_source.iter().max_by_key(|(_, ids)| ids.len());
+        let Some((crowd, of_crowd)) = most.filter(|(_, ids)| ids.len() > there + 1) else {
+            return Err(Full { from, there });
+        };
+        let (crowd, count) = (*crowd, of_crowd.len());
+        let gives = of_crowd.last().copied().and_then(|id| Some((id, self.of.get(&id)?.0)));
+        let Some((id, peer)) = gives else { return Err(Full { from, there }) };
+        self.left(id);
+        Ok(Some(Gives { peer, id, from: crowd, there: count }))
+    }
+
+    fn came(&mut self, id: ConnectionId, peer: PeerId, from: Source) {
+        self.of.insert(id, (peer, from));
+        self.by_source.entry(from).or_default().push(id);
+    }
+
+    fn left(&mut self, id: ConnectionId) {
+        let Some((_, from)) = self.of.remove(&id) else { return };
+        if let Entry::Occupied(mut ids) = self.by_source.entry(from) {
+            ids.get_mut().retain(|other| *other != id);
+            if ids.get().is_empty() {
+                ids.remove();
+            }
+        }
+    }
+}
+
+/// The behaviour that lets handshakes begin, and connections stay.
 #[derive(Debug)]
 pub(crate) struct Door {
     pool: usize,
     // Bounded by the pool.
     under_way: HashMap<ConnectionId, Source>,
     by_source: HashMap<Source, usize>,
+    guests: Guests,
+    // One for each connection that came in since it was last asked.
+    closing: VecDeque<Gives>,
+    metrics: NodeMetrics,
 }
 
 impl Door {
-    pub(crate) fn new(pool: u32) -> Self {
-        let pool = usize::try_from(pool).unwrap_or(usize::MAX);
-        Self { pool, under_way: HashMap::new(), by_source: HashMap::new() }
+    /// Of `pool` handshakes and `connections` at once.
+    pub(crate) fn new(pool: u32, connections: u32, metrics: NodeMetrics) -> Self {
+        let of = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        Self {
+            pool: of(pool),
+            under_way: HashMap::new(),
+            by_source: HashMap::new(),
+            guests: Guests {
+                room: of(connections - connections / OWN_SHARE),
+                of: HashMap::new(),
+                by_source: HashMap::new(),
+            },
+            closing: VecDeque::new(),
+            metrics,
+        }
     }
 
     fn begin(&mut self, id: ConnectionId, from: Source) -> Result<(), Crowded> {
@@ -130,10 +213,12 @@ impl NetworkBehaviour for Door {
         &mut self,
         id: ConnectionId,
         _: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
+        local: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
         self.end(id);
+        let gives = self.guests.make_room(Source::of(local, remote)).map_err(ConnectionDenied::new)?;
+        self.closing.extend(gives);
         Ok(dummy::ConnectionHandler)
     }
 
@@ -149,9 +234,17 @@ impl NetworkBehaviour for Door {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        // Also where another part of the node turned it away.
-        if let FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) = event {
-            self.end(connection_id);
+        match event {
+            // Also where another part of the node turned it away.
+            FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => self.end(connection_id),
+            FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint: ConnectedPoint::Listener { local_addr, send_back_addr },
+                ..
+            }) => self.guests.came(connection_id, peer_id, Source::of(local_addr, send_back_addr)),
+            FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => self.guests.left(connection_id),
+            _ => {}
         }
     }
 
@@ -160,7 +253,14 @@ impl NetworkBehaviour for Door {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, Infallible>> {
-        Poll::Pending
+        let Some(Gives { peer, id, from, there }) = self.closing.pop_front() else { return Poll::Pending };
+        self.metrics.connections_refused.inc(["gave-way"]);
+        let why =
+            format!("there is no room for more, and one of the {there} from {from} gave way to one from elsewhere");
+        if let Some(line) = self.metrics.turned_away.note(Instant::now(), why) {
+            tracing::warn!("{line}");
+        }
+        Poll::Ready(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::One(id) })
     }
 }
 
@@ -229,6 +329,7 @@ impl Turned {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     fn from(remote: &str) -> Source {
         Source::of(&"/ip4/192.0.2.9/tcp/4001".parse().unwrap(), &remote.parse().unwrap())
@@ -245,7 +346,8 @@ mod tests {
 
     #[test]
     fn whoever_comes_after_many_that_took_all_they_get_still_finds_room() {
-        let (mut door, mut next) = (Door::new(1024), 0);
+        let metrics = NodeMetrics::register(&Metrics::default());
+        let (mut door, mut next) = (Door::new(1024, 1024, metrics), 0);
         let shares: Vec<usize> =
             (1..=10).map(|n| fill(&mut door, &mut next, from(&format!("/ip4/192.0.2.{n}/tcp/9")))).collect();
         assert_eq!(shares.first(), Some(&256));
@@ -257,6 +359,36 @@ mod tests {
         }
         assert!(door.under_way.is_empty() && door.by_source.is_empty());
         assert_eq!(fill(&mut door, &mut next, from("/ip4/192.0.2.1/tcp/10")), 256);
+    }
+
+    #[test]
+    fn when_all_room_is_taken_the_largest_crowd_gives_way_and_never_to_itself() {
+        let mut guests = Guests { room: 100, of: HashMap::new(), by_source: HashMap::new() };
+        let address = |n: u8| from(&format!("/ip4/192.0.2.{n}/tcp/9"));
+        let mut next = 0;
+        let mut come = |guests: &mut Guests, from| {
+            let gave = guests.make_room(from)?;
+            guests.came(ConnectionId::new_unchecked(next), PeerId::random(), from);
+            next += 1;
+            Ok::<_, Full>(gave)
+        };
+        for _ in 0..10 {
+            assert_eq!(come(&mut guests, address(1)).unwrap(), None);
+        }
+        let of_the_crowd = (0..).take_while(|_| come(&mut guests, address(2)).is_ok()).count();
+        assert_eq!(of_the_crowd, 90);
+        let full = come(&mut guests, address(2)).unwrap_err().to_string();
+        assert!(full.starts_with("90 connections are from 192.0.2.2 over TCP"), "{full}");
+        // Others find room, the newest of the crowd goes for each, until all have as many.
+        let gave = come(&mut guests, address(3)).unwrap().unwrap();
+        assert_eq!((gave.id, gave.from, gave.there), (ConnectionId::new_unchecked(99), address(2), 90));
+        while come(&mut guests, address(3)).is_ok() {}
+        let there = |guests: &Guests, n| guests.by_source.get(&address(n)).map_or(0, Vec::len);
+        assert_eq!([1, 2, 3].map(|n| there(&guests, n)), [10, 45, 45]);
+        assert_eq!(guests.of.len(), 100);
+        let ids: Vec<ConnectionId> = guests.of.keys().copied().collect();
+        ids.into_iter().for_each(|id| guests.left(id));
+        assert!(guests.of.is_empty() && guests.by_source.is_empty());
     }
 
     #[test]

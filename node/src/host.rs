@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::address::{address_from_libp2p, is_relayed, peer_from_libp2p};
 use crate::dht::{DhtCommand, DhtState};
-use crate::door::Crowded;
+use crate::door::{Crowded, Full};
 use crate::gossip::{GossipCommand, GossipState, Verdict};
 use crate::metrics::NodeMetrics;
 use crate::reach::{ReachState, give_back};
@@ -153,6 +153,7 @@ impl Host {
                     ListenError::Denied { cause } if cause.downcast_ref::<Crowded>().is_some() => "limit-per-address",
                     ListenError::Denied { cause } if cause.downcast_ref::<PeerCrowded>().is_some() => "limit-per-peer",
                     ListenError::Denied { cause } if cause.downcast_ref::<Exceeded>().is_some() => "limit",
+                    ListenError::Denied { cause } if cause.downcast_ref::<Full>().is_some() => "limit",
                     ListenError::Denied { cause } if cause.downcast_ref::<NotEd25519>().is_some() => "not-ed25519",
                     ListenError::Denied { .. } => "denied",
                     _ => "handshake",

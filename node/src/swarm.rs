@@ -212,7 +212,7 @@ fn behaviour(
     // Neither a router nor a local network has to do with a node that only this machine can reach.
     let alone = !config.listen.is_empty() && config.listen.iter().all(is_loopback);
     NodeBehaviour {
-        door: Door::new(limits.pending_connections),
+        door: Door::new(limits.pending_connections, limits.connections, metrics.clone()),
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
                 .with_max_pending_incoming(Some(limits.pending_connections))

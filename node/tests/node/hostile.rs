@@ -170,6 +170,58 @@ async fn an_address_that_connects_and_says_nothing_does_not_keep_others_out() {
 /// Goods, of which each stream says a byte and hears it again.
 const GOODS: Protocol = Protocol::bulk("/test/goods/1");
 
+/// Keys cost a stranger nothing. However many connections it keeps with them, they give way to those from elsewhere.
+#[tokio::test]
+async fn an_address_with_many_keys_does_not_keep_others_out() {
+    let server = TestNode::start(140, |config| {
+        config.listen = vec![Address::new(TCP).unwrap(), Address::new(QUIC).unwrap()];
+        config.limits.connections = 16;
+    })
+    .await;
+    let mut accept = server.accept(ECHO, AcceptLimits { queue: 32, per_peer: 8 }).await.unwrap();
+    let mut talk = async |client: &TestNode, road: &str| {
+        let mut stream = within(client.open(&server.only(road), ECHO, LIMIT)).await.ok()?;
+        stream.write_all(b"1").await.ok()?;
+        stream.flush().await.ok()?;
+        // One that was turned away may have come as far as this, and is not heard.
+        let mut inbound = tokio::select! {
+            inbound = accept.next() => inbound?,
+            _ = stream.read_u8() => return None,
+        };
+        (inbound.peer() == client.peer_id()).then_some(())?;
+        within(inbound.read_u8()).await.ok()?;
+        Some((stream, inbound))
+    };
+    let refused = |reason| metric(&server, &format!("willcall_node_connections_refused_total{{reason=\"{reason}\"}}"));
+    let mut crowd = Vec::new();
+    for seed in 0..16 {
+        let client = TestNode::start(150 + seed, |config| config.listen.clear()).await;
+        let streams = talk(&client, "/tcp/").await;
+        crowd.push((client, streams));
+    }
+    // Two of the sixteen are kept for what the node dials.
+    assert_eq!(crowd.iter().filter(|(_, streams)| streams.is_some()).count(), 14);
+    assert_eq!((refused("limit"), refused("gave-way")), (2, 0));
+    let mut others = Vec::new();
+    for seed in 0..3 {
+        let client = TestNode::start(170 + seed, |config| config.listen.clear()).await;
+        let streams = talk(&client, "/quic-v1").await;
+        assert!(streams.is_some(), "{seed}");
+        others.push((client, streams));
+    }
+    assert_eq!((refused("limit"), refused("gave-way")), (2, 3));
+    // Whoever was there first still is.
+    let first = server.connected_peers().await.unwrap();
+    assert!(crowd.iter().take(11).all(|(client, _)| first.contains(&client.peer_id())), "{first:?}");
+    let told = server.turned_away().unwrap();
+    assert!(told.contains("from 127.0.0.1 over TCP gave way"), "{told}");
+    for (client, streams) in crowd.into_iter().chain(others) {
+        drop(streams);
+        client.stop().await;
+    }
+    server.stop().await;
+}
+
 async fn says_and_hears((there, here): &mut (node::Stream, node::Stream)) {
     there.write_all(b"1").await.unwrap();
     there.flush().await.unwrap();
