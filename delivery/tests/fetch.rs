@@ -452,10 +452,15 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
     let detail = &refusal.detail;
     assert!(detail.starts_with("it ended; this seeder's clock is") && detail.ends_with("behind yours"), "{refusal}");
     assert_eq!(setup.progress.borrow().clock, ClockState::Good.into());
-    // One voice among others is not enough.
-    let setup = Setup::new(5, &[Vice::Refuses(9, over), Vice::None]);
-    let report = setup.fetch().await.unwrap();
-    setup.assert_fetched(&report);
+    // One voice among others is not enough, and two are not while others were not asked.
+    for vices in [
+        vec![Vice::Refuses(9, over.clone()), Vice::None],
+        vec![Vice::Refuses(9, over.clone()), Vice::Refuses(9, over), Vice::Late(Duration::from_millis(300))],
+    ] {
+        let setup = Setup::new(5, &vices);
+        let report = setup.fetch().await.unwrap();
+        setup.assert_fetched(&report);
+    }
 }
 
 #[tokio::test]

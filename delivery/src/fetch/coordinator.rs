@@ -1,6 +1,7 @@
 //! The owner of a fetch: it holds the scheduler, starts a task for each seeder, hands out chunks, looks for more
 //! seeders, keeps what is stored durable, and decides when it is over. It never waits for a seeder.
 
+mod ending;
 mod last_words;
 mod placing;
 mod telling;
@@ -80,6 +81,8 @@ pub(super) struct Coordinator {
     discovery_rounds: u32,
     /// A search came back without anybody new since the last seeder was lost.
     searched: bool,
+    /// Since when several seeders refuse the credential and nobody serves, by [`running_ms`].
+    refused_since: Option<u64>,
     fatal: Option<FetchError>,
     started: Instant,
     /// By [`running_ms`].
@@ -161,6 +164,7 @@ impl Coordinator {
             discovery_until: 0,
             discovery_rounds: 0,
             searched: job.more_sources.is_none(),
+            refused_since: None,
             fatal: None,
             started: now,
             progressed_at: running_ms(),
@@ -583,29 +587,6 @@ impl Coordinator {
                 Added::No => {}
             }
         }
-    }
-
-    /// Over? In which way?
-    fn verdict(&mut self, now: u64) -> Option<Result<(), FetchError>> {
-        if let Some(error) = self.fatal.take() {
-            return Some(Err(error));
-        }
-        if self.content.is_some() && self.scheduler.is_complete() {
-            return Some(Ok(()));
-        }
-        let served = self.handles.values().any(|handle| handle.welcome.is_some());
-        if !served && let Some((refusal, by)) = self.book.credential_refused() {
-            let refusal = self.told_of_clocks(refusal);
-            return Some(Err(FetchError::Refused { refusal, by, sources: self.book.reports() }));
-        }
-        let nobody = self.handles.is_empty() && self.creating.is_none() && self.searched && self.book.all_closed();
-        let waited = now.saturating_sub(self.last_sign(now));
-        if nobody || waited >= millis(self.job.limits.patience) {
-            let cause = self.cause().unwrap_or(StallCause::Silent);
-            let sources = self.book.reports();
-            return Some(Err(FetchError::NoSource { cause, waited: Duration::from_millis(waited), sources }));
-        }
-        None
     }
 
     fn scheduler_missing(&self) -> u32 {

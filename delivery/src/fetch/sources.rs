@@ -230,13 +230,24 @@ impl SourceBook {
         reopened
     }
 
-    /// A refusal of the credential that at least two seeders gave, and how many did.
+    /// A refusal of the credential that at least two seeders gave, and how many did; they must be more than those that say
+    /// otherwise, by what they sent or by the reason for which they do not serve now. Liars come cheap and answer fast.
     pub(super) fn credential_refused(&self) -> Option<(Refusal, usize)> {
         let mut counts: BTreeMap<RefusalCode, (Refusal, usize)> = BTreeMap::new();
-        for refusal in self.refusals().filter(|refusal| is_about_credential(refusal.code)) {
-            counts.entry(refusal.code).or_insert_with(|| (refusal.clone(), 0)).1 += 1;
+        let mut otherwise = 0;
+        for entry in self.entries.values() {
+            match entry.last.as_ref().and_then(|last| last.refusal.as_ref()) {
+                Some(refusal) if is_about_credential(refusal.code) => {
+                    counts.entry(refusal.code).or_insert_with(|| (refusal.clone(), 0)).1 += 1;
+                }
+                _ => {
+                    let answered = entry.last.as_ref().is_some_and(|last| !last.unreachable);
+                    otherwise += usize::from(!entry.banned && (answered || entry.chunks > 0));
+                }
+            }
         }
-        counts.into_values().filter(|(_, count)| *count >= 2).max_by_key(|(_, count)| *count)
+        let enough = counts.into_values().filter(|(_, count)| *count >= 2 && *count > otherwise);
+        enough.max_by_key(|(_, count)| *count)
     }
 
     fn refusals(&self) -> impl Iterator<Item = &Refusal> {
@@ -463,6 +474,20 @@ mod tests {
         book.compared(&peer(1), ClockState::Good);
         assert_eq!((book.clock(), book.cause()), (ClockState::Good, StallCause::TicketExpires));
         assert_eq!(book.credential_refused().map(|(_, by)| by), Some(2));
+        // As many say something else: they serve it, but not now.
+        book.add(peer(4).into());
+        book.add(peer(5).into());
+        assert_eq!(book.credential_refused().map(|(_, by)| by), Some(2), "one of three");
+        book.ended(&peer(4), &refused(RefusalCode::Overloaded));
+        assert_eq!(book.credential_refused(), None);
+        book.ended(&peer(4), &EndReason::Unreachable("no route".to_owned()));
+        assert_eq!(book.credential_refused().map(|(_, by)| by), Some(2), "who is away says nothing");
+        book.received(&peer(4), 1000, true);
+        assert_eq!(book.credential_refused(), None, "it has served it");
+        book.ended(&peer(4), &refused(RefusalCode::Expired));
+        assert_eq!(book.credential_refused().map(|(_, by)| by), Some(3));
+        book.entries.remove(&peer(4));
+        book.entries.remove(&peer(5));
         assert_eq!(book.reopen(), [peer(1), peer(2)]);
         assert!(!book.all_closed() && book.credential_refused().is_none());
         book.ended(&peer(1), &refused(RefusalCode::Expired));
