@@ -25,8 +25,13 @@ const SIDE_BY_SIDE: usize = 4;
 /// Seeders take an acknowledgement for two days past the lease unless configured otherwise; a week later none does.
 const GIVE_UP_MS: u64 = 9 * 24 * 3600 * 1000;
 
-/// For all of them together: a fetch that is over sooner waits for it.
+/// For all of them together, however long the fetch beside takes.
 const LIMIT: Duration = Duration::from_secs(10);
+/// A fetch that is over sooner waits so long for it: who is there has heard of it by then, and whoever is gone for good would
+/// otherwise hold up every fetch of a week.
+const AFTERWARDS: Duration = Duration::from_secs(2);
+/// And so long where there is nothing to fetch.
+const ALONE: Duration = Duration::from_secs(2);
 
 /// Notes which seeders of a delivery that ended could not be told.
 pub(super) async fn note(
@@ -69,6 +74,22 @@ pub(super) async fn pay(home: &Home, link: &Link, busy: Option<TransactionId>) {
     });
     let paying = futures::stream::iter(paying).buffer_unordered(SIDE_BY_SIDE).collect::<()>();
     let _ = tokio::time::timeout(LIMIT, paying).await;
+}
+
+/// Pays beside a fetch, and for a moment after it is over.
+pub(super) async fn beside(paying: impl Future<Output = ()>, over: impl Future<Output = ()>) {
+    beside_for(paying, over, AFTERWARDS).await;
+}
+
+async fn beside_for(paying: impl Future<Output = ()>, over: impl Future<Output = ()>, moment: Duration) {
+    let afterwards = async {
+        over.await;
+        tokio::time::sleep(moment).await;
+    };
+    tokio::select! {
+        () = paying => {}
+        () = afterwards => {}
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -144,9 +165,26 @@ pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchO
     }
     match Link::start(home, &purchase.envelope.join, options.link.clone()).await {
         Ok(link) => {
-            pay(home, &link, None).await;
+            let _ = tokio::time::timeout(ALONE, pay(home, &link, None)).await;
             link.stop().await;
         }
         Err(error) => tracing::warn!(%error, "what seeders are owed stays owed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_is_gone_holds_up_no_fetch_that_is_over() {
+        assert_eq!(beside_for(pending(), pending(), Duration::ZERO).now_or_never(), None, "the fetch goes on");
+        beside_for(pending(), ready(()), Duration::from_millis(1)).await;
+        // Nobody waits when all is paid.
+        assert_eq!(beside(ready(()), pending()).now_or_never(), Some(()));
     }
 }

@@ -217,9 +217,10 @@ async fn fetch_linked(
         })
     })
     .await?;
+    let over = CancellationToken::new();
     let paying = async {
         tokio::select! {
-            () = Box::pin(debts::pay(home, link, Some(transaction))) => {}
+            () = debts::beside(Box::pin(debts::pay(home, link, Some(transaction))), over.cancelled()) => {}
             () = cancel.cancelled() => {}
         }
     };
@@ -230,6 +231,7 @@ async fn fetch_linked(
             progress.send_modify(|p| (p.phase, p.waiting) = (FetchPhase::Done, None));
         }
         run.settled().await;
+        over.cancel();
         result
     };
     let (result, ()) = tokio::join!(working, paying);
