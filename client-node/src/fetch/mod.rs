@@ -244,6 +244,18 @@ pub enum FetchError {
     /// The ticket begins later.
     #[error("{0}; compare this machine's clock with the time, then fetch again")]
     Clock(Refusal),
+    /// Those of the seeders are wrong.
+    #[error(
+        "the seeders refuse the ticket for the time, and it is their clocks that are wrong: they are {theirs}, while this \
+         machine's clock agrees with the manager's, and there is nothing to set here; fetch again later, or from another \
+         seeder (--seeder)"
+    )]
+    TheirClocks {
+        /// By this machine's clock.
+        theirs: ClockState,
+        /// Why the transfer ended.
+        transfer: delivery::FetchError,
+    },
     /// The purchase was taken back.
     #[error("this purchase was revoked or refunded: {0}")]
     Revoked(Refusal),
@@ -348,6 +360,7 @@ impl FetchError {
             FetchError::OtherClient { .. } => "wrong-client",
             FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal_cause(refusal.code),
+            FetchError::TheirClocks { .. } => "seeder-clocks-off",
             FetchError::Moved(_) => "moved",
             FetchError::ContentVoid(_) => "content-void",
             FetchError::Unknown(..) => "not-entitled",
@@ -380,7 +393,9 @@ impl FetchError {
     /// Every seeder that was tried, where the fetch ended for their sake.
     pub fn sources(&self) -> &[SourceReport] {
         match self {
-            FetchError::Transfer(transfer) | FetchError::LeaseOver { transfer, .. } => transfer.sources(),
+            FetchError::Transfer(transfer)
+            | FetchError::TheirClocks { transfer, .. }
+            | FetchError::LeaseOver { transfer, .. } => transfer.sources(),
             _ => &[],
         }
     }
@@ -392,6 +407,25 @@ fn clock(refusal: &Refusal) -> ClockState {
     match for_time {
         true => ClockState::compare(now_ms(), refusal.now, DEFAULT_CLOCK_GRACE_MS),
         false => ClockState::Unknown,
+    }
+}
+
+/// How far those clocks are off by this one for the sake of which a transfer ended.
+fn clocks_of_seeders(error: &delivery::FetchError) -> Option<ClockState> {
+    let ours = match error {
+        delivery::FetchError::Refused { refusal, .. } => clock(refusal),
+        delivery::FetchError::NoSource { cause: StallCause::ClockOff { off_by_ms }, .. } if *off_by_ms < 0 => {
+            ClockState::Behind(off_by_ms.unsigned_abs())
+        }
+        delivery::FetchError::NoSource { cause: StallCause::ClockOff { off_by_ms }, .. } => {
+            ClockState::Ahead(off_by_ms.unsigned_abs())
+        }
+        _ => ClockState::Unknown,
+    };
+    match ours {
+        ClockState::Behind(ms) => Some(ClockState::Ahead(ms)),
+        ClockState::Ahead(ms) => Some(ClockState::Behind(ms)),
+        ClockState::Unknown | ClockState::Good => None,
     }
 }
 

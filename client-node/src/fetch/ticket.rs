@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::clock::ClockState;
 use protocol::codec::Wire;
 use protocol::deliver::Credential;
 use protocol::ticket::{Admission, Lease, TicketEnvelope};
@@ -234,6 +235,14 @@ async fn compared(link: &Link, trust: &Trust, refusal: Refusal) -> Refusal {
     match asked {
         Ok(Some((at, fresh))) if fresh || at > now => refusal.at(at).compared_with(now, trust.grace_ms()),
         _ => refusal,
+    }
+}
+
+/// This clock beside that of the manager, where it can be asked.
+pub(super) async fn clock_by_manager(link: &Link, trust: &Trust) -> ClockState {
+    match tokio::time::timeout(COMPARE_TIMEOUT, link.managers_sign_of_life(trust)).await {
+        Ok(Ok(heartbeat)) => ClockState::compare(now_ms(), heartbeat.at, trust.grace_ms()),
+        _ => ClockState::Unknown,
     }
 }
 

@@ -8,6 +8,7 @@ use delivery::{Content, FetchJob, FetchReport, MoreSources, Progress, SourceRepo
 use futures::FutureExt;
 use futures::future::Either;
 use protocol::api::{MailboxRequest, provider_key};
+use protocol::clock::ClockState;
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
 use protocol::{ChunkSet, Digest, PeerAddrs, Refusal, RefusalCode};
@@ -170,6 +171,11 @@ impl Run<'_> {
                         && let Some(refusal) = self.taken_down(checked).await
                     {
                         return Err(FetchError::Revoked(refusal));
+                    }
+                    if let Some(theirs) = super::clocks_of_seeders(&transfer)
+                        && ticket::clock_by_manager(self.link, &checked.trust).await == ClockState::Good
+                    {
+                        return Err(FetchError::TheirClocks { theirs, transfer });
                     }
                     return Err(match checked.not_renewed.clone() {
                         Some(renewal) => FetchError::LeaseOver { transfer, renewal },

@@ -11,6 +11,7 @@
 )]
 
 mod beginning;
+mod clocks;
 mod fetching;
 mod in_place;
 mod library;

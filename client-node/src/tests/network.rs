@@ -84,6 +84,7 @@ impl Net {
                 vice: Mutex::new(vice.clone()),
                 accounts: Mutex::default(),
                 sent: AtomicU32::new(0),
+                ahead: AtomicU64::new(0),
             });
             sources.push(seeder.start(&supervisor).await);
             seeders.push(seeder);
@@ -245,6 +246,8 @@ pub(super) struct Seeder {
     pub(super) vice: Mutex<Vice>,
     pub(super) accounts: Mutex<BTreeMap<DeliveryId, ServeAccount>>,
     pub(super) sent: AtomicU32,
+    /// How far its clock is ahead, milliseconds.
+    pub(super) ahead: AtomicU64,
 }
 
 impl Seeder {
@@ -272,7 +275,8 @@ impl Seeder {
 
     async fn serve(&self, mut stream: Stream) {
         let certificate = self.world.certificate(self.peer());
-        let greeting = SeederMessage::Greeting { certificate, now: now_ms(), load: (0, 10) };
+        let now = now_ms() + self.ahead.load(Ordering::SeqCst);
+        let greeting = SeederMessage::Greeting { certificate, now, load: (0, 10) };
         if write_message(&mut stream, &greeting).await.is_err() {
             return;
         }
@@ -287,7 +291,7 @@ impl Seeder {
             revoked: &revoked,
             informed: None,
             continuation_ms: 0,
-            now: now_ms(),
+            now,
         };
         let vice = self.vice.lock().unwrap().clone();
         let void = vice == Vice::Voids;

@@ -1,0 +1,64 @@
+//! Clocks that differ: whose is wrong, and by how much.
+
+use std::sync::atomic::Ordering;
+
+use protocol::manifest::KeyPolicy;
+
+use super::fetching::{Client, net};
+use super::network::Vice;
+use crate::status::status;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_behind_is_told_by_how_much() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    net.sale.ahead = 12 * 60_000;
+    net.manager.ahead.store(net.sale.ahead, Ordering::SeqCst);
+    let client = Client::new();
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(error.to_string().contains("your clock is 12 minutes behind"), "{error}");
+    assert_eq!(status(&client.home).await.unwrap()[0].trouble.as_ref().unwrap().cause, "clock-off");
+    // Nobody to compare it with: then it is not known to be the clock.
+    net.manager.ahead.store(0, Ordering::SeqCst);
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(error.cause() == "not-yet-valid" && !error.to_string().contains("your clock is"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_ahead_is_told_by_how_much() {
+    const DAY: u64 = 24 * 3600 * 1000;
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    // A lease of a week that begins now, as a clock sees it that is eight days ahead.
+    (net.sale.age, net.sale.lifetime) = (8 * DAY, 7 * DAY);
+    net.manager.ahead.store(0u64.wrapping_sub(8 * DAY), Ordering::SeqCst);
+    let ticket = net.ticket(client.home.peer_id());
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(error.to_string().contains("your clock is 8 days ahead"), "{error}");
+    assert_eq!(error.cause(), "clock-off");
+    // A manager whose clock is the same, and that gives a lease that is over: that is not the clock's fault.
+    net.manager.ahead.store(0, Ordering::SeqCst);
+    let error = client.fetch(&ticket).await.unwrap_err();
+    assert!(error.cause() == "ticket-expires" && !error.to_string().contains("your clock is"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_of_seeders_that_are_wrong_are_not_taken_for_this_one() {
+    const DAYS: u64 = 8 * 24 * 3600 * 1000;
+    let net = net(KeyPolicy::AtRelease, &[Vice::None, Vice::None]).await;
+    net.seeders.iter().for_each(|seeder| seeder.ahead.store(DAYS, Ordering::SeqCst));
+    let client = Client::new();
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert_eq!(error.cause(), "seeder-clocks-off", "{error}");
+    assert!(
+        error.to_string().contains("they are 8 days ahead") && !error.to_string().contains("your clock"),
+        "{error}"
+    );
+    // Where the manager's is like theirs, it is this one.
+    net.manager.ahead.store(DAYS, Ordering::SeqCst);
+    let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
+    assert!(error.cause() == "clock-off" && error.to_string().contains("your clock is 8 days behind"), "{error}");
+    net.stop().await;
+}
