@@ -324,7 +324,7 @@ pub(crate) fn numbered_postings_of(
     txn: &impl Txn,
     transaction: &TransactionId,
 ) -> Result<Vec<(u64, Posting)>, StoreError> {
-    let numbers = POSTINGS_OF.prefix(txn, transaction, MAX_ENTRIES)?;
+    let numbers = POSTINGS_OF.prefix(txn, transaction, usize::MAX)?;
     let mut out = Vec::with_capacity(numbers.len());
     for ((_, number), _) in numbers {
         out.extend(POSTINGS.get(txn, &number)?.map(|posting| (number, posting)));

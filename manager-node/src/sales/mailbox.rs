@@ -157,8 +157,39 @@ fn is_early(ctx: &Context, release: &Release, now: u64) -> bool {
     release.lease_start > now.saturating_add(ctx.trust().grace_ms())
 }
 
+/// The paid delivery of a purchase gets new leases for so long after its release at least, milliseconds …
+const PAID_MS: u64 = 28 * DAY_MS;
+/// … or for the time of so many leases, where that is longer.
+const PAID_LEASES: u64 = 4;
+/// So many deliveries a purchase has at once, and so many more as it is days old: what is asked for is stored. Each change
+/// of hands, and each lease that became void, has one of its own besides.
+pub(super) const DELIVERIES: u64 = 64;
+const DAY_MS: u64 = 86_400_000;
+
+/// Its seeders are paid when the paid delivery is closed, and the merchant's credit is bound until then: a client that
+/// never completes it is not to keep it open for ever. It goes on unpaid, from the origin.
+fn is_paid_for(release: &Release, now: u64) -> bool {
+    let leases = release.lease_end.saturating_sub(release.lease_start).saturating_mul(PAID_LEASES);
+    now < release.at.saturating_add(leases.max(PAID_MS))
+}
+
+/// May another delivery be opened already?
+fn check_further(sale: &Sale, release: &Release, now: u64) -> Result<(), Refusal> {
+    let number = u64::from(release.delivery).saturating_add(1);
+    let days = number.saturating_sub(DELIVERIES.saturating_add(u64::from(sale.generation)));
+    let from = release.at.saturating_add(days.saturating_mul(DAY_MS));
+    if days == 0 || now >= from {
+        return Ok(());
+    }
+    let detail = format!(
+        "this purchase was fetched {} times; the next delivery of it is begun at {from} ms at the earliest",
+        release.delivery
+    );
+    Err(Refusal::new(RefusalCode::LimitReached, detail).retry_after(from - now))
+}
+
 /// The newest lease, or a new one where that is past half its life, void, begins later, or its delivery is over.
-fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
+pub(super) fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = present(ctx, id, &client)?;
     withheld::check(ctx, id, client, &sale, now)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
@@ -194,8 +225,8 @@ struct Renewal {
     end: Option<u64>,
 }
 
-/// Signs and stores a new lease: for the same delivery while that is open; after it was closed and paid, for a further
-/// one, which nobody pays for and which therefore names the origin alone.
+/// Signs and stores a new lease: for the same delivery while that is open; after it was closed and paid, or was open for as
+/// long as one is paid for, for a further one, which nobody pays for and which therefore names the origin alone.
 fn renew(
     ctx: &Context,
     id: TransactionId,
@@ -206,6 +237,11 @@ fn renew(
 ) -> Result<Sale, SaleError> {
     let product = key_product_of(ctx, sale)?;
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
+    // One whose time is fixed is over by itself.
+    let open = open && (end.is_some() || release.delivery != PAID_DELIVERY || is_paid_for(release, now));
+    if !open {
+        check_further(sale, release, now)?;
+    }
     let paid = open && release.delivery == PAID_DELIVERY;
     let sources: Vec<PeerId> = if paid {
         ctx.demand.asked(sale.manifest, now);

@@ -183,7 +183,11 @@ fn close(
         source,
         payouts: &payouts,
     };
-    let charged = pay_seeders(txn, &bill)?.unwrap_or(0);
+    // Of one that nobody fetched there is nothing to post, but for what was set aside.
+    let charged = match (&bill.source, bill.payouts.lines.is_empty()) {
+        (Source::Merchant(_) | Source::Network, true) => 0,
+        _ => pay_seeders(txn, &bill)?.unwrap_or(0),
+    };
     DUE.delete(txn, &(delivery.due_at, id.transaction, id.delivery))?;
     delivery.closed = Some(Closed { at: now, charged, capped: payouts.capped, lines: payouts.lines });
     if let Some(sale) = sale.as_mut() {
@@ -293,9 +297,11 @@ pub(crate) fn take_back(
     let mut waits = false;
     for number in PAID_DELIVERY..=last {
         let delivery_id = DeliveryId { transaction: id, delivery: number };
-        let Some(mut delivery) = get_delivery(txn, delivery_id)? else { continue };
+        let Some(mut delivery) = get_delivery(txn, delivery_id)?.filter(|delivery| delivery.closed.is_none()) else {
+            continue;
+        };
         let late_until = delivery.due_at.min(now.saturating_add(late_ms));
-        if number == PAID_DELIVERY && set_aside > 0 && delivery.closed.is_none() && late_until > now {
+        if number == PAID_DELIVERY && set_aside > 0 && late_until > now {
             waits = true;
             move_due(txn, delivery_id, &mut delivery, late_until)?;
         } else {

@@ -1,6 +1,7 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
 mod credit;
+mod leases;
 mod moving;
 mod refunds;
 mod restored;

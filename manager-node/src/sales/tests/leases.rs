@@ -1,0 +1,113 @@
+//! How long the paid delivery of a purchase goes on, and how many further ones there are: whoever asks again and again is
+//! bounded, and whoever needs long, or fetches again, goes on.
+
+use protocol::TransactionId;
+
+use super::shop::{Outbox, Shop, Terms};
+use super::*;
+use crate::sales::{blocking, mailbox};
+use crate::transactions::PAID_DELIVERY;
+
+const DAY: u64 = 86_400_000;
+
+/// What its client gets who asks for its ticket at `now`.
+async fn ticket_at(shop: &Shop, id: TransactionId, now: u64) -> Result<Lease, Refusal> {
+    let client = shop.client.peer_id();
+    match blocking(&shop.ctx, move |ctx| mailbox::ticket(ctx, client, id, now)).await? {
+        MailboxResponse::Ticket(envelope) => Ok(envelope.ticket.lease.peek().unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All but one chunk is acknowledged, nothing is ever completed, and the ticket is asked for at each half of its life.
+#[tokio::test]
+async fn a_paid_delivery_lasts_several_leases_and_is_not_kept_open_for_ever() {
+    let shop = Shop::open(Terms::default()).await;
+    let origin = shop.seeders[2].peer_id();
+    shop.ctx.registry.set_origin(origin).await.unwrap();
+    let (id, envelope) = shop.buy("o").await;
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..9)]).await;
+    let first = envelope.ticket.lease.peek().unwrap();
+    let (released, grace) = (shop.sale(id).release.unwrap().at, shop.ctx.config.close_grace_ms);
+    let latest = released + (28 + 7) * DAY + grace;
+    let (mut now, mut paid, mut closed) = (first.start, 0, None);
+    for _ in 0..40 {
+        now += 7 * DAY / 2;
+        chore::step(&shop.ctx, now).await.unwrap();
+        let delivery = shop.delivery(id, PAID_DELIVERY).unwrap();
+        if delivery.closed.is_some() {
+            closed.get_or_insert(now);
+        } else {
+            assert!(delivery.due_at <= latest, "{} days", (delivery.due_at - released) / DAY);
+        }
+        let lease = ticket_at(&shop, id, now).await.unwrap();
+        // There is always one that is good from now on.
+        assert!(lease.start <= now && lease.end > now + 3 * DAY, "{lease:?}");
+        if lease.delivery == PAID_DELIVERY {
+            assert_eq!((lease.rate, lease.ceiling), (first.rate, first.ceiling));
+            paid += 1;
+        } else {
+            // It goes on without pay.
+            assert_eq!((lease.delivery, lease.rate, lease.sources), (2, 0, vec![origin]));
+        }
+    }
+    // Who needs four weeks for it has the paid seeders for as long.
+    assert_eq!(paid, 7, "renewals");
+    let closed = closed.expect("never closed");
+    assert!(closed <= latest + 7 * DAY / 2, "closed after {} days", (closed - released) / DAY);
+    assert!(shop.balance_of_seeders().await > 0);
+    assert_eq!(shop.balance("escrow").await, 0);
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_purchase_has_so_many_deliveries_and_one_more_a_day() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+    let postings = shop.control(json!({"cmd": "transaction", "id": id})).await.unwrap()["postings"].clone();
+    let mut refused = None;
+    // Nothing is downloaded: asking and completing is all.
+    for _ in 0..1000 {
+        match shop.ticket(id).await {
+            Ok(envelope) => {
+                let number = envelope.ticket.lease.peek().unwrap().delivery;
+                let completion = shop.completion(DeliveryId { transaction: id, delivery: number });
+                shop.mailbox_as(&shop.client, MailboxRequest::Complete { completion }).await.unwrap();
+            }
+            Err(refusal) => {
+                refused = Some(refusal);
+                break;
+            }
+        }
+    }
+    let refusal = refused.expect("there is a bound");
+    assert_eq!(refusal.code, RefusalCode::LimitReached, "{refusal:?}");
+    assert!(refusal.retry_after_ms > 0 && refusal.retry_after_ms <= DAY, "{refusal:?}");
+    let last = u32::try_from(mailbox::DELIVERIES).unwrap();
+    assert!(shop.delivery(id, last).is_some() && shop.delivery(id, last + 1).is_none());
+
+    // Whoever fetches it once more on another day does.
+    let released = shop.sale(id).release.unwrap().at;
+    assert_eq!(code(ticket_at(&shop, id, released + DAY - 1).await), "limit-reached");
+    assert_eq!(ticket_at(&shop, id, released + DAY).await.unwrap().delivery, last + 1);
+    // And as many as there are days.
+    shop.mailbox_as(
+        &shop.client,
+        MailboxRequest::Complete { completion: shop.completion(DeliveryId { transaction: id, delivery: last + 1 }) },
+    )
+    .await
+    .unwrap();
+    assert_eq!(code(ticket_at(&shop, id, released + DAY).await), "limit-reached");
+    assert_eq!(ticket_at(&shop, id, released + 2 * DAY).await.unwrap().delivery, last + 2);
+
+    // Taking it back is one step that closes them all; what nobody fetched is not in the books.
+    shop.control(json!({"cmd": "refund", "id": id})).await.unwrap();
+    for number in 1..=last + 2 {
+        assert!(shop.delivery(id, number).unwrap().closed.is_some(), "{number}");
+    }
+    let shown = shop.control(json!({"cmd": "transaction", "id": id})).await.unwrap();
+    assert_eq!(shown["postings"].as_array().unwrap().len(), postings.as_array().unwrap().len() + 1);
+    shop.close().await;
+}
