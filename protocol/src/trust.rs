@@ -1,6 +1,7 @@
 //! What a node trusts and how it stays up to date: the network's root key, the key set that the root key signs, the
 //! manager's heartbeat and revocation epochs, and the one line of text by which a node joins.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -286,10 +287,7 @@ impl Trust {
         }
         let keys = Self::check(self.network, &self.root, &signed)?;
         if keys.version == self.keys.version {
-            return Err(Refusal::new(
-                RefusalCode::KeyRetired,
-                format!("two different key sets of version {}: the first is kept", keys.version),
-            ));
+            return Err(self.second());
         }
         if keys.version < self.keys.version {
             return Ok(Update::NotNewer);
@@ -314,6 +312,25 @@ impl Trust {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Can both key sets be of one network's history? Each was checked by itself before.
+    ///
+    /// # Errors
+    /// `key-retired` for two of one version, or a newer one by a root key that was replaced; `bad-manager-signature` when
+    /// the root key goes to another than the one that was named.
+    pub(crate) fn check_beside(&self, other: &Trust) -> Result<(), Refusal> {
+        match self.keys.version.cmp(&other.keys.version) {
+            Ordering::Less => self.check_root(&other.keys),
+            Ordering::Greater => other.check_root(&self.keys),
+            Ordering::Equal => Err(self.second()),
+        }
+    }
+
+    /// What is said of a second set of the version held.
+    fn second(&self) -> Refusal {
+        let detail = format!("two different key sets of version {}: the first is kept", self.keys.version);
+        Refusal::new(RefusalCode::KeyRetired, detail)
     }
 
     /// Is it a key set of this network, whatever its version?

@@ -68,8 +68,7 @@ fn instead(client: &PeerId, designated: &PeerId) -> String {
     }
 }
 
-fn keys(root: &PeerId, sets: &[Signed<KeySet>], place: &str, lines: &mut Lines) -> KeySets {
-    let mut keys = KeySets::new(*root);
+fn keys(keys: &mut KeySets, sets: &[Signed<KeySet>], place: &str, lines: &mut Lines) {
     for (number, signed) in sets.iter().enumerate() {
         let found = keys.add(signed.clone()).map_err(|refusal| refusal.to_string());
         let claim = |version: Option<&u64>| match version {
@@ -78,7 +77,6 @@ fn keys(root: &PeerId, sets: &[Signed<KeySet>], place: &str, lines: &mut Lines) 
         };
         lines.add(Claimant::RootSigned, &format!("{place}key set {}", number + 1), claim, found);
     }
-    keys
 }
 
 fn text(refusal: &Refusal) -> String {
@@ -102,7 +100,8 @@ impl EvidencePack {
             },
             Ok(()),
         );
-        let keys = keys(root, &self.key_sets, "", &mut lines);
+        let mut keys = KeySets::new(*root);
+        self::keys(&mut keys, &self.key_sets, "", &mut lines);
         facts.key_set_version = keys.newest().map(|set| set.version);
         let vouchers = Vouchers::of(self, &keys);
         let found = vouching::open(&keys, &self.data, KeyPurpose::Ticket, |data| data.formed_at, vouchers.sale());
@@ -445,13 +444,21 @@ pub fn check_statements(file: &StatementFile, root: &PeerId) -> (Vec<Line>, Vec<
 }
 
 /// The same for a chain that takes several files, in order: that the first statement of one follows the last of the one
-/// before, which no file proves by itself.
+/// before, which no file proves by itself. What the key sets in one of them say holds for all.
 pub fn check_statement_files(files: &[StatementFile], root: &PeerId) -> (Vec<Line>, Vec<Statement>) {
+    let mut keys = KeySets::new(*root);
+    let place = |at: usize| if files.len() > 1 { format!("file {}, ", at + 1) } else { String::new() };
+    let each = files.iter().enumerate().map(|(at, file)| {
+        let mut lines = Lines::default();
+        self::keys(&mut keys, &file.key_sets, &place(at), &mut lines);
+        lines
+    });
+    let of_keys: Vec<Lines> = each.collect();
     let mut lines = Lines::default();
     let mut good: Vec<(Statement, Digest)> = Vec::new();
-    for (at, file) in files.iter().enumerate() {
-        let place = if files.len() > 1 { format!("file {}, ", at + 1) } else { String::new() };
-        let keys = keys(root, &file.key_sets, &place, &mut lines);
+    for ((at, file), of_keys) in files.iter().enumerate().zip(of_keys) {
+        let place = place(at);
+        lines.0.extend(of_keys.0);
         for (number, signed) in file.statements.iter().enumerate() {
             let found = keys.open(signed, KeyPurpose::Settlement, |s| s.issued_at).map_err(|e| text(&e));
             let found = found.and_then(|statement| {

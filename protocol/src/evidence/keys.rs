@@ -5,9 +5,10 @@ use crate::refusal::{Refusal, RefusalCode};
 use crate::signed::{Document, Signed};
 use crate::trust::{KeyPurpose, KeySet, KeyState, Trust};
 
-/// Key sets of one network, each signed by its root key.
+/// Key sets of one network, each signed by its root key, none of them a fork of another.
 pub struct KeySets {
     root: PeerId,
+    /// Newest first.
     sets: Vec<Trust>,
 }
 
@@ -17,14 +18,19 @@ impl KeySets {
         KeySets { root, sets: Vec::new() }
     }
 
-    /// Takes one; gives its version.
+    /// Takes one; gives its version. The same one again changes nothing.
     ///
     /// # Errors
-    /// As [`Trust::new`].
+    /// As [`Trust::new`], and as [`Trust::update`] where it cannot be of one history with those that are here: these stay.
     pub fn add(&mut self, signed: Signed<KeySet>) -> Result<u64, Refusal> {
         let trust = Trust::new(self.root, signed, 0)?;
         let version = trust.key_set().version;
-        self.sets.push(trust);
+        if self.sets.iter().any(|held| held.signed_key_set() == trust.signed_key_set()) {
+            return Ok(version);
+        }
+        self.sets.iter().try_for_each(|held| held.check_beside(&trust))?;
+        let place = self.sets.partition_point(|held| held.key_set().version > version);
+        self.sets.insert(place, trust);
         Ok(version)
     }
 
@@ -35,7 +41,7 @@ impl KeySets {
 
     /// The newest.
     pub fn newest(&self) -> Option<&KeySet> {
-        self.sets.iter().map(Trust::key_set).max_by_key(|set| set.version)
+        self.sets.first().map(Trust::key_set)
     }
 
     /// Does any of them call the key that signed this revoked?
@@ -47,7 +53,8 @@ impl KeySets {
     }
 
     /// Opens a document of the network as of the time when it was issued. A key that any of the sets calls revoked
-    /// proves nothing: whoever stole it can give any time.
+    /// proves nothing: whoever stole it can give any time. Of any other key the newest set that names it says until when
+    /// it signed, and what a set without it is newer than is too late: an older set takes nothing of that back.
     ///
     /// # Errors
     /// As [`Trust::open`].
@@ -61,14 +68,21 @@ impl KeySets {
         if self.is_revoked(signed, purpose) {
             return Err(Refusal::new(RefusalCode::KeyRetired, "the key that signed this was revoked"));
         }
-        let mut refusal = Refusal::new(RefusalCode::UnknownKey, "no key set that holds came with it");
-        for trust in &self.sets {
-            match trust.open(signed, purpose, &issued_at, at) {
-                Ok(document) => return Ok(document),
-                Err(error) => refusal = error,
+        let Some(newest) = self.sets.first() else {
+            return Err(Refusal::new(RefusalCode::UnknownKey, "no key set that holds came with it"));
+        };
+        let names = |trust: &&Trust| trust.key_for(signed, purpose).is_ok();
+        // That none names the key is said of the newest.
+        let judge = self.sets.iter().find(names).unwrap_or(newest);
+        let without = self.sets.iter().take_while(|trust| !names(trust)).map(Trust::key_set);
+        let document = judge.open(signed, purpose, issued_at, at)?;
+        match without.min_by_key(|set| set.issued_at).filter(|set| set.issued_at <= at) {
+            None => Ok(document),
+            Some(set) => {
+                let detail = format!("key set version {} had no longer the key that signed this by then", set.version);
+                Err(Refusal::new(RefusalCode::KeyRetired, detail))
             }
         }
-        Err(refusal)
     }
 
     /// The same for a document whose key was revoked, whatever the time: for who has another reason to believe it.
