@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use delivery::ContentStore;
 use node::{CounterBy, NodeHandle};
@@ -57,12 +57,14 @@ pub(crate) struct Context {
     pub(crate) audits: Audits,
     /// Counts up each time that the manager came back from a backup.
     pub(crate) restore: u64,
-    /// When it ran again after the newest of these, unix milliseconds.
+    /// When it ran again after the newest of these, as its clock was then; see [`Context::came_back`]. Unix milliseconds.
     pub(crate) restored_at: Option<u64>,
     /// This manager.
     pub(crate) peer: PeerId,
-    /// Unix milliseconds of the start.
+    /// Unix milliseconds of the start, as the clock was then.
     pub(crate) started_at: u64,
+    /// The same by a clock that nobody sets.
+    pub(crate) started: Instant,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// Time of the last heartbeat that was signed, unix milliseconds.
@@ -84,6 +86,16 @@ impl Context {
     /// The network.
     pub(crate) fn network(&self) -> NetworkId {
         self.trust().network()
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn running_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// When this manager ran again after its newest restore, unix milliseconds by a clock that shows `now`.
+    pub(crate) fn came_back(&self, now: u64) -> Option<u64> {
+        self.restored_at.map(|at| came_back(at, now, self.running_ms(), self.config.clock_grace_ms))
     }
 
     /// Where this manager can be reached: the configured external addresses, else those it listens on.
@@ -111,6 +123,28 @@ impl Context {
             && !addresses.is_empty()
         {
             *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+        }
+    }
+}
+
+/// It was before the start. A clock that was ahead then, and was set right since, gave a time that is still to come.
+fn came_back(noted: u64, now: u64, running_ms: u64, grace_ms: u64) -> u64 {
+    let started = now.saturating_sub(running_ms);
+    if noted > started.saturating_add(grace_ms) { started } else { noted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::came_back;
+
+    #[test]
+    fn a_restore_is_never_later_than_the_start_by_the_clock_as_it_is_now() {
+        const YEAR: u64 = 365 * 86_400_000;
+        assert_eq!(came_back(50 * YEAR, 50 * YEAR + 1000, 1000, 10), 50 * YEAR);
+        assert_eq!(came_back(49 * YEAR, 50 * YEAR, 1000, 10), 49 * YEAR);
+        // Noted by a clock that was a year ahead: the same also once that year is over.
+        for later in [5000, YEAR, 2 * YEAR] {
+            assert_eq!(came_back(51 * YEAR, 50 * YEAR + later, later, 10), 50 * YEAR, "{later}");
         }
     }
 }

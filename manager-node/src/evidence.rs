@@ -56,9 +56,9 @@ fn whole(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Whole, Sale
 
 /// When this manager last came back from a backup, where that was after the sale was formed: of such a sale it may have
 /// forgotten what came in, and what seeders send again comes in late.
-pub(crate) fn restored_at(ctx: &Context, sale: &Sale) -> Result<Option<u64>, SaleError> {
+pub(crate) fn restored_at(ctx: &Context, sale: &Sale, now: u64) -> Result<Option<u64>, SaleError> {
     let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
-    Ok(ctx.restored_at.filter(|restored| formed_at < *restored))
+    Ok(ctx.came_back(now).filter(|restored| formed_at < *restored))
 }
 
 /// Everything signed of a transaction, as it is stored now.
@@ -80,7 +80,7 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
             first_at: whole.first_at,
             completed_at: None,
             closed_at: None,
-            restored_at: restored_at(ctx, sale)?,
+            restored_at: restored_at(ctx, sale, now)?,
             leases: Vec::new(),
         };
         if let Some(release) = &sale.release {
@@ -130,7 +130,7 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
         let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
-    let restored_at = restored_at(ctx, &sale)?;
+    let restored_at = restored_at(ctx, &sale, now)?;
     if let Some(restored) = restored_at.filter(|restored| by < *restored) {
         let detail = format!(
             "this manager came back from a backup at {restored} ms and may have forgotten what came in before; it can \

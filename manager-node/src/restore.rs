@@ -119,6 +119,9 @@ fn note(db: &Db, restore: u64) -> Result<(), StoreError> {
             RESTORED.put(txn, &(), &Restored { number: restore, at: now })?;
             audit::note(txn, now, audit::RESTORE, restore, "the manager came back from a backup")?;
             MANAGER.put(txn, &(), &record)?;
+        } else if RESTORED.get(txn, &())?.is_some_and(|known| known.number == restore && known.at > now) {
+            // The clock was ahead then, and what is waited for from that time on would be waited for as long.
+            RESTORED.put(txn, &(), &Restored { number: restore, at: now })?;
         }
         Ok(())
     })
@@ -200,6 +203,14 @@ mod tests {
         let marked = raise(dir.path()).unwrap();
         assert!(marked > first);
         assert_eq!(start(), marked);
+
+        // Its clock was ahead when it came back: what is waited for from then on is not waited for until that time.
+        let ahead = Restored { number: marked, at: crate::context::now_ms() + 365 * 86_400_000 };
+        let db = Db::open(&file, store::Options::new(1)).unwrap();
+        db.write_blocking(move |txn| RESTORED.put(txn, &(), &ahead)).unwrap();
+        drop(db);
+        let restore = whole();
+        assert!(restore.number == marked && restore.at.is_some_and(|at| at <= crate::context::now_ms()), "{restore:?}");
 
         // A backup from before the newest starts, put back by the command that marks it: one restore, one number.
         let backup = fs::read(&file).unwrap();

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delivery::{ContentStore, FileError};
 use node::{
@@ -187,6 +187,7 @@ async fn start_under(
         restore: restore.number,
         restored_at: restore.at,
         started_at: now_ms(),
+        started: Instant::now(),
         refusals,
         last_beat: Mutex::default(),
         workers: Workers::new(),

@@ -201,7 +201,7 @@ pub(super) fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64)
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
     // Where the key that signed it was given up, or it begins later, another lease takes its place for the time that was left.
-    let end = (!renewable).then_some(release.lease_end);
+    let end = (!renewable).then(|| release.held_until(now));
     let useless = is_void(ctx, &release, now) || is_early(ctx, &release, now);
     let replace = useless && (renewable || open && now < release.lease_end);
     let (sale, release) = if replace || renewable && (now >= half || !open) {

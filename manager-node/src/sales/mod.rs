@@ -194,7 +194,7 @@ fn captured(ctx: &Context, merchant: PeerId, ids: &[TransactionId], now: u64) ->
     }
     for id in ids {
         let Some(sale) = ctx.db.read(|txn| SALES.get(txn, id))? else { continue };
-        let waited = evidence::restored_at(ctx, &sale)?.map(|at| at.saturating_add(ctx.config.close_grace_ms));
+        let waited = evidence::restored_at(ctx, &sale, now)?.map(|at| at.saturating_add(ctx.config.close_grace_ms));
         // So long the sale is kept from being refunded for it. A word that comes later was not needed, or is not true.
         if sale.merchant != merchant || !sale.awaits_completion() || waited.is_none_or(|until| now >= until) {
             continue;

@@ -135,14 +135,13 @@ fn transfer(ctx: &Context, sale: &Sale, release: &Release, wanted: Wanted, now: 
     let moved = Sale { client: wanted.to, generation, ..sale.clone() };
     // The payment of an on-completion sale is held for the time of its one lease, whoever completes it.
     let held = sale.policy == KeyPolicy::OnCompletion && !release.captured;
-    let old = release.lease.peek().map_err(Refusal::from)?;
     let terms = Terms {
         endorsement: release.endorsement.digest(),
         delivery: release.delivery.saturating_add(1),
         rate: 0,
         ceiling: 0,
         sources: ctx.registry.origin().into_iter().collect(),
-        end: held.then_some(old.end),
+        end: held.then(|| release.held_until(now)),
     };
     let (signed, leased) = lease::sign(ctx, &moved, &product, terms, now);
     let grant = if held { None } else { Some(lease::grant(&product, &moved, &leased)?) };

@@ -33,7 +33,7 @@ pub(crate) fn withheld(
     now: u64,
 ) -> Result<Option<Withheld>, SaleError> {
     // After a restore the merchant or a seeder may still say that it was completed: that long nothing is given back.
-    let restored_at = evidence::restored_at(ctx, sale)?;
+    let restored_at = evidence::restored_at(ctx, sale, now)?;
     let waiting = restored_at.is_some_and(|at| now < at.saturating_add(ctx.config.close_grace_ms));
     let held = sale.awaits_completion();
     let (revoked, moved_on) =

@@ -5,7 +5,7 @@ use protocol::statement::Explanation;
 use protocol::{Digest, PeerId, Refusal, RefusalCode};
 
 use super::{BOOKS, EARNINGS, Entry, FATES, JOURNAL, statement_of};
-use crate::context::Context;
+use crate::context::{Context, now_ms};
 use crate::transactions::{SaleError, get_delivery};
 
 /// The fate of a receipt of this seeder.
@@ -31,7 +31,7 @@ pub(crate) fn explain(ctx: &Context, seeder: PeerId, receipt: Digest) -> Result<
             due_at = get_delivery(txn, id)?.filter(|d| d.closed.is_none()).map(|delivery| delivery.due_at);
         }
         // What was unknown before that was unknown to a manager that had forgotten nothing.
-        let restored_at = ctx.restored_at.filter(|restored| *restored <= line.at);
+        let restored_at = ctx.came_back(now_ms()).filter(|restored| *restored <= line.at);
         Ok(Explanation { line, repeats: fate.repeats, statement, earning, due_at, restored_at })
     })
 }

@@ -1,6 +1,7 @@
 //! What happens to sales by time alone: reservations expire, deliveries are closed, and revocations that a refund noted
 //! reach an epoch even when the manager stopped in between.
 
+use std::mem::Discriminant;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,11 @@ use protocol::trust::{Moved, Revocations as Added};
 use store::{Step, StoreError, WriteTransaction};
 use tracing::{error, info};
 
-use super::closing::{Waiting, close_due};
+use super::closing::{close_due, waited_for};
+use super::watch::{Held, Moment, Watch};
 use super::{DUE, EXPIRING, Event, MOVING, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
 use crate::context::{Context, now_ms};
+use crate::placement::made_at;
 
 /// Sales looked at in one database transaction, which other writers wait for.
 const STEP: usize = 128;
@@ -24,9 +27,12 @@ pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
     let token = supervisor.token();
     supervisor.spawn_critical("sales chore", async move {
         let every = Duration::from_millis(ctx.config.sales_ms);
+        let mut watch = Watch::new(&ctx.config, ctx.started_at);
+        let mut told = None;
         loop {
             let round = async {
-                step(&ctx, now_ms()).await?;
+                let held = round(&ctx, &mut watch, Moment { wall: now_ms(), running: ctx.running_ms() }).await?;
+                tell(&mut told, held);
                 tokio::time::sleep(every).await;
                 Ok::<_, StoreError>(())
             };
@@ -38,18 +44,49 @@ pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
     });
 }
 
-/// Everything that is due at `now`.
-pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
+/// Says what is waited for when that changes, not at every round.
+fn tell(told: &mut Option<Discriminant<Held>>, held: Option<Held>) {
+    let kind = held.as_ref().map(std::mem::discriminant);
+    if *told == kind {
+        return;
+    }
+    *told = kind;
+    match held {
+        Some(Held::Started) => {
+            info!("deliveries are closed later: receipts may be under way since this manager is back")
+        }
+        Some(held) => error!("nothing is closed, given back or expired for now: {held}"),
+        None => info!("what is due is closed by the clock"),
+    }
+}
+
+/// Everything that is due, as far as the clock may be gone by; gives why not, otherwise.
+pub(crate) async fn round(ctx: &Arc<Context>, watch: &mut Watch, at: Moment) -> Result<Option<Held>, StoreError> {
+    let clock = ctx.registry.clocks.state(at.wall, ctx.config.clock_grace_ms);
+    let held = watch.look(at, clock).err();
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || {
-        expire(&work, now)?;
-        close_all_due(&work, now)
+        // No receipt is waited for before a reservation expires.
+        if matches!(held, None | Some(Held::Started)) {
+            expire(&work, at.wall)?;
+        }
+        match held {
+            Some(_) => Ok(()),
+            None => close_all_due(&work, at.wall),
+        }
     });
     match done.await {
         Ok(result) => result?,
         Err(panic) => drop(internal(&panic)),
     }
-    announce(ctx).await
+    announce(ctx).await?;
+    Ok(held)
+}
+
+/// The same at a time by a clock that nobody set since the start.
+pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
+    let running = now.saturating_sub(ctx.started_at);
+    round(ctx, &mut Watch::new(&ctx.config, ctx.started_at), Moment { wall: now, running }).await.map(drop)
 }
 
 fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
@@ -85,13 +122,18 @@ fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId
 /// One delivery a transaction: one that cannot be closed is logged and stops no other.
 fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
     let end = (now, TransactionId::from_bytes([0xff; 16]), u32::MAX);
-    let waiting = Waiting::new(ctx);
+    let waited = waited_for(ctx, now);
     let mut start = Bound::Unbounded;
     loop {
         let page = ctx.db.read(|txn| DUE.range(txn, (start, Bound::Included(end)), STEP))?;
         for &((_, transaction, delivery), _) in &page {
+            // What began before a restore may be forgotten in part, and is sent and told again. Nothing is written of it
+            // until then: a time that a wrong clock gave would stay.
+            if waited.is_some_and(|(restored, until)| made_at(&transaction) < restored && now < until) {
+                continue;
+            }
             let id = DeliveryId { transaction, delivery };
-            match ctx.db.write_step_blocking(Step::ManagerClose, move |txn| close_due(txn, id, now, waiting)) {
+            match ctx.db.write_step_blocking(Step::ManagerClose, move |txn| close_due(txn, id, now)) {
                 Ok(()) => {}
                 Err(SaleError::Store(error @ (StoreError::DiskFull { .. } | StoreError::Failed { .. }))) => {
                     return Err(error);

@@ -6,7 +6,7 @@ use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::Payer;
-use protocol::{Amount, Refusal, TransactionId};
+use protocol::{Amount, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
@@ -19,7 +19,6 @@ use super::{
 use crate::audit;
 use crate::context::Context;
 use crate::ledger::{Bill, Source, pay_seeders, post};
-use crate::placement::made_at;
 
 /// Takes sale and delivery on after something was counted, and stores both: delivering, delivered once everything was
 /// acknowledged or the client signed the completion, captured then where the policy says so, and closed once whole.
@@ -217,51 +216,16 @@ fn source_of(sale: &Sale, delivery: u32) -> Source {
     }
 }
 
-/// Receipts that could not come in while this manager was away come within minutes of its return: seeders try again every
-/// minute and a half at least. Milliseconds.
-const AFTER_START_MS: u64 = 60 * 60 * 1000;
-
-/// Until when those are waited for who know more than this manager does. Unix milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Waiting {
-    after_start: u64,
-    restore: Option<(u64, u64)>,
+/// Of what began before the first of these times those are waited for until the second who know more than a manager that
+/// came back from a backup. Unix milliseconds.
+pub(super) fn waited_for(ctx: &Context, now: u64) -> Option<(u64, u64)> {
+    ctx.came_back(now).map(|at| (at, at.saturating_add(ctx.config.close_grace_ms)))
 }
 
-impl Waiting {
-    pub(super) fn new(ctx: &Context) -> Waiting {
-        let grace_ms = ctx.config.close_grace_ms;
-        let after_start = ctx.started_at.saturating_add(grace_ms.min(AFTER_START_MS));
-        Waiting { after_start, restore: ctx.restored_at.map(|at| (at, at.saturating_add(grace_ms))) }
-    }
-
-    /// What began before a restore may be forgotten in part, and is sent and told again.
-    fn until(&self, began: u64) -> u64 {
-        let restore = self.restore.filter(|(restored, _)| began < *restored).map_or(0, |(_, until)| until);
-        self.after_start.max(restore)
-    }
-}
-
-/// Closes a delivery whose time is over, but not while what is owed for it may still be under way because this manager was
-/// away or forgot. A sale that was to be paid on completion, and was not completed, is refunded.
-pub(super) fn close_due(
-    txn: &WriteTransaction<'_>,
-    id: DeliveryId,
-    now: u64,
-    waiting: Waiting,
-) -> Result<(), SaleError> {
+/// Closes a delivery whose time is over. A sale that was to be paid on completion, and was not completed, is refunded.
+pub(super) fn close_due(txn: &WriteTransaction<'_>, id: DeliveryId, now: u64) -> Result<(), SaleError> {
     let Some(mut delivery) = get_delivery(txn, id)? else { return Ok(()) };
     let sale = SALES.get(txn, &id.transaction)?;
-    let began = match &sale {
-        Some(sale) => sale.data.peek().map_err(Refusal::from)?.formed_at,
-        None => made_at(&id.transaction),
-    };
-    let until = waiting.until(began);
-    if now < until {
-        info!(delivery = %id, until, "not closed yet: its receipts may be under way since this manager is back");
-        move_due(txn, id, &mut delivery, until)?;
-        return Ok(put_delivery(txn, id, &delivery)?);
-    }
     let Some(mut sale) = sale else {
         close(txn, id, &mut delivery, None, now)?;
         return Ok(put_delivery(txn, id, &delivery)?);

@@ -7,6 +7,7 @@ mod control;
 mod exposure;
 mod state;
 mod taken_back;
+pub(crate) mod watch;
 
 use std::ops::Bound;
 
@@ -250,6 +251,14 @@ impl SaleError {
 pub(crate) fn internal(error: &dyn std::fmt::Display) -> Refusal {
     tracing::error!(%error, code = RefusalCode::Internal.as_str(), "the manager failed at its own work");
     Refusal::new(RefusalCode::Internal, "the manager failed at its own work; try again later").retry_after(5000)
+}
+
+impl Release {
+    /// When a lease ends that takes the place of this one while the payment is held: not later, nor later than this one
+    /// would from `now` on, where a clock that was ahead signed it.
+    pub(crate) fn held_until(&self, now: u64) -> u64 {
+        self.lease_end.min(now.saturating_add(self.lease_end.saturating_sub(self.lease_start)))
+    }
 }
 
 impl Sale {

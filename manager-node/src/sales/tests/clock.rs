@@ -1,0 +1,94 @@
+//! What is closed or given back by time stays so: it is not done by a clock that jumps, or was ahead at the start.
+
+use super::shop::{Outbox, Shop, Terms};
+use super::*;
+use crate::transactions::watch::{Held, Moment, Watch};
+
+const SECOND: u64 = 1000;
+const HOUR: u64 = 3600 * SECOND;
+const DAY: u64 = 24 * HOUR;
+
+/// One round of the chore, `wall` and `running` milliseconds after the start by either clock.
+async fn round(shop: &Shop, watch: &mut Watch, wall: u64, running: u64) -> Option<Held> {
+    let at = Moment { wall: shop.ctx.started_at + wall, running };
+    chore::round(&shop.ctx, watch, at).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_while_the_manager_runs_closes_nothing_and_gives_nothing_back() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, _) = shop.buy("1").await;
+    let (other, _) = shop.buy("2").await;
+    let reserved = shop.reserve("3").await.peek().unwrap().transaction;
+    let due_at = shop.delivery(id, 1).unwrap().due_at;
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    assert_eq!(round(&shop, &mut watch, 5 * SECOND, 5 * SECOND).await, Some(Held::Started));
+    for after in [10, 15, 20] {
+        let held = round(&shop, &mut watch, 30 * DAY + after * SECOND, after * SECOND).await;
+        assert!(matches!(held, Some(Held::Jumped(_))), "{held:?}");
+    }
+    assert_eq!((shop.state(id), shop.state(reserved)), (TransactionState::Released, TransactionState::Reserved));
+    let delivery = shop.delivery(id, 1).unwrap();
+    assert!(delivery.closed.is_none() && delivery.due_at == due_at);
+    // Set right: everything is as it was, and goes on.
+    assert_eq!(round(&shop, &mut watch, 25 * SECOND, 25 * SECOND).await, Some(Held::Started));
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+    let endorsement = shop.endorse(&shop.sale(reserved).data, "3");
+    shop.sales(SalesRequest::Release { transaction: reserved, endorsement }).await.unwrap();
+    shop.complete(id).await.unwrap();
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    assert!(shop.balance_of_seeders().await > 0);
+
+    // A clock that stays there is believed, and what is due by it is given back.
+    assert_eq!(round(&shop, &mut watch, 2 * HOUR, 2 * HOUR).await, None);
+    assert!(matches!(round(&shop, &mut watch, 40 * DAY, 3 * HOUR).await, Some(Held::Jumped(_))));
+    assert_eq!(shop.state(other), TransactionState::Released);
+    assert_eq!(round(&shop, &mut watch, 40 * DAY + HOUR, 4 * HOUR).await, None);
+    assert_eq!(shop.state(other), TransactionState::Refunded);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_closed_by_a_clock_that_seeders_say_is_ahead() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("1").await;
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    // It was set ahead while the manager was away: nothing else tells of it.
+    let now = shop.ctx.started_at + 10 * DAY;
+    for seeder in &shop.seeders {
+        shop.ctx.registry.clocks.note(seeder.peer_id(), now - 10 * DAY, now);
+    }
+    let held = round(&shop, &mut watch, 10 * DAY, 10 * DAY).await;
+    assert_eq!(held, Some(Held::Ahead(10 * DAY)));
+    assert!(shop.delivery(id, 1).unwrap().closed.is_none());
+    for seeder in &shop.seeders {
+        shop.ctx.registry.clocks.note(seeder.peer_id(), now, now);
+    }
+    assert_eq!(round(&shop, &mut watch, 10 * DAY, 10 * DAY).await, None);
+    assert!(shop.delivery(id, 1).unwrap().closed.is_some());
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_at_the_start_leaves_no_time_in_the_far_future() {
+    for restored in [false, true] {
+        let config = Config { close_grace_ms: 60 * SECOND, ..Terms::default().config };
+        let shop = Shop::open(Terms { lease_ms: 1, config, ..Terms::default() }).await;
+        let (id, _) = shop.buy("1").await;
+        Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..4)]).await;
+        wait_past(shop.delivery(id, 1).unwrap().due_at - shop.ctx.config.close_grace_ms).await;
+        let shop = Box::pin(async move { if restored { shop.restored().await } else { shop.crash().await } }).await;
+        let due_at = shop.delivery(id, 1).unwrap().due_at;
+
+        let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at + 365 * DAY);
+        assert_eq!(round(&shop, &mut watch, 365 * DAY + 1, 1).await, Some(Held::Started));
+        assert_eq!(shop.delivery(id, 1).unwrap().due_at, due_at, "restored: {restored}");
+        // NTP has put it right.
+        let late = 61 * SECOND;
+        assert_eq!(round(&shop, &mut watch, late, late).await, None);
+        let closed = shop.delivery(id, 1).unwrap().closed.expect("it is due");
+        assert_eq!(closed.at, shop.ctx.started_at + late);
+        assert!(shop.balance_of_seeders().await > 0, "restored: {restored}");
+        shop.close().await;
+    }
+}
