@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::counts::Counts;
 use crate::denied::Denied;
 use crate::drain::Drain;
-use crate::garbage::Moving;
+use crate::garbage::{LettingGo, Moving};
 use crate::manager::ManagerLink;
 use crate::network::Network;
 use crate::room::{Room, Usage};
@@ -47,6 +47,10 @@ pub(crate) struct Seeder {
     pub(crate) served: Served,
     pub(crate) drain: Drain,
     pub(crate) moving: Moving,
+    pub(crate) letting_go: LettingGo,
+    /// Held while a report is made and told, and while it is asked what may go: neither overtakes the other, or the manager
+    /// would have that as held which it just let go of.
+    pub(crate) telling: tokio::sync::Mutex<()>,
     /// Held while a place for a copy is made: two could not take the same room.
     pub(crate) placing: Mutex<()>,
     pub(crate) denied: Denied,
@@ -200,6 +204,8 @@ impl Seeder {
             served: Served::default(),
             drain: Drain::default(),
             moving: Moving::default(),
+            letting_go: LettingGo::default(),
+            telling: tokio::sync::Mutex::default(),
             placing: Mutex::default(),
             denied: parts.denied,
             acquaintances: Acquaintances::default(),

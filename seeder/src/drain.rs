@@ -58,7 +58,7 @@ impl Drain {
     }
 
     /// These do not count as held here any more, unless it was called off while the manager was asked.
-    fn release(&self, contents: HashSet<Digest>) {
+    fn release(&self, contents: &HashSet<Digest>) {
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_leaving() {
             released.extend(contents);
@@ -188,12 +188,8 @@ pub(crate) async fn run(
         if !left.contents.is_empty() && asked.is_none_or(|at| at.elapsed() >= pause) {
             asked = Some(Instant::now());
             let some = left.contents.into_iter().take(SeederReport::MAX_HELD).collect();
-            match garbage::ask(seeder, some, true).await {
-                Ok((released, rest)) => {
-                    trouble = None;
-                    kept = rest;
-                    seeder.drain.release(released);
-                }
+            match garbage::ask(seeder, some, true, |released| seeder.drain.release(released)).await {
+                Ok((_, rest)) => (trouble, kept) = (None, rest),
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {
                     cancel(seeder);
                     return Err(ControlError::new("wrong-state", refusal.detail));

@@ -37,6 +37,21 @@ impl Moving {
     }
 }
 
+/// What the manager let go of and still lies here: it is held no more, whatever a report says that is made meanwhile.
+/// Others may let go of theirs by what a report says.
+#[derive(Debug, Default)]
+pub(crate) struct LettingGo(Mutex<HashSet<Digest>>);
+
+impl LettingGo {
+    pub(crate) fn has(&self, content: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(content)
+    }
+
+    fn set(&self, contents: HashSet<Digest>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = contents;
+    }
+}
+
 /// Something that might go.
 struct Candidate {
     digest: Digest,
@@ -103,21 +118,19 @@ async fn make_room(
     overfull: bool,
     candidates: Vec<Candidate>,
 ) -> Option<String> {
-    // A piece of a copy that is not being made any more is of use to nobody.
-    let (whole, parts): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.whole);
-    for candidate in parts {
-        if left.is_none() {
-            return None;
-        }
-        *left = remove(seeder, &candidate, *left).await;
-    }
+    // First pieces of copies that are not being made any more. But where the other copies have their damage, too, a piece
+    // may be the last of something: it is asked for like a whole one.
+    let (whole, mut all): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.whole);
+    all.extend(whole);
     // First what has copies enough. Only where that does not do, the manager is asked for more copies elsewhere.
     let mut kept = Vec::new();
-    for batch in whole.chunks(ASKED_AT_ONCE) {
+    for batch in all.chunks(ASKED_AT_ONCE) {
         if left.is_none() {
             return None;
         }
-        let released = match ask(seeder, batch.iter().map(|candidate| candidate.digest).collect(), false).await {
+        let asked = batch.iter().map(|candidate| candidate.digest).collect();
+        let may_go = |released: &HashSet<Digest>| seeder.letting_go.set(released.clone());
+        let released = match ask(seeder, asked, false, may_go).await {
             Ok((released, _)) => released,
             Err(error) => return Some(format!("above the quota, and {error}")),
         };
@@ -128,6 +141,7 @@ async fn make_room(
                 *left = remove(seeder, candidate, *left).await;
             }
         }
+        seeder.letting_go.set(HashSet::new());
     }
     // What was released and stays after all is held again by the next report.
     seeder.wake.sync.notify_one();
@@ -137,7 +151,7 @@ async fn make_room(
     }
     let mut moving = Vec::new();
     let mut planned = *left;
-    for candidate in kept.into_iter().take(ASKED_AT_ONCE) {
+    for candidate in kept.into_iter().filter(|candidate| candidate.whole).take(ASKED_AT_ONCE) {
         if planned.is_none() {
             break;
         }
@@ -147,7 +161,7 @@ async fn make_room(
     // Before it is asked: a report that is made meanwhile would take it back.
     seeder.moving.set(moving.clone());
     if !moving.is_empty()
-        && let Err(error) = ask(seeder, moving, true).await
+        && let Err(error) = ask(seeder, moving, true, |_| ()).await
     {
         return Some(format!("above the quota, and {error}"));
     }
@@ -212,14 +226,20 @@ fn wanted(seeder: &Seeder, now: u64) -> Result<HashSet<Digest>, StoreError> {
 }
 
 /// Asks the manager which of these may go, and what the rest waits for; with `hand_over` it has copies of the rest made
-/// elsewhere.
+/// elsewhere. What may go is shown to `may_go` before anything else is said to the manager of what is held here.
 pub(crate) async fn ask(
     seeder: &Seeder,
     contents: Vec<Digest>,
     hand_over: bool,
+    may_go: impl FnOnce(&HashSet<Digest>),
 ) -> Result<(HashSet<Digest>, Vec<Kept>), AskError> {
+    let _alone = seeder.telling.lock().await;
     match seeder.manager.ask(&MeshRequest::Release { contents, hand_over }).await? {
-        MeshResponse::Released { contents, kept } => Ok((contents.into_iter().collect(), kept)),
+        MeshResponse::Released { contents, kept } => {
+            let released = contents.into_iter().collect();
+            may_go(&released);
+            Ok((released, kept))
+        }
         _ => Err(AskError::Unexpected("a question what may go")),
     }
 }

@@ -266,12 +266,22 @@ impl Contact {
 
     async fn report(&self) -> Result<(), SyncError> {
         let seeder = &self.seeder;
+        let placements = {
+            let _alone = seeder.telling.lock().await;
+            self.tell().await?
+        };
+        self.place(placements).await
+    }
+
+    /// Tells the manager how it is here, and what is held; gives what is to be fetched.
+    async fn tell(&self) -> Result<Vec<Placement>, SyncError> {
+        let seeder = &self.seeder;
         // Before it is made: what is taken back meanwhile is taken back by the next one.
         let (leaving, moving) = (seeder.drain.is_leaving(), seeder.moving.get());
         let reporting = Arc::clone(seeder);
         let made = tokio::task::spawn_blocking(move || {
             let mut held = upkeep::complete(&reporting);
-            held.retain(|digest| !reporting.drain.is_released(digest));
+            held.retain(|digest| !reporting.drain.is_released(digest) && !reporting.letting_go.has(digest));
             (held, upkeep::damaged(&reporting), reporting.room())
         })
         .await;
@@ -318,7 +328,7 @@ impl Contact {
             }
             return Err(failed.into());
         }
-        self.place(placements).await
+        Ok(placements)
     }
 
     async fn place(&self, placements: Vec<Placement>) -> Result<(), SyncError> {

@@ -39,7 +39,8 @@ pub(crate) fn damaged(seeder: &Seeder) -> Result<Vec<Digest>, StoreError> {
     seeder.db.read(|txn| {
         let mut found = Vec::new();
         for digest in hurt {
-            if found.len() < SeederReport::MAX_DAMAGED && !PLACEMENTS.contains(txn, &digest)? {
+            let goes = seeder.letting_go.has(&digest);
+            if found.len() < SeederReport::MAX_DAMAGED && !goes && !PLACEMENTS.contains(txn, &digest)? {
                 found.push(digest);
             }
         }

@@ -186,6 +186,75 @@ async fn what_is_to_be_moved_is_said_in_each_report_until_it_is_not_meant_any_mo
 }
 
 #[tokio::test]
+async fn what_was_let_go_of_is_not_held_by_a_report_that_comes_before_its_removal() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=2).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let small = |config: &mut seeder::Config| {
+        config.capacity = 8 * CHUNK as u64;
+        (config.high_water_percent, config.low_water_percent) = (90, 1);
+        (config.gc_ms, config.report_ms) = (600_000, 600_000);
+    };
+    let seeder = world.seeder("a", &all, small).await;
+    let peer = seeder.peer_id();
+    lets_go(&world, &all);
+    let thinking = world.office.thinking.write().await;
+    ask(&world, json!({ "cmd": "collect" })).await;
+    world.office.until("its question", |heard| (heard.asked_to_release > 0).then_some(())).await;
+    // Somebody looks at both, so that neither can be removed at once.
+    let looked_at = seeder.contents().list();
+    assert_eq!(looked_at.len(), 2);
+    drop(thinking);
+    let reports = |heard: &crate::manager::Heard| heard.counts.get(&peer).copied().unwrap_or(0);
+    let before = |heard: &crate::manager::Heard| (!heard.releases.is_empty()).then(|| reports(heard));
+    let before = world.office.until("the answer", before).await;
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    let held = |heard: &crate::manager::Heard| heard.reports[&peer].held.len();
+    let next = |heard: &crate::manager::Heard| (reports(heard) > before).then(|| held(heard));
+    assert_eq!(world.office.until("the next report", next).await, 0, "others let go of theirs by what it says");
+    // What stays after all is held again.
+    world.office.until("both held", |heard| (held(heard) == 2).then_some(())).await;
+    drop(looked_at);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    eventually("both gone", || async { seeder.contents().list().is_empty().then_some(()) }).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_damaged_copy_does_not_go_unasked() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=2).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let small = |config: &mut seeder::Config| {
+        config.capacity = 8 * CHUNK as u64;
+        (config.high_water_percent, config.low_water_percent) = (90, 60);
+        config.gc_ms = 600_000;
+    };
+    let seeder = world.seeder("a", &all, small).await;
+    let holds = |goods: &Goods| seeder.contents().get(&goods.digest()).is_some();
+    world.office.says.lock().unwrap().refuses = true;
+    let hurt = seeder.contents().get(&all[1].digest()).unwrap();
+    hurt.forget(&ChunkSet::from_range(2..3)).unwrap();
+    drop(hurt);
+    ask(&world, json!({ "cmd": "collect" })).await;
+    let trouble = || async { seeder.status().unwrap()["trouble"]["quota"].as_str().map(str::to_owned) };
+    let trouble = eventually("the trouble", trouble).await;
+    assert!(trouble.contains("above the quota, and the manager refused"), "{trouble}");
+    assert_eq!([holds(all[0]), holds(all[1])], [true, true], "it may be the last copy");
+
+    // With the manager's word it goes first.
+    world.office.says.lock().unwrap().refuses = false;
+    lets_go(&world, &all);
+    eventually("it gone", || async {
+        ask(&world, json!({ "cmd": "collect" })).await;
+        (!holds(all[1])).then_some(())
+    })
+    .await;
+    assert!(holds(all[0]));
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes_nobody_new() {
     let world = World::new(false).await;
     let (goods, other) = (world.publish(1, 4), world.publish(2, 2));

@@ -31,6 +31,8 @@ pub(crate) struct Heard {
     pub(crate) receipts: Vec<Receipt>,
     /// What seeders wanted to let go of, and whether copies were to be made elsewhere first.
     pub(crate) releases: Vec<(Vec<Digest>, bool)>,
+    /// Such questions that came, answered or not.
+    pub(crate) asked_to_release: u32,
     /// How far each outbox is taken.
     outboxes: HashMap<PeerId, (u64, Digest)>,
 }
@@ -62,6 +64,8 @@ pub(crate) struct Office {
     node_key: Keypair,
     pub(crate) heard: Mutex<Heard>,
     pub(crate) says: Mutex<Says>,
+    /// Who holds it keeps seeders waiting that want to let go of something.
+    pub(crate) thinking: tokio::sync::RwLock<()>,
     news: watch::Sender<u64>,
 }
 
@@ -76,6 +80,7 @@ impl Office {
             node_key: Keypair::from_seed(&[220; 32]),
             heard: Mutex::default(),
             says: Mutex::default(),
+            thinking: tokio::sync::RwLock::default(),
             news: watch::Sender::new(0),
         })
     }
@@ -272,7 +277,14 @@ impl Manager {
         let shared = Arc::clone(office);
         let answer = move |peer, request: MeshRequest| {
             let office = Arc::clone(&shared);
-            async move { office.answer(peer, request) }
+            async move {
+                if matches!(request, MeshRequest::Release { .. }) {
+                    office.heard.lock().unwrap().asked_to_release += 1;
+                    office.news.send_modify(|n| *n += 1);
+                    drop(office.thinking.read().await);
+                }
+                office.answer(peer, request)
+            }
         };
         let limits = CallLimits::default();
         serve_calls(&supervisor, &handle, Protocol::new(MESH_PROTOCOL), limits, answer).await.unwrap();
