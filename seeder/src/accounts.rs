@@ -3,12 +3,16 @@
 
 use protocol::Digest;
 use protocol::serving::ServeAccount;
-use store::{Db, Mark, Step, StoreError};
+use store::{Db, Mark, Step, StoreError, Txn};
 
-use crate::tables::{ACCOUNTS, AccountKey, AccountRecord, DUE, Due, EXPIRY};
+use crate::tables::{ACCOUNTS, AccountKey, AccountRecord, BATCHES, DUE, Due, EXPIRY, IN_BATCH};
 
 /// Accounts looked at in one step of pruning: a step is part of a write transaction that others wait for.
 const PRUNE_STEP: usize = 1000;
+/// An account whose receipt is not made yet is looked at again so much later, milliseconds …
+const MADE_MS: u64 = 60_000;
+/// … and one whose receipt is kept, which is for a month at least.
+const KEPT_MS: u64 = 60 * 60 * 1000;
 
 /// The account of a delivery, a new one if there is none. Reads the disk.
 pub(crate) fn load(db: &Db, key: &AccountKey) -> Result<ServeAccount, StoreError> {
@@ -53,8 +57,12 @@ pub(crate) async fn prune(db: &Db, now: u64) -> Result<bool, StoreError> {
                 // Its lease was renewed: another row stands for it.
                 Some(record) if record.keep_until >= now => {}
                 // Its receipt is not made yet: look again later.
-                Some(_) if DUE.contains(txn, key)? => EXPIRY.put(txn, &(now.saturating_add(60_000), *key), &Mark)?,
-                Some(_) => drop(ACCOUNTS.delete(txn, key)?),
+                Some(_) if DUE.contains(txn, key)? => EXPIRY.put(txn, &(now.saturating_add(MADE_MS), *key), &Mark)?,
+                Some(_) if is_kept(txn, key)? => EXPIRY.put(txn, &(now.saturating_add(KEPT_MS), *key), &Mark)?,
+                Some(_) => {
+                    ACCOUNTS.delete(txn, key)?;
+                    IN_BATCH.delete(txn, key)?;
+                }
                 None => {}
             }
         }
@@ -63,15 +71,24 @@ pub(crate) async fn prune(db: &Db, now: u64) -> Result<bool, StoreError> {
     .await
 }
 
+/// Is there a batch with its newest receipt? Should the manager lose what that is sealed to, it is made again from the
+/// account.
+fn is_kept(txn: &impl Txn, key: &AccountKey) -> Result<bool, StoreError> {
+    match IN_BATCH.get(txn, key)? {
+        Some(batch) => BATCHES.contains(txn, &batch.0),
+        None => Ok(false),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use protocol::receipt::{Ack, DeliveryId};
-    use protocol::{ChunkSet, Keypair, NetworkId, PeerId, Signed, TransactionId};
+    use protocol::receipt::{Ack, DeliveryId, OutboxPlace, ReceiptBatch, SealedBatch};
+    use protocol::{ChunkSet, Keypair, NetworkId, Nonce, PeerId, Signed, TransactionId};
     use store::Options;
 
     use super::*;
-    use crate::tables::{SCHEMA, account_key};
+    use crate::tables::{BatchRecord, InBatch, SCHEMA, account_key};
 
     fn account(noted: u32, acked: u32) -> ServeAccount {
         let client = Keypair::from_seed(&[3; 32]);
@@ -114,7 +131,26 @@ mod tests {
 
         assert!(!prune(&db, 1000).await.unwrap());
         assert_eq!(load(&db, &key).unwrap(), account(7, 3), "its time is not over");
+        // A batch with its receipt may have to be made again of it.
+        db.write(move |txn| {
+            let place = OutboxPlace {
+                network: NetworkId::from_bytes([0; 32]),
+                incarnation: Nonce::from_bytes([1; 16]),
+                number: 4,
+                previous: manifest,
+            };
+            let (none, seeder) = (ReceiptBatch { receipts: Vec::new() }, Keypair::from_seed(&[8; 32]));
+            let batch = SealedBatch::seal(&none, &place, &seeder, seeder.peer_id(), 1, &mut rand::rng()).unwrap();
+            BATCHES.put(txn, &4, &BatchRecord { batch, running: manifest, made_at: 1 })?;
+            IN_BATCH.put(txn, &key, &InBatch(4))
+        })
+        .await
+        .unwrap();
         assert!(!prune(&db, 1001).await.unwrap());
+        assert_eq!(load(&db, &key).unwrap(), account(7, 3), "its receipt is kept");
+        db.write(|txn| BATCHES.delete(txn, &4)).await.unwrap();
+        assert!(!prune(&db, 1002 + KEPT_MS).await.unwrap());
         assert_eq!(load(&db, &key).unwrap(), ServeAccount::default());
+        assert_eq!(db.read(|txn| IN_BATCH.get(txn, &key)).unwrap(), None);
     }
 }

@@ -107,6 +107,7 @@ async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) ->
                 Ok(Update::Taken)
             }
             Ok(outbox::Marked::NotOurs) => Ok(Update::Taken),
+            Ok(outbox::Marked::Outdated) => Ok(Update::NotNewer),
             // Good, and about batches that this seeder does not have: the others may still want it.
             Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => Ok(Update::Taken),
             Err(error) => Err(error),

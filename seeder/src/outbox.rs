@@ -14,7 +14,9 @@ use store::{Db, Step, StoreError};
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
-use crate::tables::{ACCOUNTS, AccountKey, BATCHES, BatchRecord, COVERS, DUE, LINES, OUTBOX, OutboxState, ReceiptLine};
+use crate::tables::{
+    ACCOUNTS, AccountKey, BATCHES, BatchRecord, COVERS, DUE, IN_BATCH, InBatch, LINES, OUTBOX, OutboxState, ReceiptLine,
+};
 
 /// Deliveries looked at for one batch; more than fit into it, because some are not due yet.
 const LOOK_AT: usize = 4096;
@@ -88,6 +90,7 @@ pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>,
             next.running = record.running;
             OUTBOX.put(txn, &(), &next)?;
             for (key, ack, completion) in &done {
+                IN_BATCH.put(txn, key, &InBatch(number))?;
                 // One that came meanwhile stays due.
                 let now = ACCOUNTS.get(txn, key)?.map(|record| record.account);
                 if now.is_none_or(|account| account.ack.as_ref() == Some(ack) && account.completion == *completion) {
@@ -194,6 +197,8 @@ pub(crate) enum Marked {
     UpTo(u64),
     /// It is another seeder's, or of an outbox before this one.
     NotOurs,
+    /// It is from before a restore of the manager, which may have lost since what this says is safe.
+    Outdated,
 }
 
 /// Takes the manager's mark, whoever brought it.
@@ -219,8 +224,11 @@ pub(crate) async fn take_mark(seeder: &Seeder, signed: &Signed<Mark>) -> Result<
             if taken.incarnation != state.incarnation {
                 return Ok(None);
             }
+            if taken.restore < state.restore {
+                return Ok(Some(Ok((Marked::Outdated, false))));
+            }
             if taken.number <= state.marked && taken.restore <= state.restore {
-                return Ok(Some(Ok((state.marked, false))));
+                return Ok(Some(Ok((Marked::UpTo(state.marked), false))));
             }
             let running = match taken.number {
                 0 => Some(Digest::from_bytes([0; 32])),
@@ -235,16 +243,16 @@ pub(crate) async fn take_mark(seeder: &Seeder, signed: &Signed<Mark>) -> Result<
             state.marked = taken.number;
             state.restore = state.restore.max(taken.restore);
             OUTBOX.put(txn, &(), &state)?;
-            Ok::<_, StoreError>(Some(Ok((state.marked, true))))
+            Ok::<_, StoreError>(Some(Ok((Marked::UpTo(state.marked), true))))
         })
         .await?;
     match result {
         None => Ok(Marked::NotOurs),
-        Some(Ok((number, new))) => {
-            if new {
+        Some(Ok((marked, new))) => {
+            if let (Marked::UpTo(number), true) = (marked, new) {
                 log_marked(seeder, number);
             }
-            Ok(Marked::UpTo(number))
+            Ok(marked)
         }
         Some(Err(number)) => {
             let detail = format!("the manager's mark names batch {number} otherwise than it is here");
@@ -292,9 +300,10 @@ pub(crate) async fn rewind(db: &Db) -> Result<bool, StoreError> {
     .await
 }
 
-/// Begins a new outbox when the manager cannot follow the old one (this database, or the manager's, was set back): all
-/// that was ever acknowledged and is still kept becomes due again, under a new incarnation. What the manager has
-/// already, it counts once.
+/// Begins a new outbox when the manager cannot follow the old one (this database, or the manager's, was set back), or
+/// lost the key that it is sealed to: all that was ever acknowledged and is still kept becomes due again, under a new
+/// incarnation. An account is kept for as long as a batch with its receipt, so that nothing is lost by it; what the
+/// manager has already, it counts once.
 pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
     let incarnation = Nonce::from_bytes(rand::random());
     db.write(move |txn| {
@@ -304,6 +313,7 @@ pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
         BATCHES.delete_range(txn, .., usize::MAX)?;
         LINES.delete_range(txn, .., usize::MAX)?;
         COVERS.delete_range(txn, .., usize::MAX)?;
+        IN_BATCH.delete_range(txn, .., usize::MAX)?;
         let mut keys = Vec::new();
         ACCOUNTS.scan(txn, .., |key, record| {
             if record.account.ack.is_some() {

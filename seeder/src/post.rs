@@ -6,16 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::RefusalCode;
 use protocol::api::{MeshRequest, MeshResponse, receipts_topic};
+use protocol::trust::KeyPurpose;
+use protocol::{PeerId, Refusal, RefusalCode};
 use store::StoreError;
 use tokio::time::Instant;
 
+use crate::catching_up::Teller;
 use crate::clock::{BackOff, now_ms};
 use crate::context::Seeder;
 use crate::manager::AskError;
 use crate::network::TakeError;
 use crate::outbox::{self, BatchError};
+use crate::sync::SyncError;
 use crate::tables::BatchRecord;
 
 /// Between two times that the outbox begins anew, at least: should the manager refuse the new one too, something else is
@@ -207,6 +210,7 @@ impl Post {
 
     async fn directly(&mut self, number: u64, record: BatchRecord) -> Result<Sent, StoreError> {
         let seeder = Arc::clone(&self.seeder);
+        let sealed_to = record.batch.peek().ok().map(|batch| batch.sealed_to);
         let answer = seeder.manager.ask(&MeshRequest::Receipts(record.batch)).await;
         match answer {
             Ok(MeshResponse::Mark(mark)) => match outbox::take_mark(&seeder, &mark).await {
@@ -218,6 +222,7 @@ impl Post {
                     Ok(Sent::Through(marked.max(number)))
                 }
                 Ok(outbox::Marked::NotOurs) => self.later("the manager marked another outbox"),
+                Ok(outbox::Marked::Outdated) => self.later("the manager's mark is from before its newest restore"),
                 Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => self.start_over().await,
                 Err(TakeError::Refused(refusal)) => self.later(refusal),
                 Err(TakeError::Fork(text)) => self.later(text),
@@ -237,8 +242,30 @@ impl Post {
                 tracing::warn!(%refusal, "the manager cannot follow this outbox");
                 self.start_over().await
             }
+            Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::UnknownKey => {
+                self.seal_again(sealed_to, &refusal).await
+            }
             Err(error) => self.later(error),
         }
+    }
+
+    /// The manager lost the key that this batch is sealed to, with everything since its backup. Where the newest key set
+    /// names another one, all receipts that are kept go to that; until it does, they wait.
+    async fn seal_again(&mut self, sealed_to: Option<PeerId>, refusal: &Refusal) -> Result<Sent, StoreError> {
+        match Teller::Manager.key_set(&self.seeder).await {
+            Ok(()) => {}
+            Err(SyncError::Take(TakeError::Store(error))) => return Err(error),
+            // It may have an older one than this seeder.
+            Err(error) => tracing::debug!(%error, "no newer key set from the manager"),
+        }
+        let active = self.seeder.network.trust().and_then(|trust| trust.active_key(KeyPurpose::ReceiptSealing));
+        if active.is_none() || active == sealed_to {
+            return self.later(refusal);
+        }
+        tracing::warn!(
+            "the manager does not have the key that receipts were sealed to: they are sealed to the next one"
+        );
+        self.begin_outbox().await
     }
 
     fn later(&self, reason: impl std::fmt::Display) -> Result<Sent, StoreError> {
@@ -251,9 +278,13 @@ impl Post {
         if self.started_over.is_some_and(|at| at.elapsed() < START_OVER_EVERY) {
             return self.later("the manager cannot follow this outbox, nor the new one that was begun");
         }
+        self.started_over = Some(Instant::now());
+        self.begin_outbox().await
+    }
+
+    async fn begin_outbox(&mut self) -> Result<Sent, StoreError> {
         tracing::warn!("beginning a new outbox: all receipts that are kept are made again");
         outbox::start_over(&self.seeder.db).await?;
-        self.started_over = Some(Instant::now());
         self.rewound = false;
         self.gossiped = 0;
         self.again = Again::default();

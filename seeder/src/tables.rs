@@ -36,6 +36,9 @@ pub(crate) const EXPIRY: Table<(u64, AccountKey), Mark> = Table::new("account ex
 /// Deliveries with an acknowledgement or completion that is in no batch yet.
 pub(crate) const DUE: Table<AccountKey, Due> = Table::new("receipts due");
 
+/// The newest batch with a receipt of an account: while it is kept, so is the account, of which it can be made again.
+pub(crate) const IN_BATCH: Table<AccountKey, InBatch> = Table::new("accounts in batches");
+
 /// Where the outbox stands.
 pub(crate) const OUTBOX: Table<(), OutboxState> = Table::new("outbox");
 /// Batches by number.
@@ -133,6 +136,10 @@ pub(crate) struct CoveredAt {
     pub(crate) at: u64,
 }
 
+/// Number of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct InBatch(pub(crate) u64);
+
 /// A version of the key set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Version(pub(crate) u64);
@@ -156,6 +163,7 @@ wire! {
     Due => 16,
     CoveredAt => 16,
     Version => 16,
+    InBatch => 16,
     OutboxState => 128,
     BatchRecord => 64 * 1024,
     ReceiptLine => 128,

@@ -14,7 +14,7 @@ use protocol::manifest::Manifest;
 use protocol::receipt::{Mark, Receipt, SealedBatch};
 use protocol::replication::Placement;
 use protocol::trust::{AuditHead, Heartbeat, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
-use protocol::{Address, Digest, Keypair, NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
+use protocol::{Address, Digest, Keypair, NetworkId, Nonce, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use tokio::sync::watch;
 
 use crate::world::{DAY, LIMIT, now};
@@ -33,8 +33,12 @@ pub(crate) struct Heard {
     pub(crate) releases: Vec<(Vec<Digest>, bool)>,
     /// Such questions that came, answered or not.
     pub(crate) asked_to_release: u32,
-    /// How far each outbox is taken.
-    outboxes: HashMap<PeerId, (u64, Digest)>,
+    /// How far each outbox is taken: of each seeder's newest one.
+    outboxes: HashMap<PeerId, (Nonce, u64, Digest)>,
+    /// Batches sealed to a key that the manager lost.
+    pub(crate) not_opened: u32,
+    /// The newest mark.
+    marked: Option<Signed<Mark>>,
 }
 
 /// What the manager says.
@@ -54,6 +58,12 @@ pub(crate) struct Says {
     pub(crate) lets_go: HashSet<Digest>,
     /// Answers everything with a refusal.
     pub(crate) refuses: bool,
+    /// Keys that took the place of the first one that receipts are sealed to: each makes a key set.
+    sealing: Vec<Keypair>,
+    /// Those of them whose private half is lost.
+    lost: HashSet<PeerId>,
+    /// Is the answer to the next batch.
+    pub(crate) late_mark: Option<Signed<Mark>>,
 }
 
 /// The network's keys and the manager's memory; outlives the manager's process, so to speak.
@@ -94,13 +104,26 @@ impl Office {
     }
 
     pub(crate) fn key_set(&self) -> Signed<KeySet> {
-        let keys = KeyPurpose::ALL
-            .iter()
-            .map(|purpose| KeyEntry { purpose: *purpose, key: self.key(*purpose).peer_id(), state: KeyState::Active })
+        self.key_set_with(&self.says.lock().unwrap().sealing)
+    }
+
+    fn key_set_with(&self, sealing: &[Keypair]) -> Signed<KeySet> {
+        let keys = KeyPurpose::ALL.iter().map(|purpose| (*purpose, self.key(*purpose)));
+        let sealing_keys = sealing.iter().map(|key| (KeyPurpose::ReceiptSealing, key));
+        let newest = sealing.last().map(Keypair::peer_id);
+        let keys = keys
+            .chain(sealing_keys)
+            .map(|(purpose, key)| {
+                let retired =
+                    purpose == KeyPurpose::ReceiptSealing && newest.is_some_and(|newest| newest != key.peer_id());
+                let state = KeyState::Retiring { not_issued_after: 1, dead_after: u64::MAX };
+                let state = if retired { state } else { KeyState::Active };
+                KeyEntry { purpose, key: key.peer_id(), state }
+            })
             .collect();
         let set = KeySet {
             network: self.network,
-            version: 1,
+            version: 1 + sealing.len() as u64,
             issued_at: 1,
             keys,
             managers: vec![self.peer()],
@@ -120,8 +143,8 @@ impl Office {
             network: self.network,
             at: says.last_beat,
             epoch: says.epochs.len() as u64,
-            key_set_version: 1,
-            key_set: self.key_set().digest(),
+            key_set_version: 1 + says.sealing.len() as u64,
+            key_set: self.key_set_with(&says.sealing).digest(),
             restore: says.restore,
             audit: says.audit,
         };
@@ -221,20 +244,32 @@ impl Office {
 
     fn take(&self, peer: PeerId, signed: &Signed<SealedBatch>) -> Result<Signed<Mark>, Refusal> {
         let batch = signed.verify(&peer).map_err(|e| e.refusal(RefusalCode::BadReceipt))?;
-        let opened = batch.open(self.key(KeyPurpose::ReceiptSealing))?;
-        let restore = self.says.lock().unwrap().restore;
+        let mut says = self.says.lock().unwrap();
+        if let Some(mark) = says.late_mark.take() {
+            return Ok(mark);
+        }
         let mut heard = self.heard.lock().unwrap();
-        let (number, running) = heard.outboxes.get(&peer).copied().unwrap_or((0, Digest::from_bytes([0; 32])));
+        let first = self.key(KeyPurpose::ReceiptSealing);
+        let keys = says.sealing.iter().chain([first]).filter(|key| !says.lost.contains(&key.peer_id()));
+        let Some(key) = keys.into_iter().find(|key| key.peer_id() == batch.sealed_to) else {
+            heard.not_opened += 1;
+            return Err(Refusal::new(RefusalCode::UnknownKey, "sealed to a key that this manager does not have"));
+        };
+        let opened = batch.open(key)?;
+        let restore = says.restore;
+        let known = heard.outboxes.get(&peer).filter(|(incarnation, ..)| *incarnation == batch.incarnation);
+        let (number, running) =
+            known.map_or((0, Digest::from_bytes([0; 32])), |(_, number, running)| (*number, *running));
         if batch.number > number + 1 {
             let detail = format!("batch {} came, {} is next", batch.number, number + 1);
             return Err(Refusal::new(RefusalCode::WrongState, detail));
         }
         if batch.number == number + 1 {
             assert_eq!(batch.previous, running, "the running hash chains");
-            heard.outboxes.insert(peer, (batch.number, batch.running()));
+            heard.outboxes.insert(peer, (batch.incarnation, batch.number, batch.running()));
             heard.receipts.extend(opened.receipts);
         }
-        let (number, running) = heard.outboxes[&peer];
+        let (_, number, running) = heard.outboxes[&peer];
         let mark = Mark {
             network: self.network,
             seeder: peer,
@@ -244,7 +279,28 @@ impl Office {
             restore,
             at: now(),
         };
-        Ok(Signed::sign(&mark, self.key(KeyPurpose::Settlement)))
+        let signed = Signed::sign(&mark, self.key(KeyPurpose::Settlement));
+        heard.marked = Some(signed.clone());
+        Ok(signed)
+    }
+
+    /// Another key takes the place of the one that receipts are sealed to.
+    pub(crate) fn rotate_sealing(&self) {
+        let sealing = &mut self.says.lock().unwrap().sealing;
+        sealing.push(Keypair::from_seed(&[230 + sealing.len() as u8; 32]));
+    }
+
+    /// The private half of the newest of these is gone.
+    pub(crate) fn lose_sealing(&self) {
+        let mut says = self.says.lock().unwrap();
+        let newest = says.sealing.last().unwrap().peer_id();
+        says.lost.insert(newest);
+    }
+
+    /// The newest mark arrives once more, in the place of an answer.
+    pub(crate) fn repeat_mark(&self) {
+        let mark = self.heard.lock().unwrap().marked.clone();
+        self.says.lock().unwrap().late_mark = mark;
     }
 
     /// As if the manager came back from a backup of its first day.

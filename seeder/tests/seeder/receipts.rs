@@ -121,6 +121,69 @@ async fn a_manager_that_came_back_from_a_backup_gets_everything_again() {
 }
 
 #[tokio::test]
+async fn a_mark_from_before_a_restore_does_not_end_the_resending() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |config| config.heartbeat_silence_ms = 0).await;
+    let at = seeder.peer_addrs();
+    let tickets: Vec<_> = (0..2).map(|_| world.ticket(&goods, client.peer(), at.peer)).collect();
+    for ticket in &tickets {
+        deliver(&world, &client, &at, ticket, 2, true).await;
+        all_marked(&seeder).await;
+    }
+    world.office.repeat_mark();
+    world.office.lose_everything();
+    world.manager.nudge(&at).await;
+    for ticket in &tickets {
+        received(&world, ticket.data.peek().unwrap().transaction, 2).await;
+    }
+    all_marked(&seeder).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn what_is_sealed_to_a_key_that_the_manager_lost_is_sealed_again_to_the_next_one() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |config| config.heartbeat_silence_ms = 0).await;
+    let at = seeder.peer_addrs();
+    let tickets: Vec<_> = (0..3).map(|_| world.ticket(&goods, client.peer(), at.peer)).collect();
+    let knows = async |version: u64| {
+        world.manager.nudge(&at).await;
+        let known = || async { (seeder.status().unwrap()["key_set_version"] == version).then_some(()) };
+        eventually("the key set", known).await;
+    };
+    deliver(&world, &client, &at, &tickets[0], 2, true).await;
+    all_marked(&seeder).await;
+    world.office.rotate_sealing();
+    knows(2).await;
+    deliver(&world, &client, &at, &tickets[1], 3, true).await;
+    all_marked(&seeder).await;
+
+    // Back from a backup of before, without the new key: what was marked since is lost, and nobody can open it.
+    world.office.lose_everything();
+    world.office.lose_sealing();
+    world.manager.nudge(&at).await;
+    world.office.until("a batch that it cannot open", |heard| (heard.not_opened > 0).then_some(())).await;
+    deliver(&world, &client, &at, &tickets[2], 4, true).await;
+    world.office.rotate_sealing();
+    knows(3).await;
+    for (ticket, chunks) in tickets.iter().zip([2, 3, 4]) {
+        received(&world, ticket.data.peek().unwrap().transaction, chunks).await;
+    }
+    all_marked(&seeder).await;
+    let not_opened = world.office.heard.lock().unwrap().not_opened;
+    let later = world.ticket(&goods, client.peer(), at.peer);
+    deliver(&world, &client, &at, &later, 2, true).await;
+    received(&world, later.data.peek().unwrap().transaction, 2).await;
+    all_marked(&seeder).await;
+    assert_eq!(world.office.heard.lock().unwrap().not_opened, not_opened);
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_manager_that_lost_its_books_without_saying_so_gets_them_again_too() {
     let world = World::new(false).await;
     let goods = world.publish(1, 4);
