@@ -191,11 +191,9 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     let signed: Signed<KeySet> = codec::decode(&args.signed).map_err(failed)?;
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || put_in_force(&work, signed)).await;
-    let (version, chain_is_void) = done.map_err(failed)??;
-    if chain_is_void {
-        // What a stolen key signed is void, and a newcomer could not follow the chain: it is said again.
-        ctx.revocations.begin_anew(now_ms() / 1000).await.map_err(failed)?;
-    }
+    let version = done.map_err(failed)??;
+    // What a stolen key signed is void, and a newcomer could not follow the chain.
+    ctx.revocations.renew(&ctx.trust(), now_ms()).await.map_err(failed)?;
     let work = Arc::clone(ctx);
     match tokio::task::spawn_blocking(move || statements::renew_all(&work, now_ms())).await {
         Ok(Ok(())) => {}
@@ -211,8 +209,8 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     Ok(json!({"version": version, "void": void(ctx).await?}))
 }
 
-/// Gives its version, and whether it makes the key of the revocation epochs void.
-fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<(u64, bool), ControlError> {
+/// Gives its version.
+fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlError> {
     // Held to the end: two sets at once would make a fork.
     let _turn = ctx.keys.turn();
     let in_force = ctx.trust();
@@ -221,7 +219,7 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<(u64, bool), Co
     trust.update(signed.clone()).map_err(failed)?;
     let set = trust.key_set();
     if set.version == before {
-        return Ok((before, false));
+        return Ok(before);
     }
     if set.version != before + 1 {
         return Err(failed(format!("it has version {}, {} is next; prepare a new one", set.version, before + 1)));
@@ -247,12 +245,8 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<(u64, bool), Co
     ctx.revocations.set_signer(keys.signer(KeyPurpose::Revocation));
     ctx.keys.replace(keys);
     let version = trust.key_set().version;
-    let newest = ctx.revocations.newest().map_err(failed)?;
-    let signer = newest.map(|epoch| epoch.signer());
-    let chain_is_void =
-        trust.key_set().keys.iter().any(|entry| Some(entry.key) == signer && entry.state == KeyState::Revoked);
     *ctx.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
-    Ok((version, chain_is_void))
+    Ok(version)
 }
 
 #[cfg(test)]

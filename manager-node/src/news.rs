@@ -84,6 +84,8 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
 /// Signs, stores and publishes a heartbeat, and with it what newcomers need.
 pub(crate) async fn beat(ctx: &Context) -> Result<(), StoreError> {
     let trust = ctx.trust();
+    // A key dies while the manager runs, and a crash may have come between a new key set and this.
+    ctx.revocations.renew(&trust, now_ms()).await?;
     let signed = sign_heartbeat(ctx)?;
     let stored = signed.clone();
     ctx.db

@@ -1,14 +1,15 @@
 //! What the manager has taken back, as numbered signed epochs. Each epoch is durable before anybody hears of it, and
 //! one is made at a time, so that the chain never forks.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use node::NodeHandle;
 use protocol::api::News;
 use protocol::signed::Signed;
-use protocol::trust::{RevocationEpoch, RevocationState, Revocations as Added};
-use protocol::{Digest, Keypair, NetworkId};
+use protocol::trust::{KeyPurpose, RevocationEpoch, RevocationState, Revocations as Added, Trust};
+use protocol::{Digest, Keypair, NetworkId, PeerId};
 use store::{Db, Step, StoreError, WriteTransaction};
 
 use crate::audit;
@@ -29,6 +30,8 @@ pub(crate) struct Revocations {
     state: RwLock<RevocationState>,
     /// Number of the first epoch of the chain in force, which says again all that was revoked before it; 0 for none.
     chain: AtomicU64,
+    /// Who signed that chain, and when the newest of their epochs, unix milliseconds.
+    signers: RwLock<HashMap<PeerId, u64>>,
     /// Held from drawing a number to the state's change.
     making: tokio::sync::Mutex<()>,
 }
@@ -41,7 +44,7 @@ impl Revocations {
         signer: Keypair,
         node: Option<NodeHandle>,
     ) -> Result<Self, StoreError> {
-        let (mut state, mut chain) = (RevocationState::default(), 0);
+        let (mut state, mut chain, mut signers) = (RevocationState::default(), 0, HashMap::new());
         db.read(|txn| {
             EPOCHS.scan::<StoreError>(txn, .., |number, signed| {
                 let corrupt = |reason: String| StoreError::Corrupt { table: EPOCHS.name(), reason };
@@ -49,13 +52,15 @@ impl Revocations {
                 state.apply(signed.digest(), &epoch).map_err(|e| corrupt(format!("epoch {number}: {e}")))?;
                 if epoch.previous.is_none() {
                     chain = number;
+                    signers.clear();
                 }
+                signers.insert(signed.signer(), epoch.at);
                 Ok(std::ops::ControlFlow::Continue(()))
             })
         })?;
         let (state, making) = (RwLock::new(state), tokio::sync::Mutex::new(()));
-        let chain = AtomicU64::new(chain);
-        Ok(Revocations { db, network, signer: RwLock::new(signer), node, state, chain, making })
+        let (chain, signers) = (AtomicU64::new(chain), RwLock::new(signers));
+        Ok(Revocations { db, network, signer: RwLock::new(signer), node, state, chain, signers, making })
     }
 
     /// Signs further epochs with another key.
@@ -94,14 +99,38 @@ impl Revocations {
         Ok(self.db.read(|txn| EPOCHS.last(txn))?.map(|(_, epoch)| epoch))
     }
 
-    /// Begins a new chain under `number`, unless that was done before: after a restore, under the restore number, because
-    /// others heard epochs that the backup lacks; and when the key that signed the old chain is void, under the time in
-    /// seconds. Whoever holds the old one takes it all the same.
-    pub(crate) async fn begin_anew(&self, number: u64) -> Result<(), StoreError> {
+    /// Begins a new chain after a restore, because others heard epochs that the backup lacks: under the restore number,
+    /// unless that was done before. Whoever holds the old one takes it all the same.
+    pub(crate) async fn begin_anew(&self, restore: u64) -> Result<(), StoreError> {
         let _making = self.making.lock().await;
-        if !RevocationEpoch::NEW_CHAINS.contains(&number) || self.number() >= number {
+        if !RevocationEpoch::NEW_CHAINS.contains(&restore) || self.chain.load(Ordering::Acquire) >= restore {
             return Ok(());
         }
+        self.begin(restore).await
+    }
+
+    /// Begins a new chain under the time in seconds where a key that signed a part of the one in force is void, or about
+    /// to be: nobody who is new could follow that. Keys become void by a new key set, and with time.
+    pub(crate) async fn renew(&self, trust: &Trust, now: u64) -> Result<(), StoreError> {
+        let _making = self.making.lock().await;
+        let signer = self.signer.read().unwrap_or_else(PoisonError::into_inner).peer_id();
+        // What another key signed would be void itself: a key set is being changed, or names a key that is not here.
+        if trust.active_key(KeyPurpose::Revocation) != Some(signer) || self.is_followed(trust, now) {
+            return Ok(());
+        }
+        self.begin(now / 1000).await
+    }
+
+    /// Is all of the chain in force good, also by a clock that is ahead as far as is allowed?
+    fn is_followed(&self, trust: &Trust, now: u64) -> bool {
+        let then = now.saturating_add(trust.grace_ms());
+        let signers = self.signers.read().unwrap_or_else(PoisonError::into_inner);
+        signers.iter().all(|(key, newest)| trust.still_good(key, KeyPurpose::Revocation, *newest, then).is_ok())
+    }
+
+    /// Under `making`. Epochs may have been made faster than seconds pass: the number is one after all of them.
+    async fn begin(&self, number: u64) -> Result<(), StoreError> {
+        let number = number.max(self.number().saturating_add(1));
         let mut again = parts(self.with(RevocationState::all));
         if again.is_empty() {
             again.push(Added::default());
@@ -194,9 +223,13 @@ impl Revocations {
     /// Under `making`, with the epoch that comes next: it cannot fail to apply.
     fn apply(&self, epoch: &RevocationEpoch, signed: &Signed<RevocationEpoch>) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut signers = self.signers.write().unwrap_or_else(PoisonError::into_inner);
         if epoch.previous.is_none() {
             self.chain.store(epoch.number, Ordering::Release);
+            signers.clear();
         }
+        signers.insert(signed.signer(), epoch.at);
+        drop(signers);
         if let Err(error) = state.apply(signed.digest(), epoch) {
             tracing::error!(number = epoch.number, %error, "own revocation epoch does not follow; restart the manager");
         }
@@ -238,7 +271,9 @@ fn parts(mut added: Added) -> Vec<Added> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use protocol::{PeerId, TransactionId};
+    use crate::keys::first_key_set;
+    use protocol::TransactionId;
+    use protocol::trust::{KeyEntry, KeySet, KeyState};
 
     #[tokio::test]
     async fn epochs_chain_survive_a_restart_and_repeat_nothing() {
@@ -287,5 +322,75 @@ mod tests {
         }
         assert_eq!(ahead.number(), revocations.number());
         assert!(ahead.has_transaction(&late) && ahead.has_peer(&peer));
+    }
+
+    /// What a newcomer takes of the chain, by the clock `now`; the epoch's number or why it stops.
+    fn followed(revocations: &Revocations, trust: &Trust, now: u64) -> Result<u64, protocol::Refusal> {
+        let mut state = RevocationState::default();
+        for signed in revocations.after(0, 1000).unwrap() {
+            let epoch = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now)?;
+            state.apply(signed.digest(), &epoch)?;
+        }
+        Ok(state.number())
+    }
+
+    #[tokio::test]
+    async fn a_chain_whose_key_dies_with_time_or_was_given_up_while_nobody_ran_is_said_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let [root, old, new] = [1, 2, 3].map(|seed| Keypair::from_seed(&[seed; 32]));
+        let network = NetworkId::of_root(&root.peer_id());
+        let db = Db::open(dir.path().join("m.redb"), store::Options::new(1)).unwrap();
+        let load = |signer: &Keypair| Revocations::load(db.clone(), network, signer.clone(), None).unwrap();
+        const DAY: u64 = 24 * 60 * 60 * 1000;
+        let begin = 1_795_000_000_000;
+        let entry = |key: &Keypair, state| KeyEntry { purpose: KeyPurpose::Revocation, key: key.peer_id(), state };
+        let trust = |version, keys| {
+            let first = first_key_set(&root, &[], new.peer_id(), 1, &root.peer_id(), begin).peek().unwrap();
+            Trust::new(root.peer_id(), Signed::sign(&KeySet { version, keys, ..first }, &root), 600_000).unwrap()
+        };
+        let sale = |n| Added { transactions: vec![TransactionId::new(n, [0; 10])], ..Added::default() };
+
+        let first = trust(1, vec![entry(&old, KeyState::Active)]);
+        let revocations = load(&old);
+        revocations.add(sale(1), begin).await.unwrap();
+        revocations.renew(&first, begin).await.unwrap();
+        assert_eq!(revocations.number(), 1, "there is nothing to say again");
+
+        let (not_issued_after, dead_after) = (begin + DAY, begin + 401 * DAY);
+        let retiring = entry(&old, KeyState::Retiring { not_issued_after, dead_after });
+        let second = trust(2, vec![retiring, entry(&new, KeyState::Active)]);
+        revocations.renew(&second, begin).await.unwrap();
+        assert_eq!(revocations.number(), 1, "it does not sign with the new key yet");
+        revocations.set_signer(new.clone());
+        revocations.add(sale(2), begin + 2 * DAY).await.unwrap();
+        revocations.renew(&second, dead_after - 700_000).await.unwrap();
+        assert_eq!(followed(&revocations, &second, dead_after - 1), Ok(2));
+        assert!(followed(&revocations, &second, dead_after).is_err());
+        let late = dead_after - 500_000;
+        revocations.renew(&second, late).await.unwrap();
+        assert_eq!(followed(&revocations, &second, dead_after + 400 * DAY), Ok(late / 1000));
+        revocations.renew(&second, dead_after + DAY).await.unwrap();
+        assert_eq!(revocations.number(), late / 1000, "once is enough");
+
+        // More epochs than seconds; then the key is stolen, and the manager dies before it said them again.
+        for n in 3..30 {
+            revocations.add(sale(n), late).await.unwrap();
+        }
+        drop(revocations);
+        let stolen = trust(3, vec![entry(&new, KeyState::Revoked), entry(&old, KeyState::Active)]);
+        let revocations = load(&old);
+        assert!(followed(&revocations, &stolen, late).is_err());
+        revocations.renew(&stolen, late + 1000).await.unwrap();
+        let number = followed(&revocations, &stolen, late).unwrap();
+        assert!(number > late / 1000 + 26, "{number}");
+        assert!(revocations.with(|state| (1..30).all(|n| state.has_transaction(&TransactionId::new(n, [0; 10])))));
+        // And so after a restore that is not later than they are.
+        revocations.begin_anew(late / 1000 + 2).await.unwrap();
+        assert_eq!(revocations.number(), number, "a newer chain was begun");
+        revocations.add(sale(30), late).await.unwrap();
+        revocations.begin_anew(number + 1).await.unwrap();
+        assert_eq!(revocations.number(), number + 2);
+        revocations.begin_anew(number + 1).await.unwrap();
+        assert_eq!(revocations.number(), number + 2);
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Network {
 struct View {
     trust: Option<Arc<Trust>>,
     revoked: Arc<RevocationState>,
+    /// Number of the first epoch of the newest chain; 0 for none.
+    chain: u64,
     certificate: Option<(Signed<SeederCert>, SeederCert)>,
     heartbeat: Option<Heartbeat>,
     /// Until when all that the manager had revoked is known here: the time of the newest heartbeat whose epochs are all held.
@@ -78,11 +80,14 @@ impl Network {
             Ok::<_, StoreError>((key_set, certificate, HEARTBEAT.get(txn, &())?, FORK.get(txn, &())?))
         })?;
         let trust = key_set.map(|signed| Trust::new(join.root, signed, grace_ms)).transpose()?;
-        let mut revoked = RevocationState::default();
+        let (mut revoked, mut chain) = (RevocationState::default(), 0);
         // Their signatures were checked before they were stored.
         db.read(|txn| {
-            EPOCHS.scan(txn, .., |_, signed| {
+            EPOCHS.scan(txn, .., |number, signed| {
                 let epoch = signed.peek().map_err(Refusal::from)?;
+                if epoch.previous.is_none() {
+                    chain = number;
+                }
                 revoked.apply(signed.digest(), &epoch)?;
                 Ok::<_, TakeError>(ControlFlow::Continue(()))
             })
@@ -95,6 +100,7 @@ impl Network {
         let mut view = View {
             trust: trust.map(Arc::new),
             revoked: Arc::new(revoked),
+            chain,
             certificate,
             heartbeat,
             informed: None,
@@ -259,6 +265,7 @@ impl Network {
         if revoked.apply(signed.digest(), &epoch)? == Update::NotNewer {
             return Ok(Update::NotNewer);
         }
+        let begins = epoch.previous.is_none().then_some(epoch.number);
         self.db.write(move |txn| EPOCHS.put(txn, &epoch.number, &signed)).await?;
         tracing::info!(epoch = revoked.number(), "revocation epoch taken");
         if revoked.has_peer(&self.me) {
@@ -266,9 +273,16 @@ impl Network {
         }
         self.write(|view| {
             view.revoked = Arc::new(revoked);
+            view.chain = begins.unwrap_or(view.chain);
             view.look_what_is_known();
         });
         Ok(Update::Taken)
+    }
+
+    /// Number of the epoch with which the newest chain begins, 0 for none: what came before it is said again there, and may
+    /// be signed by a key that is void.
+    pub(crate) fn chain(&self) -> u64 {
+        self.view().chain
     }
 
     /// The first epochs held after the given number, as many as go into one answer.

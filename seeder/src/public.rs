@@ -46,7 +46,7 @@ async fn answer(seeder: &Seeder, peer: PeerId, request: MeshRequest) -> Result<M
             newest.map(MeshResponse::Heartbeat).ok_or_else(not_yet)
         }
         MeshRequest::Epochs { after } => {
-            let from = after.saturating_add(1);
+            let from = after.saturating_add(1).max(seeder.network.chain());
             let epochs = read(seeder, move |db| db.read(|txn| EPOCHS.range(txn, from.., MeshResponse::EPOCHS_PAGE)));
             Ok(MeshResponse::Epochs(epochs.await?.into_iter().map(|(_, epoch)| epoch).collect()))
         }

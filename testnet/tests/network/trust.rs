@@ -93,6 +93,31 @@ async fn a_seeder_that_was_off_catches_up_with_keys_and_revocations() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_follows_revocations_whose_key_was_retired_and_revoked_only_later() {
+    show_logs();
+    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 100 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let mut revoked = Vec::new();
+    let mut revoke = async |network: &Network| {
+        let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+        network.revoke("transaction", id).await.unwrap();
+        revoked.push(ticket);
+    };
+    revoke(&network).await;
+    let retired = change_keys(&network, json!({"purpose": "revocation"})).await["replaced"].clone();
+    // The newest epoch is of the new key.
+    revoke(&network).await;
+    change_keys(&network, json!({"revoke": retired})).await;
+    let newcomer = network.add_seeder().await.unwrap();
+    network.until_copies(product.product, 3).await.unwrap();
+    for ticket in &revoked {
+        until_shown(&network, newcomer, &client, ticket, "revoked").await;
+    }
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_product_that_wants_fresh_revocations_is_not_served_by_who_has_heard_nothing() {
     show_logs();
     let plan =
