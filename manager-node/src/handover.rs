@@ -49,6 +49,9 @@ pub(crate) async fn release(
             let full = standing.letting_go();
             room.retain(|other, _| *other != peer && !full.contains(other));
             forget_given_up(txn, &peer, now)?;
+            let quits = looking.registry.leaves(&peer);
+            // Counting those that leave as well, several that do so at once would wait for each other for ever.
+            let able = standing.able();
             let (mut released, mut kept) = (Vec::new(), Vec::new());
             for digest in &contents {
                 // Twice in one question, or nothing that anybody was ever sold.
@@ -59,12 +62,15 @@ pub(crate) async fn release(
                 let holders = HOLDERS.prefix(txn, digest, HOLDERS_COUNTED)?;
                 let mut serving: Vec<PeerId> = holders.into_iter().map(|((_, other), _)| other).collect();
                 let of_origin = usize::from(standing.origin && serving.iter().any(|other| Some(*other) == origin));
+                // Who leaves need not wait for one that stays to have room for the copy that it has: that copy goes when
+                // others have it, and not before. But those that lack room do not go by each other.
+                let lacks_room = |other: &&PeerId| standing.only_lacks_room(other, digest);
+                let without_room = if quits { serving.iter().filter(lacks_room).count() } else { 0 };
                 serving.retain(|other| standing.serves(other, digest));
-                // A small network cannot make more copies than it has seeders; one whole copy there must be.
-                let able = standing.here.len();
+                // A small network cannot make more copies than it has seeders that stay; one whole copy there must be.
                 let copies = placement::copies_of(&looking, digest, &serving, now);
                 let wanted = if is_withdrawn(txn, digest)? { 0 } else { copies.min(able) };
-                let of_seeders = serving.len();
+                let of_seeders = serving.len() + without_room;
                 if may_go(of_seeders, of_origin, wanted) {
                     HELD.delete(txn, &(peer, *digest))?;
                     HOLDERS.delete(txn, &(*digest, peer))?;
@@ -168,7 +174,7 @@ fn is_withdrawn(txn: &impl Txn, manifest: &Digest) -> Result<bool, StoreError> {
 pub(crate) fn leaving(txn: &impl Txn, now: u64) -> Result<HashSet<(PeerId, Digest)>, StoreError> {
     let mut found = HashSet::new();
     LEAVING.scan::<StoreError>(txn, .., |key, record| {
-        if now.saturating_sub(record.asked_at) <= STILL_MEANT_MS {
+        if still_meant(record.asked_at, now) {
             found.insert(key);
         }
         Ok(ControlFlow::Continue(()))
@@ -179,5 +185,10 @@ pub(crate) fn leaving(txn: &impl Txn, now: u64) -> Result<HashSet<(PeerId, Diges
 /// Whether the seeder wants to let go of this copy: it is no good source then.
 pub(crate) fn is_leaving(txn: &impl Txn, peer: PeerId, manifest: &Digest, now: u64) -> Result<bool, StoreError> {
     let record = LEAVING.get(txn, &(peer, *manifest))?;
-    Ok(record.is_some_and(|record| now.saturating_sub(record.asked_at) <= STILL_MEANT_MS))
+    Ok(record.is_some_and(|record| still_meant(record.asked_at, now)))
+}
+
+/// Whether what a seeder last said then is still meant.
+pub(crate) fn still_meant(said_at: u64, now: u64) -> bool {
+    now.saturating_sub(said_at) <= STILL_MEANT_MS
 }

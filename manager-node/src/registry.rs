@@ -148,6 +148,7 @@ impl Registry {
     ) -> Result<Option<ReportOutcome>, StoreError> {
         let away_ms = self.away_ms;
         let SeederReport { deliveries, max_deliveries, turned_away, first, spare, now: clock, .. } = report;
+        let (leaving, moving) = (report.leaving, if first { report.moving.clone() } else { Vec::new() });
         let outcome = self.db.write(move |txn| store_report(txn, peer, &report, now, away_ms)).await?;
         if outcome.is_some_and(|outcome| outcome.gained_content) {
             self.arrivals.send_modify(|n| *n += 1);
@@ -156,7 +157,8 @@ impl Registry {
         if outcome.is_some() && first {
             // The origin, which runs on this machine, knows nothing about clocks that this manager does not.
             let offset = (clock != 0 && self.origin() != Some(peer)).then(|| clocks::offset(clock, now));
-            self.lock_said().insert(peer, Said { deliveries, max_deliveries, turned_away, spare, offset });
+            let said = Said { deliveries, max_deliveries, turned_away, spare, offset, leaving, moving };
+            self.lock_said().insert(peer, said);
         }
         Ok(outcome)
     }
@@ -180,9 +182,9 @@ impl Registry {
     pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
         let origin = self.origin();
         let mut found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
-        // By such a clock no lease of now is good.
-        found.retain(|(peer, _)| !self.clock_of(peer, now).is_off());
-        let full = |peer: &PeerId| self.lock_said().get(peer).is_some_and(|said| said.is_full());
+        // By such a clock no lease of now is good; and who leaves turns everybody away.
+        found.retain(|(peer, _)| !self.clock_of(peer, now).is_off() && !self.leaves(peer));
+        let full = |peer: &PeerId| self.lock_said().get(peer).is_some_and(Said::is_full);
         let found = found.into_iter().map(|(peer, record)| (full(&peer), peer, record)).collect();
         let mut sources = sources::spread(found, limit.saturating_sub(usize::from(origin.is_some())));
         if let Some(origin) = origin.filter(|_| limit > 0) {
@@ -204,13 +206,23 @@ impl Registry {
         self.lock_said().get(peer).map_or(0, |said| said.spare)
     }
 
+    /// Whether a seeder leaves the network, by its last report since the start.
+    pub(crate) fn leaves(&self, peer: &PeerId) -> bool {
+        self.lock_said().get(peer).is_some_and(|said| said.leaving)
+    }
+
+    /// What a seeder wants to be rid of for want of room, by its last report since the start.
+    pub(crate) fn moving(&self, peer: &PeerId) -> Vec<Digest> {
+        self.lock_said().get(peer).map(|said| said.moving.clone()).unwrap_or_default()
+    }
+
     fn lock_said(&self) -> MutexGuard<'_, HashMap<PeerId, Said>> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What a seeder said of itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Said {
     deliveries: u32,
     max_deliveries: u32,
@@ -218,11 +230,14 @@ struct Said {
     spare: u64,
     /// Its clock less this one, milliseconds, where it told it.
     offset: Option<i64>,
+    leaving: bool,
+    /// At most [`SeederReport::MAX_MOVING`].
+    moving: Vec<Digest>,
 }
 
 impl Said {
     /// A client that is sent there would most likely be turned away.
-    fn is_full(self) -> bool {
+    fn is_full(&self) -> bool {
         self.turned_away > 0 || self.max_deliveries > 0 && self.deliveries >= self.max_deliveries
     }
 }

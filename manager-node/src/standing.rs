@@ -25,6 +25,10 @@ pub(crate) struct Standing {
     pub(crate) origin: bool,
     /// Copies that their seeders want to be rid of.
     pub(crate) leaving: HashSet<(PeerId, Digest)>,
+    /// Those of these whose seeders stay, and lack the room.
+    pub(crate) moving: HashSet<(PeerId, Digest)>,
+    /// Seeders that leave with all that they have.
+    pub(crate) quitting: HashSet<PeerId>,
 }
 
 impl Standing {
@@ -49,6 +53,13 @@ impl Standing {
                 && !ctx.revocations.with(|revoked| revoked.has_peer(&peer));
             if serves && is_heard(record.last_report, now, config.seeder_lost_ms) {
                 standing.present.insert(peer);
+                if ctx.registry.leaves(&peer) && handover::still_meant(record.last_report, now) {
+                    standing.quitting.insert(peer);
+                } else {
+                    let moving = ctx.registry.moving(&peer).into_iter().map(|digest| (peer, digest));
+                    let meant: Vec<_> = moving.filter(|key| standing.leaving.contains(key)).collect();
+                    standing.moving.extend(meant);
+                }
                 if is_here {
                     standing.here.insert(peer);
                     each(peer, &record);
@@ -61,17 +72,31 @@ impl Standing {
 
     /// Whether this seeder's copy of the content serves clients now. The origin's is not among these.
     pub(crate) fn serves(&self, peer: &PeerId, manifest: &Digest) -> bool {
-        self.here.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+        self.here.contains(peer) && self.is_kept(peer, manifest)
     }
 
     /// Whether it does, or will when its seeder comes back.
     pub(crate) fn counts(&self, peer: &PeerId, manifest: &Digest) -> bool {
-        self.present.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+        self.present.contains(peer) && self.is_kept(peer, manifest)
+    }
+
+    fn is_kept(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        !self.quitting.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+    }
+
+    /// Whether the copy stays where it is until others have it: its seeder stays, and only lacks the room.
+    pub(crate) fn only_lacks_room(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.here.contains(peer) && self.moving.contains(&(*peer, *manifest))
+    }
+
+    /// How many copies of one content there can be: the seeders that are here and stay.
+    pub(crate) fn able(&self) -> usize {
+        self.here.difference(&self.quitting).count()
     }
 
     /// Seeders that want to be rid of something.
     pub(crate) fn letting_go(&self) -> HashSet<PeerId> {
-        self.leaving.iter().map(|(peer, _)| *peer).collect()
+        self.leaving.iter().map(|(peer, _)| *peer).chain(self.quitting.iter().copied()).collect()
     }
 }
 
@@ -79,13 +104,14 @@ impl Standing {
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use protocol::Address;
-    use protocol::api::{MeshRequest, MeshResponse, SeederReport};
+    use protocol::api::{KeptBecause, MeshRequest, MeshResponse, SeederReport};
     use serde_json::{Value, json};
 
     use super::*;
     use crate::context::now_ms;
     use crate::placement;
     use crate::sales::tests::shop::{Shop, Terms, random_key};
+    use crate::tables::PENDING;
 
     const HOURS: u64 = 60 * 60 * 1000;
 
@@ -212,6 +238,101 @@ mod tests {
         // And what is missing may be placed there.
         report(&shop, stays, SeederReport { capacity: 1, ..said(&shop, false) }).await;
         assert!(wants(&shop, stays));
+        shop.close().await;
+    }
+
+    fn leaving(shop: &Shop) -> SeederReport {
+        SeederReport { leaving: true, free: 0, ..said(shop, true) }
+    }
+
+    #[tokio::test]
+    async fn seeders_that_leave_at_once_do_not_wait_for_each_other() {
+        let (shop, peers) = market(5).await;
+        assert_eq!(shop.ctx.config.copies, 3);
+        let [first, second, stays, empty, origin] = peers[..] else { panic!() };
+        for peer in &peers[..3] {
+            report(&shop, *peer, said(&shop, true)).await;
+        }
+        // It holds nothing and leaves all the same: nothing is placed there, and no copy at it is waited for.
+        report(&shop, empty, SeederReport { leaving: true, free: 1 << 30, ..said(&shop, false) }).await;
+        for peer in [first, second] {
+            report(&shop, peer, leaving(&shop)).await;
+        }
+        assert!(!wants(&shop, empty));
+        assert_eq!(release(&shop, first, true).await, 1, "the only one that stays has it");
+        assert_eq!(release(&shop, second, true).await, 1);
+        // The last one goes as a single one does, by the origin's copy only.
+        let (_, kept) = handover::release(&shop.ctx, stays, vec![shop.manifest], true, now_ms()).await.unwrap();
+        let [kept] = kept[..] else { panic!("{kept:?}") };
+        assert_eq!((kept.copies, kept.wanted, kept.because), (0, 1, KeptBecause::NobodyElse));
+        shop.ctx.registry.set_origin(origin).await.unwrap();
+        report(&shop, origin, said(&shop, true)).await;
+        assert_eq!(release(&shop, stays, true).await, 1);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn who_leaves_after_all_waits_for_the_one_that_was_to_leave_and_stays() {
+        let (shop, peers) = market(4).await;
+        let [first, second, third, fourth] = peers[..] else { panic!() };
+        for peer in [first, second] {
+            report(&shop, peer, leaving(&shop)).await;
+        }
+        report(&shop, third, said(&shop, true)).await;
+        report(&shop, fourth, said(&shop, false)).await;
+        assert_eq!(release(&shop, first, true).await, 0, "two stay, and one of them has it");
+        report(&shop, second, said(&shop, true)).await;
+        assert_eq!(release(&shop, first, true).await, 0, "three stay, and two of them have it");
+        report(&shop, fourth, said(&shop, true)).await;
+        assert_eq!(release(&shop, first, true).await, 1);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_order_at_a_seeder_that_leaves_goes_to_another() {
+        let (shop, peers) = market(4).await;
+        let [first, second, leaves, takes] = peers[..] else { panic!() };
+        for peer in [first, second] {
+            report(&shop, peer, said(&shop, true)).await;
+        }
+        report(&shop, leaves, said(&shop, false)).await;
+        shop.ctx.placements.wake();
+        let ordered = |peer: PeerId| shop.ctx.db.read(|txn| PENDING.contains(txn, &(peer, shop.manifest))).unwrap();
+        let until = async |peer: PeerId, there: bool| {
+            let look = async {
+                while ordered(peer) != there {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(20), look).await.unwrap();
+        };
+        until(leaves, true).await;
+        report(&shop, leaves, SeederReport { leaving: true, free: 0, ..said(&shop, false) }).await;
+        report(&shop, takes, said(&shop, false)).await;
+        shop.ctx.placements.wake();
+        until(takes, true).await;
+        until(leaves, false).await;
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn who_leaves_and_who_lacks_room_do_not_wait_for_each_other_and_the_last_copy_stays() {
+        let (shop, peers) = market(3).await;
+        let [leaves, full, other] = peers[..] else { panic!() };
+        let moving = || SeederReport { moving: vec![shop.manifest], free: 0, ..said(&shop, true) };
+        report(&shop, leaves, leaving(&shop)).await;
+        for peer in [full, other] {
+            report(&shop, peer, said(&shop, true)).await;
+            report(&shop, peer, moving()).await;
+        }
+        assert_eq!(release(&shop, full, true).await, 0, "the other is to be rid of it as well");
+        assert_eq!(release(&shop, leaves, true).await, 1, "both that stay have it, and keep it until others do");
+        for peer in [full, other] {
+            assert_eq!(release(&shop, peer, true).await, 0, "neither goes by the other's copy");
+        }
+        report(&shop, other, said(&shop, true)).await;
+        assert_eq!(release(&shop, full, true).await, 1);
+        assert_eq!(release(&shop, other, true).await, 0, "it is the last");
         shop.close().await;
     }
 

@@ -153,6 +153,8 @@ pub(crate) async fn run(
     let began = Instant::now();
     let pause = ASK_EVERY.min(Duration::from_millis(seeder.config.report_ms));
     let (mut asked, mut trouble, mut told) = (None::<Instant>, None::<String>, Value::Null);
+    // Of very many contents those that may not go yet must not keep the others from being asked about.
+    let mut next = 0;
     let mut kept: Vec<Kept> = Vec::new();
     loop {
         let looking = Arc::clone(seeder);
@@ -187,7 +189,11 @@ pub(crate) async fn run(
         }
         if !left.contents.is_empty() && asked.is_none_or(|at| at.elapsed() >= pause) {
             asked = Some(Instant::now());
-            let some = left.contents.into_iter().take(SeederReport::MAX_HELD).collect();
+            let mut some = left.contents;
+            next %= some.len();
+            some.rotate_left(next);
+            some.truncate(SeederReport::MAX_HELD);
+            next += some.len();
             match garbage::ask(seeder, some, true, |released| seeder.drain.release(released)).await {
                 Ok((_, rest)) => (trouble, kept) = (None, rest),
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => {

@@ -23,7 +23,7 @@ pub(super) struct Market {
     handed_over: HashSet<Digest>,
     /// Copies that their seeders removed because there were enough.
     given_up: HashSet<(PeerId, Digest)>,
-    /// Orders that were not fulfilled in all their time.
+    /// Orders that were not fulfilled in all their time, or whose seeders leave.
     pub(super) stale: HashSet<(PeerId, Digest)>,
     wanted: Vec<Wanted>,
     moved: usize,
@@ -51,6 +51,10 @@ impl Market {
             moved: 0,
             missing: Vec::new(),
         }
+    }
+
+    pub(super) fn leaves(&self, peer: &PeerId) -> bool {
+        self.standing.quitting.contains(peer)
     }
 
     /// A copy of so many bytes is on its way there.

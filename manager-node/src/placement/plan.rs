@@ -53,7 +53,8 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
         let mut pending: HashMap<Digest, Vec<PeerId>> = HashMap::new();
         let mut market = Market::new(standing, candidates, handover::given_up(txn, now)?);
         PENDING.scan::<StoreError>(txn, .., |(peer, manifest), OrderRef { order }| {
-            if Some(peer) != origin && now.saturating_sub(made_at(&order)) > config.order_ms {
+            let late = now.saturating_sub(made_at(&order)) > config.order_ms;
+            if Some(peer) != origin && (late || market.leaves(&peer)) {
                 market.stale.insert((peer, manifest));
             }
             pending.entry(manifest).or_default().push(peer);

@@ -88,7 +88,7 @@ impl World {
         };
         let candidates = self.seeders.iter().enumerate().map(candidate).collect();
         let given_up = self.given_up.iter().map(|(seeder, content)| (peer(*seeder), manifest(*content))).collect();
-        let standing = Standing { present: here.clone(), here, origin: true, leaving: HashSet::new() };
+        let standing = Standing { present: here.clone(), here, origin: true, ..Standing::default() };
         let mut market = Market::new(standing, candidates, given_up);
         for (number, seeder) in self.seeders.iter().enumerate() {
             seeder.orders.iter().for_each(|content| market.reserve(&peer(number), self.lengths[*content]));

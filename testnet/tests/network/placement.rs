@@ -130,3 +130,28 @@ async fn a_seeder_that_does_not_leave_after_all_is_in_the_next_leases_also_after
     }
     network.stop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_seeders_but_one_leave_at_once_and_the_one_that_stays_has_everything() {
+    show_logs();
+    let network = Network::start(Plan::new(4).copies(2)).await.unwrap();
+    let mut contents = Vec::new();
+    for number in 0..6 {
+        let (_, product) =
+            network.publish_noise(&format!("goods-{number}"), 100 * KIB + number, &Terms::default()).await.unwrap();
+        contents.push(product.manifest);
+    }
+    let drain = serde_json::json!({ "cmd": "drain", "patience_ms": 60_000 });
+    let [one, two, three, stays] = &network.seeders[..] else { panic!("four seeders") };
+    let (one, two, three) =
+        tokio::join!(one.control(drain.clone()), two.control(drain.clone()), three.control(drain.clone()));
+    for ended in [one, two, three] {
+        let ended = ended.unwrap();
+        assert_eq!(ended["complete"], serde_json::json!(true), "{ended}");
+    }
+    let stays = stays.running().unwrap().contents().clone();
+    for content in contents {
+        assert!(stays.get(&content).is_some_and(|content| content.is_complete()), "{content}");
+    }
+    network.stop().await.unwrap();
+}
