@@ -6,6 +6,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +22,11 @@ const BATCH: usize = 256;
 /// Most writes that wait for the writer: four batches, so that it never runs dry, and at some milliseconds a batch
 /// nobody waits long. Callers wait when it is full.
 pub(crate) const QUEUE: usize = 4 * BATCH;
+
+/// A writer that has something to do lets others have the processor until so many times in a row nobody brought more …
+const YIELDS: u32 = 3;
+/// … and no longer than this, a fraction of what a flush takes.
+const YIELDING: Duration = Duration::from_millis(1);
 
 /// Failures in one batch that each make all the rest run again. From the next one on, what precedes a failure is
 /// committed by itself, so no closure runs more than `RERUNS + 2` times however many of its neighbours fail.
@@ -98,6 +104,7 @@ type Jobs = Vec<Box<dyn Job>>;
 pub(crate) fn run(database: Arc<Database>, mut queue: mpsc::Receiver<Box<dyn Job>>, shared: Arc<Shared>) {
     let mut batch = Jobs::with_capacity(BATCH);
     while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
+        gather(&mut queue, &mut batch);
         let mut jobs = std::mem::replace(&mut batch, Jobs::with_capacity(BATCH));
         // Closures are caught on their own; this is for a panic inside redb, after which nothing in memory is trusted.
         let caught = catch_unwind(AssertUnwindSafe(|| commit(&database, &mut jobs, &shared)));
@@ -109,6 +116,26 @@ pub(crate) fn run(database: Arc<Database>, mut queue: mpsc::Receiver<Box<dyn Job
             for job in jobs {
                 job.answer(Err(error.clone()));
             }
+        }
+    }
+}
+
+/// Where several write at a time, more are about to: a batch that waits a moment for them is one flush and one change of
+/// each page for all. Who writes alone waits for nobody.
+fn gather(queue: &mut mpsc::Receiver<Box<dyn Job>>, batch: &mut Jobs) {
+    if batch.len() < 2 {
+        return;
+    }
+    let begun = Instant::now();
+    let mut in_vain = 0;
+    while in_vain < YIELDS && batch.len() < BATCH && begun.elapsed() < YIELDING {
+        std::thread::yield_now();
+        in_vain += 1;
+        while batch.len() < BATCH
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+            in_vain = 0;
         }
     }
 }
@@ -211,5 +238,30 @@ fn attempt(database: &Database, jobs: &mut Jobs, size: usize) -> Result<Attempt,
             Ok(Attempt::Spoiled(StoreError::Misuse("a closure hid a failure of the database".to_owned())))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn job() -> Box<dyn Job> {
+        Write::<_, (), StoreError>::new(|_: &WriteTransaction<'_>| Ok(())).0
+    }
+
+    #[test]
+    fn who_writes_alone_waits_for_nobody_and_a_batch_takes_what_comes_up_to_its_bound() {
+        let (sender, mut queue) = mpsc::channel(QUEUE);
+        (0..300).for_each(|_| sender.try_send(job()).ok().unwrap());
+        let mut alone = vec![job()];
+        gather(&mut queue, &mut alone);
+        assert_eq!((alone.len(), queue.len()), (1, 300));
+        let mut several = vec![job(), job()];
+        gather(&mut queue, &mut several);
+        assert_eq!((several.len(), queue.len()), (BATCH, 300 + 2 - BATCH));
+        let mut rest = vec![job(), job()];
+        gather(&mut queue, &mut rest);
+        assert_eq!((rest.len(), queue.len()), (2 + 300 + 2 - BATCH, 0));
     }
 }
