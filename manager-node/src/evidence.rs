@@ -105,8 +105,14 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
         for (_, _, ack) in whole.acks.iter().take(EvidencePack::MAX_ACKS * 4) {
             pack.add_ack(ack.clone());
         }
-        let completions = whole.completions.iter().take(EvidencePack::MAX_LEASES);
+        let mut left_out = whole.acks.len().saturating_sub(EvidencePack::MAX_ACKS * 4);
+        // The first is of the delivery that is paid, the others newest first.
+        let (first, later) = whole.completions.split_at(whole.completions.len().min(1));
+        let room = EvidencePack::MAX_LEASES - first.len();
+        let completions = first.iter().chain(later.iter().rev().take(room));
         pack.completions = completions.map(|(_, signed)| signed.clone()).collect();
+        left_out = left_out.saturating_add(later.len().saturating_sub(room));
+        pack.about.left_out = pack.about.left_out.saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
         pack.record = Some(ctx.keys.sign(KeyPurpose::Settlement, &record));
         Ok(pack)
     })

@@ -24,7 +24,7 @@ mod vouching;
 
 pub use check::{check_statement_files, check_statements};
 pub use keys::KeySets;
-pub use report::{Changed, Claimant, Facts, Line, Received, Report, SeederShare};
+pub use report::{Changed, Claimant, Facts, Line, Received, Recorded, Report, SeederShare};
 
 /// The manager's word on where a transaction stood at a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -126,7 +126,7 @@ pub struct About {
     pub by: Exporter,
     /// When, unix milliseconds.
     pub at: u64,
-    /// Acknowledgements that there was no room for.
+    /// Acknowledgements and completions that there was no room for.
     pub left_out: u32,
 }
 

@@ -95,7 +95,8 @@ fn what_another_peer_signed_is_not_the_designated_clients() {
     let report = pack.verify(&root().peer_id());
     let facts = report.facts;
     assert_eq!(facts.client, Some(client().peer_id()));
-    assert_eq!((facts.received.acknowledged_bytes, facts.received.completed_at), (Some(0), None));
+    // Not that it had nothing: of that there is nothing in the file.
+    assert_eq!((facts.received.acknowledged_bytes, facts.received.completed_at), (None, None));
     assert_eq!(facts.received.last_acknowledged_at, None);
     let (peer, others) = facts.others.iter().next().unwrap();
     assert_eq!((peer, facts.others.len()), (&other.peer_id(), 1));
@@ -200,11 +201,13 @@ fn whoever_makes_the_checksums_fit_again_is_caught_by_the_signatures() {
     assert_eq!(bad(&|p| p.leases[0] = forged(&p.leases[0], |l| l.delivery += 1)), ["lease 1"]);
     assert_eq!(
         bad(&|p| p.endorsement = p.endorsement.as_ref().map(|e| forged(e, |e| e.authorised_at += 1))),
-        ["endorsement", "lease 1"]
+        ["endorsement", "lease 1", "order"]
     );
     assert_eq!(bad(&|p| p.data = forged(&p.data, |d| d.client = stranger().peer_id())), ["transaction data", "file"]);
     assert_eq!(bad(&|p| p.order.as_mut().unwrap().amount.minor += 1), ["order", "order"]);
     assert_eq!(bad(&|p| p.order.as_mut().unwrap().authorisation.push('x')), ["order"]);
+    // Another order of the same price and payment is not the one that the manager's record names.
+    assert_eq!(bad(&|p| p.order.as_mut().unwrap().body = Digest::from_bytes([9; 32])), ["order"]);
     assert_eq!(bad(&|p| p.moves[0] = forged(&p.moves[0], |m| m.to = seeder().peer_id())), ["move 1"]);
     assert_eq!(bad(&|p| p.moves[0] = Signed::sign(&p.moves[0].peek().unwrap(), &merchant())), ["move 1"]);
     assert_eq!(bad(&|p| p.recoveries[0] = Signed::sign(&p.recoveries[0].peek().unwrap(), &client())), ["recovery 1"]);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{Gathered, LinkOptions};
-use protocol::evidence::{EvidencePack, Line, Received, StatementFile, check_statement_files};
+use protocol::evidence::{EvidencePack, Line, Received, Recorded, StatementFile, check_statement_files};
 use protocol::trust::JoinLine;
 use protocol::{NetworkId, PeerId, TransactionId};
 use serde_json::json;
@@ -132,8 +132,8 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             lines.push(format!("  designated client   {client}"));
             lines.push(format!("  product             {}", text(facts.product)));
             lines.push(format!("  manifest            {}", text(facts.manifest)));
-            lines.push(format!("  paid, says merchant {}", facts.endorsed));
-            lines.push(format!("  released            {}", facts.released));
+            lines.push(format!("  paid, says merchant {}", proven(facts.endorsed)));
+            lines.push(format!("  released            {}", proven(facts.released)));
             lines.extend(received(&facts.received, facts.content_bytes));
             for moved in &facts.moved {
                 let who = if moved.recovered { "the merchant, by recovery" } else { "its holder" };
@@ -147,6 +147,7 @@ pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
                 }
                 lines.extend(received(other, facts.content_bytes).map(|line| format!("  {line}")));
             }
+            lines.extend(facts.record.iter().flat_map(recorded));
             let by = when(facts.nothing_acknowledged_by);
             match (facts.nothing_acknowledged_by, facts.nothing_acknowledged_since) {
                 (Some(_), None) => lines.push(format!("  nothing came in by  {by}")),
@@ -189,16 +190,37 @@ fn verdict(lines: &[Line]) -> String {
 
 /// What one peer signed to have received.
 fn received(received: &Received, content_bytes: Option<u64>) -> [String; 3] {
-    let bytes = match (received.acknowledged_bytes, content_bytes) {
-        (Some(have), Some(all)) => format!("{have} of {all}"),
-        (None, Some(all)) => format!("0 of {all}"),
-        (_, None) => "unknown: the manifest is not in the file".to_owned(),
+    let bytes = match (received.acknowledged_bytes, received.last_acknowledged_at, content_bytes) {
+        (Some(have), _, Some(all)) => format!("{have} of {all}"),
+        (_, None, _) => ABSENT.to_owned(),
+        _ => "unknown: the manifest is not in the file".to_owned(),
     };
     [
         format!("  bytes acknowledged  {bytes}"),
         format!("  last acknowledged   {}", when(received.last_acknowledged_at)),
         format!("  completed           {}", when(received.completed_at)),
     ]
+}
+
+/// Where it stood by the manager's word: what had happened by then.
+fn recorded(record: &Recorded) -> Vec<String> {
+    let mut lines = vec![format!("  manager's record    as of {}: {}", output::time(record.at), record.state.as_str())];
+    for (what, at) in [
+        ("released", record.released_at),
+        ("first came in", record.first_at),
+        ("completed", record.completed_at),
+        ("closed", record.closed_at),
+    ] {
+        lines.extend(at.map(|at| format!("    {what:<18}{}", output::time(at))));
+    }
+    lines
+}
+
+/// What stands for a thing that the file does not have: whoever made the file may have left it out.
+const ABSENT: &str = "not in this file";
+
+fn proven(is: bool) -> &'static str {
+    if is { "true" } else { ABSENT }
 }
 
 fn version(version: Option<u64>) -> String {
@@ -210,7 +232,7 @@ fn text(value: Option<impl std::fmt::Display>) -> String {
 }
 
 fn when(ms: Option<u64>) -> String {
-    ms.map_or_else(|| "never".to_owned(), output::time)
+    ms.map_or_else(|| ABSENT.to_owned(), output::time)
 }
 
 /// `willcall verify-statement`

@@ -336,6 +336,10 @@ fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64)
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
         let mut delivery = get_delivery(txn, delivery_id)?
             .ok_or_else(|| Refusal::new(RefusalCode::BadReceipt, "there is no such delivery of this purchase"))?;
+        // Whoever has the purchase now completes its own downloads: of another peer's it knows nothing.
+        if delivery.client != client {
+            return Err(Refusal::new(RefusalCode::BadReceipt, "that delivery is another peer's").into());
+        }
         if release.completed_at.is_none() {
             release.completed_at = Some(now);
             sale.release = Some(release);

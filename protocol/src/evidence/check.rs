@@ -1,23 +1,20 @@
 //! The check of a file of evidence. It needs the root key and nothing else, no clock either: a document counts when its
 //! key was good at the time that the document gives, by the key sets that came with it.
 
-use std::collections::BTreeMap;
-
+mod downloads;
 mod hands;
 
 use super::keys::KeySets;
-use super::report::{Changed, Claimant, Facts, Line, Received, Report, SeederShare};
+use super::report::{Changed, Claimant, Facts, Line, Recorded, Report};
 use super::vouching::{self, Vouched, Vouchers};
-use super::{EvidencePack, OrderWords, StatementFile};
+use super::{DeliveryRecord, EvidencePack, OrderWords, StatementFile};
 use crate::ids::{Digest, NetworkId, PeerId};
 use crate::manifest::Manifest;
-use crate::ranges::ChunkSet;
-use crate::receipt::{Ack, Completion, DeliveryId};
 use crate::refusal::Refusal;
 use crate::settling::Layout;
 use crate::signed::Signed;
 use crate::statement::Statement;
-use crate::ticket::{Lease, TransactionData, payment_commitment, remuneration_commitment};
+use crate::ticket::{Endorsement, Lease, TransactionData, payment_commitment, remuneration_commitment};
 use crate::trust::{KeyPurpose, KeySet};
 
 #[derive(Default)]
@@ -60,14 +57,6 @@ impl Lines {
     }
 }
 
-/// Who says so, where it is not the designated client.
-fn instead(client: &PeerId, designated: &PeerId) -> String {
-    match client == designated {
-        true => String::new(),
-        false => format!(", says {client}, whom a lease names instead of the designated client"),
-    }
-}
-
 fn keys(keys: &mut KeySets, sets: &[Signed<KeySet>], place: &str, lines: &mut Lines) {
     for (number, signed) in sets.iter().enumerate() {
         let found = keys.add(signed.clone()).map_err(|refusal| refusal.to_string());
@@ -94,7 +83,7 @@ impl EvidencePack {
             |_| {
                 let left = match self.about.left_out {
                     0 => String::new(),
-                    n => format!("; {n} acknowledgements had no room"),
+                    n => format!("; {n} acknowledgements and completions had no room"),
                 };
                 format!("put together by the {:?} at {} ms{left}", self.about.by, self.about.at).to_lowercase()
             },
@@ -136,8 +125,8 @@ impl EvidencePack {
 }
 
 /// What a manager says of where a transaction stood.
-fn record(r: &super::DeliveryRecord) -> String {
-    let ms = |at: Option<u64>| at.map_or_else(|| "never".to_owned(), |at| format!("at {at} ms"));
+fn record(r: &DeliveryRecord) -> String {
+    let ms = |at: Option<u64>| at.map_or_else(|| "not by then".to_owned(), |at| format!("at {at} ms"));
     let mut claim = format!(
         "as of {} ms, the order with digest {}: {}; released {}, first acknowledged {}, completed {}, closed {}",
         r.at,
@@ -180,33 +169,35 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn rest(&mut self) {
-        self.endorsement();
+        let endorsement = self.endorsement();
         let leases = self.leases();
         self.hands(&leases);
         let layout = self.manifest();
         self.acks(&leases, layout);
         self.completions(&leases);
-        self.manager_words();
-        self.order();
+        let record = self.manager_words();
+        self.order(endorsement.as_ref(), record.as_ref());
     }
 
     fn network(&self) -> NetworkId {
         self.keys.network()
     }
 
-    fn endorsement(&mut self) {
-        let Some(signed) = &self.pack.endorsement else { return };
+    fn endorsement(&mut self) -> Option<Endorsement> {
+        let signed = self.pack.endorsement.as_ref()?;
         let found = signed.verify(&self.data.merchant).map_err(|e| e.to_string()).and_then(|endorsement| {
             match endorsement.transaction_data == self.pack.data.digest() {
                 true => Ok(endorsement),
                 false => Err("it endorses another transaction".to_owned()),
             }
         });
-        let claim = |e: Option<&crate::ticket::Endorsement>| match e {
+        let claim = |e: Option<&Endorsement>| match e {
             Some(e) => format!("the payment {} was authorised at {} ms", e.payment, e.authorised_at),
             None => "the payment was authorised".to_owned(),
         };
-        self.facts.endorsed = self.lines.add(Claimant::MerchantSigned, "endorsement", claim, found).is_some();
+        let endorsement = self.lines.add(Claimant::MerchantSigned, "endorsement", claim, found);
+        self.facts.endorsed = endorsement.is_some();
+        endorsement
     }
 
     fn leases(&mut self) -> Vec<Lease> {
@@ -224,15 +215,24 @@ impl Check<'_> {
                     Ok((lease, vouched_by))
                 }
             });
+            let unnamed = found.as_ref().ok().and_then(|(lease, _)| self.vouchers.unnamed(signed, lease));
             let claim = |lease: Option<&Lease>| match lease {
                 Some(l) => format!(
-                    "delivery {} was released to client {} (generation {}) from {} to {} ms",
-                    l.delivery, l.client, l.generation, l.start, l.end
+                    "delivery {} was released to client {} (generation {}) from {} to {} ms{}",
+                    l.delivery,
+                    l.client,
+                    l.generation,
+                    l.start,
+                    l.end,
+                    unnamed.as_deref().unwrap_or_default()
                 ),
                 None => "a release".to_owned(),
             };
             let section = format!("lease {}", number + 1);
             leases.extend(self.lines.add_vouched(Claimant::ManagerSigned, &section, claim, found));
+            if unnamed.is_some() {
+                self.lines.is_unproven();
+            }
         }
         self.facts.released = !leases.is_empty();
         leases
@@ -256,136 +256,25 @@ impl Check<'_> {
         Some(Layout::from(&manifest))
     }
 
-    /// What is known of one peer.
-    fn received(&mut self, client: PeerId) -> &mut Received {
-        match client == self.data.client {
-            true => &mut self.facts.received,
-            false => self.facts.others.entry(client).or_default(),
-        }
-    }
-
-    /// Whose signature counts for a delivery: the client of a lease for it, or the designated one.
-    fn clients(&self, leases: &[Lease], delivery: u32) -> Vec<PeerId> {
-        let mut clients: Vec<PeerId> =
-            leases.iter().filter(|lease| lease.delivery == delivery).map(|lease| lease.client).collect();
-        if clients.is_empty() {
-            clients.push(self.data.client);
-        }
-        clients
-    }
-
-    fn acks(&mut self, leases: &[Lease], layout: Option<Layout>) {
-        let (network, designated) = (self.network(), self.data.client);
-        let mut union: BTreeMap<(PeerId, u32), ChunkSet> = BTreeMap::new();
-        let mut shares: BTreeMap<(u32, PeerId, PeerId), (ChunkSet, u64)> = BTreeMap::new();
-        for (number, signed) in self.pack.acks.iter().enumerate() {
-            let found = signed.peek().map_err(|e| e.to_string()).and_then(|ack| {
-                let delivery = DeliveryId { transaction: self.data.transaction, delivery: ack.delivery.delivery };
-                let mut result = Err("no client".to_owned());
-                for client in self.clients(leases, delivery.delivery) {
-                    result = Ack::check(signed, &client, &network, delivery, &self.data.manifest, &ack.seeder)
-                        .map(|ack| (ack, client))
-                        .map_err(|e| text(&e));
-                    if result.is_ok() {
-                        break;
-                    }
-                }
-                if layout.is_some_and(|layout| ack.chunks.end() > layout.chunks()) {
-                    return Err("it names chunks that the content does not have".to_owned());
-                }
-                result
-            });
-            let bytes = |ack: &Ack| layout.map(|layout| layout.bytes(&ack.chunks));
-            let claim = |found: Option<&(Ack, PeerId)>| match found {
-                Some((ack, client)) => format!(
-                    "{} chunks{} of delivery {} came from seeder {} by {} ms{}",
-                    ack.chunks.len(),
-                    bytes(ack).map_or_else(String::new, |bytes| format!(" ({bytes} bytes)")),
-                    ack.delivery.delivery,
-                    ack.seeder,
-                    ack.at,
-                    instead(client, &designated)
-                ),
-                None => "an acknowledgement".to_owned(),
-            };
-            let section = format!("acknowledgement {}", number + 1);
-            if let Some((ack, client)) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
-                let received = self.received(client);
-                received.last_acknowledged_at = received.last_acknowledged_at.max(Some(ack.at));
-                let all = union.entry((client, ack.delivery.delivery)).or_default();
-                *all = all.union(&ack.chunks);
-                // An older one of the same seeder adds nothing to it.
-                let share = shares.entry((ack.delivery.delivery, ack.seeder, client)).or_default();
-                *share = (share.0.union(&ack.chunks), share.1.max(ack.at));
-            }
-        }
-        self.facts.seeders = shares
-            .into_iter()
-            .map(|((delivery, seeder, client), (chunks, at))| SeederShare {
-                seeder,
-                client,
-                delivery,
-                chunks: chunks.len(),
-                bytes: layout.map(|layout| layout.bytes(&chunks)),
-                at,
-            })
-            .collect();
-        // Of several downloads the one that came furthest says how much a peer had.
-        self.facts.received.acknowledged_bytes = layout.map(|_| 0);
-        for ((client, _), chunks) in union {
-            let bytes = layout.map(|layout| layout.bytes(&chunks));
-            let received = self.received(client);
-            received.acknowledged_bytes = received.acknowledged_bytes.max(bytes);
-        }
-    }
-
-    fn completions(&mut self, leases: &[Lease]) {
-        let (network, designated) = (self.network(), self.data.client);
-        for (number, signed) in self.pack.completions.iter().enumerate() {
-            let found = signed.peek().map_err(|e| e.to_string()).and_then(|completion| {
-                let id = DeliveryId { transaction: self.data.transaction, delivery: completion.delivery.delivery };
-                let mut result = Err("no client".to_owned());
-                for client in self.clients(leases, id.delivery) {
-                    result = Completion::check(signed, &client, &network, id, &self.data.manifest)
-                        .map(|completion| (completion, client))
-                        .map_err(|e| text(&e));
-                    if result.is_ok() {
-                        break;
-                    }
-                }
-                result
-            });
-            let claim = |found: Option<&(Completion, PeerId)>| match found {
-                Some((c, client)) => {
-                    let (n, who) = (c.delivery.delivery, instead(client, &designated));
-                    format!("all of delivery {n} was received and verified by {} ms{who}", c.at)
-                }
-                None => "a completion".to_owned(),
-            };
-            let section = format!("completion {}", number + 1);
-            if let Some((c, client)) = self.lines.add(Claimant::ClientSigned, &section, claim, found) {
-                let completed = &mut self.received(client).completed_at;
-                *completed = Some(completed.map_or(c.at, |before| before.min(c.at)));
-            }
-        }
-    }
-
-    fn manager_words(&mut self) {
+    /// Gives the delivery record, if it holds.
+    fn manager_words(&mut self) -> Option<DeliveryRecord> {
         let this = (self.data.transaction, self.pack.data.digest());
         let other = || "it is about another transaction".to_owned();
-        let mut first = None;
+        let mut record = None;
         if let Some(signed) = &self.pack.record {
             let found = self.keys.open(signed, KeyPurpose::Settlement, |r| r.at).map_err(|e| text(&e));
             let found = found.and_then(|r| match (r.transaction, r.transaction_data) == this {
                 true => Ok(r),
                 false => Err(other()),
             });
-            let claim = |r: Option<&super::DeliveryRecord>| r.map_or_else(|| "where it stood".to_owned(), record);
-            if let Some(r) = self.lines.add(Claimant::ManagerSigned, "delivery record", claim, found) {
-                self.facts.manager_restored_at = self.facts.manager_restored_at.max(r.restored_at);
-                first = [r.first_at, r.completed_at].into_iter().flatten().min();
-            }
+            let claim = |r: Option<&DeliveryRecord>| r.map_or_else(|| "where it stood".to_owned(), self::record);
+            record = self.lines.add(Claimant::ManagerSigned, "delivery record", claim, found);
         }
+        if let Some(r) = &record {
+            self.facts.manager_restored_at = self.facts.manager_restored_at.max(r.restored_at);
+            self.facts.record = Some(Recorded::from(r));
+        }
+        let first = record.as_ref().and_then(|r| [r.first_at, r.completed_at].into_iter().flatten().min());
         if let Some(signed) = &self.pack.non_delivery {
             let found = self.keys.open(signed, KeyPurpose::Settlement, |n| n.issued_at).map_err(|e| text(&e));
             let found = found.and_then(|n| {
@@ -408,15 +297,20 @@ impl Check<'_> {
                 self.facts.manager_restored_at = self.facts.manager_restored_at.max(n.restored_at);
             }
         }
+        record
     }
 
-    fn order(&mut self) {
+    /// Against what the merchant and the manager signed, where that holds.
+    fn order(&mut self, endorsed: Option<&Endorsement>, record: Option<&DeliveryRecord>) {
         let Some(order) = &self.pack.order else { return };
         let price = remuneration_commitment(&order.price_salt, &order.amount) == self.data.remuneration;
         let found = match price {
             _ if order.order.len() > OrderWords::MAX_ORDER => Err("its name is too long".to_owned()),
-            true => Ok(()),
             false => Err("it is not the price that the transaction data commit to".to_owned()),
+            true => match record.filter(|record| record.order != order.body) {
+                None => Ok(()),
+                Some(record) => Err(format!("the delivery record says that the order has digest {}", record.order)),
+            },
         };
         // Anybody's text: a line break in it would look like a line of its own.
         let name = order.order.escape_debug();
@@ -424,13 +318,12 @@ impl Check<'_> {
         if self.lines.add(Claimant::MerchantAsserts, "order", claim, found).is_some() {
             self.facts.price = Some(order.amount);
         }
-        let endorsed = self.pack.endorsement.as_ref().and_then(|signed| signed.peek().ok());
         let payment = payment_commitment(&order.payment_salt, &order.authorisation, &order.amount);
         let found = match endorsed {
             _ if order.authorisation.len() > OrderWords::MAX_AUTHORISATION => Err("its name is too long".to_owned()),
             Some(endorsement) if endorsement.payment == payment => Ok(()),
             Some(_) => Err("it is not the payment that the endorsement commits to".to_owned()),
-            None => Err("there is no endorsement to compare it with".to_owned()),
+            None => Err("there is no endorsement that holds to compare it with".to_owned()),
         };
         let claim = |_: Option<&()>| format!("its payment is authorisation {}", order.authorisation.escape_debug());
         self.lines.add(Claimant::MerchantAsserts, "order", claim, found);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Exporter;
+use super::{DeliveryRecord, Exporter};
 use crate::amount::Amount;
+use crate::api::TransactionState;
 use crate::ids::{Digest, PeerId, ProductId, TransactionId};
 
 /// Whose word a line is.
@@ -74,15 +75,16 @@ pub struct SeederShare {
     pub at: u64,
 }
 
-/// What one peer signed to have received.
+/// What one peer signed to have received, as far as it is in the file: what is absent may have been left out of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub struct Received {
-    /// Bytes of the content, each counted once; absent without the manifest.
+    /// Bytes of the content, each counted once; absent without the manifest, and where no acknowledgement is in the file.
     pub acknowledged_bytes: Option<u64>,
-    /// Time of its newest acknowledgement, by its own clock, unix milliseconds.
+    /// Time of its newest acknowledgement in the file, by its own clock, unix milliseconds.
     pub last_acknowledged_at: Option<u64>,
-    /// When it signed that all of it is there, by its own clock, unix milliseconds.
+    /// When it signed that all of it is there, by its own clock, unix milliseconds; absent where no completion is in the
+    /// file.
     pub completed_at: Option<u64>,
 }
 
@@ -102,7 +104,33 @@ pub struct Changed {
     pub at: u64,
 }
 
-/// What follows from the lines that hold.
+/// Where the sale stood, by the manager's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Recorded {
+    /// When it stood there, unix milliseconds.
+    pub at: u64,
+    /// Where.
+    pub state: TransactionState,
+    /// When it was released, unix milliseconds; of this and what follows, absent where it had not happened by then.
+    pub released_at: Option<u64>,
+    /// When the first acknowledgement or completion came in, unix milliseconds.
+    pub first_at: Option<u64>,
+    /// When the completion came in, unix milliseconds.
+    pub completed_at: Option<u64>,
+    /// When the paid delivery was closed, unix milliseconds.
+    pub closed_at: Option<u64>,
+}
+
+impl From<&DeliveryRecord> for Recorded {
+    fn from(record: &DeliveryRecord) -> Recorded {
+        let DeliveryRecord { at, state, released_at, first_at, completed_at, closed_at, .. } = *record;
+        Recorded { at, state, released_at, first_at, completed_at, closed_at }
+    }
+}
+
+/// What follows from the lines that hold. What is absent is not in the file, or does not hold: that there is none such does
+/// not follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub struct Facts {
@@ -119,8 +147,10 @@ pub struct Facts {
     /// When the sale was formed, unix milliseconds.
     pub formed_at: Option<u64>,
     /// The merchant signed that it is paid.
+    #[serde(skip_serializing_if = "is_absent")]
     pub endorsed: bool,
-    /// The manager signed an order to deliver.
+    /// The manager signed an order to deliver, and a lease is in the file.
+    #[serde(skip_serializing_if = "is_absent")]
     pub released: bool,
     /// Bytes of the content.
     pub content_bytes: Option<u64>,
@@ -134,6 +164,8 @@ pub struct Facts {
     pub moved: Vec<Changed>,
     /// What each seeder was acknowledged for.
     pub seeders: Vec<SeederShare>,
+    /// Where it stood, by the manager's word.
+    pub record: Option<Recorded>,
     /// By then nothing had been acknowledged to the manager, unix milliseconds …
     pub nothing_acknowledged_by: Option<u64>,
     /// … as far as it knows since this time, when it came back from a backup; absent where it knows all of it.
@@ -145,6 +177,12 @@ pub struct Facts {
     pub price: Option<Amount>,
     /// Newest key set in the file: later revocations are not known to it.
     pub key_set_version: Option<u64>,
+}
+
+/// No file proves that something is not so: it is left out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_absent(proven: &bool) -> bool {
+    !proven
 }
 
 /// What a file of evidence proves.

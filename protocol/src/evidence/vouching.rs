@@ -2,17 +2,17 @@
 //! document of another key, which holds, names it by the digest of all its bytes: the manager vouches only for what is in
 //! its own books.
 
-use super::EvidencePack;
 use super::keys::KeySets;
-use crate::ids::Digest;
+use super::{DeliveryRecord, EvidencePack};
 use crate::signed::{Document, Signed};
+use crate::ticket::Lease;
 use crate::trust::KeyPurpose;
 
 /// What in a file vouches for its sale and its leases.
 #[derive(Default)]
 pub(super) struct Vouchers {
     sale: Option<String>,
-    leases: Vec<Digest>,
+    record: Option<DeliveryRecord>,
 }
 
 impl Vouchers {
@@ -32,7 +32,7 @@ impl Vouchers {
             (None, Some(_), _) => Some("the non-delivery".to_owned()),
             (None, None, lease) => lease.map(|number| format!("lease {}", number + 1)),
         };
-        Vouchers { sale: by, leases: record.map(|record| record.leases).unwrap_or_default() }
+        Vouchers { sale: by, record }
     }
 
     /// What vouches for the sale.
@@ -45,7 +45,22 @@ impl Vouchers {
     where
         T: Document,
     {
-        self.leases.contains(&signed.digest()).then(|| "the delivery record".to_owned())
+        let named = self.record.as_ref().is_some_and(|record| record.leases.contains(&signed.digest()));
+        named.then(|| "the delivery record".to_owned())
+    }
+
+    /// What is to be said of a lease that the delivery record, made after it, does not name, though it names those by which
+    /// the purchase was released.
+    pub(super) fn unnamed(&self, signed: &Signed<Lease>, lease: &Lease) -> Option<String> {
+        let record = self.record.as_ref().filter(|record| lease.issued_at <= record.at)?;
+        if record.leases.contains(&signed.digest()) {
+            return None;
+        }
+        let why = match record.restored_at.filter(|restored| lease.issued_at < *restored) {
+            Some(restored) => format!("the manager came back from a backup at {restored} ms and may have forgotten it"),
+            None => "another took its place, or it never was in the manager's books".to_owned(),
+        };
+        Some(format!("; the delivery record as of {} ms does not name it: {why}", record.at))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use protocol::api::{MailboxRequest, MailboxResponse, SalesRequest, SalesResponse, TransactionState};
 use protocol::entitlement::{MAX_GENERATIONS, MAX_MOVES, Move, Recovery};
+use protocol::evidence::EvidencePack;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId, Receipt};
 use protocol::ticket::TicketEnvelope;
@@ -11,7 +12,7 @@ use serde_json::json;
 use super::code;
 use super::shop::{Outbox, Shop, Terms, random_key};
 use crate::context::now_ms;
-use crate::transactions::{MOVES, MOVING, chore};
+use crate::transactions::{COMPLETIONS, MOVES, MOVING, chore};
 
 impl Shop {
     fn word(&self, transaction: TransactionId, by: &Keypair, to: PeerId, generation: u32) -> Signed<Move> {
@@ -41,7 +42,7 @@ impl Shop {
     /// What the manager's own file proves of it.
     fn evidence(&self, id: TransactionId) -> protocol::evidence::Report {
         let pack = crate::evidence::pack(&self.ctx, id, now_ms()).unwrap();
-        protocol::evidence::EvidencePack::from_bytes(&pack.to_bytes()).unwrap().verify(&self.ctx.trust().root())
+        EvidencePack::from_bytes(&pack.to_bytes()).unwrap().verify(&self.ctx.trust().root())
     }
 
     async fn ticket_as(&self, key: &Keypair, transaction: TransactionId) -> Result<TicketEnvelope, Refusal> {
@@ -276,6 +277,75 @@ async fn what_was_delivered_before_a_move_is_paid_and_what_comes_after_costs_nob
     let [moved] = &report.facts.moved[..] else { panic!("{report:#?}") };
     assert!(report.ok && !moved.recovered, "{report:#?}");
     assert_eq!((moved.by, moved.to, moved.generation), (shop.client.peer_id(), phone.peer_id(), 1));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn what_the_new_holder_signed_of_an_earlier_download_is_proven_by_every_file() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    let mut outbox = Outbox::of(&shop, 0);
+    let completed = |delivery: DeliveryId, by: &Keypair| {
+        let completion = Completion { network: shop.ctx.network(), delivery, manifest: shop.manifest, at: now_ms() };
+        MailboxRequest::Complete { completion: Signed::sign(&completion, by) }
+    };
+    for number in 2..=4 {
+        // Asked for again after it was complete, it is another download, and the lease of the one before is nowhere.
+        let lease = shop.ticket_as(&phone, id).await.unwrap().ticket.lease.peek().unwrap();
+        assert_eq!((lease.delivery, lease.client), (number, phone.peer_id()));
+        let delivery = DeliveryId { transaction: id, delivery: number };
+        let ack = shop.ack(&phone, delivery, shop.seeders[0].peer_id(), ChunkSet::from_range(0..10));
+        outbox.send(&shop, vec![Receipt { ack, completion: None, first_at: 1, last_at: 2 }]).await;
+        shop.mailbox_as(&phone, completed(delivery, &phone)).await.unwrap();
+    }
+    shop.ticket_as(&phone, id).await.unwrap();
+    let report = shop.evidence(id);
+    assert!(report.ok && report.lines.iter().all(|line| !line.unproven), "{report:#?}");
+    let theirs = &report.facts.others[&phone.peer_id()];
+    assert_eq!(theirs.acknowledged_bytes, report.facts.content_bytes, "{report:#?}");
+    assert!(theirs.completed_at.is_some(), "{report:#?}");
+    assert_eq!(report.facts.received, protocol::evidence::Received::default());
+    // The buyer's own download is not its to complete.
+    let of_the_buyer = completed(DeliveryId { transaction: id, delivery: 1 }, &phone);
+    assert_eq!(code(shop.mailbox_as(&phone, of_the_buyer).await), "bad-receipt");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_held_payment_is_not_taken_for_another_holders_download() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    let delivery = DeliveryId { transaction: id, delivery: 1 };
+    let completion = Completion { network: shop.ctx.network(), delivery, manifest: shop.manifest, at: now_ms() };
+    let done = MailboxRequest::Complete { completion: Signed::sign(&completion, &phone) };
+    assert_eq!(code(shop.mailbox_as(&phone, done).await), "bad-receipt");
+    assert!(shop.ticket_as(&phone, id).await.unwrap().grant.is_none(), "the key is not out");
+    let report = shop.evidence(id);
+    assert!(report.ok, "{report:#?}");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn of_many_completions_the_paid_one_and_the_newest_are_in_the_file_and_the_others_are_counted() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let most = EvidencePack::MAX_LEASES as u32 + 3;
+    let stored =
+        (1..=most).map(|number| ((id, number), shop.completion(DeliveryId { transaction: id, delivery: number })));
+    let stored: Vec<_> = stored.collect();
+    shop.ctx
+        .db
+        .write_blocking(move |txn| stored.iter().try_for_each(|(key, signed)| COMPLETIONS.put(txn, key, signed)))
+        .unwrap();
+    let pack = crate::evidence::pack(&shop.ctx, id, now_ms()).unwrap();
+    let numbers: Vec<u32> = pack.completions.iter().map(|c| c.peek().unwrap().delivery.delivery).collect();
+    assert_eq!(numbers, [1].into_iter().chain((5..=most).rev()).collect::<Vec<_>>());
+    assert_eq!(pack.about.left_out, 3);
+    assert!(shop.evidence(id).ok);
     shop.close().await;
 }
 
