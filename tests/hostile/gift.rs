@@ -181,6 +181,8 @@ fn a_purchase_follows_its_owner_to_a_new_device() {
     assert_eq!(inbox["items"][0]["transaction"], bought.transaction.as_str(), "{inbox}");
     let answer = run(args!["fetch", &bought.transaction, "--home", &new, "-o", network.path("out")]).ok();
     same(&file, &PathBuf::from(text(&answer, "path")));
+    // Fetched in full again, which is a download of its own.
+    run(args!["fetch", &bought.transaction, "--home", &new, "-o", network.path("second")]).ok();
     let stands = || run(args!["status", "--home", &old]).ok()["deliveries"][0].clone();
     assert_eq!((&stands()["state"], &stands()["trouble"]["cause"]), (&"refused".into(), &"moved".into()));
     run(bought.fetching(&network.path("x"))).refused(&["revoked", "another client"]);
@@ -208,6 +210,19 @@ fn a_purchase_follows_its_owner_to_a_new_device() {
         assert_eq!((text(moved, "by"), text(moved, "to"), &moved["generation"]), (by.clone(), peer.clone(), &1.into()));
         let shown = run_plain(args!["verify-evidence", &file, "--network", &join]).stdout;
         assert!(shown.contains(said) && shown.contains("Every line holds."), "{shown}");
+    }
+    // So is what the new device signed of each of its downloads, in everybody's file.
+    let sold = orders["orders"].as_array().unwrap().iter().find(|o| o["transaction"] == bought.transaction.as_str());
+    let files = ["manager", "merchant", "client"].map(|by| network.path(&format!("{by}.evidence")));
+    let [of_manager, of_merchant, of_client] = &files;
+    network.of("manager", args!["evidence", &bought.transaction, "-o", of_manager]).ok();
+    network.of("merchant", args!["evidence", text(sold.unwrap(), "order"), "-o", of_merchant]).ok();
+    run(args!["evidence", &bought.transaction, "-o", of_client, "--home", &new]).ok();
+    for file in &files {
+        let report = run(args!["verify-evidence", file, "--network", &join]).ok();
+        let others = &report["facts"]["others"][&peer];
+        assert!(others["completed_at"].is_u64(), "{}: {report}", file.display());
+        assert_eq!(others["acknowledged_bytes"], product["content_bytes"], "{}: {report}", file.display());
     }
 }
 
