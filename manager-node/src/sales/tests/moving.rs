@@ -333,7 +333,7 @@ async fn a_held_payment_is_not_taken_for_another_holders_download() {
 async fn of_many_completions_the_paid_one_and_the_newest_are_in_the_file_and_the_others_are_counted() {
     let shop = Shop::open(Terms::default()).await;
     let (id, _) = shop.buy("o").await;
-    let most = EvidencePack::MAX_LEASES as u32 + 3;
+    let most = u32::try_from(EvidencePack::MAX_LEASES).unwrap() + 3;
     let stored =
         (1..=most).map(|number| ((id, number), shop.completion(DeliveryId { transaction: id, delivery: number })));
     let stored: Vec<_> = stored.collect();
