@@ -70,6 +70,6 @@ pub fn restore_backup(backup: &Path, dir: &Path) -> Result<(Restored, u64), Rest
         Ok(_) | Err(ConfigError::Missing { .. }) => Ok(DirLock::acquire(dir)?),
         Err(source) => Err(RestoreBackupError::Config { source }),
     };
-    let (restored, _lock) = store::restore(backup, dir, STORE, lock)?;
-    Ok((restored, restore::raise(dir)?))
+    // A manager that runs without the number takes itself for the one from before, and seeders take it for a fork.
+    store::restore(backup, dir, STORE, lock, |dir| Ok(restore::raise(dir)?))
 }

@@ -52,5 +52,5 @@ pub fn restore_backup(backup: &Path, dir: &Path) -> Result<Restored, RestoreBack
         Ok(_) | Err(ConfigError::Missing { .. }) => Ok(DirLock::acquire(dir)?),
         Err(source) => Err(RestoreBackupError::Config { source }),
     };
-    store::restore(backup, dir, STORE, lock).map(|(restored, _lock)| restored)
+    store::restore(backup, dir, STORE, lock, |_| Ok(())).map(|(restored, ())| restored)
 }

@@ -133,23 +133,31 @@ fn belongs(name: &str) -> bool {
 /// Puts a backup made by [`Db::backup_folder_to`](crate::Db::backup_folder_to) back into `folder`, which is made if it
 /// is not there, with the store under `store` (a file name). Files in the folder that the backup has, too, stay as they
 /// are. `lock` has to take the folder for this process, and is called before anything is written into it: what it gave is
-/// held meanwhile, and returned. Blocks.
+/// held meanwhile. `ready` is called when everything is there but the store, without which nothing runs: what has to be
+/// known of the restore before anything does. What it gave is returned. Blocks.
 ///
 /// # Errors
-/// [`RestoreError`], and that of `lock`.
-pub fn restore<L, E: From<RestoreError>>(
+/// [`RestoreError`], and those of `lock` and `ready`, without a store in the folder.
+pub fn restore<L, R, E: From<RestoreError>>(
     backup: &Path,
     folder: &Path,
     store: &str,
     lock: impl FnOnce(&Path) -> Result<L, E>,
-) -> Result<(Restored, L), E> {
+    ready: impl FnOnce(&Path) -> Result<R, E>,
+) -> Result<(Restored, R), E> {
     free(folder, store)?;
     let mut original = fs::File::open(backup).map_err(failed(backup))?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed(folder))?;
-    let lock = lock(folder)?;
+    let _lock = lock(folder)?;
     // A node may have been set up here before the folder was ours.
     free(folder, store)?;
-    Ok((put_back(&mut original, backup, folder, store)?, lock))
+    let (mut restored, copy) = put_back(&mut original, backup, folder, store)?;
+    let ready = ready(folder)?;
+    let target = folder.join(store);
+    copy.persist_noclobber(&target).map_err(|error| RestoreError::Io { path: target.clone(), source: error.error })?;
+    sync_folder_of(&target).map_err(failed(folder))?;
+    restored.files.push(target);
+    Ok((restored, ready))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
@@ -169,8 +177,13 @@ fn free(folder: &Path, store: &str) -> Result<(), RestoreError> {
     }
 }
 
-fn put_back(original: &mut fs::File, backup: &Path, folder: &Path, store: &str) -> Result<Restored, RestoreError> {
-    let target = folder.join(store);
+/// Puts everything back but the store, which is given as it is to be, whole and without a name.
+fn put_back(
+    original: &mut fs::File,
+    backup: &Path,
+    folder: &Path,
+    store: &str,
+) -> Result<(Restored, tempfile::NamedTempFile), RestoreError> {
     let mut copy =
         tempfile::Builder::new().prefix(".restore.").suffix(".partial").tempfile_in(folder).map_err(failed(folder))?;
     io::copy(original, copy.as_file_mut()).map_err(failed(backup))?;
@@ -205,11 +218,8 @@ fn put_back(original: &mut fs::File, backup: &Path, folder: &Path, store: &str) 
             Err(source) => return Err(RestoreError::Io { path, source }),
         }
     }
-    copy.as_file().sync_all().map_err(failed(&target))?;
-    copy.persist_noclobber(&target).map_err(|error| RestoreError::Io { path: target.clone(), source: error.error })?;
-    sync_folder_of(&target).map_err(failed(folder))?;
-    restored.files.push(target);
-    Ok(restored)
+    copy.as_file().sync_all().map_err(failed(&folder.join(store)))?;
+    Ok((restored, copy))
 }
 
 /// Takes the files out of a backup, which is an ordinary store then.

@@ -19,7 +19,7 @@ const RIGHT: Table<u64, Count> = Table::new("right");
 
 /// A restore where nothing runs that would have to be kept out.
 fn put_back(backup: &Path, folder: &Path, store: &str) -> Result<Restored, RestoreError> {
-    restore(backup, folder, store, |_| Ok(())).map(|(restored, ())| restored)
+    restore(backup, folder, store, |_| Ok(()), |_| Ok(())).map(|(restored, ())| restored)
 }
 
 fn put_pair(db: &Db, n: u64) {
@@ -203,13 +203,24 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     // Another node's folder is left alone, and so is one that cannot be locked.
     let foreign = folder.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
-    let refused = restore(&backup, &foreign, "node.redb", |_| Err::<(), _>(RestoreError::Exists("held".into())));
+    let held = |_: &Path| Err::<(), _>(RestoreError::Exists("held".into()));
+    let refused = restore(&backup, &foreign, "node.redb", held, |_| Ok(()));
     assert!(matches!(refused, Err(RestoreError::Exists(held)) if held == Path::new("held")));
     assert_eq!(fs::read_dir(&foreign).unwrap().count(), 0);
     fs::write(foreign.join("seeder.redb"), "").unwrap();
     let refused = put_back(&backup, &foreign, "node.redb").unwrap_err();
     assert!(matches!(refused, RestoreError::Foreign { store: "seeder.redb", .. }), "{refused}");
     assert_eq!(fs::read_dir(&foreign).unwrap().count(), 1);
+    // What is to be known before anything runs is told while there is no store yet, and without it there is none.
+    let half = folder.path().join("half");
+    let told = |folder: &Path| {
+        assert!(folder.join("keys/a.key").exists() && !folder.join("node.redb").exists());
+        Err::<(), _>(RestoreError::Exists("told".into()))
+    };
+    let refused = restore(&backup, &half, "node.redb", |_| Ok(()), told);
+    assert!(matches!(refused, Err(RestoreError::Exists(held)) if held == Path::new("told")));
+    assert!(!half.join("node.redb").exists());
+    assert_eq!(put_back(&backup, &half, "node.redb").unwrap().records, 2);
     fs::write(new.join("key"), "newer").unwrap();
     let restored = put_back(&backup, &new, "node.redb").unwrap();
     assert_eq!((restored.records, &restored.files[..]), (2, &[new.join("keys/a.key"), new.join("node.redb")][..]));
