@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::context::{Context, now_ms};
+use crate::keys::purpose_name;
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest};
 use crate::registry::{forget_holdings, is_here};
 use crate::{audit_fetch, backup, catalogue, enrol, key_change, news, placement, sales, transactions};
@@ -110,6 +111,8 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
         "pending_placements": ctx.placements.pending().map_err(failed)?,
         "origin": ctx.registry.origin(),
         "key_set_version": trust.key_set().version,
+        "keys_missing": ctx.keys.missing().into_iter().map(purpose_name).collect::<Vec<_>>(),
+        "trouble": ctx.keys_trouble(),
         "epoch": ctx.revocations.number(),
         "restore": ctx.restore,
         "clock": ctx.registry.clocks.to_json(now_ms(), ctx.config.clock_grace_ms),

@@ -91,6 +91,7 @@ pub(crate) async fn merchant(
         from: now,
         until: now.saturating_add(ctx.config.certificate_ms),
     };
+    ctx.may_sign(KeyPurpose::Enrolment)?;
     let cert = ctx.keys.sign(KeyPurpose::Enrolment, &document);
     let answer = cert.clone();
     ctx.db
@@ -135,6 +136,7 @@ pub(crate) async fn seeder(
         from: now,
         until: now.saturating_add(ctx.config.certificate_ms),
     };
+    ctx.may_sign(KeyPurpose::Enrolment)?;
     let cert = ctx.keys.sign(KeyPurpose::Enrolment, &document);
     let answer = cert.clone();
     ctx.db

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use node::ControlError;
 use protocol::api::{News, TransactionState};
 use protocol::manifest::Manifest;
-use protocol::trust::{KeyPurpose, KeySet, KeyState};
+use protocol::trust::{KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{PeerId, Signed, codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,8 +17,7 @@ use store::StoreError;
 
 use crate::catalogue;
 use crate::context::{Context, now_ms};
-use crate::init::write_file;
-use crate::keys::{self, ManagerKeys, key_set_path, purpose_name};
+use crate::keys::{self, ManagerKeys, purpose_name};
 use crate::rotate::{Change, OldKey, next_set};
 use crate::tables::{MANIFESTS, PRODUCTS};
 use crate::transactions::SALES;
@@ -80,7 +79,7 @@ pub(crate) struct PrepareArgs {
 
 /// How long what a key signed stays good after it was replaced, where nothing else is said: tickets are renewed every
 /// few days, certificates every year, and what the catalogue signed is delivered for as long as it was sold.
-const fn good_for(purpose: KeyPurpose) -> u64 {
+pub(crate) const fn good_for(purpose: KeyPurpose) -> u64 {
     const DAY: u64 = 24 * 60 * 60 * 1000;
     match purpose {
         KeyPurpose::Ticket => 30 * DAY,
@@ -119,7 +118,7 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
     let (set, report, affected) = made.await.map_err(failed)??;
     Ok(json!({
         "request": codec::encode(&set), "in_force": codec::encode(ctx.trust().signed_key_set()),
-        "version": report.version, "key": report.key, "replaced": report.replaced,
+        "version": report.version, "key": report.key, "replaced": report.replaced, "lost": report.lost,
         "void": affected,
     }))
 }
@@ -192,8 +191,15 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || put_in_force(&work, signed)).await;
     let version = done.map_err(failed)??;
+    after_change(ctx).await.map_err(failed)?;
+    tracing::warn!(version, "a new key set is in force");
+    Ok(json!({"version": version, "void": void(ctx).await?}))
+}
+
+/// What is to be said again, and made known, under a new key set.
+pub(crate) async fn after_change(ctx: &Arc<Context>) -> Result<(), StoreError> {
     // What a stolen key signed is void, and a newcomer could not follow the chain.
-    ctx.revocations.renew(&ctx.trust(), now_ms()).await.map_err(failed)?;
+    ctx.revocations.renew(&ctx.trust(), now_ms()).await?;
     let work = Arc::clone(ctx);
     match tokio::task::spawn_blocking(move || statements::renew_all(&work, now_ms())).await {
         Ok(Ok(())) => {}
@@ -204,9 +210,7 @@ pub(crate) async fn install(ctx: &Arc<Context>, args: InstallArgs) -> Result<Val
     let trust = ctx.trust();
     news::publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;
     // Whoever misses the set learns of its number.
-    news::beat(ctx).await.map_err(failed)?;
-    tracing::warn!(version, "a new key set is in force");
-    Ok(json!({"version": version, "void": void(ctx).await?}))
+    news::beat(ctx).await
 }
 
 /// Gives its version.
@@ -239,14 +243,19 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlErr
         ));
     }
     let keys = ManagerKeys::fitting(&ctx.dir, &trust).map_err(failed)?;
-    let path = key_set_path(&ctx.dir);
-    write_file(&path, &codec::encode(&signed)).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?;
+    let stored = keys::store_own_key_set(&ctx.dir, &signed);
+    stored.map_err(|(path, e)| failed(format!("cannot write {}: {e}", path.display())))?;
     keys::remember(&ctx.db, &trust).map_err(failed)?;
+    let version = trust.key_set().version;
+    follow(ctx, trust, keys);
+    Ok(version)
+}
+
+/// From now on this is signed with, and that is trusted. The caller has the turn.
+pub(crate) fn follow(ctx: &Context, trust: Trust, keys: ManagerKeys) {
     ctx.revocations.set_signer(keys.signer(KeyPurpose::Revocation));
     ctx.keys.replace(keys);
-    let version = trust.key_set().version;
     *ctx.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(trust);
-    Ok(version)
 }
 
 #[cfg(test)]

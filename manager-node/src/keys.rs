@@ -1,7 +1,7 @@
 //! The network's private keys at the manager. They are apart from the node key and from the root key, so that the root
 //! key can be moved off the machine after `init` and each other key be replaced alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::{fs, io};
@@ -12,6 +12,7 @@ use protocol::{Keypair, PeerId, codec};
 use store::{Db, StoreError, Table, Txn};
 
 use crate::audit;
+use crate::init::write_file;
 
 /// Why the network's keys could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,11 @@ pub(crate) fn key_set_path(dir: &Path) -> PathBuf {
     dir.join("keyset")
 }
 
+/// File of a newer key set that others showed to this manager, and of which it may lack private keys.
+pub(crate) fn newer_key_set_path(dir: &Path) -> PathBuf {
+    dir.join("keyset-newer")
+}
+
 /// The private keys, replaced as a whole when a new key set comes into force.
 pub(crate) struct ManagerKeys {
     held: RwLock<Arc<Held>>,
@@ -88,33 +94,29 @@ pub(crate) struct ManagerKeys {
 struct Held {
     active: [Keypair; KeyPurpose::ALL.len()],
     all: HashMap<PeerId, Keypair>,
+    /// Purposes whose active key is not here: the manager came back from a backup from before that was made. What stands in
+    /// `active` is the one before, whose signatures nobody takes.
+    missing: Vec<KeyPurpose>,
 }
 
 impl ManagerKeys {
-    /// Loads the key set and every private key, and checks that they fit together.
+    /// Loads the key set and every private key, and checks that they fit together. Where others showed a newer key set, that
+    /// is in force, with as many of its keys as are here.
     pub(crate) fn load(dir: &Path, clock_grace_ms: u64) -> Result<(ManagerKeys, Trust), KeysError> {
+        let own = load_own_key_set(dir, clock_grace_ms)?;
+        let keys = ManagerKeys::fitting(dir, &own)?;
         let trust = load_key_set(dir, clock_grace_ms)?;
-        Ok((ManagerKeys::fitting(dir, &trust)?, trust))
+        let keys = if trust.signed_key_set() == own.signed_key_set() { keys } else { keys.followed_by(dir, &trust)? };
+        Ok((keys, trust))
     }
 
-    /// The private keys for a key set.
+    /// The private keys for a key set, every active one of them.
     pub(crate) fn fitting(dir: &Path, trust: &Trust) -> Result<ManagerKeys, KeysError> {
-        let keys_dir = keys_dir(dir);
-        let io_error = |source| KeysError::Io { path: keys_dir.clone(), source };
-        let mut all = HashMap::new();
-        for entry in fs::read_dir(&keys_dir).map_err(io_error)? {
-            let path = entry.map_err(io_error)?.path();
-            if path.extension().is_some_and(|e| e == "key") {
-                let keypair = node::load_key(&path, None)?;
-                all.insert(keypair.peer_id(), keypair);
-            }
-        }
+        let all = read_keys(dir)?;
         let active = |purpose: KeyPurpose| {
-            let name = purpose_name(purpose);
-            let key = trust
-                .active_key(purpose)
-                .ok_or_else(|| KeysError::NoneActive { path: key_set_path(dir), purpose: name })?;
-            all.get(&key).cloned().ok_or_else(|| KeysError::Missing { dir: keys_dir.clone(), purpose: name, key })
+            let (name, key) = active_key(dir, trust, purpose)?;
+            let missing = || KeysError::Missing { dir: keys_dir(dir), purpose: name, key };
+            all.get(&key).cloned().ok_or_else(missing)
         };
         let active = [
             active(KeyPurpose::Catalogue)?,
@@ -124,7 +126,30 @@ impl ManagerKeys {
             active(KeyPurpose::Settlement)?,
             active(KeyPurpose::ReceiptSealing)?,
         ];
-        Ok(ManagerKeys { held: RwLock::new(Arc::new(Held { active, all })), changing: Mutex::new(()) })
+        Ok(ManagerKeys::new(Held { active, all, missing: Vec::new() }))
+    }
+
+    /// The private keys for a key set that others showed, as far as they are here.
+    pub(crate) fn followed_by(&self, dir: &Path, trust: &Trust) -> Result<ManagerKeys, KeysError> {
+        let all = read_keys(dir)?;
+        let (mut active, mut missing) = (self.held().active.clone(), Vec::new());
+        for (signer, purpose) in active.iter_mut().zip(KeyPurpose::ALL) {
+            let (_, key) = active_key(dir, trust, purpose)?;
+            match all.get(&key) {
+                Some(keypair) => *signer = keypair.clone(),
+                None => missing.push(purpose),
+            }
+        }
+        Ok(ManagerKeys::new(Held { active, all, missing }))
+    }
+
+    fn new(held: Held) -> ManagerKeys {
+        ManagerKeys { held: RwLock::new(Arc::new(held)), changing: Mutex::new(()) }
+    }
+
+    /// Purposes whose active key this manager lost.
+    pub(crate) fn missing(&self) -> Vec<KeyPurpose> {
+        self.held().missing.clone()
     }
 
     /// Waits for the turn to put a key set in force.
@@ -168,8 +193,74 @@ impl ManagerKeys {
     }
 }
 
-/// Reads the key set. It tells by itself who signed it and which root key was the first: no private half need be here.
+/// The private keys in the folder.
+fn read_keys(dir: &Path) -> Result<HashMap<PeerId, Keypair>, KeysError> {
+    let keys_dir = keys_dir(dir);
+    let io_error = |source| KeysError::Io { path: keys_dir.clone(), source };
+    let mut all = HashMap::new();
+    for entry in fs::read_dir(&keys_dir).map_err(io_error)? {
+        let path = entry.map_err(io_error)?.path();
+        if path.extension().is_some_and(|e| e == "key") {
+            let keypair = node::load_key(&path, None)?;
+            all.insert(keypair.peer_id(), keypair);
+        }
+    }
+    Ok(all)
+}
+
+/// Public halves of the private keys in the folder.
+pub(crate) fn keys_here(dir: &Path) -> Result<HashSet<PeerId>, KeysError> {
+    Ok(read_keys(dir)?.into_keys().collect())
+}
+
+/// The active key of a purpose, with the purpose's name.
+fn active_key(dir: &Path, trust: &Trust, purpose: KeyPurpose) -> Result<(&'static str, PeerId), KeysError> {
+    let name = purpose_name(purpose);
+    let none = || KeysError::NoneActive { path: key_set_path(dir), purpose: name };
+    Ok((name, trust.active_key(purpose).ok_or_else(none)?))
+}
+
+/// What is wrong where keys are missing, and what to do.
+pub(crate) fn lacking(version: u64, missing: &[KeyPurpose]) -> Option<String> {
+    let name = purpose_name(*missing.first()?);
+    let all: Vec<&str> = missing.iter().map(|purpose| purpose_name(*purpose)).collect();
+    Some(format!(
+        "key set {version}, which others hold, names keys that this manager does not have ({}): it came back from a backup \
+         from before them. Replace them: willcall manager keys rotate {name}",
+        all.join(", ")
+    ))
+}
+
+/// Reads the key set in force: the one that others showed, where that is newer than this manager's own.
 pub(crate) fn load_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
+    let mut trust = load_own_key_set(dir, clock_grace_ms)?;
+    let path = newer_key_set_path(dir);
+    let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let signed = codec::decode(&bytes).map_err(|e| bad(e.to_string()))?;
+            trust.update_from_others(signed).map_err(|e| bad(e.to_string()))?;
+            Ok(trust)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(trust),
+        Err(source) => Err(KeysError::Io { path, source }),
+    }
+}
+
+/// Makes a key set this manager's own: it has all of its keys. A crash in between leaves an older one beside it, which is
+/// passed over.
+pub(crate) fn store_own_key_set(dir: &Path, signed: &Signed<KeySet>) -> Result<(), (PathBuf, io::Error)> {
+    let (path, newer) = (key_set_path(dir), newer_key_set_path(dir));
+    write_file(&path, &codec::encode(signed)).map_err(|source| (path, source))?;
+    match fs::remove_file(&newer) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err((newer, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads this manager's own key set. It tells by itself who signed it and which root key was the first: no private half
+/// need be here.
+fn load_own_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
     let path = key_set_path(dir);
     let bytes = fs::read(&path).map_err(|source| KeysError::Io { path: path.clone(), source })?;
     let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };

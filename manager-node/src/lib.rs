@@ -20,6 +20,7 @@ mod key_change;
 mod keys;
 mod ledger;
 mod mesh;
+mod newer_keys;
 mod news;
 mod placement;
 mod pricing;

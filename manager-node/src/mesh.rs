@@ -11,7 +11,7 @@ use crate::context::{Context, now_ms};
 use crate::enrol::{self, Refused};
 use crate::sales::blocking;
 use crate::transactions::SaleError;
-use crate::{audit_fetch, handover, news, placement, reach, receipts, statements};
+use crate::{audit_fetch, handover, newer_keys, news, placement, reach, receipts, statements};
 
 const PROTOCOL: Protocol = Protocol::new(MESH_PROTOCOL);
 /// Calls at once: each waits for one group commit at most, so that 256 of them are some thousand reports a second.
@@ -84,6 +84,10 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
             ctx.enrolled_seeder(&peer, now)?;
             ctx.registry.stops(peer, now).await.map_err(Refused::from)?;
             tracing::info!(%peer, "a seeder stops");
+            Ok(MeshResponse::Noted)
+        }
+        MeshRequest::NewerKeySet(signed) => {
+            newer_keys::shown(ctx, *signed).await?;
             Ok(MeshResponse::Noted)
         }
         MeshRequest::DialBack => {

@@ -15,6 +15,7 @@ use store::StoreError;
 
 use crate::audit;
 use crate::context::{Context, now_ms};
+use crate::newer_keys;
 use crate::tables::MANAGER;
 
 /// News waiting to be judged: heartbeats and epochs are few, marks of other managers a handful a second.
@@ -130,13 +131,22 @@ pub(crate) fn sign_heartbeat(ctx: &Context) -> Result<Signed<Heartbeat>, StoreEr
 }
 
 /// Judges news that passes through: what the network's keys did not sign is not forwarded.
-async fn hear(ctx: &Context, message: GossipMessage) {
+async fn hear(ctx: &Arc<Context>, message: GossipMessage) {
     let (trust, now) = (ctx.trust(), now_ms());
     let Ok(news) = codec::decode::<News>(&message.data) else { return message.reject() };
     let verdict = match news {
         News::Heartbeat(signed) => trust.open(&signed, KeyPurpose::Revocation, |h| h.at, now).map(drop),
         News::Mark(signed) => trust.open(&signed, KeyPurpose::Settlement, |m| m.at, now).map(drop),
-        News::KeySet(signed) => trust.verify_key_set(&signed),
+        News::KeySet(signed) => match trust.verify_key_set(&signed) {
+            // One that this manager forgot, perhaps. It is good, whatever comes of it here.
+            Ok(()) => {
+                if let Err(refusal) = newer_keys::shown(ctx, signed).await {
+                    tracing::error!(%refusal, "a key set of the mesh could not be followed");
+                }
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        },
         News::Epoch(signed) => match trust.open(&signed, KeyPurpose::Revocation, |e| e.at, now) {
             Ok(epoch) => {
                 if epoch.number > ctx.revocations.number() && epoch.network == trust.network() {

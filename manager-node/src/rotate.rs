@@ -8,8 +8,8 @@ use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{NetworkId, PeerId, Refusal, Signed, codec};
 
 use crate::context::now_ms;
-use crate::init::write_file;
-use crate::keys::{KeysError, key_set_path, keys_dir, load_key_set, purpose_name};
+use crate::key_change::good_for;
+use crate::keys::{KeysError, keys_dir, keys_here, load_key_set, purpose_name, store_own_key_set};
 
 /// What became of the old key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct RotateReport {
     pub key: Option<PeerId>,
     /// The one that it replaces.
     pub replaced: Option<PeerId>,
+    /// Other purposes whose key is not here, and was replaced with it: the manager came back from a backup from before it.
+    pub lost: Vec<&'static str>,
 }
 
 /// Why nothing was changed.
@@ -102,8 +104,8 @@ pub fn rotate(
         return Err(RotateError::WrongRoot { path: root_key.to_owned(), found, expected });
     }
     let (set, report) = next_set(dir, &trust, Change::Rotate { purpose, old }, now_ms(), 0)?;
-    let path = key_set_path(dir);
-    write_file(&path, &codec::encode(&Signed::sign(&set, &root))).map_err(|source| RotateError::Io { path, source })?;
+    let stored = store_own_key_set(dir, &Signed::sign(&set, &root));
+    stored.map_err(|(path, source)| RotateError::Io { path, source })?;
     Ok(report)
 }
 
@@ -138,7 +140,33 @@ pub(crate) enum Change {
 
 /// The key set after a change, not signed yet. The new private key is written first: a key set without it would keep the
 /// manager from starting. The old key may go on signing for `margin_ms`, until the new set is signed and in force.
+///
+/// Active keys that are not in the folder are replaced as well, by whatever change: the manager came back from a backup from
+/// before them, and they can sign nothing any more.
 pub(crate) fn next_set(
+    dir: &Path,
+    trust: &Trust,
+    change: Change,
+    now: u64,
+    margin_ms: u64,
+) -> Result<(KeySet, RotateReport), RotateError> {
+    let (mut set, mut report) = changed(dir, trust, change, now, margin_ms)?;
+    let here = keys_here(dir)?;
+    for purpose in KeyPurpose::ALL {
+        let is_lost = |e: &KeyEntry| e.purpose == purpose && e.state == KeyState::Active && !here.contains(&e.key);
+        if !set.keys.iter().any(is_lost) {
+            continue;
+        }
+        if set.keys.len() >= KeySet::MAX_KEYS {
+            return Err(RotateError::Full);
+        }
+        replace(dir, &mut set, purpose, OldKey::Retire { good_for_ms: good_for(purpose) }, now, margin_ms)?;
+        report.lost.push(purpose_name(purpose));
+    }
+    Ok((set, report))
+}
+
+fn changed(
     dir: &Path,
     trust: &Trust,
     change: Change,
@@ -160,7 +188,7 @@ pub(crate) fn next_set(
         Change::Rotate { purpose, old } => (purpose, old),
         Change::NameRoot { root } => {
             set.next_root = Some(commitment(&root));
-            let report = RotateReport { version: set.version, key: Some(root), replaced: None };
+            let report = RotateReport { version: set.version, key: Some(root), replaced: None, lost: Vec::new() };
             return Ok((set, report));
         }
         Change::Root { handover, then } => {
@@ -169,7 +197,7 @@ pub(crate) fn next_set(
             let bad = |refusal: Refusal| RotateError::Request { reason: refusal.to_string() };
             let root = root_after(&trust.root(), &set.handovers).map_err(bad)?;
             let replaced = Some(trust.signed_key_set().signer());
-            let report = RotateReport { version: set.version, key: Some(root), replaced };
+            let report = RotateReport { version: set.version, key: Some(root), replaced, lost: Vec::new() };
             return Ok((set, report));
         }
         Change::Revoke { key } => {
@@ -177,14 +205,29 @@ pub(crate) fn next_set(
             let (purpose, was_active) = (entry.purpose, entry.state == KeyState::Active);
             entry.state = KeyState::Revoked;
             if !was_active {
-                return Ok((set.clone(), RotateReport { version: set.version, key: None, replaced: Some(key) }));
+                let report = RotateReport { version: set.version, key: None, replaced: Some(key), lost: Vec::new() };
+                return Ok((set, report));
             }
             let made = make_key(dir, purpose, set.version)?;
             set.keys.push(KeyEntry { purpose, key: made, state: KeyState::Active });
-            let report = RotateReport { version: set.version, key: Some(made), replaced: Some(key) };
+            let report = RotateReport { version: set.version, key: Some(made), replaced: Some(key), lost: Vec::new() };
             return Ok((set, report));
         }
     };
+    let (key, replaced) = replace(dir, &mut set, purpose, old, now, margin_ms)?;
+    let report = RotateReport { version: set.version, key: Some(key), replaced, lost: Vec::new() };
+    Ok((set, report))
+}
+
+/// A new key for a purpose, and the one that it replaces.
+fn replace(
+    dir: &Path,
+    set: &mut KeySet,
+    purpose: KeyPurpose,
+    old: OldKey,
+    now: u64,
+    margin_ms: u64,
+) -> Result<(PeerId, Option<PeerId>), RotateError> {
     let key = make_key(dir, purpose, set.version)?;
     let mut replaced = None;
     for entry in set.keys.iter_mut().filter(|e| e.purpose == purpose && e.state == KeyState::Active) {
@@ -198,8 +241,7 @@ pub(crate) fn next_set(
         };
     }
     set.keys.push(KeyEntry { purpose, key, state: KeyState::Active });
-    let report = RotateReport { version: set.version, key: Some(key), replaced };
-    Ok((set, report))
+    Ok((key, replaced))
 }
 
 fn make_key(dir: &Path, purpose: KeyPurpose, version: u64) -> Result<PeerId, RotateError> {

@@ -197,6 +197,9 @@ async fn start_under(
         config,
     });
 
+    if let Some(trouble) = ctx.keys_trouble() {
+        tracing::error!("{trouble}");
+    }
     news::start(&ctx, supervisor).await?;
     mesh::start(&ctx, supervisor).await?;
     placement::start(&ctx, supervisor, nudges);

@@ -306,7 +306,23 @@ impl Link {
             MeshResponse::Refused(refusal) => return Err(failed(AskError::of(refusal))),
             _ => return Err(failed(AskError::unexpected())),
         };
+        self.show_keys(&signed).await;
         self.take_keys(signed).await
+    }
+
+    /// A manager that came back from a backup may have forgotten the key set that is held here, or have another one of the
+    /// same number since: it is shown this one.
+    async fn show_keys(&self, theirs: &Signed<KeySet>) {
+        let (Some(trust), Ok(set)) = (self.trust(), theirs.peek()) else { return };
+        let (held, version) = (trust.signed_key_set(), trust.key_set().version);
+        if held == theirs || set.version > version {
+            return;
+        }
+        match self.ask(MESH, &MeshRequest::NewerKeySet(Box::new(held.clone()))).await {
+            Ok(MeshResponse::Noted) => tracing::warn!(version, "the manager was shown the key set that is held here"),
+            Ok(_) => tracing::error!(version, "the manager does not take the key set that is held here"),
+            Err(error) => tracing::debug!(%error, "the manager was not shown the key set"),
+        }
     }
 
     async fn take_keys(&self, signed: Signed<KeySet>) -> Result<(), RefreshError> {

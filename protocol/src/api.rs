@@ -262,6 +262,9 @@ pub enum MeshRequest {
     },
     /// It stops in order: until its next report no client is sent there.
     Stopping,
+    /// A key set that the manager does not have, or numbered again: it came back from a backup from before. It proves itself,
+    /// and may come from anybody.
+    NewerKeySet(Box<Signed<KeySet>>),
 }
 
 /// A copy that may not go yet.
@@ -339,7 +342,7 @@ pub enum MeshResponse {
         /// Where it is reached, at most [`PeerAddrs::MAX_ADDRS`].
         addrs: Vec<Address>,
     },
-    /// To [`MeshRequest::Stopping`].
+    /// To [`MeshRequest::Stopping`] and [`MeshRequest::NewerKeySet`].
     Noted,
 }
 

@@ -298,6 +298,25 @@ impl Trust {
         Ok(Update::Taken)
     }
 
+    /// Takes a newer key set, or another one of the version held that was made before it. For a manager that came back from
+    /// a backup, had no word of the other one, and used its number again: everybody else holds that one.
+    ///
+    /// # Errors
+    /// As [`Trust::update`], but for the fork.
+    pub fn update_from_others(&mut self, signed: Signed<KeySet>) -> Result<Update, Refusal> {
+        let keys = Self::check(self.network, &self.root, &signed)?;
+        if keys.version != self.keys.version {
+            return self.update(signed);
+        }
+        if keys.issued_at >= self.keys.issued_at {
+            return Ok(Update::NotNewer);
+        }
+        self.check_root(&keys)?;
+        self.signed = signed;
+        self.keys = keys;
+        Ok(Update::Taken)
+    }
+
     /// May the root key that signed `newer` follow the one that signed the key set held?
     fn check_root(&self, newer: &KeySet) -> Result<(), Refusal> {
         let held = &self.keys.handovers;

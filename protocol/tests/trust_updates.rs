@@ -50,6 +50,25 @@ fn two_key_sets_of_one_version_are_a_fork_and_the_first_stays() {
 }
 
 #[test]
+fn a_manager_takes_the_key_set_of_its_version_that_was_made_before_its_own() {
+    let mut trust = trust();
+    let at = |issued_at, gossip_shards| signed(&KeySet { issued_at, gossip_shards, ..key_set() });
+    let held = key_set().issued_at;
+    assert_eq!(trust.update_from_others(at(held, 7)).unwrap(), Update::NotNewer);
+    assert_eq!(trust.update_from_others(at(held + 1, 7)).unwrap(), Update::NotNewer);
+    assert_eq!(trust.update_from_others(at(held - 1, 7)).unwrap(), Update::Taken);
+    assert_eq!(trust.key_set().gossip_shards, 7);
+    // Not back: everybody's is the first.
+    assert_eq!(trust.update_from_others(signed(&key_set())).unwrap(), Update::NotNewer);
+    let older = KeySet { version: key_set().version - 1, issued_at: 1, ..key_set() };
+    assert_eq!(trust.update_from_others(signed(&older)).unwrap(), Update::NotNewer);
+    let newer = KeySet { version: key_set().version + 1, ..key_set() };
+    assert_eq!(trust.update_from_others(signed(&newer)).unwrap(), Update::Taken);
+    let forged = Signed::sign(&KeySet { version: 90, ..key_set() }, &stranger());
+    assert_eq!(trust.update_from_others(forged).unwrap_err().code, RefusalCode::BadManagerSignature);
+}
+
+#[test]
 fn only_the_root_key_makes_key_sets_and_only_for_its_network() {
     let mut trust = trust();
     let newer = KeySet { version: 4, ..key_set() };

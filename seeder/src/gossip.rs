@@ -125,13 +125,14 @@ async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) ->
                 seeder.wake.sync.notify_one();
                 Verdict::Pass
             }
-            // Signed by keys that this seeder has not heard of yet, if it is good.
-            RefusalCode::UnknownKey => {
+            // Signed by keys that this seeder has not heard of yet, if it is good; or by one that was given up, which a manager
+            // that came back from a backup may not know.
+            code @ (RefusalCode::UnknownKey | RefusalCode::KeyRetired) => {
                 if asked.is_none_or(|at| at.elapsed() >= STRANGERS_EVERY) {
                     *asked = Some(Instant::now());
                     seeder.wake.sync.notify_one();
                 }
-                Verdict::Pass
+                if code == RefusalCode::UnknownKey { Verdict::Pass } else { Verdict::Blame(code) }
             }
             code => Verdict::Blame(code),
         },

@@ -226,6 +226,9 @@ impl Contact {
         let heard = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
         let silent = now_ms().saturating_sub(heard) > seeder.config.heartbeat_silence_ms;
         let mut newest = seeder.network.heartbeat();
+        if silent || !self.up_to_date || self.knows_newer_keys() {
+            self.compare_keys().await?;
+        }
         if silent || !self.up_to_date || seeder.network.clock_is_due(now_ms()) {
             newest = Some(self.heartbeat().await?);
             after_heartbeat(&seeder).await?;
@@ -236,6 +239,41 @@ impl Contact {
         }
         Teller::Manager.epochs(&seeder, Some(heartbeat.epoch)).await?;
         self.up_to_date = true;
+        Ok(())
+    }
+
+    /// Does the manager's newest word name an older key set than the one held?
+    fn knows_newer_keys(&self) -> bool {
+        let network = &self.seeder.network;
+        let held = network.trust().map_or(0, |trust| trust.key_set().version);
+        network.heartbeat().is_some_and(|heartbeat| heartbeat.key_set_version < held)
+    }
+
+    /// Takes the manager's key set if it is newer. One that came back from a backup may have forgotten the one that is held
+    /// here: then it is shown that, also where it has another one of the same number since.
+    async fn compare_keys(&self) -> Result<(), SyncError> {
+        let seeder = &self.seeder;
+        let MeshResponse::KeySet(theirs) = seeder.manager.ask(&MeshRequest::KeySet).await? else {
+            return Err(AskError::Unexpected("a question for the key set").into());
+        };
+        match seeder.network.take_key_set(theirs.clone()).await {
+            Ok(Update::Taken) => return Ok(()),
+            Ok(Update::NotNewer) | Err(TakeError::Fork(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let Some(trust) = seeder.network.trust() else { return Ok(()) };
+        let held = trust.signed_key_set();
+        if *held == theirs {
+            return Ok(());
+        }
+        let version = trust.key_set().version;
+        match seeder.manager.ask(&MeshRequest::NewerKeySet(Box::new(held.clone()))).await {
+            Ok(_) => tracing::warn!(version, "the manager was shown the key set that is held here"),
+            Err(AskError::Refused(refusal)) => {
+                tracing::error!(version, %refusal, "the manager does not take the key set")
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

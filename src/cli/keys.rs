@@ -17,7 +17,7 @@ use super::goods::void;
 use super::key_files::{self, Request};
 use super::manager::DirArgs;
 use super::new_file::write_whole;
-use super::output::{Answer, field};
+use super::output::{Answer, field, rows};
 
 /// Commands about keys.
 #[derive(Debug, Subcommand)]
@@ -245,7 +245,9 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
     }
     let changed = |prepared: &Value| {
         let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
-        format!("new key {key}\nreplaces {replaced}")
+        let lost = rows(prepared, "lost").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+        let lost = if lost.is_empty() { lost } else { format!("\nreplaces, because they are not here: {lost}") };
+        format!("new key {key}\nreplaces {replaced}{lost}")
     };
     let in_force: Vec<u8> = serde_json::from_value(prepared.get("in_force").cloned().unwrap_or_default())
         .context("the manager answered without its key set")?;

@@ -255,7 +255,8 @@ pub(crate) async fn for_seeder(ctx: &Arc<Context>, peer: PeerId, now: u64) -> Re
     for (id, mut placement) in found {
         let Ok(mut order) = placement.order.peek() else { continue };
         let opened = trust.open(&placement.order, KeyPurpose::Ticket, |order| order.issued_at, now);
-        let void = opened.is_err_and(|refusal| refusal.code == RefusalCode::KeyRetired);
+        let void =
+            opened.is_err_and(|refusal| matches!(refusal.code, RefusalCode::KeyRetired | RefusalCode::UnknownKey));
         if void || order.until.saturating_sub(now) < ctx.config.order_ms / 4 {
             order.issued_at = now;
             order.until = now.saturating_add(ctx.config.order_ms);

@@ -60,6 +60,7 @@ fn again_blocking(ctx: &Context, id: ProductId) -> Result<Again, PublishError> {
     let missing = || PublishError::NoContent { product: id, manifest: info.manifest };
     let held = ctx.content.get(&info.manifest).ok_or_else(missing)?;
     manifest.published_at = now;
+    super::may_sign(ctx)?;
     let again = ctx.keys.sign(KeyPurpose::Catalogue, &manifest);
     // Durable and whole before anybody can buy it. What lies under the old name stays: a buyer's client is told by its
     // manifest why there is nothing to be had, and the bytes are the same ones.

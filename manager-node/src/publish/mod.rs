@@ -182,9 +182,17 @@ pub enum PublishError {
         /// The name of its content.
         manifest: Digest,
     },
+    /// The key that manifests are signed with is not here.
+    #[error("{0}")]
+    KeyLost(String),
     /// The publishing thread.
     #[error("the publishing thread failed: {0}")]
     Thread(String),
+}
+
+/// Nobody would take what the key before the lost one signed.
+fn may_sign(ctx: &Context) -> Result<(), PublishError> {
+    ctx.may_sign(KeyPurpose::Catalogue).map_err(|refusal| PublishError::KeyLost(refusal.detail))
 }
 
 impl PublishError {
@@ -196,6 +204,7 @@ impl PublishError {
             PublishError::Packing(PackingError::Changed { .. }) => "file-changed",
             PublishError::Packing(PackingError::Stopped) => "stopped",
             PublishError::TooLarge { .. } => "too-large",
+            PublishError::KeyLost(_) => "key-retired",
             PublishError::NoProduct(_) => "not-found",
             PublishError::OffSale(_) => "wrong-state",
             PublishError::NoContent { .. } => "content-not-held",
@@ -353,6 +362,7 @@ fn publish_blocking(
         policy: terms.policy,
         published_at: now,
     };
+    may_sign(ctx)?;
     let signed = ctx.keys.sign(KeyPurpose::Catalogue, &manifest);
     // Durable and whole before anybody can buy it.
     writer.finish(packed.values, &signed, &manifest)?;

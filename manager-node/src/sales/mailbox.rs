@@ -146,10 +146,10 @@ pub(super) fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Resu
     Ok(found)
 }
 
-/// The key that signed the lease was revoked, or is over: no seeder takes it.
+/// The key that signed the lease was revoked, or is over, or is no key of the network's: no seeder takes it.
 fn is_void(ctx: &Context, release: &Release, now: u64) -> bool {
     let opened = ctx.trust().open(&release.lease, KeyPurpose::Ticket, |lease: &Lease| lease.issued_at, now);
-    opened.is_err_and(|refusal| refusal.code == RefusalCode::KeyRetired)
+    opened.is_err_and(|refusal| matches!(refusal.code, RefusalCode::KeyRetired | RefusalCode::UnknownKey))
 }
 
 /// No seeder takes it yet: this manager's clock was ahead when it was signed, and was set right since.
@@ -204,6 +204,8 @@ pub(super) fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64)
     let end = (!renewable).then(|| release.held_until(now));
     let useless = is_void(ctx, &release, now) || is_early(ctx, &release, now);
     let replace = useless && (renewable || open && now < release.lease_end);
+    // Where there is no key to sign another one with, the one that there is may do for a while.
+    let renewable = renewable && ctx.may_sign(KeyPurpose::Ticket).is_ok();
     let (sale, release) = if replace || renewable && (now >= half || !open) {
         let sale = renew(ctx, id, client, (&sale, &release), Renewal { open, end }, now)?;
         entitled(Some(sale), &client)?
@@ -235,6 +237,7 @@ fn renew(
     Renewal { open, end }: Renewal,
     now: u64,
 ) -> Result<Sale, SaleError> {
+    ctx.may_sign(KeyPurpose::Ticket)?;
     let product = key_product_of(ctx, sale)?;
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
     // One whose time is fixed is over by itself.

@@ -11,6 +11,7 @@ use protocol::api::SalesResponse;
 use protocol::entitlement::{MAX_GENERATIONS, MAX_MOVES, Move, Recovery};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
+use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::{info, warn};
@@ -130,6 +131,7 @@ fn check_generation(current: u32, wanted: u32) -> Result<(), Refusal> {
 fn transfer(ctx: &Context, sale: &Sale, release: &Release, wanted: Wanted, now: u64) -> Result<u32, SaleError> {
     let (id, generation) = (wanted.id, wanted.generation);
     check_generation(self::generation(ctx, &id, sale), generation)?;
+    ctx.may_sign(KeyPurpose::Ticket)?;
     let before = sale.generation;
     let product = lease::product_of(ctx, sale)?;
     let moved = Sale { client: wanted.to, generation, ..sale.clone() };

@@ -86,6 +86,7 @@ fn look(
         return Err(Refusal::new(RefusalCode::Revoked, "the purchase was revoked").into());
     }
     let record = ctx.enrolled_merchant(&merchant, now)?;
+    ctx.may_sell()?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;
     // As it was reserved: a key may have been revoked since, and the product be published anew.

@@ -52,6 +52,7 @@ pub(super) async fn reserve(
 
 fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<Formed, SaleError> {
     ctx.enrolled_merchant(&merchant, now)?;
+    ctx.may_sell()?;
     if request.order.is_empty() || request.order.len() > MAX_ORDER || !request.order.bytes().all(is_printable) {
         let detail = "an order id has 1 to 64 printable ASCII characters";
         return Err(Refusal::new(RefusalCode::Malformed, detail).into());

@@ -587,6 +587,7 @@ fn mesh() -> Vec<Sample> {
         sample("introduced", &introduced),
         sample("stopping", &MeshRequest::Stopping),
         sample("noted", &MeshResponse::Noted),
+        sample("newer-key-set", &MeshRequest::NewerKeySet(Box::new(Signed::sign(&key_set(), &root())))),
     ]
 }
 

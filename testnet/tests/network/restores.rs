@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use testnet::adversary::{Outcome, Tampering, present};
 use testnet::{Client, Network, Plan, Terms, until};
 
+use crate::trust::change_keys;
 use crate::{KIB, by_ticket, show_logs};
 
 fn copy(from: &Path, to: &Path) {
@@ -123,5 +124,66 @@ async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
     let log: Vec<&Value> = log["entries"].as_array().unwrap().iter().filter(|line| line["what"] == "restore").collect();
     assert_eq!(log.len(), 1);
     assert_eq!(log[0]["subject"], restore.to_string());
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_without_a_fork() {
+    show_logs();
+    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (sold, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
+    network.manager.stop().await.unwrap();
+    copy(&dir, &backup);
+    network.manager.start().await.unwrap();
+
+    let knows = async |network: &Network, version: u64| {
+        let there = || async {
+            let status = network.seeders[0].control(json!({"cmd": "status"})).await.ok()?;
+            (status["key_set_version"] == version && status["fork"].is_null()).then_some(())
+        };
+        until(&format!("the seeder having key set {version}"), there).await.unwrap();
+    };
+    for purpose in ["ticket", "receipt-sealing", "revocation"] {
+        change_keys(&network, json!({"purpose": purpose})).await;
+    }
+    knows(&network, 4).await;
+    // What is delivered now is acknowledged in batches that the backup's keys do not open. The origin's would be gone with
+    // the folder.
+    network.manager.crash_origin().await.unwrap();
+    client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    network.until_state(sold, "settled").await.unwrap();
+
+    network.manager.crash().await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&backup, &dir).unwrap();
+    manager_node::mark_restored(&dir).unwrap();
+    network.manager.start().await.unwrap();
+    let told = || async {
+        let status = network.manager.control(json!({"cmd": "status"})).await.ok()?;
+        (status["key_set_version"] == 4).then_some(status)
+    };
+    let status = until("the manager being shown the key set", told).await.unwrap();
+    assert_eq!(status["keys_missing"], json!(["ticket", "revocation", "receipt-sealing"]), "{status}");
+    assert!(status["trouble"].as_str().unwrap().contains("willcall manager keys rotate"), "{status}");
+    let error = network.buy(&client, product.product).await.unwrap_err().to_string();
+    assert!(error.contains("key-retired") && error.contains("does not have"), "{error}");
+
+    // One rotation, signed wherever the root key is, replaces all of them.
+    let prepared = change_keys(&network, json!({"purpose": "receipt-sealing"})).await;
+    assert_eq!((&prepared["version"], &prepared["lost"]), (&json!(5), &json!(["ticket", "revocation"])));
+    knows(&network, 5).await;
+    // The receipts of before are sealed again, and the delivery is paid.
+    network.until_state(sold, "settled").await.unwrap();
+    let later = network.client("later").await.unwrap();
+    let (id, ticket) = network.ticket(&later, product.product).await.unwrap();
+    later.fetch_all(by_ticket(&ticket)).await.unwrap();
+    network.until_state(id, "settled").await.unwrap();
+    network.manager.stop().await.unwrap();
+    network.manager.start().await.unwrap();
+    let status = network.manager.control(json!({"cmd": "status"})).await.unwrap();
+    assert_eq!((&status["key_set_version"], &status["trouble"]), (&json!(5), &Value::Null), "{status}");
     network.stop().await.unwrap();
 }

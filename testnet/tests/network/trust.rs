@@ -10,7 +10,7 @@ use testnet::{Client, Network, Plan, Terms, until};
 use crate::{KIB, assert_same, by_ticket, show_logs};
 
 /// Replaces a key, with the root key beside the manager.
-async fn change_keys(network: &Network, mut request: Value) -> Value {
+pub(crate) async fn change_keys(network: &Network, mut request: Value) -> Value {
     request["cmd"] = json!("keys-prepare");
     request["margin_ms"] = json!(60_000);
     let prepared = network.manager.control(request).await.unwrap();

@@ -1,0 +1,181 @@
+//! A manager that came back from a backup may have forgotten key sets that everybody else holds. Whoever notices shows it
+//! the newest one, which the root key signed. It follows that one: where a backup has its keys, or they were put back
+//! beside it, nothing else is to be done; where one is lost, the manager says so, sells nothing, and numbers its next key
+//! set above it, so that the network sees no fork.
+
+use std::sync::Arc;
+
+use protocol::signed::Signed;
+use protocol::trust::{KeyPurpose, KeySet, Update};
+use protocol::{Refusal, RefusalCode, codec};
+
+use crate::context::Context;
+use crate::init::write_file;
+use crate::key_change::{after_change, follow};
+use crate::keys::{self, newer_key_set_path};
+use crate::sales::blocking;
+use crate::transactions::{SaleError, internal};
+
+/// Looks at a key set that somebody holds, and follows it where it is newer.
+pub(crate) async fn shown(ctx: &Arc<Context>, signed: Signed<KeySet>) -> Result<(), Refusal> {
+    // Most often it is known: no signature is verified for that.
+    let version = signed.peek()?.version;
+    let is_older = |ctx: &Context| {
+        let trust = ctx.trust();
+        version < trust.key_set().version || signed == *trust.signed_key_set()
+    };
+    if is_older(ctx) {
+        return Ok(());
+    }
+    if blocking(ctx, move |ctx| take(ctx, signed)).await? {
+        after_change(ctx).await.map_err(|error| internal(&error))?;
+    }
+    Ok(())
+}
+
+fn take(ctx: &Context, signed: Signed<KeySet>) -> Result<bool, SaleError> {
+    // Held to the end, as when a new one is put in force.
+    let _turn = ctx.keys.turn();
+    let mut trust = protocol::trust::Trust::clone(&ctx.trust());
+    if trust.update_from_others(signed.clone())? == Update::NotNewer {
+        return Ok(false);
+    }
+    let version = trust.key_set().version;
+    if !trust.key_set().managers.contains(&ctx.peer) {
+        tracing::error!(version, "the network has a newer key set, which does not name this manager");
+        return Err(Refusal::new(RefusalCode::WrongState, "it does not name this manager").into());
+    }
+    let keys = ctx.keys.followed_by(&ctx.dir, &trust).map_err(|error| internal(&error))?;
+    let path = newer_key_set_path(&ctx.dir);
+    write_file(&path, &codec::encode(&signed)).map_err(|error| internal(&error))?;
+    keys::remember(&ctx.db, &trust)?;
+    let missing = keys.missing();
+    follow(ctx, trust, keys);
+    match keys::lacking(version, &missing) {
+        Some(trouble) => tracing::error!("{trouble}"),
+        None => tracing::warn!(version, "took a newer key set that others hold: this manager has its keys"),
+    }
+    Ok(true)
+}
+
+impl Context {
+    /// Why this manager sells nothing: keys of the network that it lost with its folder.
+    pub(crate) fn keys_trouble(&self) -> Option<String> {
+        keys::lacking(self.trust().key_set().version, &self.keys.missing())
+    }
+
+    /// # Errors
+    /// `key-retired` while a key of the network is not here: what is sold under it nobody would deliver, or be paid for.
+    pub(crate) fn may_sell(&self) -> Result<(), Refusal> {
+        self.keys_trouble().map_or(Ok(()), |why| Err(Refusal::new(RefusalCode::KeyRetired, why)))
+    }
+
+    /// # Errors
+    /// `key-retired` while the key of this purpose is not here: what was signed with the one before, nobody takes.
+    pub(crate) fn may_sign(&self, purpose: KeyPurpose) -> Result<(), Refusal> {
+        match self.keys.missing().contains(&purpose) {
+            true => self.may_sell(),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::api::{MeshRequest, MeshResponse, SalesRequest};
+    use protocol::trust::{KeyEntry, KeyState};
+    use serde_json::json;
+
+    use super::*;
+    use crate::keys::ManagerKeys;
+    use crate::rotate::sign_key_set;
+    use crate::sales::tests::shop::{Shop, Terms, random_key};
+
+    async fn show(shop: &Shop, set: &Signed<KeySet>) -> Result<(), Refusal> {
+        // Whoever it is: the key set proves itself.
+        let shown = shop.running.mesh(random_key().peer_id(), MeshRequest::NewerKeySet(Box::new(set.clone()))).await;
+        shown.map(|answer| assert_eq!(answer, MeshResponse::Noted))
+    }
+
+    async fn rotate(shop: &Shop, purpose: &str) -> serde_json::Value {
+        let asked = json!({"cmd": "keys-prepare", "purpose": purpose, "margin_ms": 60_000});
+        let prepared = shop.running.control(asked).await.unwrap();
+        let request: Vec<u8> = serde_json::from_value(prepared["request"].clone()).unwrap();
+        let signed = sign_key_set(&request, &shop.ctx.dir.join("root.key"), None).unwrap();
+        shop.running.control(json!({"cmd": "keys-install", "signed": signed})).await.unwrap();
+        prepared
+    }
+
+    /// The set after `before` with another key for each purpose, of which this manager has no private half.
+    fn followed(before: &KeySet, purposes: &[KeyPurpose], issued_at: u64) -> KeySet {
+        let mut set = KeySet { version: before.version + 1, issued_at, ..before.clone() };
+        for purpose in purposes {
+            for entry in set.keys.iter_mut().filter(|e| e.purpose == *purpose) {
+                entry.state = KeyState::Retiring { not_issued_after: issued_at, dead_after: u64::MAX };
+            }
+            let key = random_key().peer_id();
+            set.keys.push(KeyEntry { purpose: *purpose, key, state: KeyState::Active });
+        }
+        set
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_forgot_its_keys_says_so_sells_nothing_and_is_no_fork_afterwards() {
+        let shop = Shop::open(Terms::default()).await;
+        let root = node::load_key(&shop.ctx.dir.join("root.key"), None).unwrap();
+        let (_, sold) = shop.buy("before").await;
+        let first = shop.ctx.trust().key_set().clone();
+        let lost = [KeyPurpose::Ticket, KeyPurpose::ReceiptSealing];
+        let theirs = Signed::sign(&followed(&first, &lost, first.issued_at + 1), &root);
+        // Before anybody said so it has used their number again.
+        rotate(&shop, "ticket").await;
+        let again = shop.ctx.trust().signed_key_set().clone();
+        let (id, _) = shop.buy("under keys that nobody knows").await;
+
+        let forged = Signed::sign(&theirs.peek().unwrap(), &random_key());
+        assert!(show(&shop, &forged).await.is_err());
+        show(&shop, &Signed::sign(&first, &root)).await.unwrap();
+        assert_eq!(shop.ctx.trust().signed_key_set(), &again);
+        let status = async || shop.running.control(json!({"cmd": "status"})).await.unwrap();
+        assert_eq!((&status().await["trouble"], &status().await["keys_missing"]), (&json!(null), &json!([])));
+        show(&shop, &theirs).await.unwrap();
+        show(&shop, &again).await.unwrap();
+        assert_eq!(shop.ctx.trust().signed_key_set(), &theirs);
+        let told = status().await;
+        assert_eq!(told["keys_missing"], json!(["ticket", "receipt-sealing"]), "{told}");
+        assert!(told["trouble"].as_str().unwrap().contains("keys rotate ticket"), "{told}");
+        let refused = shop.sales(SalesRequest::Reserve(shop.order("after"))).await.unwrap_err();
+        assert_eq!(refused.code, RefusalCode::KeyRetired, "{refused}");
+        let refused = shop.ticket(id).await.unwrap_err();
+        assert_eq!(
+            refused.code,
+            RefusalCode::KeyRetired,
+            "its lease is void, and there is no key for another: {refused}"
+        );
+        // So it is after a restart.
+        let (keys, trust) = ManagerKeys::load(&shop.ctx.dir, 0).unwrap();
+        assert_eq!((trust.signed_key_set(), keys.missing()), (&theirs, lost.to_vec()));
+
+        // One act replaces all that is lost, with a number of its own.
+        let prepared = rotate(&shop, "ticket").await;
+        assert_eq!((&prepared["version"], &prepared["lost"]), (&json!(3), &json!(["receipt-sealing"])));
+        let mut others = protocol::trust::Trust::new(root.peer_id(), theirs.clone(), 0).unwrap();
+        assert_eq!(others.update(shop.ctx.trust().signed_key_set().clone()), Ok(Update::Taken));
+        let told = status().await;
+        assert_eq!((&told["keys_missing"], &told["trouble"]), (&json!([]), &json!(null)), "{told}");
+        let (keys, trust) = ManagerKeys::load(&shop.ctx.dir, 0).unwrap();
+        assert_eq!((trust.key_set().version, keys.missing().len()), (3, 0));
+        let (_, after) = shop.buy("after").await;
+        assert_eq!(Some(after.ticket.lease.signer()), trust.active_key(KeyPurpose::Ticket));
+        let renewed = shop.ticket(id).await.unwrap();
+        assert_eq!(renewed.ticket.lease.signer(), after.ticket.lease.signer());
+        assert_ne!(sold.ticket.lease.signer(), after.ticket.lease.signer());
+        // One whose keys are here is followed as it is.
+        let next = KeySet { version: 7, ..trust.key_set().clone() };
+        show(&shop, &Signed::sign(&next, &root)).await.unwrap();
+        assert_eq!(status().await["key_set_version"], 7);
+        shop.buy("at last").await;
+        shop.close().await;
+    }
+}
