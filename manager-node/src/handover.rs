@@ -23,6 +23,9 @@ const STILL_MEANT_MS: u64 = 10 * 60 * 1000;
 /// What a seeder removed because there were copies enough is not given back to it as its share for this long, milliseconds.
 /// Where a copy is missing it may have it again at once.
 const GIVEN_UP_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// After a restore, what nobody knows any more is kept by who stays for as long as leases from before it are in use: four
+/// weeks, and a week of its own. Milliseconds.
+const UNKNOWN_KEPT_MS: u64 = 35 * 24 * 60 * 60 * 1000;
 /// Holders of one content that are counted: far more than the copies that are kept.
 const HOLDERS_COUNTED: usize = 1024;
 
@@ -46,31 +49,34 @@ pub(crate) async fn release(
                 room.insert(other, record.free);
             })?;
             standing.here.remove(&peer);
+            standing.awaited.remove(&peer);
             let full = standing.letting_go();
             room.retain(|other, _| *other != peer && !full.contains(other));
             forget_given_up(txn, &peer, now)?;
-            let quits = looking.registry.leaves(&peer);
+            // Sold after the backup from which this manager came back, maybe: buyers may still have good leases for it.
+            let keeps_unknown = looking.restored_at.is_some_and(|at| now < at.saturating_add(UNKNOWN_KEPT_MS))
+                && !looking.registry.leaves(&peer);
             // Counting those that leave as well, several that do so at once would wait for each other for ever.
             let able = standing.able();
             let (mut released, mut kept) = (Vec::new(), Vec::new());
             for digest in &contents {
-                // Twice in one question, or nothing that anybody was ever sold.
-                if !HELD.contains(txn, &(peer, *digest))? || !MANIFESTS.contains(txn, digest)? {
-                    released.push(*digest);
+                // Not in the books, or not yet since the last report, is no leave to let go of it.
+                if !MANIFESTS.contains(txn, digest)? {
+                    if keeps_unknown {
+                        kept.push(Kept { manifest: *digest, copies: 0, wanted: 1, because: KeptBecause::NobodyElse });
+                    } else {
+                        released.push(*digest);
+                    }
                     continue;
                 }
                 let holders = HOLDERS.prefix(txn, digest, HOLDERS_COUNTED)?;
                 let mut serving: Vec<PeerId> = holders.into_iter().map(|((_, other), _)| other).collect();
                 let of_origin = usize::from(standing.origin && serving.iter().any(|other| Some(*other) == origin));
-                // Who leaves need not wait for one that stays to have room for the copy that it has: that copy goes when
-                // others have it, and not before. But those that lack room do not go by each other.
-                let lacks_room = |other: &&PeerId| standing.only_lacks_room(other, digest);
-                let without_room = if quits { serving.iter().filter(lacks_room).count() } else { 0 };
+                let of_seeders = serving.iter().filter(|other| standing.stands(other, digest)).count();
                 serving.retain(|other| standing.serves(other, digest));
                 // A small network cannot make more copies than it has seeders that stay; one whole copy there must be.
                 let copies = placement::copies_of(&looking, digest, &serving, now);
                 let wanted = if is_withdrawn(txn, digest)? { 0 } else { copies.min(able) };
-                let of_seeders = serving.len() + without_room;
                 if may_go(of_seeders, of_origin, wanted) {
                     HELD.delete(txn, &(peer, *digest))?;
                     HOLDERS.delete(txn, &(*digest, peer))?;

@@ -41,6 +41,10 @@ pub(crate) struct Registry {
     introduced: Mutex<HashSet<PeerId>>,
     /// What each seeder said of this moment in its last report since the start.
     said: Mutex<HashMap<PeerId, Said>>,
+    /// Of a report that goes on in further parts: what was held by the one before, and is not named yet.
+    unsaid: Mutex<HashMap<PeerId, HashSet<Digest>>>,
+    /// When anybody was last heard before the start, unix milliseconds.
+    listened_until: u64,
     /// What the clocks of seeders show.
     pub(crate) clocks: Clocks,
     clock_grace_ms: u64,
@@ -49,7 +53,14 @@ pub(crate) struct Registry {
 impl Registry {
     /// `away_ms`: a seeder silent for longer is no source, nor is one whose clock is off by more than `clock_grace_ms`.
     pub(crate) fn load(db: Db, away_ms: u64, clock_grace_ms: u64) -> Result<Self, StoreError> {
-        let origin = db.read(|txn| MANAGER.get(txn, &()))?.and_then(|record| record.origin);
+        let (origin, listened_until) = db.read(|txn| {
+            let mut last = 0;
+            SEEDERS.scan::<StoreError>(txn, .., |_, record| {
+                last = last.max(record.last_report);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok::<_, StoreError>((MANAGER.get(txn, &())?.and_then(|record| record.origin), last))
+        })?;
         Ok(Registry {
             db,
             away_ms,
@@ -57,6 +68,8 @@ impl Registry {
             arrivals: watch::Sender::new(0),
             introduced: Mutex::default(),
             said: Mutex::default(),
+            unsaid: Mutex::default(),
+            listened_until,
             clocks: Clocks::default(),
             clock_grace_ms,
         })
@@ -149,7 +162,14 @@ impl Registry {
         let away_ms = self.away_ms;
         let SeederReport { deliveries, max_deliveries, turned_away, first, spare, now: clock, .. } = report;
         let (leaving, moving) = (report.leaving, if first { report.moving.clone() } else { Vec::new() });
-        let outcome = self.db.write(move |txn| store_report(txn, peer, &report, now, away_ms)).await?;
+        let unsaid = self.lock_unsaid().remove(&peer).unwrap_or_default();
+        let stored = self.db.write(move |txn| store_report(txn, peer, &report, unsaid.clone(), now, away_ms)).await?;
+        let outcome = stored.map(|(outcome, unsaid)| {
+            if !unsaid.is_empty() {
+                self.lock_unsaid().insert(peer, unsaid);
+            }
+            outcome
+        });
         if outcome.is_some_and(|outcome| outcome.gained_content) {
             self.arrivals.send_modify(|n| *n += 1);
         }
@@ -214,6 +234,15 @@ impl Registry {
     /// What a seeder wants to be rid of for want of room, by its last report since the start.
     pub(crate) fn moving(&self, peer: &PeerId) -> Vec<Digest> {
         self.lock_said().get(peer).map(|said| said.moving.clone()).unwrap_or_default()
+    }
+
+    /// When anybody was last heard before the start, unix milliseconds: for as long as the manager was away, nobody was.
+    pub(crate) fn listened_until(&self) -> u64 {
+        self.listened_until
+    }
+
+    fn lock_unsaid(&self) -> MutexGuard<'_, HashMap<PeerId, HashSet<Digest>>> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_said(&self) -> MutexGuard<'_, HashMap<PeerId, Said>> {
@@ -289,13 +318,16 @@ fn after_bound(after: Option<PeerId>) -> (std::ops::Bound<PeerId>, std::ops::Bou
     (after.map_or(Unbounded, Excluded), Unbounded)
 }
 
+/// What is held and not in this part stays so until the last part came, which is one that is not full: a copy must not seem
+/// to be gone because a message is under way, or lost. `unsaid` are those of the parts before, and what is given back.
 fn store_report(
     txn: &WriteTransaction<'_>,
     peer: PeerId,
     report: &SeederReport,
+    mut unsaid: HashSet<Digest>,
     now: u64,
     away_ms: u64,
-) -> Result<Option<ReportOutcome>, StoreError> {
+) -> Result<Option<(ReportOutcome, HashSet<Digest>)>, StoreError> {
     let Some(mut record) = SEEDERS.get(txn, &peer)? else { return Ok(None) };
     let mut outcome = ReportOutcome {
         gained_room: report.free > record.free || !is_here(txn, &peer, &record, now, away_ms)?,
@@ -309,15 +341,14 @@ fn store_report(
     record.last_report = now;
     SEEDERS.put(txn, &peer, &record)?;
 
-    let mut before = HashSet::new();
     if report.first {
         handover::as_reported(txn, peer, report, now)?;
-        before = HELD.prefix(txn, &peer, usize::MAX)?.into_iter().map(|((_, digest), _)| digest).collect();
+        unsaid = HELD.prefix(txn, &peer, usize::MAX)?.into_iter().map(|((_, digest), _)| digest).collect();
     }
     for digest in &report.held {
         PENDING.delete(txn, &(peer, *digest))?;
         // Only what is in the catalogue is noted: a seeder cannot fill the tables with inventions.
-        if before.remove(digest) || !MANIFESTS.contains(txn, digest)? {
+        if unsaid.remove(digest) || !MANIFESTS.contains(txn, digest)? {
             continue;
         }
         if HELD.insert_new(txn, &(peer, *digest), &Mark)? {
@@ -326,13 +357,14 @@ fn store_report(
             outcome.gained_content = true;
         }
     }
-    // A full first part is followed by others, which put back what they name.
-    for digest in before {
-        HELD.delete(txn, &(peer, digest))?;
-        HOLDERS.delete(txn, &(digest, peer))?;
-        outcome.lost_content |= report.held.len() < SeederReport::MAX_HELD;
+    if report.held.len() < SeederReport::MAX_HELD {
+        for digest in unsaid.drain() {
+            HELD.delete(txn, &(peer, digest))?;
+            HOLDERS.delete(txn, &(digest, peer))?;
+            outcome.lost_content = true;
+        }
     }
-    Ok(Some(outcome))
+    Ok(Some((outcome, unsaid)))
 }
 
 #[cfg(test)]

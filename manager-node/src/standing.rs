@@ -14,6 +14,10 @@ use crate::handover;
 use crate::registry::{is_heard, stopped};
 use crate::tables::{SEEDERS, SeederRecord};
 
+/// In this time, milliseconds, and that in which a silent seeder is away, all that run reach a manager that was away itself:
+/// a seeder that fails to tries again within it.
+const COME_BACK_MS: u64 = 90 * 1000;
+
 /// How all seeders stand at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
@@ -29,6 +33,8 @@ pub(crate) struct Standing {
     pub(crate) moving: HashSet<(PeerId, Digest)>,
     /// Seeders that leave with all that they have.
     pub(crate) quitting: HashSet<PeerId>,
+    /// Seeders that had no time yet to say that they are here, since the manager was started.
+    pub(crate) awaited: HashSet<PeerId>,
 }
 
 impl Standing {
@@ -41,6 +47,12 @@ impl Standing {
     ) -> Result<Standing, StoreError> {
         let (config, origin) = (&ctx.config, ctx.registry.origin());
         let (failed, stopped) = (audit_fetch::failed(txn)?, stopped(txn)?);
+        // As long as the manager was away it heard nobody: that is held against nobody.
+        let starting = |ms: u64| now < ctx.started_at.saturating_add(ms);
+        let was_heard = |last: u64| {
+            starting(config.seeder_lost_ms) && is_heard(last, ctx.registry.listened_until(), config.seeder_lost_ms)
+        };
+        let come_back_ms = config.seeder_away_ms.saturating_add(COME_BACK_MS);
         let mut standing = Standing { leaving: handover::leaving(txn, now)?, ..Standing::default() };
         SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
             let is_here = is_heard(record.last_report, now, config.seeder_away_ms) && !stopped.contains(&peer);
@@ -51,7 +63,8 @@ impl Standing {
             let serves = !failed.contains(&peer)
                 && !ctx.registry.clock_of(&peer, now).is_off()
                 && !ctx.revocations.with(|revoked| revoked.has_peer(&peer));
-            if serves && is_heard(record.last_report, now, config.seeder_lost_ms) {
+            let heard = is_heard(record.last_report, now, config.seeder_lost_ms) || was_heard(record.last_report);
+            if serves && heard {
                 standing.present.insert(peer);
                 if ctx.registry.leaves(&peer) && handover::still_meant(record.last_report, now) {
                     standing.quitting.insert(peer);
@@ -63,6 +76,8 @@ impl Standing {
                 if is_here {
                     standing.here.insert(peer);
                     each(peer, &record);
+                } else if starting(come_back_ms) && record.last_report < ctx.started_at && !stopped.contains(&peer) {
+                    standing.awaited.insert(peer);
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -84,14 +99,15 @@ impl Standing {
         !self.quitting.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
     }
 
-    /// Whether the copy stays where it is until others have it: its seeder stays, and only lacks the room.
-    pub(crate) fn only_lacks_room(&self, peer: &PeerId, manifest: &Digest) -> bool {
-        self.here.contains(peer) && self.moving.contains(&(*peer, *manifest))
+    /// Whether the copy stands as long as nobody is allowed to let go of it: it serves, or its seeder stays and lacks the
+    /// room. So those who want to let go of the same content do not wait for each other: the first may.
+    pub(crate) fn stands(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.serves(peer, manifest) || self.here.contains(peer) && self.moving.contains(&(*peer, *manifest))
     }
 
-    /// How many copies of one content there can be: the seeders that are here and stay.
+    /// How many copies of one content there can be: the seeders that are here and stay, and those that may be.
     pub(crate) fn able(&self) -> usize {
-        self.here.difference(&self.quitting).count()
+        self.here.union(&self.awaited).filter(|peer| !self.quitting.contains(*peer)).count()
     }
 
     /// Seeders that want to be rid of something.
@@ -325,14 +341,108 @@ mod tests {
             report(&shop, peer, said(&shop, true)).await;
             report(&shop, peer, moving()).await;
         }
-        assert_eq!(release(&shop, full, true).await, 0, "the other is to be rid of it as well");
         assert_eq!(release(&shop, leaves, true).await, 1, "both that stay have it, and keep it until others do");
-        for peer in [full, other] {
-            assert_eq!(release(&shop, peer, true).await, 0, "neither goes by the other's copy");
-        }
-        report(&shop, other, said(&shop, true)).await;
-        assert_eq!(release(&shop, full, true).await, 1);
+        assert_eq!(release(&shop, full, true).await, 1, "the other keeps it");
         assert_eq!(release(&shop, other, true).await, 0, "it is the last");
+        report(&shop, full, said(&shop, true)).await;
+        assert_eq!(release(&shop, other, true).await, 1);
+        shop.close().await;
+    }
+
+    /// The manager is started again, having heard each of these so long ago.
+    async fn after_outage(shop: Shop, silent: &[(PeerId, u64)]) -> Shop {
+        let silent = silent.to_vec();
+        let stored = shop.ctx.db.write(move |txn| {
+            for (peer, ms) in &silent {
+                let mut record = SEEDERS.get(txn, peer)?.unwrap();
+                record.last_report = now_ms() - ms;
+                SEEDERS.put(txn, peer, &record)?;
+            }
+            Ok::<_, StoreError>(())
+        });
+        stored.await.unwrap();
+        shop.crash().await
+    }
+
+    #[tokio::test]
+    async fn nobody_goes_because_the_others_had_no_time_to_report_since_the_start() {
+        let (shop, peers) = market(5).await;
+        let [leaves, second, third, fourth, origin] = peers[..] else { panic!() };
+        shop.ctx.registry.set_origin(origin).await.unwrap();
+        for peer in [leaves, second, third, origin] {
+            report(&shop, peer, said(&shop, true)).await;
+        }
+        report(&shop, fourth, said(&shop, false)).await;
+        let ten_minutes = Vec::from_iter(peers.iter().map(|peer| (*peer, HOURS / 6)));
+        let shop = after_outage(shop, &ten_minutes).await;
+        report(&shop, origin, said(&shop, true)).await;
+        for hand_over in [true, false] {
+            assert_eq!(release(&shop, leaves, hand_over).await, 0, "the origin's is the only other copy");
+        }
+        for peer in [second, third] {
+            report(&shop, peer, said(&shop, true)).await;
+        }
+        assert_eq!(release(&shop, leaves, true).await, 0, "of the three that stay one is without it");
+        report(&shop, fourth, said(&shop, true)).await;
+        assert_eq!(release(&shop, leaves, true).await, 1);
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_time_in_which_the_manager_was_away_makes_nobody_lost() {
+        for (first_ago, missing) in [(2 * HOURS, false), (4 * HOURS, true)] {
+            let (shop, peers) = market(4).await;
+            for (n, peer) in peers.iter().enumerate() {
+                report(&shop, *peer, said(&shop, n < 3)).await;
+            }
+            let ago = |n: usize| if n == 0 { first_ago } else { 2 * HOURS };
+            let silent = Vec::from_iter(peers.iter().enumerate().map(|(n, peer)| (*peer, ago(n))));
+            let shop = after_outage(shop, &silent).await;
+            report(&shop, peers[3], said(&shop, false)).await;
+            assert_eq!(wants(&shop, peers[3]), missing, "the first was lost before that, or it was not");
+            shop.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_long_report_has_not_come_to_yet_is_held() {
+        let (shop, peers) = market(4).await;
+        for peer in &peers[..3] {
+            report(&shop, *peer, said(&shop, true)).await;
+        }
+        report(&shop, peers[3], said(&shop, false)).await;
+        let invented = |n: usize| Digest::of("test", &[&n.to_le_bytes()]);
+        let part = |first: bool, contents: usize| SeederReport {
+            held: (0..contents).map(invented).collect(),
+            first,
+            ..said(&shop, false)
+        };
+        report(&shop, peers[0], part(true, SeederReport::MAX_HELD)).await;
+        assert!(!wants(&shop, peers[3]) && is_source(&shop, peers[0]));
+        assert_eq!(release(&shop, peers[1], false).await, 0, "three others are here, and two of them have it");
+        report(&shop, peers[0], part(false, 3)).await;
+        assert!(wants(&shop, peers[3]) && !is_source(&shop, peers[0]), "the last part did not name it, either");
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_the_books_do_not_have_is_not_let_go_of_for_that() {
+        let (shop, peers) = market(3).await;
+        let peer = peers[0];
+        for peer in &peers {
+            report(&shop, *peer, said(&shop, *peer == peers[0])).await;
+        }
+        let unknown = async |shop: &Shop| {
+            let contents = vec![Digest::of("test", &[b"unknown"])];
+            handover::release(&shop.ctx, peer, contents, false, now_ms()).await.unwrap().0.len()
+        };
+        assert_eq!(unknown(&shop).await, 1);
+        let shop = shop.restored().await;
+        shop.ctx.db.write(move |txn| crate::registry::forget_holdings(txn, &peer)).await.unwrap();
+        assert_eq!(release(&shop, peer, false).await, 0, "it has the only copy");
+        assert_eq!(unknown(&shop).await, 0, "it may have been sold after the backup");
+        report(&shop, peer, leaving(&shop)).await;
+        assert_eq!(unknown(&shop).await, 1, "who leaves keeps its files");
         shop.close().await;
     }
 

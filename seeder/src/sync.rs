@@ -328,7 +328,8 @@ impl Contact {
             return Err(AskError::Unexpected("nobody: the report was not made").into());
         };
         let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
-        if parts.is_empty() {
+        // A part that is not full is the last.
+        if parts.last().is_none_or(|part| part.len() == SeederReport::MAX_HELD) {
             parts.push(&[]);
         }
         let damaged = damaged?;
