@@ -33,6 +33,8 @@ pub(super) struct Good {
     pub(super) completion: Option<Signed<Completion>>,
     /// No key is given out for what it completes, and the payment is not taken.
     pub(super) withheld: Option<Withheld>,
+    /// The generation that the purchase is in by the revocation epochs.
+    pub(super) generation: u32,
     /// A replication whose first receipt this may be: its count as it begins.
     pub(super) replication: Option<Delivery>,
     /// The delivery, where it was closed and may have moved out of the store.
@@ -107,7 +109,8 @@ fn check(
     };
     let withheld = sale.map_or(Ok(None), |sale| withheld(ctx, &id.transaction, &sale, now))?;
     let archived = known.filter(|delivery| delivery.closed.is_some());
-    Ok(Good { delivery: id, ack, completion, withheld, replication, archived })
+    let generation = ctx.revocations.with(|revoked| revoked.generation(&id.transaction));
+    Ok(Good { delivery: id, ack, completion, withheld, generation, replication, archived })
 }
 
 /// The count of a replication at its beginning, by the order that this manager signed.

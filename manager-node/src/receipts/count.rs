@@ -236,7 +236,8 @@ fn one(
         && let Some(sale) = sale.as_mut()
     {
         warn!(delivery = %id, claimed, limit, "more was acknowledged than the lease allows: the lease is void");
-        revoked |= end_lease(txn, id, &mut delivery, sale, now, if twice { 0 } else { grace_ms })?;
+        let late_ms = if twice { 0 } else { grace_ms };
+        revoked |= end_lease(txn, id, &mut delivery, sale, good.generation, now, late_ms)?;
     }
     Ok(Status::Counted { new_chunks, revoked })
 }

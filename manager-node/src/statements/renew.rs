@@ -34,17 +34,21 @@ wire!(FoundGood => 32);
 /// Signs a seeder's statements again from the first one on that does not hold. Cheap where all of them did when it was
 /// last asked and the keys are the same since.
 pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), SaleError> {
-    let trust = ctx.trust();
-    let version = trust.key_set().version;
+    let version = ctx.trust().key_set().version;
     let known = ctx.db.read(|txn| FOUND_GOOD.get(txn, &seeder))?;
     if known.is_some_and(|known| known.version == version && now < known.until) {
         return Ok(());
     }
-    // What is made meanwhile may name one that is replaced: looked at again until nothing is left.
+    // What is made meanwhile may name one that is replaced, and the keys may change again: looked at again, by the keys in
+    // force then, until nothing is left.
     let mut renewed = 0u64;
-    while let Some(first) = first_void(ctx, &trust, seeder, now)? {
-        renewed = renewed.saturating_add(sign_again(ctx, seeder, first, now)?);
-    }
+    let trust = loop {
+        let trust = ctx.trust();
+        match first_void(ctx, &trust, seeder, now)? {
+            Some(first) => renewed = renewed.saturating_add(sign_again(ctx, seeder, first, now)?),
+            None => break trust,
+        }
+    };
     if renewed > 0 {
         warn!(%seeder, statements = renewed, "statements whose key is void were signed again");
     }
@@ -54,7 +58,7 @@ pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), 
         }
         _ => None,
     });
-    let good = FoundGood { version, until: dead.min().unwrap_or(u64::MAX) };
+    let good = FoundGood { version: trust.key_set().version, until: dead.min().unwrap_or(u64::MAX) };
     Ok(ctx.db.write_blocking(move |txn| FOUND_GOOD.put(txn, &seeder, &good))?)
 }
 

@@ -381,3 +381,46 @@ async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
     }
     shop.close().await;
 }
+
+/// Statements are signed again while the keys change once more: by those that are in force then, and not for ever.
+#[tokio::test]
+async fn signing_again_ends_when_the_keys_change_meanwhile() {
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+    let shop = Shop::open(Terms::default()).await;
+    sold(&shop).await;
+    let seeder = shop.seeders[0].peer_id();
+    assert_eq!(make(&shop.ctx, seeder, now_ms()).unwrap(), 1);
+    // Not as a seeder asks for it, which has it signed again.
+    let stored = || shop.ctx.db.read(|txn| super::get(&shop.ctx.archive, txn, seeder, 1)).unwrap().unwrap();
+    let first = stored();
+    // Two key sets, each of which gives up the settlement key of the one before.
+    let next = async || {
+        let stolen = json!({"cmd": "keys-prepare", "purpose": "settlement", "stolen": true, "margin_ms": 0});
+        let prepared = shop.running.control(stolen).await.unwrap();
+        let request: Vec<u8> = serde_json::from_value(prepared["request"].clone()).unwrap();
+        let signed = crate::rotate::sign_key_set(&request, &shop.ctx.dir.join("root.key"), None).unwrap();
+        let mut trust = protocol::trust::Trust::clone(&shop.ctx.trust());
+        trust.update(protocol::codec::decode(&signed).unwrap()).unwrap();
+        trust
+    };
+    *shop.ctx.trust.write().unwrap() = Arc::new(next().await);
+    let (ctx, (done, ended)) = (Arc::clone(&shop.ctx), mpsc::channel());
+    let later = now_ms() + 1;
+    // A thread of its own: one that does not end holds up no runtime.
+    std::thread::spawn(move || done.send(super::renew::renew_void(&ctx, seeder, later).is_ok()));
+    let begun = async {
+        while stored() == first {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.unwrap();
+    let trust = next().await;
+    let keys = crate::keys::ManagerKeys::fitting(&shop.ctx.dir, &trust).unwrap();
+    let active = trust.active_key(KeyPurpose::Settlement).unwrap();
+    shop.ctx.keys.replace(keys);
+    *shop.ctx.trust.write().unwrap() = Arc::new(trust);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true));
+    assert_eq!(stored().signer(), active);
+    shop.close().await;
+}

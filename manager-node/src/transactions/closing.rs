@@ -76,12 +76,14 @@ pub(crate) fn after_count(
 /// Ends a delivery of which more was acknowledged than its lease allows. Seeders hear that the lease is void, as after a
 /// move; what they delivered until then is paid, within the ceiling, once it was waited `late_ms` for their receipts. The
 /// purchase stays its buyer's, who may download it again where nobody is paid for it: one who lost half a download, or
-/// kept two copies of a home, looks in the books like one who shares a key. True when seeders are to hear something.
+/// kept two copies of a home, looks in the books like one who shares a key. `revoked_generation` is the one that the purchase is
+/// in by the revocation epochs, whatever the books say. True when seeders are to hear something.
 pub(crate) fn end_lease(
     txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     sale: &mut Sale,
+    revoked_generation: u32,
     now: u64,
     late_ms: u64,
 ) -> Result<bool, SaleError> {
@@ -93,13 +95,19 @@ pub(crate) fn end_lease(
         return Ok(false);
     }
     let release = sale.release.as_ref();
-    let ended = release.is_some_and(|release| release.delivery == id.delivery && sale.lease_ended(release));
-    let current = !ended && release.is_some_and(|release| release.delivery == id.delivery);
+    // Where a restore forgot that the purchase moved, its lease is void already, and the next generation is another's.
+    let current = sale.generation >= revoked_generation
+        && release.is_some_and(|release| release.delivery == id.delivery && !sale.lease_ended(release));
+    let held = release.is_some_and(|release| !release.captured);
     let next = sale.generation.saturating_add(1);
     // A payment that is only held is given back. And nobody loses a download so many times.
-    if release.is_some_and(|release| !release.captured) || !ended && next > MAX_GENERATIONS {
+    if current && (held || next > MAX_GENERATIONS) {
         take_back(txn, id.transaction, sale, Event::Revoke, now, late_ms)?;
         return Ok(true);
+    }
+    // What a former holder signs takes nothing from the new one; the delivery is closed with the purchase.
+    if held {
+        return Ok(false);
     }
     let before = sale.state;
     let late_until = delivery.due_at.min(now.saturating_add(late_ms));

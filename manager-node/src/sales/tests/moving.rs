@@ -6,6 +6,7 @@ use protocol::evidence::EvidencePack;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId, Receipt};
 use protocol::ticket::TicketEnvelope;
+use protocol::trust::{Moved, Revocations as Added};
 use protocol::{ChunkSet, Keypair, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
@@ -374,6 +375,58 @@ async fn a_sale_that_is_paid_on_completion_moves_with_the_payment_held() {
     assert_eq!(shop.state(never), TransactionState::Refunded);
     assert_eq!(code(shop.ticket_as(&other, never).await), "revoked");
     assert_eq!(shop.balance("escrow").await, 0);
+    shop.close().await;
+}
+
+/// More than the lease of the first delivery allows, acknowledged by the client that the purchase was sold to.
+async fn overclaim(shop: &Shop, id: TransactionId) {
+    for n in 0..3 {
+        let of = DeliveryId { transaction: id, delivery: 1 };
+        let ack = shop.ack(&shop.client, of, shop.seeders[n].peer_id(), ChunkSet::from_range(0..620));
+        let receipt = Receipt { ack, completion: None, first_at: 1, last_at: 2 };
+        Outbox::of(shop, n).send(shop, vec![receipt]).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_former_holder_signs_takes_a_held_purchase_from_nobody() {
+    let policy = KeyPolicy::OnCompletion;
+    let shop = Shop::open(Terms { policy, chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    overclaim(&shop, id).await;
+    assert!(!shop.is_revoked(id));
+    let ticket = shop.ticket_as(&phone, id).await.unwrap();
+    assert_eq!(shop.admitted(&phone, &ticket), Ok(()));
+    let delivery = DeliveryId { transaction: id, delivery: 2 };
+    let completion = Completion { network: shop.ctx.network(), delivery, manifest: shop.manifest, at: now_ms() };
+    let done = MailboxRequest::Complete { completion: Signed::sign(&completion, &phone) };
+    assert!(matches!(shop.mailbox_as(&phone, done).await, Ok(MailboxResponse::Completed { grant: Some(_) })));
+    // What was delivered to either is paid within the ceiling, once.
+    chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
+    assert_eq!(shop.balance("escrow").await, 0);
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_holder_from_before_a_move_that_a_restore_forgot_gets_no_generation_of_its_own() {
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    // The move is in the epochs, which came back from seeders, and not in the books.
+    let shop = Box::pin(shop.restored()).await;
+    let moved = vec![Moved { transaction: id, generation: 1 }];
+    shop.ctx.revocations.revoke(Added { moved, ..Added::default() }).await.unwrap();
+    assert_eq!(code(shop.ticket(id).await), "revoked");
+    overclaim(&shop, id).await;
+    assert_eq!(code(shop.ticket(id).await), "revoked");
+    assert_eq!(shop.sale(id).generation, 0);
+    // The shop's word gives it to whom it belongs.
+    let phone = random_key();
+    shop.recover(id, phone.peer_id(), 2).await.unwrap();
+    let ticket = shop.ticket_as(&phone, id).await.unwrap();
+    assert_eq!(shop.admitted(&phone, &ticket), Ok(()));
     shop.close().await;
 }
 
