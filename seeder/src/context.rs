@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use delivery::{ContentStore, Pace, Rate};
 use node::{NodeHandle, Supervisor};
@@ -95,9 +96,23 @@ pub(crate) struct Wake {
     pub(crate) announce: Notify,
     /// Sending of receipt batches.
     pub(crate) post: Notify,
+    /// When orders that were known were last tried again because the manager said them again.
+    again: Mutex<Option<Instant>>,
 }
 
+/// Orders that the manager says again are tried again no sooner.
+const AGAIN: Duration = Duration::from_secs(5);
+
 impl Wake {
+    /// An order came that waits here already: each report brings it, and trying it may make for another report.
+    pub(crate) fn replicate_again(&self) {
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        if again.is_none_or(|at| at.elapsed() >= AGAIN) {
+            *again = Some(Instant::now());
+            self.replicate.notify_one();
+        }
+    }
+
     /// An order of so many bytes finds no room: what has copies enough may go for it. The largest of several comes first, the
     /// others ask again.
     pub(crate) fn make_room(&self, bytes: u64) {

@@ -123,7 +123,7 @@ async fn make_room(
     let (whole, mut all): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.whole);
     all.extend(whole);
     // First what has copies enough. Only where that does not do, the manager is asked for more copies elsewhere.
-    let mut kept = Vec::new();
+    let (mut kept, mut let_go) = (Vec::new(), false);
     for batch in all.chunks(ASKED_AT_ONCE) {
         if left.is_none() {
             return None;
@@ -134,6 +134,7 @@ async fn make_room(
             Ok((released, _)) => released,
             Err(error) => return Some(format!("above the quota, and {error}")),
         };
+        let_go |= !released.is_empty();
         for candidate in batch {
             if !released.contains(&candidate.digest) {
                 kept.push(candidate);
@@ -143,8 +144,11 @@ async fn make_room(
         }
         seeder.letting_go.set(HashSet::new());
     }
-    // What was released and stays after all is held again by the next report.
-    seeder.wake.sync.notify_one();
+    // What was released and stays after all is held again by the next report. Where nothing was, there is nothing to say, and
+    // the answer would bring the order again for which room is made here.
+    if let_go {
+        seeder.wake.sync.notify_one();
+    }
     // For an order only that goes which has copies enough.
     if left.is_none() || !overfull {
         return None;

@@ -31,6 +31,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// To find seeders in the DHT.
 const FIND: Duration = Duration::from_secs(10);
 
+/// What became of an order that came.
+enum Queued {
+    New,
+    Again,
+    Full,
+}
+
 /// Checks an order and puts it into the queue, in place of an older one for the same content.
 pub(crate) async fn queue(seeder: &Seeder, placement: Placement) -> Result<(), TakeError> {
     let order = check(seeder, &placement.order)?;
@@ -43,18 +50,20 @@ pub(crate) async fn queue(seeder: &Seeder, placement: Placement) -> Result<(), T
     let queued = seeder
         .db
         .write(move |txn| {
-            let known = PLACEMENTS.contains(txn, &order.manifest)?;
-            if !known && PLACEMENTS.len(txn)? >= MAX_QUEUED {
-                return Ok(false);
+            let known = PLACEMENTS.get(txn, &order.manifest)?;
+            if known.is_none() && PLACEMENTS.len(txn)? >= MAX_QUEUED {
+                return Ok(Queued::Full);
             }
+            let again = known.is_some_and(|known| known.order == placement.order);
             PLACEMENTS.put(txn, &order.manifest, &placement)?;
-            Ok::<_, StoreError>(true)
+            Ok::<_, StoreError>(if again { Queued::Again } else { Queued::New })
         })
         .await?;
-    if !queued {
-        return Err(Refusal::new(RefusalCode::LimitReached, "the queue of orders is full").into());
+    match queued {
+        Queued::Full => return Err(Refusal::new(RefusalCode::LimitReached, "the queue of orders is full").into()),
+        Queued::New => seeder.wake.replicate.notify_one(),
+        Queued::Again => seeder.wake.replicate_again(),
     }
-    seeder.wake.replicate.notify_one();
     Ok(())
 }
 

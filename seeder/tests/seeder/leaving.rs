@@ -145,6 +145,14 @@ async fn what_is_offered_ends_below_the_marks_and_an_order_lets_go_only_of_what_
     // It asks, and may not: nothing goes, and nothing is to be moved elsewhere for it.
     world.office.until("its question", |heard| (!heard.releases.is_empty()).then_some(())).await;
     assert_eq!(seeder.contents().list().len(), 2);
+    // What did not help is not said at once again: ten reports on, it has not asked ten times.
+    for _ in 0..10 {
+        let before = world.office.heard.lock().unwrap().counts[&peer];
+        world.manager.nudge(&seeder.peer_addrs()).await;
+        world.office.until("one more report", |heard| (heard.counts[&peer] > before).then_some(())).await;
+    }
+    let asked = world.office.heard.lock().unwrap().releases.len();
+    assert!(asked < 8, "{asked}");
     lets_go(&world, &[elsewhere]);
     eventually("the copy", || async {
         world.manager.nudge(&seeder.peer_addrs()).await;
