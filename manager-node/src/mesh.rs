@@ -138,6 +138,10 @@ async fn take_report(
     if report.first {
         ctx.demand.turned_away(peer, report.turned_away, now);
     }
+    let damaged = match damaged.is_empty() {
+        true => damaged,
+        false => blocking(ctx, move |ctx| Ok::<_, SaleError>(placement::had(ctx, peer, damaged)?)).await?,
+    };
     let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
     if outcome.lost_content {
         ctx.placements.wake();

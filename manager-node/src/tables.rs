@@ -43,6 +43,9 @@ pub(crate) const STOPPED: Table<PeerId, Mark> = Table::new("stopped-seeders");
 /// Every replication order, also the fulfilled ones: receipts and money are counted under them.
 pub(crate) const ORDERS: Table<TransactionId, OrderRecord> = Table::new("replication-orders");
 
+/// How often a copy was ordered at the same seeder lately.
+pub(crate) const ORDERED: Table<(PeerId, Digest), OrderedRecord> = Table::new("ordered-copies");
+
 /// Revocation epochs in order.
 pub(crate) const EPOCHS: Table<u64, Signed<RevocationEpoch>> = Table::new("revocation-epochs");
 /// The manager's own state.
@@ -128,6 +131,14 @@ pub(crate) struct OrderRecord {
     pub(crate) signed: Signed<ReplicationOrder>,
 }
 
+/// Orders for one copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct OrderedRecord {
+    /// When the newest one was made, unix milliseconds.
+    pub(crate) at: u64,
+    pub(crate) times: u32,
+}
+
 /// A copy that is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct LeavingRecord {
@@ -164,6 +175,7 @@ wire! {
     SeederRecord => 8 * 1024,
     InvitationRecord => 64,
     OrderRef => 32,
+    OrderedRecord => 16,
     LeavingRecord => 16,
     GivenUpRecord => 16,
     OrderRecord => 1024,

@@ -25,6 +25,8 @@ pub(super) struct Market {
     given_up: HashSet<(PeerId, Digest)>,
     /// Orders that were not fulfilled in all their time, or whose seeders leave.
     pub(super) stale: HashSet<(PeerId, Digest)>,
+    /// Copies that were ordered at their seeders too often.
+    pub(super) barred: HashSet<(PeerId, Digest)>,
     wanted: Vec<Wanted>,
     moved: usize,
     missing: Vec<Missing>,
@@ -47,6 +49,7 @@ impl Market {
             candidates,
             given_up,
             stale: HashSet::new(),
+            barred: HashSet::new(),
             wanted: Vec::new(),
             moved: 0,
             missing: Vec::new(),
@@ -95,14 +98,17 @@ impl Market {
         let copies = copies(&serving);
         let missing = copies.saturating_sub(there.iter().filter(counts).count());
         let bytes = i128::from(length);
-        let mut to = choose(&self.candidates, &there, &manifest, missing, |candidate| candidate.room >= bytes);
+        let barred = |candidate: &Candidate| self.barred.contains(&(candidate.peer, manifest));
+        let mut to = choose(&self.candidates, &there, &manifest, missing, |candidate| {
+            candidate.room >= bytes && !barred(candidate)
+        });
         let without = missing - to.len();
         // What it takes over stays with those who have it until they want the room; no more than twice the copies.
         let settled = missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2);
         if settled && self.moved < MAX_MOVED {
             let given_up = |candidate: &Candidate| self.given_up.contains(&(candidate.peer, manifest));
             let newcomer = rightful(&self.candidates, &there, &manifest, copies, |candidate| {
-                candidate.spare >= bytes && !given_up(candidate)
+                candidate.spare >= bytes && !given_up(candidate) && !barred(candidate)
             });
             self.moved += usize::from(newcomer.is_some());
             to.extend(newcomer);
@@ -137,11 +143,12 @@ impl Market {
         let mut short = false;
         for Missing { manifest, length, there, copies } in std::mem::take(&mut self.missing) {
             let to = choose(&self.candidates, &there, &manifest, copies, |candidate| {
-                candidate.surplus > 0 && candidate.room + candidate.surplus >= i128::from(length)
+                let fits = candidate.room + candidate.surplus >= i128::from(length);
+                candidate.surplus > 0 && fits && !self.barred.contains(&(candidate.peer, manifest))
             });
             short |= to.len() < copies;
             self.order(&to, manifest, length);
         }
-        Plan { wanted: self.wanted, stale: self.stale.into_iter().collect(), short }
+        Plan { wanted: self.wanted, stale: self.stale.into_iter().collect(), short, ..Plan::default() }
     }
 }

@@ -1,6 +1,7 @@
 //! Copies of content at seeders: what `plan` finds missing is ordered, and whoever is to make a copy is nudged and told at
 //! its next report.
 
+mod again;
 mod hash;
 mod market;
 mod plan;
@@ -26,7 +27,9 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::context::{Context, now_ms};
 use crate::pricing;
-use crate::tables::{HOLDERS, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord};
+use crate::tables::{
+    HELD, HOLDERS, ORDERED, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord,
+};
 pub(crate) use plan::copies_of;
 use plan::{Plan, Wanted, plan};
 
@@ -156,10 +159,14 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     // Before the look: room that is gained during it may not be seen by it.
     ctx.placements.short.store(true, Relaxed);
     ctx.placements.looks.fetch_add(1, Relaxed);
-    let Plan { wanted, stale, short } = tokio::task::spawn_blocking(move || plan(&planning, now))
+    let Plan { wanted, stale, forgotten, short } = tokio::task::spawn_blocking(move || plan(&planning, now))
         .await
         .map_err(|e| StoreError::Panicked(e.to_string()))??;
     ctx.placements.short.store(short, Relaxed);
+    if !forgotten.is_empty() {
+        let span_ms = ctx.config.order_ms;
+        ctx.db.write(move |txn| again::forget(txn, &forgotten, now, span_ms)).await?;
+    }
     if wanted.is_empty() && stale.is_empty() {
         return Ok(());
     }
@@ -173,21 +180,40 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
 /// Stores orders for these copies, and forgets those given up.
 async fn order(ctx: &Context, copies: &[Wanted], stale: Vec<(PeerId, Digest)>, now: u64) -> Result<(), StoreError> {
     let orders: Vec<_> = copies.iter().map(|copy| (copy.peer, copy.manifest, new_order(ctx, copy, now))).collect();
+    let (origin, span_ms) = (ctx.registry.origin(), ctx.config.order_ms);
     ctx.db
         .write(move |txn| {
             for key in &stale {
                 PENDING.delete(txn, key)?;
             }
             for (peer, manifest, (order, signed)) in &orders {
-                if !HOLDERS.contains(txn, &(*manifest, *peer))?
-                    && PENDING.insert_new(txn, &(*peer, *manifest), &OrderRef { order: *order })?
-                {
+                let key = (*peer, *manifest);
+                if HOLDERS.contains(txn, &(*manifest, *peer))? || PENDING.contains(txn, &key)? {
+                    continue;
+                }
+                // The origin is this manager's own.
+                if Some(*peer) == origin || again::note(txn, &key, now, span_ms)? {
+                    PENDING.put(txn, &key, &OrderRef { order: *order })?;
                     ORDERS.put(txn, order, &OrderRecord { signed: signed.clone() })?;
                 }
             }
             Ok::<_, StoreError>(())
         })
         .await
+}
+
+/// Those of `damaged` that `peer` held by the books, or was to hold: asked before its report is taken into them. Nothing
+/// else is there to be made whole.
+pub(crate) fn had(ctx: &Context, peer: PeerId, damaged: Vec<Digest>) -> Result<Vec<Digest>, StoreError> {
+    ctx.db.read(|txn| {
+        let mut had = Vec::with_capacity(damaged.len());
+        for manifest in damaged {
+            if HELD.contains(txn, &(peer, manifest))? || ORDERED.contains(txn, &(peer, manifest))? {
+                had.push(manifest);
+            }
+        }
+        Ok(had)
+    })
 }
 
 /// Orders for a seeder to make its own damaged copies whole again: it has most of each already, and what is counted and

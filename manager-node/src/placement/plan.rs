@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use protocol::{Digest, PeerId};
 use store::{StoreError, Txn};
 
+use super::again::Past;
 use super::hash::Candidate;
 use super::made_at;
 use super::market::Market;
@@ -16,7 +17,7 @@ use crate::standing::Standing;
 use crate::tables::{HOLDERS, OrderRef, PENDING, PRODUCTS};
 
 /// Copies ordered in one go; the rest follow in the next. It bounds the transaction that stores them.
-const MAX_PER_RUN: usize = 512;
+pub(super) const MAX_PER_RUN: usize = 512;
 
 /// A copy to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) struct Plan {
     pub(super) wanted: Vec<Wanted>,
     /// Orders that were not fulfilled in all their time: given up, so that others get them.
     pub(super) stale: Vec<(PeerId, Digest)>,
+    /// Copies that were ordered so long ago that it matters no more.
+    pub(super) forgotten: Vec<(PeerId, Digest)>,
     /// There was no room for a copy.
     pub(super) short: bool,
 }
@@ -61,6 +64,8 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
             market.reserve(&peer, lengths.get(&manifest).copied().unwrap_or(0));
             Ok(ControlFlow::Continue(()))
         })?;
+        let past = Past::load(txn, now, config.order_ms)?;
+        market.barred = past.barred;
         let mut of_origin = Vec::new();
         for (manifest, length) in products {
             let holders: HashSet<PeerId> =
@@ -78,6 +83,7 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
         }
         let mut plan = market.finish();
         plan.wanted.extend(of_origin);
+        plan.forgotten = past.forgotten;
         Ok(plan)
     })
 }
