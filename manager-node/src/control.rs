@@ -271,7 +271,9 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
         let clock = ctx.registry.clock_of(&peer, now);
         let trouble = match &failure {
             _ if clock.is_off() => Some(format!("its clock is {clock}: it refuses everybody until it is set")),
-            Some(_) => Some("it sent something else than the content: out until it passes an audit".to_owned()),
+            Some(_) => Some(
+                "it did not send a content that it reports, or something else: out until it passes an audit".to_owned(),
+            ),
             None => None,
         };
         lines.push(json!({

@@ -152,8 +152,14 @@ async fn take_report(
         add_to_dht(ctx, peer).await;
     }
     placement::repair(ctx, peer, damaged, now).await.map_err(Refused::from)?;
-    if outcome.gained_content {
-        blocking(ctx, move |ctx| Ok::<_, SaleError>(audit_fetch::mended(ctx, peer, &held)?)).await?;
+    if outcome.gained_content || audit_fetch::is_in_doubt(ctx, &peer) {
+        let told = move |ctx: &Context| {
+            if outcome.gained_content {
+                audit_fetch::mended(ctx, peer, &held)?;
+            }
+            Ok::<_, SaleError>(audit_fetch::reported(ctx, peer, &held)?)
+        };
+        blocking(ctx, told).await?;
     }
     let placements = placement::for_seeder(ctx, peer, now).await.map_err(Refused::from)?;
     Ok(MeshResponse::Placements(placements))

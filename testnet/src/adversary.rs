@@ -2,10 +2,12 @@
 //! seeder, and what comes back is told exactly, so that a demo or a test can show the named refusal.
 
 mod crook;
+mod liar;
 mod slander;
 mod taker;
 
 pub use crook::{Crook, CrookError, false_receipt};
+pub use liar::Liar;
 pub use slander::complain;
 pub use taker::take_and_never_acknowledge;
 

@@ -1,8 +1,9 @@
 //! Seeders are judged by what they send, and only the manager can judge: a client's complaint is a hint, since anybody can
 //! accuse a seeder. So the manager buys from the seeder itself, under a key that nobody has seen before, and looks. One that
-//! sends something else than the content is taken out of leases and placement until it passes again; one that was
-//! complained of falsely never hears of it. Now and then it looks without a hint.
+//! sends something else than the content, or goes on reporting a content that it does not serve, is taken out of leases and
+//! placement until it passes again; one that was complained of falsely never hears of it. Now and then it looks without a hint.
 
+mod doubts;
 mod errand;
 mod visit;
 
@@ -23,6 +24,7 @@ use crate::audit;
 use crate::context::{Context, now_ms};
 use crate::registry::is_here;
 use crate::tables::{HELD, SEEDERS};
+use doubts::Doubts;
 use visit::Verdict;
 
 /// Audits that wait; hints beyond that are passed over, since the clients' complaints are kept anyway.
@@ -34,7 +36,7 @@ const CONTENTS: usize = 1024;
 /// A seeder that failed is looked at again without a hint after so long, milliseconds.
 const AGAIN_MS: u64 = 60 * 60 * 1000;
 
-/// Seeders that sent something else than the content, and have not passed since.
+/// Seeders that sent something else than the content or did not serve what they report, and have not passed since.
 const FAILED: Table<PeerId, Failure> = Table::new("failed-audits");
 
 /// How a seeder failed.
@@ -44,7 +46,7 @@ pub(crate) struct Failure {
     pub(crate) at: u64,
     /// Digest of the signed manifest of the content.
     pub(crate) manifest: Digest,
-    /// In whose place something else came.
+    /// In whose place something else came, or that was not there.
     pub(crate) chunk: u32,
 }
 
@@ -88,6 +90,7 @@ struct Due {
 /// Whom to look at, and the counts.
 pub(crate) struct Audits {
     waiting: Mutex<Waiting>,
+    doubts: Doubts,
     wake: Notify,
     results: CounterBy<1>,
 }
@@ -102,7 +105,7 @@ struct Waiting {
 impl Audits {
     pub(crate) fn new(node: &NodeHandle) -> Self {
         let results = node.metrics().counter_by("audit_fetches", "Audit fetches, by what they found", ["result"]);
-        Audits { waiting: Mutex::default(), wake: Notify::new(), results }
+        Audits { waiting: Mutex::default(), doubts: Doubts::default(), wake: Notify::new(), results }
     }
 
     /// A hint that a seeder may send something else. Many hints of one content are one audit.
@@ -145,6 +148,25 @@ pub(crate) fn mended(ctx: &Context, peer: PeerId, held: &[Digest]) -> Result<(),
         ctx.audits.suspect(peer, failure.manifest, Some(failure.chunk));
     }
     Ok(())
+}
+
+/// A seeder reported what it holds. If it said lately that it does not hold one of these, it is asked for that again.
+pub(crate) fn reported(ctx: &Context, peer: PeerId, held: &[Digest]) -> Result<(), StoreError> {
+    let doubts = &ctx.audits.doubts;
+    let Some(manifest) = doubts.of(&peer) else { return Ok(()) };
+    if !ctx.registry.holds(&peer, &manifest)? {
+        doubts.settled(&peer, &manifest);
+    } else if held.contains(&manifest)
+        && let Some(chunk) = doubts.reported(&peer, &manifest)
+    {
+        ctx.audits.suspect(peer, manifest, Some(chunk));
+    }
+    Ok(())
+}
+
+/// Whether there is anything to do for [`reported`], which reads the tables.
+pub(crate) fn is_in_doubt(ctx: &Context, peer: &PeerId) -> bool {
+    ctx.audits.doubts.of(peer).is_some()
 }
 
 /// Starts the chore: one audit at a time.
@@ -228,8 +250,7 @@ async fn look(ctx: &Arc<Context>, due: Due) -> Result<(), StoreError> {
     let made = tokio::task::spawn_blocking(move || errand::make(&asking, peer, manifest, now_ms()));
     let errand = match made.await.map_err(|e| StoreError::Panicked(e.to_string()))? {
         Ok(Some(errand)) => errand,
-        // Revoked, or withdrawn since.
-        Ok(None) => return Ok(()),
+        Ok(None) => return no_word(ctx, peer, "it may not serve the content any more").await,
         Err(error) => {
             tracing::warn!(%peer, %error, "no audit");
             return Ok(());
@@ -237,9 +258,10 @@ async fn look(ctx: &Arc<Context>, due: Due) -> Result<(), StoreError> {
     };
     let verdict = Box::pin(visit::visit(ctx, &errand, peer, chunk)).await;
     ctx.audits.results.inc([verdict.name()]);
-    let at = now_ms();
     match verdict {
         Verdict::Passed { chunks } => {
+            let at = now_ms();
+            ctx.audits.doubts.settled(&peer, &manifest);
             let back = ctx.db.write(move |txn| {
                 // Of a seeder that failed with another content this says nothing.
                 if FAILED.get(txn, &peer)?.is_none_or(|failure| failure.manifest != manifest) {
@@ -261,33 +283,53 @@ async fn look(ctx: &Arc<Context>, due: Due) -> Result<(), StoreError> {
             }
         }
         Verdict::Failed { chunk } => {
-            tracing::error!(%peer, content = %manifest, chunk, "audit failed: the seeder sends something else than the content; out of leases and placement until it passes again");
-            ctx.db
-                .write(move |txn| {
-                    audit::note(
-                        txn,
-                        at,
-                        "audit-failed",
-                        peer,
-                        format!("chunk {chunk} of {manifest}: out of leases and placement"),
-                    )?;
-                    FAILED.put(txn, &peer, &Failure { at, manifest, chunk })
-                })
-                .await?;
-            // Its copies do not count any more.
-            ctx.placements.wake();
+            failed_with(ctx, peer, manifest, chunk, "sends something else than the content").await?
         }
-        Verdict::NoWord(why) => {
-            tracing::info!(%peer, why, "audit without a result");
-            // Not to be drawn again at once.
-            let put = move |txn: &store::WriteTransaction<'_>| match FAILED.get(txn, &peer)? {
-                Some(failure) => FAILED.put(txn, &peer, &Failure { at, ..failure }),
-                None => Ok::<_, StoreError>(()),
-            };
-            ctx.db.write(put).await?;
+        Verdict::NotHeld { chunk } => {
+            let holds = ctx.registry.holds(&peer, &manifest)?;
+            if holds && ctx.audits.doubts.answered(peer, manifest, chunk) {
+                failed_with(ctx, peer, manifest, chunk, "goes on reporting the content, and does not serve it").await?;
+            } else {
+                no_word(ctx, peer, "it says that it does not hold the content").await?;
+            }
         }
+        Verdict::NoWord(why) => no_word(ctx, peer, &why).await?,
     }
     Ok(())
+}
+
+/// Takes a seeder out of leases and placement.
+async fn failed_with(
+    ctx: &Context,
+    peer: PeerId,
+    manifest: Digest,
+    chunk: u32,
+    what: &'static str,
+) -> Result<(), StoreError> {
+    tracing::error!(%peer, content = %manifest, chunk, what, "audit failed: out of leases and placement until it passes again");
+    let at = now_ms();
+    ctx.db
+        .write(move |txn| {
+            let told = format!("it {what}, chunk {chunk} of {manifest}: out of leases and placement");
+            audit::note(txn, at, "audit-failed", peer, told)?;
+            FAILED.put(txn, &peer, &Failure { at, manifest, chunk })
+        })
+        .await?;
+    // Its copies do not count any more.
+    ctx.placements.wake();
+    Ok(())
+}
+
+/// An audit that says nothing of the seeder.
+async fn no_word(ctx: &Context, peer: PeerId, why: &str) -> Result<(), StoreError> {
+    tracing::info!(%peer, why, "audit without a result");
+    let at = now_ms();
+    // Not to be drawn again at once.
+    let put = move |txn: &store::WriteTransaction<'_>| match FAILED.get(txn, &peer)? {
+        Some(failure) => FAILED.put(txn, &peer, &Failure { at, ..failure }),
+        None => Ok::<_, StoreError>(()),
+    };
+    ctx.db.write(put).await
 }
 
 #[cfg(test)]
@@ -298,7 +340,7 @@ mod tests {
     fn many_hints_are_one_audit_and_one_seeder_is_left_alone_for_a_while() {
         let metrics = node::Metrics::new();
         let results = metrics.counter_by("x", "x", ["result"]);
-        let audits = Audits { waiting: Mutex::default(), wake: Notify::new(), results };
+        let audits = Audits { waiting: Mutex::default(), doubts: Doubts::default(), wake: Notify::new(), results };
         let (peer, other) = (PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
         let content = |n| Digest::from_bytes([n; 32]);
         let (pause, now) = (Duration::from_secs(60), Instant::now());

@@ -9,7 +9,7 @@ use node::{Node, NodeConfig, Protocol, Stream, Supervisor, read_message, write_m
 use protocol::deliver::{ClientMessage, Credential, SeederMessage};
 use protocol::fetching::{Session, SessionEvent, SessionTerms};
 use protocol::manifest::{SEGMENT_CHUNKS, Segment};
-use protocol::{ChunkSet, PeerAddrs, PeerId};
+use protocol::{ChunkSet, PeerAddrs, PeerId, RefusalCode};
 use rand::RngExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -32,6 +32,8 @@ pub(super) enum Verdict {
     Passed { chunks: u32 },
     /// In the place of this chunk came something else.
     Failed { chunk: u32 },
+    /// It says that it does not hold this chunk. What that is worth is in the books.
+    NotHeld { chunk: u32 },
     /// It could not be reached, or did not serve: no reason to judge it.
     NoWord(String),
 }
@@ -41,6 +43,7 @@ impl Verdict {
         match self {
             Verdict::Passed { .. } => "passed",
             Verdict::Failed { .. } => "failed",
+            Verdict::NotHeld { .. } => "not-held",
             Verdict::NoWord(_) => "no-word",
         }
     }
@@ -94,7 +97,10 @@ impl Visit<'_> {
             seeder: self.at.peer,
         };
         let mut session = Session::new(terms, None);
+        let chosen = self.choose();
         let (mut wanted, mut passed) = (ChunkSet::new(), 0);
+        // Of those that it is asked for.
+        let mut lacking = None;
         loop {
             let message: Option<SeederMessage> = read_message(&mut stream).await.map_err(|e| e.to_string())?;
             let message = message.ok_or("it closed the stream")?;
@@ -104,9 +110,10 @@ impl Visit<'_> {
                     say(&mut stream, &hello).await?;
                 }
                 SessionEvent::Welcomed { held } => {
-                    wanted = self.choose(&held);
+                    wanted = chosen.intersection(&held);
+                    lacking = chosen.difference(&held).iter().next();
                     if wanted.is_empty() {
-                        return Ok(Verdict::NoWord("it holds nothing of it".to_owned()));
+                        return Ok(Verdict::NotHeld { chunk: lacking.unwrap_or(0) });
                     }
                     // As every client that begins: first what the content is, then its chunks' values.
                     say(&mut stream, &ClientMessage::Meta { segment: None }).await?;
@@ -148,11 +155,18 @@ impl Visit<'_> {
                     }
                 }
                 SessionEvent::Manifest(_) | SessionEvent::Cancelled { .. } => {}
+                SessionEvent::Refused(refusal) if refusal.code == RefusalCode::ContentNotHeld => {
+                    let asked = wanted.iter().next().or_else(|| chosen.iter().next());
+                    return Ok(Verdict::NotHeld { chunk: asked.unwrap_or(0) });
+                }
                 SessionEvent::Refused(refusal) => return Ok(Verdict::NoWord(refusal.to_string())),
                 SessionEvent::Finished => {
                     // It may have gone already.
                     let _ = stream.shutdown().await;
-                    return Ok(Verdict::Passed { chunks: passed });
+                    return Ok(match lacking {
+                        Some(chunk) => Verdict::NotHeld { chunk },
+                        None => Verdict::Passed { chunks: passed },
+                    });
                 }
             }
         }
@@ -167,8 +181,8 @@ impl Visit<'_> {
         }
     }
 
-    /// A run around the chunk that was complained of, and one anywhere; of what the seeder says that it holds.
-    fn choose(&self, held: &ChunkSet) -> ChunkSet {
+    /// A run around the chunk that was complained of, and one anywhere.
+    fn choose(&self) -> ChunkSet {
         let manifest = &self.errand.manifest;
         let run = RUN.min(u32::try_from(MOST_BYTES / 2 / u64::from(manifest.chunk_size.max(1))).unwrap_or(RUN)).max(1);
         let mut chunks = ChunkSet::new();
@@ -178,7 +192,7 @@ impl Visit<'_> {
                 chunks.insert_range(start..end);
             }
         }
-        chunks.intersection(held)
+        chunks
     }
 
     /// Compared with what the origin has: the values of its own copy were checked against the manifest.

@@ -158,13 +158,13 @@ mod tests {
             }
         }
         assert_eq!(orders(&shop, says), (2, 2 * one), "once for each time, and twice at once at most");
-        report(&shop, says, true, false).await;
         // A day later once more, and then not for two days.
         let (span, now) = (shop.ctx.config.order_ms, now_ms());
         for (at, count) in [(span / 2, 2), (span + 1, 3), (2 * span, 3), (3 * span + 2, 4)] {
+            report(&shop, says, true, false).await;
+            report(&shop, says, false, true).await;
             crate::placement::repair(&shop.ctx, says, vec![shop.manifest], now + at).await.unwrap();
             assert_eq!(orders(&shop, says).0, count, "{at}");
-            report(&shop, says, true, false).await;
         }
         shop.close().await;
     }

@@ -12,7 +12,7 @@ use protocol::trust::{KeyPurpose, KeyState};
 use protocol::{ChunkSet, Digest, Keypair, NetworkId, Nonce, PeerAddrs, PeerId, Refusal, Signed, codec};
 use rand::RngExt;
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a crook's report did not reach the manager.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,12 @@ pub enum CrookError {
     /// Its node did not start.
     #[error(transparent)]
     Start(#[from] node::StartError),
+    /// Its node serves already, or stops.
+    #[error(transparent)]
+    Accept(#[from] node::AcceptError),
+    /// Its node stops.
+    #[error(transparent)]
+    Stopped(#[from] node::Stopped),
     /// The manager could not be asked.
     #[error(transparent)]
     Call(#[from] node::CallError),
@@ -146,6 +152,6 @@ pub fn false_receipt(
     })
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

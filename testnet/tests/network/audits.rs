@@ -1,8 +1,8 @@
 //! Who is judged by what: a seeder that sends something else is found, taken out, and back once it mended its disk; one that
-//! is slandered stays.
+//! is slandered stays; and one that reports what it does not have is no copy.
 
 use serde_json::{Value, json};
-use testnet::adversary::complain;
+use testnet::adversary::{Liar, complain};
 use testnet::{Client, Network, Plan, Terms, corrupt, until};
 
 use crate::{KIB, MIB, by_ticket, show_logs};
@@ -92,5 +92,36 @@ async fn seeders_are_looked_at_without_a_hint_too() {
     let looked = || async { (network.seeders[0].count("deliveries_begun") >= 1).then_some(()) };
     until("an audit by lot", looked).await.unwrap();
     assert_eq!(line_of(&network, 0).await["failed_audit"], Value::Null);
+    network.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_only_reported_does_not_count_for_ever() {
+    show_logs();
+    let plan = Plan::new(2)
+        .copies(1)
+        .manager(|config| (config.audit_ms, config.audit_pause_ms) = (300, 100))
+        // The copy is the first one's share, but for a thousandth.
+        .seeder(|number, config| config.capacity = if number == 0 { 1 << 40 } else { 1 << 30 });
+    let mut network = Network::start(plan).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
+    network.until_copies(product.product, 2).await.unwrap();
+    assert!(network.seeders[0].holds(1).await && !network.seeders[1].holds(1).await);
+    network.seeders[0].stop().await.unwrap();
+    let (key, manager) = (network.seeders[0].keypair().unwrap(), network.manager.at().unwrap());
+    let liar = Liar::start(key, manager, vec![product.manifest]).await.unwrap();
+    let failed = || async {
+        liar.report().await.unwrap();
+        (line_of(&network, 0).await["failed_audit"] != Value::Null).then_some(())
+    };
+    until("the failed audit", failed).await.unwrap();
+    let log = log_of(&network, 0).await;
+    assert_eq!(log.len(), 1, "{log:?}");
+    let client = network.client("client").await.unwrap();
+    let (_, ticket) = network.ticket(&client, product.product).await.unwrap();
+    assert!(!ticket.ticket.lease.peek().unwrap().sources.contains(&network.seeders[0].peer()));
+    // And the copy that there is to be is made by somebody else.
+    until("a true copy", || async { network.seeders[1].holds(1).await.then_some(()) }).await.unwrap();
+    liar.stop().await;
     network.stop().await.unwrap();
 }
