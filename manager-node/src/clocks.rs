@@ -27,6 +27,21 @@ struct Reading {
     at: u64,
 }
 
+/// The time that counts: this manager's, or that of most seeders where they agree that this one is wrong.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Right {
+    now: u64,
+    right: u64,
+    grace_ms: u64,
+}
+
+impl Right {
+    /// A seeder's clock that was so far from this one.
+    pub(crate) fn of_seeder(&self, offset: i64) -> ClockState {
+        ClockState::compare(self.now.saturating_add_signed(offset), self.right, self.grace_ms)
+    }
+}
+
 impl Clocks {
     /// Notes that the clock of `seeder` shows `theirs` when this one shows `now`.
     pub(crate) fn note(&self, seeder: PeerId, theirs: u64, now: u64) {
@@ -39,11 +54,11 @@ impl Clocks {
         readings.insert(seeder, Reading { offset, at: now });
     }
 
-    /// A seeder's clock that was so far from this one, by the time that counts: this manager's, or that of most seeders where
-    /// they agree that this one is wrong.
-    pub(crate) fn of_seeder(&self, offset: i64, now: u64, grace_ms: u64) -> ClockState {
-        let right = now.saturating_add_signed(self.state(now, grace_ms).off_by_ms().map_or(0, i64::saturating_neg));
-        ClockState::compare(now.saturating_add_signed(offset), right, grace_ms)
+    /// What clocks of seeders are compared with when this one shows `now`. All that are remembered are looked at for it: who
+    /// asks about many seeders asks for this once.
+    pub(crate) fn right(&self, now: u64, grace_ms: u64) -> Right {
+        let by_most = self.state(now, grace_ms).off_by_ms().map_or(0, i64::saturating_neg);
+        Right { now, right: now.saturating_add_signed(by_most), grace_ms }
     }
 
     /// This clock by the median of theirs: unknown while nobody has reported lately, or too few to contradict it.
@@ -101,14 +116,14 @@ mod tests {
     fn a_seeders_clock_is_judged_by_most_of_them_where_this_one_is_wrong() {
         let (clocks, now) = (Clocks::default(), 1_000_000 * MINUTE);
         let hours = |hours: i64| hours * 60 * i64::try_from(MINUTE).unwrap_or(0);
-        assert_eq!(clocks.of_seeder(hours(-2), now, GRACE), ClockState::Behind(120 * MINUTE));
-        assert_eq!(clocks.of_seeder(hours(2), now, GRACE), ClockState::Ahead(120 * MINUTE));
-        assert_eq!(clocks.of_seeder(1, now, GRACE), ClockState::Good);
+        assert_eq!(clocks.right(now, GRACE).of_seeder(hours(-2)), ClockState::Behind(120 * MINUTE));
+        assert_eq!(clocks.right(now, GRACE).of_seeder(hours(2)), ClockState::Ahead(120 * MINUTE));
+        assert_eq!(clocks.right(now, GRACE).of_seeder(1), ClockState::Good);
         for n in 1..=3 {
             clocks.note(PeerId::from_bytes([n; 32]), now + 120 * MINUTE, now);
         }
-        assert_eq!(clocks.of_seeder(hours(2), now, GRACE), ClockState::Good, "it is this one that is behind");
-        assert_eq!(clocks.of_seeder(0, now, GRACE), ClockState::Behind(120 * MINUTE));
+        assert_eq!(clocks.right(now, GRACE).of_seeder(hours(2)), ClockState::Good, "it is this one that is behind");
+        assert_eq!(clocks.right(now, GRACE).of_seeder(0), ClockState::Behind(120 * MINUTE));
     }
 
     #[test]

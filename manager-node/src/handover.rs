@@ -2,7 +2,7 @@
 //! go, and two seeders that ask at the same moment must not both be told that the other one has it. So it is decided here,
 //! in one transaction, and what cannot go yet is copied elsewhere first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -44,14 +44,15 @@ pub(crate) async fn release(
         .db
         .write(move |txn| {
             // Everybody else who is there, and the room of those who are given copies.
-            let mut room = HashMap::new();
+            let mut room = Vec::new();
             let mut standing = Standing::load(&looking, txn, now, |other, record| {
-                room.insert(other, record.free);
+                room.push((record.free, other));
             })?;
             standing.here.remove(&peer);
             standing.awaited.remove(&peer);
             let full = standing.letting_go();
-            room.retain(|other, _| *other != peer && !full.contains(other));
+            room.retain(|(_, other)| *other != peer && !full.contains(other));
+            let mut known = None;
             forget_given_up(txn, &peer, now)?;
             // Sold after the backup from which this manager came back, maybe: buyers may still have good leases for it.
             let keeps_unknown = looking.restored_at.is_some_and(|at| now < at.saturating_add(UNKNOWN_KEPT_MS))
@@ -70,6 +71,7 @@ pub(crate) async fn release(
                     continue;
                 }
                 let holders = HOLDERS.prefix(txn, digest, HOLDERS_COUNTED)?;
+                let has: HashSet<PeerId> = holders.iter().map(|((_, other), _)| *other).collect();
                 let mut serving: Vec<PeerId> = holders.into_iter().map(|((_, other), _)| other).collect();
                 let of_origin = usize::from(standing.origin && serving.iter().any(|other| Some(*other) == origin));
                 let of_seeders = serving.iter().filter(|other| standing.stands(other, digest)).count();
@@ -92,16 +94,13 @@ pub(crate) async fn release(
                     LEAVING.put(txn, &(peer, *digest), &LeavingRecord { asked_at: now })?;
                 }
                 let length = MANIFESTS.get(txn, digest)?.and_then(|signed| signed.peek().ok()).map_or(0, |m| m.length);
-                let (mut under_way, mut has_room) = (false, false);
-                for (other, free) in &room {
-                    let ordered = PENDING.contains(txn, &(*other, *digest))?;
-                    let has = HOLDERS.contains(txn, &(*digest, *other))?;
-                    under_way |= ordered;
-                    has_room |= !has && *free >= length;
-                }
+                let room = match &known {
+                    Some(room) => room,
+                    None => known.insert(Room::of(txn, std::mem::take(&mut room))?),
+                };
                 let because = match able {
                     0 => KeptBecause::NobodyElse,
-                    _ if under_way || has_room => KeptBecause::UnderWay,
+                    _ if room.has_or_takes(digest, length, &has) => KeptBecause::UnderWay,
                     _ => KeptBecause::NoRoom,
                 };
                 let copies = of_seeders + of_origin.min(usize::from(wanted == 0));
@@ -117,6 +116,37 @@ pub(crate) async fn release(
     }
     tracing::info!(%peer, asked, released = released.len(), "a seeder lets go of content");
     Ok((released, kept))
+}
+
+/// Where copies may still be made, for the questions of one seeder: it may ask about many contents, in a network of many
+/// seeders, and all else that is written waits for the answer. So the tables are looked into once and not for each pair.
+struct Room {
+    /// Who is given copies, the one with the most room first.
+    by_free: Vec<(u64, PeerId)>,
+    /// Contents that were ordered at one of them.
+    ordered: HashSet<Digest>,
+}
+
+impl Room {
+    fn of(txn: &impl Txn, mut by_free: Vec<(u64, PeerId)>) -> Result<Room, StoreError> {
+        let peers: HashSet<PeerId> = by_free.iter().map(|(_, peer)| *peer).collect();
+        by_free.sort_unstable_by(|a, b| b.cmp(a));
+        let mut ordered = HashSet::new();
+        PENDING.scan::<StoreError>(txn, .., |(peer, manifest), _| {
+            if peers.contains(&peer) {
+                ordered.insert(manifest);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Room { by_free, ordered })
+    }
+
+    /// Whether a copy of so many bytes is on its way, or may be made by somebody who does not have one: looks at no more
+    /// seeders than have one, and one more.
+    fn has_or_takes(&self, manifest: &Digest, length: u64, has: &HashSet<PeerId>) -> bool {
+        let fits = || self.by_free.iter().take_while(|(free, _)| *free >= length);
+        self.ordered.contains(manifest) || fits().any(|(_, peer)| !has.contains(peer))
+    }
 }
 
 /// Whether one more copy may go beside so many that serve, where so many are wanted.
@@ -197,4 +227,43 @@ pub(crate) fn is_leaving(txn: &impl Txn, peer: PeerId, manifest: &Digest, now: u
 /// Whether what a seeder last said then is still meant.
 pub(crate) fn still_meant(said_at: u64, now: u64) -> bool {
     now.saturating_sub(said_at) <= STILL_MEANT_MS
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::TransactionId;
+    use store::Db;
+
+    use super::*;
+    use crate::tables::OrderRef;
+
+    #[tokio::test]
+    async fn what_is_on_its_way_or_has_a_place_is_known_without_a_look_for_each_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("m.redb"), store::Options::new(1)).unwrap();
+        let peer = |n: u8| PeerId::from_bytes([n; 32]);
+        let content = |n: u8| Digest::from_bytes([n; 32]);
+        let order = OrderRef { order: TransactionId::new(1, [0; 10]) };
+        db.write(move |txn| {
+            PENDING.put(txn, &(peer(3), content(1)), &order)?;
+            // At one that is given nothing.
+            PENDING.put(txn, &(peer(9), content(2)), &order)
+        })
+        .await
+        .unwrap();
+        let room = db.read(|txn| Room::of(txn, vec![(5, peer(1)), (50, peer(2)), (20, peer(3))])).unwrap();
+        let asked = |n: u8, length: u64, has: &[u8]| {
+            room.has_or_takes(&content(n), length, &has.iter().map(|n| peer(*n)).collect())
+        };
+        assert!(asked(1, 100, &[]), "it is on its way");
+        assert_eq!([50, 51].map(|length| asked(2, length, &[])), [true, false]);
+        assert_eq!(
+            [20, 21].map(|length| asked(2, length, &[2])),
+            [true, false],
+            "who has the most room has it already"
+        );
+        assert_eq!([5, 6].map(|length| asked(2, length, &[2, 3])), [true, false]);
+        assert!(!asked(2, 0, &[1, 2, 3]));
+    }
 }

@@ -11,7 +11,7 @@ use protocol::{Digest, PeerAddrs, PeerId};
 use store::{Db, Mark, StoreError, Txn, WriteTransaction};
 use tokio::sync::watch;
 
-use crate::clocks::{self, Clocks};
+use crate::clocks::{self, Clocks, Right};
 use crate::handover;
 use crate::sources;
 use crate::tables::{
@@ -203,7 +203,8 @@ impl Registry {
         let origin = self.origin();
         let mut found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
         // By such a clock no lease of now is good; and who leaves turns everybody away.
-        found.retain(|(peer, _)| !self.clock_of(peer, now).is_off() && !self.leaves(peer));
+        let right = self.right_time(now);
+        found.retain(|(peer, _)| !self.clock_by(peer, right).is_off() && !self.leaves(peer));
         let full = |peer: &PeerId| self.lock_said().get(peer).is_some_and(Said::is_full);
         let found = found.into_iter().map(|(peer, record)| (full(&peer), peer, record)).collect();
         let mut sources = sources::spread(found, limit.saturating_sub(usize::from(origin.is_some())));
@@ -217,8 +218,18 @@ impl Registry {
 
     /// A seeder's clock by its last report since the start: one that is off refuses everybody.
     pub(crate) fn clock_of(&self, peer: &PeerId, now: u64) -> ClockState {
+        self.clock_by(peer, self.right_time(now))
+    }
+
+    /// The same for who asks about many: see [`Registry::right_time`].
+    pub(crate) fn clock_by(&self, peer: &PeerId, right: Right) -> ClockState {
         let offset = self.lock_said().get(peer).and_then(|said| said.offset);
-        offset.map_or(ClockState::Unknown, |offset| self.clocks.of_seeder(offset, now, self.clock_grace_ms))
+        offset.map_or(ClockState::Unknown, |offset| right.of_seeder(offset))
+    }
+
+    /// By what time clocks of seeders are judged now.
+    pub(crate) fn right_time(&self, now: u64) -> Right {
+        self.clocks.right(now, self.clock_grace_ms)
     }
 
     /// Bytes that a seeder takes beyond the copies that there have to be, by its last report since the start.

@@ -53,6 +53,7 @@ impl Standing {
             starting(config.seeder_lost_ms) && is_heard(last, ctx.registry.listened_until(), config.seeder_lost_ms)
         };
         let come_back_ms = config.seeder_away_ms.saturating_add(COME_BACK_MS);
+        let right = ctx.registry.right_time(now);
         let mut standing = Standing { leaving: handover::leaving(txn, now)?, ..Standing::default() };
         SEEDERS.scan::<StoreError>(txn, .., |peer, record| {
             let is_here = is_heard(record.last_report, now, config.seeder_away_ms) && !stopped.contains(&peer);
@@ -61,7 +62,7 @@ impl Standing {
                 return Ok(ControlFlow::Continue(()));
             }
             let serves = !failed.contains(&peer)
-                && !ctx.registry.clock_of(&peer, now).is_off()
+                && !ctx.registry.clock_by(&peer, right).is_off()
                 && !ctx.revocations.with(|revoked| revoked.has_peer(&peer));
             let heard = is_heard(record.last_report, now, config.seeder_lost_ms) || was_heard(record.last_report);
             if serves && heard {
