@@ -277,3 +277,56 @@ fn names(dir: &Path) -> BTreeSet<&'static str> {
     let theirs = ["manager.redb", "merchant.redb", "root.key", "next-root.key", "keys", "key-set", "restores"];
     theirs.into_iter().filter(|name| dir.join(name).symlink_metadata().is_ok()).collect()
 }
+
+#[test]
+fn keys_that_were_changed_after_the_backup_are_replaced_by_one_rotation_signed_where_the_root_key_is() {
+    let mut network = network();
+    let goods = network.path("goods.bin");
+    fs::write(&goods, bytes(7, 150_000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let seeder = network.seeders_in("seeder-1").remove(0);
+    let root = network.path("root-key-elsewhere");
+    fs::rename(network.path("manager").join("root.key"), &root).unwrap();
+    let sold = network.buy(&product, "sold");
+    let file = network.path("yesterday");
+    network.of("manager", args!["backup", "-o", &file]).ok();
+    for purpose in ["receipt-sealing", "ticket"] {
+        network.of("manager", args!["keys", "rotate", purpose, "--root-key", &root]).ok();
+    }
+    let followed = |network: &Network, version: u64| {
+        until("the seeder having the key set, and no other of its number", || {
+            let status = network.of("seeder-1", args!["status"]).ok();
+            (status["key_set_version"] == version && status["fork"].is_null()).then_some(())
+        });
+    };
+    followed(&network, 3);
+    sold.fetch(&network.path("out-sold"));
+    let before = network.settled(&sold.transaction);
+
+    network.daemons.remove("manager").unwrap().kill();
+    fs::remove_dir_all(network.path("manager")).unwrap();
+    network.of("manager", args!["restore", &file]).ok();
+    network.run_role("manager");
+    let told = until("the manager being shown the key set", || {
+        let status = network.of("manager", args!["status"]).ok();
+        (status["key_set_version"] == 3).then_some(status)
+    });
+    assert_eq!(told["keys_missing"], serde_json::json!(["ticket", "receipt-sealing"]), "{told}");
+    assert!(text(&told, "trouble").contains("willcall manager keys rotate ticket"), "{told}");
+
+    let (request, signed) = (network.path("request"), network.path("signed"));
+    let rotated = network.of("manager", args!["keys", "rotate", "ticket", "--request", &request]).ok();
+    assert_eq!((&rotated["version"], &rotated["lost"][0]), (&4.into(), &"receipt-sealing".into()), "{rotated}");
+    run(args!["manager", "keys", "sign", &request, "--root-key", &root, "-o", &signed]).ok();
+    network.of("manager", args!["keys", "install", &signed]).ok();
+    followed(&network, 4);
+    assert_eq!(network.of("manager", args!["status"]).ok()["trouble"], Value::Null);
+    // The seeder's receipts are sealed anew; the origin's died with the folder.
+    let again = network.settled(&sold.transaction);
+    assert_eq!(counted(&again, &seeder), counted(&before, &seeder), "{again}");
+    let later = network.buy(&product, "later");
+    let (_, arrived) = later.fetch(&network.path("out-later"));
+    same(&goods, &arrived);
+    network.settled(&later.transaction);
+    network.assert_books();
+}
