@@ -174,10 +174,11 @@ fn changed(
     margin_ms: u64,
 ) -> Result<(KeySet, RotateReport), RotateError> {
     let mut set = trust.key_set().clone();
-    // What is dead says nothing any more; but a purchase names the key of its transaction data for as long as it is kept.
+    // What is dead says nothing any more; but a purchase names the key of its transaction data for as long as it is kept, and
+    // by the heartbeats that seeders keep the audit log is verified years later.
     set.keys.retain(|entry| {
         let dead = matches!(entry.state, KeyState::Retiring { dead_after, .. } if dead_after < now);
-        !dead || entry.purpose == KeyPurpose::Ticket
+        !dead || matches!(entry.purpose, KeyPurpose::Ticket | KeyPurpose::Revocation)
     });
     if set.keys.len() >= KeySet::MAX_KEYS {
         return Err(RotateError::Full);
@@ -287,12 +288,14 @@ pub fn sign_handover(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
     use crate::keys::ManagerKeys;
     use protocol::manifest::{KeyPolicy, Manifest};
+    use protocol::trust::{AuditHead, Heartbeat};
     use protocol::{ContentId, Digest, RefusalCode};
+    use serde_json::json;
 
     #[test]
     fn a_retired_key_signs_no_more_and_a_stolen_one_never_did() {
@@ -335,5 +338,45 @@ mod tests {
 
         let error = rotate(&dir, &dir.join("key"), None, KeyPurpose::Ticket, OldKey::Revoke).unwrap_err();
         assert!(matches!(error, RotateError::WrongRoot { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_the_log_is_verified_by_outlives_the_key_that_signed_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("m");
+        let made = crate::init(&dir, crate::InitOptions::default()).unwrap();
+        let (keys, trust) = ManagerKeys::load(&dir, 0).unwrap();
+        let head = AuditHead { number: 7, digest: Digest::from_bytes([7; 32]) };
+        let heartbeat = Heartbeat {
+            network: trust.network(),
+            at: now_ms(),
+            epoch: 0,
+            key_set_version: 1,
+            key_set: trust.signed_key_set().digest(),
+            restore: 0,
+            audit: Some(head),
+        };
+        let signed = keys.sign(KeyPurpose::Revocation, &heartbeat);
+        let retire = OldKey::Retire { good_for_ms: 1000 };
+        rotate(&dir, &made.root_key, None, KeyPurpose::Revocation, retire).unwrap();
+        rotate(&dir, &made.root_key, None, KeyPurpose::Settlement, retire).unwrap();
+        let trust = load_key_set(&dir, 0).unwrap();
+        // Long after both are dead, another key is replaced.
+        let change = Change::Rotate { purpose: KeyPurpose::Catalogue, old: retire };
+        let (set, _) = next_set(&dir, &trust, change, now_ms() + 60_000, 0).unwrap();
+        let of = |purpose| set.keys.iter().filter(|entry| entry.purpose == purpose).count();
+        assert_eq!((of(KeyPurpose::Revocation), of(KeyPurpose::Settlement)), (2, 1));
+        let set = Signed::sign(&set, &node::load_key(&made.root_key, None).unwrap());
+        let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+        let lines = [
+            json!({"version": 4, "key_set": hex(&codec::encode(&set))}),
+            json!({
+                "number": head.number, "digest": head.digest, "at": heartbeat.at, "restore": 0,
+                "heartbeat": hex(&codec::encode(&signed)),
+            }),
+        ];
+        let text = lines.map(|line| line.to_string()).join("\n");
+        let heads = crate::read_heads(&[("heads".to_owned(), text)], Some(trust.root())).unwrap();
+        assert_eq!((heads.len(), heads[0].standing), (1, crate::Standing::Proven));
     }
 }

@@ -12,6 +12,7 @@ use crate::document;
 use crate::ids::{Digest, NetworkId, PeerId};
 use crate::refusal::{Refusal, RefusalCode};
 use crate::signed::Signed;
+use crate::trust::KeySet;
 
 /// The root key's word that another key takes its place.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -55,4 +56,23 @@ pub fn root_after(first: &PeerId, handovers: &[Signed<RootHandover>]) -> Result<
         root = handover.root;
     }
     Ok(root)
+}
+
+/// The handovers of a newer key set that an older one does not have yet.
+pub(crate) fn handovers_after<'a>(older: &KeySet, newer: &'a KeySet) -> Result<&'a [Signed<RootHandover>], Refusal> {
+    newer.handovers.strip_prefix(older.handovers.as_slice()).ok_or_else(|| {
+        let detail = format!("key set {} is signed by a root key that was replaced", newer.version);
+        Refusal::new(RefusalCode::KeyRetired, detail)
+    })
+}
+
+/// May the root key that signed `newer` follow the one that signed `held`?
+pub(crate) fn check_next(held: &KeySet, newer: &KeySet) -> Result<(), Refusal> {
+    match (handovers_after(held, newer)?.first(), held.next_root) {
+        (Some(next), Some(named)) if commitment(&next.peek()?.root) != named => {
+            let detail = "the root key goes to another key than the one that was named for it";
+            Err(Refusal::new(RefusalCode::BadManagerSignature, detail))
+        }
+        _ => Ok(()),
+    }
 }

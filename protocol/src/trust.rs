@@ -292,7 +292,7 @@ impl Trust {
         if keys.version < self.keys.version {
             return Ok(Update::NotNewer);
         }
-        self.check_root(&keys)?;
+        root::check_next(&self.keys, &keys)?;
         self.signed = signed;
         self.keys = keys;
         Ok(Update::Taken)
@@ -311,26 +311,10 @@ impl Trust {
         if keys.issued_at >= self.keys.issued_at {
             return Ok(Update::NotNewer);
         }
-        self.check_root(&keys)?;
+        root::check_next(&self.keys, &keys)?;
         self.signed = signed;
         self.keys = keys;
         Ok(Update::Taken)
-    }
-
-    /// May the root key that signed `newer` follow the one that signed the key set held?
-    fn check_root(&self, newer: &KeySet) -> Result<(), Refusal> {
-        let held = &self.keys.handovers;
-        let Some(more) = newer.handovers.strip_prefix(held.as_slice()) else {
-            let detail = format!("key set {} is signed by a root key that was replaced", newer.version);
-            return Err(Refusal::new(RefusalCode::KeyRetired, detail));
-        };
-        match (more.first(), self.keys.next_root) {
-            (Some(next), Some(named)) if root::commitment(&next.peek()?.root) != named => {
-                let detail = "the root key goes to another key than the one that was named for it";
-                Err(Refusal::new(RefusalCode::BadManagerSignature, detail))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Can both key sets be of one network's history? Each was checked by itself before.
@@ -339,10 +323,15 @@ impl Trust {
     /// `key-retired` for two of one version, or a newer one by a root key that was replaced; `bad-manager-signature` when
     /// the root key goes to another than the one that was named.
     pub(crate) fn check_beside(&self, other: &Trust) -> Result<(), Refusal> {
-        match self.keys.version.cmp(&other.keys.version) {
-            Ordering::Less => self.check_root(&other.keys),
-            Ordering::Greater => other.check_root(&self.keys),
-            Ordering::Equal => Err(self.second()),
+        let (older, newer) = match self.keys.version.cmp(&other.keys.version) {
+            Ordering::Less => (&self.keys, &other.keys),
+            Ordering::Greater => (&other.keys, &self.keys),
+            Ordering::Equal => return Err(self.second()),
+        };
+        match older.version.checked_add(1) == Some(newer.version) {
+            true => root::check_next(older, newer),
+            // A set between them may have named another root key.
+            false => root::handovers_after(older, newer).map(drop),
         }
     }
 

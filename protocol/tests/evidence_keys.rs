@@ -163,6 +163,13 @@ fn key_sets_that_cannot_be_of_one_history_are_not_both_taken() {
     let handed = after(4, &next);
     assert_eq!(bad(&[handed.clone(), named.clone()]), Vec::<String>::new());
     assert_eq!(bad(&[named.clone(), handed.clone()]), Vec::<String>::new());
+    // Another one was named in between, whatever the order and whether that set is in the file.
+    let renamed = KeySet { next_root: Some(commitment(&thief.peer_id())), ..set_of(TICKET, 2, NOW - DAY, ACTIVE) };
+    let renamed = Signed::sign(&renamed, &root());
+    for sets in [&[&handed, &named, &renamed][..], &[&renamed, &handed, &named], &[&handed, &renamed]] {
+        let sets: Vec<_> = sets.iter().map(|set| (*set).clone()).collect();
+        assert_eq!(bad(&sets), Vec::<String>::new());
+    }
     // By the root key that was replaced, in the time after it; by one that was never named; and a fork of the handover.
     let replaced = set(5, NOW - DAY, ACTIVE);
     for (sets, why) in [
