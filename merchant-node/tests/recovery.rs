@@ -170,6 +170,37 @@ async fn an_order_that_cannot_be_reserved_expires() {
     market.manager.down().await;
 }
 
+/// The shop's folder is put back from a backup in which the order is not sold yet, and its time is over since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sold_after_the_backup_is_not_let_go_because_its_time_is_over() {
+    let mut market = Market::new().await;
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    market.manager.down().await;
+    let pending = shop.post("k", &body(&market.manager, "cash", "a")).await;
+    assert_eq!(pending.status, 202);
+    shop.at_stage(&market.dir, &pending.id(), "authorised").await;
+    shop.stop().await;
+    let (store, backup) = (market.dir.path().join("merchant.redb"), market.dir.path().join("before"));
+    std::fs::copy(&store, &backup).unwrap();
+    market.manager.up().await;
+    let shop = market.open().await;
+    shop.at_stage(&market.dir, &pending.id(), "done").await;
+    shop.stop().await;
+
+    std::fs::copy(&backup, &store).unwrap();
+    market.config.pending_ms = 0;
+    let shop = market::Shop::of(market.start().await);
+    shop.at_stage(&market.dir, &pending.id(), "done").await;
+    assert_eq!(market.cash.states(), ["captured"], "the manager wants its price");
+    assert_eq!((market.manager.reservations(), market.manager.refund_calls()), (1, 0));
+    shop.stop().await;
+    market.manager.down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ports_are_kept_and_a_folder_has_one_merchant() {
     let market = Market::new().await;

@@ -107,11 +107,10 @@ impl Shop {
         }
     }
 
-    /// Steps 4 to 6. The manager may have reserved before: it answers the same again.
+    /// Steps 4 to 6. The manager may have reserved before: it answers the same again. It may have released, too, if this node
+    /// came back from a backup: it is asked before an order is let go whose time is over.
     async fn reserve(&self, mut order: Order, now: u64) -> Result<Next, Pause> {
-        if self.too_late(&order, now) {
-            return Ok(order.failing(Stage::Expired, late()).into());
-        }
+        let too_late = self.too_late(&order, now);
         let request = Reserve {
             order: order.id.to_string(),
             body: order.body(),
@@ -124,6 +123,7 @@ impl Shop {
         let (data, expires_at) = match self.link.sales(SalesRequest::Reserve(request)).await {
             Ok(SalesResponse::Reserved { data, expires_at }) => (data, expires_at),
             Ok(_) => return Err(unexpected()),
+            Err(_) if too_late => return Ok(order.failing(Stage::Expired, late()).into()),
             Err(error) => return self.refused(order, error),
         };
         let me = self.me();
@@ -135,6 +135,16 @@ impl Shop {
                 return Ok(order.failing(Stage::Cancelled, Failure::untrusted(&refusal)).into());
             }
         };
+        if too_late {
+            let state = self.state_of(transaction).await?;
+            if state.is_none_or(|state| state == TransactionState::Reserved || is_over(state)) {
+                // One that is not taken back expires.
+                let cancelled = self.link.sales(SalesRequest::Cancel { transaction }).await;
+                tracing::info!(order = %order.id, cancelled = cancelled.is_ok(), "its time is over, and it was not sold");
+                return Ok(order.failing(Stage::Expired, late()).into());
+            }
+            tracing::warn!(order = %order.id, %transaction, "sold before this node came back from a backup: it goes on");
+        }
         tracing::info!(step = 4, transaction = %transaction, order = %order.id, "reservation request to the manager");
         tracing::info!(step = 6, transaction = %transaction, order = %order.id, expires_at, "transaction data came");
         let endorsement = Endorsement {
