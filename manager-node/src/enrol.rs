@@ -80,7 +80,7 @@ pub(crate) async fn merchant(
     let now = now_ms();
     if let Some(record) = ctx.registry.merchant(&peer).map_err(Refused::from)?
         && let Ok(cert) = record.cert.peek()
-        && !is_due(now, cert.from, cert.until)
+        && !cert.is_due(&record.cert.signer(), &ctx.trust(), now)
     {
         return Ok(record.cert);
     }
@@ -124,7 +124,7 @@ pub(crate) async fn seeder(
     let now = now_ms();
     if let Some(record) = ctx.registry.seeder(&peer).map_err(Refused::from)?
         && let Ok(cert) = record.cert.peek()
-        && !is_due(now, cert.from, cert.until)
+        && !cert.is_due(&record.cert.signer(), &ctx.trust(), now)
     {
         return Ok(record.cert);
     }
@@ -163,11 +163,6 @@ pub(crate) async fn seeder(
         .await?;
     tracing::info!(%peer, name = document.name, capacity, "seeder enrolled");
     Ok(answer)
-}
-
-/// A certificate is made anew in the last quarter of its time.
-fn is_due(now: u64, from: u64, until: u64) -> bool {
-    until.saturating_sub(now) < until.saturating_sub(from) / 4
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {

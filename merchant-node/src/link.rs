@@ -36,6 +36,8 @@ const MAX_TITLE: usize = 200;
 const FRESH_MS: u64 = 1000;
 /// How long somebody who looks at the products waits for a newer catalogue.
 const FRESH_WAIT: Duration = Duration::from_secs(2);
+/// A certificate that holds is asked for anew no more often than this.
+const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
 /// An unknown product makes the catalogue be fetched at once, but no more often than this: who asks sooner waits.
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
 
@@ -119,7 +121,10 @@ pub(crate) struct Link {
     call: Duration,
     grace_ms: u64,
     trust: RwLock<Option<Arc<Trust>>>,
-    certificate: RwLock<Option<MerchantCert>>,
+    /// With whose key signed it.
+    certificate: RwLock<Option<(PeerId, MerchantCert)>>,
+    /// When another certificate was last asked for in vain.
+    not_renewed: Mutex<Option<Instant>>,
     catalogue: RwLock<Arc<Catalogue>>,
     contact: Mutex<Contact>,
     reachable: watch::Sender<Option<bool>>,
@@ -150,8 +155,8 @@ impl Link {
         // Stored keys were verified when they came; a changed join line makes them void.
         let trust = keys.and_then(|signed| Trust::new(join.root, signed, config.clock_grace_ms).ok());
         let me = node.peer_id();
-        let certificate = certificate.and_then(|signed| signed.peek().ok());
-        let certificate = certificate.filter(|c| c.merchant == me && c.network == join.network());
+        let certificate = certificate.and_then(|signed| Some((signed.signer(), signed.peek().ok()?)));
+        let certificate = certificate.filter(|(_, c)| c.merchant == me && c.network == join.network());
         let revoked = revoked.filter(|revoked| revoked.network == join.network()).map(|revoked| revoked.why);
         let products = products.into_iter().map(|(id, stored)| (id, stored.0)).collect();
         Ok(Link {
@@ -163,6 +168,7 @@ impl Link {
             grace_ms: config.clock_grace_ms,
             trust: RwLock::new(trust.map(Arc::new)),
             certificate: RwLock::new(certificate),
+            not_renewed: Mutex::default(),
             catalogue: RwLock::new(Arc::new(Catalogue { products, fetched_at: 0 })),
             contact: Mutex::new(Contact { revoked, ..Contact::default() }),
             reachable: watch::Sender::new(None),
@@ -176,7 +182,7 @@ impl Link {
     }
 
     pub(crate) fn certificate(&self) -> Option<MerchantCert> {
-        read(&self.certificate)
+        read(&self.certificate).map(|(_, certificate)| certificate)
     }
 
     pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
@@ -343,11 +349,36 @@ impl Link {
         Ok(())
     }
 
-    /// Uses the invitation, unless that was done before.
+    /// Uses the invitation, unless that was done before, and gets another certificate when it is time.
     async fn enrol(&self) -> Result<(), RefreshError> {
-        if self.certificate().is_some() {
+        let (held, trust, now) = (read(&self.certificate), self.trust(), now_ms());
+        let (Some((signer, certificate)), Some(trust)) = (held, trust) else { return self.ask_certificate().await };
+        if !certificate.is_due(&signer, &trust, now) {
             return Ok(());
         }
+        let holds = certificate.holds_until(&signer, &trust) > now;
+        {
+            let mut failed = self.not_renewed.lock().unwrap_or_else(PoisonError::into_inner);
+            if holds && failed.is_some_and(|at| at.elapsed() < RENEW_EVERY) {
+                return Ok(());
+            }
+            *failed = Some(Instant::now());
+        }
+        match self.ask_certificate().await {
+            Ok(()) => {
+                *self.not_renewed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Ok(())
+            }
+            // What is held is good for a while yet.
+            Err(RefreshError::Ask { source, .. }) if holds => {
+                tracing::warn!(%source, "the certificate could not be renewed");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_certificate(&self) -> Result<(), RefreshError> {
         let failed = |source| RefreshError::Ask { what: "enrolment", source };
         let Some(invitation) = &self.join.invitation else {
             let refusal = Refusal::new(RefusalCode::BadInvitation, "the join line in config.toml carries none");
@@ -359,12 +390,12 @@ impl Link {
         };
         let untrusted = |source| RefreshError::Untrusted { what: "the certificate", source };
         let trust = self.trust().ok_or_else(|| failed(AskError::Away("the network's keys are missing".to_owned())))?;
-        let me = self.node.peer_id();
+        let (me, signer) = (self.node.peer_id(), signed.signer());
         let certificate =
             MerchantCert::check(&signed, &me, &trust, &RevocationState::default(), now_ms()).map_err(untrusted)?;
         self.db.write(move |txn| CERTIFICATE.put(txn, &(), &signed)).await?;
         tracing::info!(name = %certificate.name, until = certificate.until, "enrolled as a merchant");
-        set(&self.certificate, Some(certificate));
+        set(&self.certificate, Some((signer, certificate)));
         Ok(())
     }
 

@@ -64,7 +64,9 @@ impl Shop {
         } else if let Some(until) = self.link.certificate().map(|certificate| certificate.until)
             && until < now_ms()
         {
-            reasons.push("this merchant's certificate has ended: ask the manager's operator for a new one".to_owned());
+            reasons.push(
+                "this merchant's certificate has ended, and the manager has not given it another one yet".to_owned(),
+            );
         }
         if let Some(why) = self.link.revoked() {
             reasons.push(format!("revoked: the manager sells nothing through this merchant any more ({why})"));

@@ -7,7 +7,7 @@ use crate::document;
 use crate::ids::{NetworkId, PeerId};
 use crate::refusal::{Refusal, RefusalCode};
 use crate::signed::Signed;
-use crate::trust::{KeyPurpose, RevocationState, Trust};
+use crate::trust::{KeyPurpose, KeyState, RevocationState, Trust};
 
 /// The right to sell, signed for enrolment.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -64,9 +64,30 @@ impl SeederCert {
         trust.check_time("certificate", cert.from, cert.until, now)?;
         Ok(cert)
     }
+
+    /// Until when this certificate holds that `signer` signed: to its end, or for as long as that key's word counts. 0 where
+    /// the key is void.
+    pub fn holds_until(&self, signer: &PeerId, trust: &Trust) -> u64 {
+        holds_until(self.from, self.until, signer, trust)
+    }
+
+    /// Is it time for another? It is in the last quarter of its time, and earlier where the key under it counts no longer.
+    pub fn is_due(&self, signer: &PeerId, trust: &Trust, now: u64) -> bool {
+        self.holds_until(signer, trust).saturating_sub(now) < self.until.saturating_sub(self.from) / 4
+    }
 }
 
 impl MerchantCert {
+    /// As [`SeederCert::holds_until`].
+    pub fn holds_until(&self, signer: &PeerId, trust: &Trust) -> u64 {
+        holds_until(self.from, self.until, signer, trust)
+    }
+
+    /// As [`SeederCert::is_due`].
+    pub fn is_due(&self, signer: &PeerId, trust: &Trust, now: u64) -> bool {
+        self.holds_until(signer, trust).saturating_sub(now) < self.until.saturating_sub(self.from) / 4
+    }
+
     /// Checks a certificate shown by the peer `shown_by`; errors as [`SeederCert::check`].
     ///
     /// # Errors
@@ -82,6 +103,16 @@ impl MerchantCert {
         check_holder(cert.network, &cert.merchant, shown_by, trust, revoked)?;
         trust.check_time("certificate", cert.from, cert.until, now)?;
         Ok(cert)
+    }
+}
+
+fn holds_until(from: u64, until: u64, signer: &PeerId, trust: &Trust) -> u64 {
+    let keys = &trust.key_set().keys;
+    let entry = keys.iter().find(|entry| entry.purpose == KeyPurpose::Enrolment && entry.key == *signer);
+    match entry.map(|entry| entry.state) {
+        Some(KeyState::Active) => until,
+        Some(KeyState::Retiring { not_issued_after, dead_after }) if from <= not_issued_after => until.min(dead_after),
+        _ => 0,
     }
 }
 

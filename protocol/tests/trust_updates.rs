@@ -15,8 +15,8 @@ mod world;
 use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::replication::ReplicationOrder;
 use protocol::trust::{
-    DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, Moved, RevocationEpoch, RevocationState, Revocations, Trust,
-    Update, check_time,
+    DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, KeyState, Moved, RevocationEpoch, RevocationState,
+    Revocations, Trust, Update, check_time,
 };
 use protocol::{Digest, NetworkId, RefusalCode, Signed};
 use world::samples::{heartbeat, mark, merchant_cert, order, seeder_cert};
@@ -253,4 +253,31 @@ fn time_is_judged_with_the_grace_at_both_ends_and_never_overflows() {
         let result = check_time("thing", from, until, now, grace).map_err(|r| r.code);
         assert_eq!(result.err(), expected, "{from} {until} {now}");
     }
+}
+
+#[test]
+fn a_certificate_holds_no_longer_than_the_word_of_the_key_that_signed_it() {
+    let (cert, by) = (seeder_cert(), network_key(KeyPurpose::Enrolment).peer_id());
+    let with = |state: KeyState| {
+        let mut set = trust().key_set().clone();
+        set.version += 1;
+        set.keys.iter_mut().filter(|entry| entry.key == by).for_each(|entry| entry.state = state);
+        let mut trust = trust();
+        trust.update(Signed::sign(&set, &root())).unwrap();
+        trust
+    };
+    let merchant = MerchantCert { from: cert.from, until: cert.until, ..merchant_cert() };
+    let holds = |state| {
+        let trust = with(state);
+        assert_eq!(merchant.holds_until(&by, &trust), cert.holds_until(&by, &trust));
+        (cert.holds_until(&by, &trust), cert.is_due(&by, &trust, NOW))
+    };
+    assert_eq!(holds(KeyState::Active), (cert.until, false));
+    let retiring = |not_issued_after, dead_after| KeyState::Retiring { not_issued_after, dead_after };
+    assert_eq!(holds(retiring(cert.from, u64::MAX)), (cert.until, false));
+    assert_eq!(holds(retiring(cert.from, NOW + 1)), (NOW + 1, true));
+    assert_eq!(holds(retiring(cert.from - 1, u64::MAX)), (0, true));
+    assert_eq!(holds(KeyState::Revoked), (0, true));
+    assert_eq!(cert.holds_until(&stranger().peer_id(), &trust()), 0);
+    assert!(cert.is_due(&by, &trust(), cert.until - 1));
 }

@@ -92,7 +92,14 @@ async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) ->
         return Ok(Verdict::Pass);
     }
     let taken = match news {
-        News::KeySet(signed) => seeder.network.take_key_set(signed).await,
+        News::KeySet(signed) => {
+            let taken = seeder.network.take_key_set(signed).await;
+            // It may have made this seeder's certificate void: without another one it serves nobody.
+            if matches!(taken, Ok(Update::Taken)) && seeder.network.certificate(now_ms()).is_err() {
+                seeder.wake.sync.notify_one();
+            }
+            taken
+        }
         News::Epoch(signed) => seeder.network.take_epoch(signed).await,
         News::Heartbeat(signed) => {
             let taken = seeder.network.take_heartbeat(signed).await;

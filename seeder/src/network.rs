@@ -198,6 +198,13 @@ impl Network {
         self.view().certificate.as_ref().map(|(_, cert)| cert.until)
     }
 
+    /// Until when the certificate holds: to its end, or for as long as the key counts that signed it.
+    pub(crate) fn certificate_holds_until(&self) -> Option<u64> {
+        let view = self.view();
+        let (signed, cert) = view.certificate.as_ref()?;
+        Some(view.trust.as_ref().map_or(0, |trust| cert.holds_until(&signed.signer(), trust)))
+    }
+
     /// This seeder's certificate, if it may serve now.
     ///
     /// # Errors
@@ -210,6 +217,11 @@ impl Network {
         };
         if view.revoked.has_peer(&self.me) {
             return Err(Refusal::new(RefusalCode::Revoked, "this seeder's certificate was revoked"));
+        }
+        if trust.still_good(&signed.signer(), KeyPurpose::Enrolment, cert.from, now).is_err() {
+            // Not by the name of a void key: that would be said of the ticket, which is as good as it was.
+            let detail = "the key that signed this seeder's certificate is void; the manager is asked for another one";
+            return Err(Refusal::new(RefusalCode::NotEnrolled, detail).retry_after(5_000));
         }
         trust.check_time("seeder's certificate", cert.from, cert.until, now)?;
         Ok(signed.clone())
@@ -348,12 +360,13 @@ impl Network {
         Ok(())
     }
 
-    /// Takes this seeder's own certificate, if it lasts longer than the one held.
+    /// Takes this seeder's own certificate, if it holds longer than the one that is here.
     pub(crate) async fn take_certificate(&self, signed: Signed<SeederCert>) -> Result<Update, TakeError> {
         let _turn = self.taking.lock().await;
         let trust = self.known_trust()?;
         let cert = SeederCert::check(&signed, &self.me, &trust, &self.revoked(), now_ms())?;
-        if self.certificate_until().is_some_and(|until| until >= cert.until) {
+        let holds_until = cert.holds_until(&signed.signer(), &trust);
+        if self.certificate_holds_until().is_some_and(|held| held >= holds_until) {
             return Ok(Update::NotNewer);
         }
         let stored = signed.clone();

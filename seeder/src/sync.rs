@@ -168,8 +168,12 @@ impl Contact {
         if self.seeder.network.trust().is_none() {
             Teller::Manager.key_set(&self.seeder).await?;
         }
-        self.certificate().await?;
-        self.fresh().await?;
+        // The newest keys decide whether the certificate holds. Where epochs cannot be taken one can be had all the same.
+        let fresh = self.fresh().await;
+        if matches!(fresh, Ok(()) | Err(SyncError::Take(TakeError::Refused(_)))) {
+            self.certificate().await?;
+        }
+        fresh?;
         self.report().await?;
         self.statements().await
     }
@@ -190,11 +194,12 @@ impl Contact {
         }
     }
 
-    /// Enrols this seeder, or renews its certificate before it ends.
+    /// Enrols this seeder, or renews its certificate before it ends, and as soon as the key that signed it is void.
     async fn certificate(&mut self) -> Result<(), SyncError> {
-        let until = self.seeder.network.certificate_until();
+        let (until, now) = (self.seeder.network.certificate_holds_until().unwrap_or(0), now_ms());
+        let holds = until > now;
         let asked = self.renewed.is_some_and(|at| at.elapsed() < RENEW_EVERY);
-        if until.is_some_and(|until| until > now_ms().saturating_add(RENEW_BEFORE_MS) || asked) {
+        if until > now.saturating_add(RENEW_BEFORE_MS) || holds && asked {
             return Ok(());
         }
         let unknown = || Refusal::new(RefusalCode::BadInvitation, "the join line carries no invitation");
@@ -205,15 +210,17 @@ impl Contact {
             Ok(MeshResponse::Enrolled(signed)) => signed,
             Ok(_) => return Err(AskError::Unexpected("an enrolment").into()),
             // What is held is good for a while yet.
-            Err(error) if until.is_some() => {
+            Err(error) if holds => {
                 tracing::warn!(%error, "the certificate could not be renewed");
                 self.renewed = Some(Instant::now());
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        self.renewed = Some(Instant::now());
-        if self.seeder.network.take_certificate(signed).await? == Update::Taken {
+        let taken = self.seeder.network.take_certificate(signed).await?;
+        // What was in vain is not tried again at once. A new one may be made void by the next key set, and is due then.
+        self.renewed = (taken == Update::NotNewer).then(Instant::now);
+        if taken == Update::Taken {
             tracing::info!(peer = %self.seeder.peer, "enrolled");
             self.seeder.wake.announce.notify_one();
         }

@@ -138,6 +138,16 @@ impl Run<'_> {
                     }
                     return Err(FetchError::ContentVoid(refusal));
                 }
+                // Seeders were enrolled anew with a key that is newer than those known here.
+                transfer if !fresh && round < ROUNDS && transfer.sources().iter().any(|source| source.unknown_key) => {
+                    match self.link.refresh().await {
+                        Ok(trust) => (checked.trust, fresh) = (trust, true),
+                        Err(error) => {
+                            tracing::debug!(%error, "key set not refreshed");
+                            return Err(FetchError::Transfer(transfer));
+                        }
+                    }
+                }
                 transfer if let Some(end) = lease_end(&transfer).filter(|_| round < ROUNDS) => {
                     self.tell_of_renewal(&end);
                     tokio::select! {

@@ -9,6 +9,9 @@ use protocol::{Refusal, RefusalCode};
 
 use crate::content_store::{FileError, WriteError};
 
+/// A seeder whose certificate a void key signed is tried again after so long.
+const OTHER_CERTIFICATE_MS: u64 = 5_000;
+
 /// Why a stream to a seeder ended.
 #[derive(Debug)]
 pub(super) enum EndReason {
@@ -46,10 +49,19 @@ impl EndReason {
             EndReason::Refused(refusal) => loss_of(refusal),
             EndReason::GreetAgain => Loss::ComeBack(1),
             EndReason::WindowUsedUp => Loss::ComeBack(FORGIVE_FIRST_MS),
+            // It has not heard of its network's new keys yet, and gets another one when it has.
+            EndReason::Certificate(refusal) if refusal.code == RefusalCode::KeyRetired => {
+                Loss::ComeBack(OTHER_CERTIFICATE_MS)
+            }
             EndReason::Certificate(_) | EndReason::Violation(_) | EndReason::Scattered => Loss::Useless,
             EndReason::BadChunk(_) | EndReason::BadMeta(_) => Loss::Banned,
             _ => Loss::Failed,
         }
+    }
+
+    /// Its certificate is by a key that is not known here.
+    pub(super) fn is_newer(&self) -> bool {
+        matches!(self, EndReason::Certificate(refusal) if refusal.code == RefusalCode::UnknownKey)
     }
 
     /// After it the seeder need not be given its last acknowledgement again: it has it, or will never take it.
@@ -176,5 +188,8 @@ mod tests {
         assert!(EndReason::Refused(Refusal::new(RefusalCode::Revoked, "")).takes_no_more());
         assert!(!EndReason::Refused(Refusal::new(RefusalCode::KeyRetired, "")).takes_no_more());
         assert_eq!(loss_of(&Refusal::new(RefusalCode::ContentNotHeld, "")), Loss::Useless);
+        let shown = |code| EndReason::Certificate(Refusal::new(code, ""));
+        assert_eq!(shown(RefusalCode::KeyRetired).loss(), Loss::ComeBack(OTHER_CERTIFICATE_MS));
+        assert_eq!(shown(RefusalCode::UnknownKey).loss(), Loss::Useless);
     }
 }

@@ -198,6 +198,9 @@ pub struct SourceReport {
     /// The same in a few words, without addresses.
     #[serde(skip)]
     pub last_brief: Option<String>,
+    /// Its certificate is by a key that the keys given to the fetch do not have: there may be newer ones.
+    #[serde(skip)]
+    pub unknown_key: bool,
     /// It sent something else than the content.
     pub banned: bool,
     /// The chunk in whose place it sent something else, where it was one.
@@ -208,7 +211,8 @@ impl SourceReport {
     /// One that served so much, and of which nothing else is known.
     pub fn of(peer: PeerId, chunks: u32, bytes: u64) -> SourceReport {
         let (last_refusal, last_reason, last_brief, bad_chunk) = (None, None, None, None);
-        SourceReport { peer, chunks, bytes, last_refusal, last_reason, last_brief, banned: false, bad_chunk }
+        let (unknown_key, banned) = (false, false);
+        SourceReport { peer, chunks, bytes, last_refusal, last_reason, last_brief, unknown_key, banned, bad_chunk }
     }
 }
 

@@ -49,6 +49,7 @@ struct Last {
     used_up: bool,
     /// It is greeted again because it holds nothing of what is missing.
     holds_nothing: bool,
+    unknown_key: bool,
 }
 
 impl Entry {
@@ -105,6 +106,7 @@ impl SourceBook {
                 relayed_only: false,
                 used_up: false,
                 holds_nothing: false,
+                unknown_key: false,
             });
             self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
         }
@@ -196,6 +198,7 @@ impl SourceBook {
                 relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
                 used_up: matches!(reason, EndReason::WindowUsedUp),
                 holds_nothing: matches!(reason, EndReason::GreetAgain),
+                unknown_key: reason.is_newer(),
             });
         }
         loss
@@ -332,6 +335,7 @@ impl SourceBook {
             last_refusal: entry.last.as_ref().and_then(|last| last.refusal.clone()),
             last_reason: entry.last.as_ref().map(|last| last.text.clone()),
             last_brief: entry.last.as_ref().map(|last| last.brief.clone()),
+            unknown_key: entry.last.as_ref().is_some_and(|last| last.unknown_key),
             banned: entry.banned,
             bad_chunk: entry.bad_chunk,
         };

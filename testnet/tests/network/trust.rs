@@ -234,3 +234,58 @@ async fn the_root_key_is_replaced_and_everybody_follows_also_with_a_join_line_of
     assert!(report.ok, "{report:?}");
     network.stop().await.unwrap();
 }
+
+/// When the certificates of the seeders and the merchant end, by their own word: another certificate ends later.
+async fn ends(network: &Network) -> Vec<u64> {
+    let mut ends = Vec::new();
+    let merchant = network.merchants[0].control(json!({"cmd": "status"})).await.unwrap();
+    for seeder in network.seeders.iter().filter(|seeder| seeder.running().is_ok()) {
+        let status = seeder.control(json!({"cmd": "status"})).await.unwrap();
+        ends.push(status["certificate_until"].as_u64().unwrap());
+    }
+    ends.push(merchant["certificate_until"].as_u64().unwrap());
+    ends
+}
+
+async fn until_enrolled_anew(network: &Network, before: &[u64]) {
+    let anew = || async { ends(network).await.iter().zip(before).all(|(now, before)| now > before).then_some(()) };
+    until("everybody having another certificate", anew).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_that_a_key_change_makes_void_are_replaced_and_goods_go_on_coming() {
+    show_logs();
+    let mut network = Network::start(Plan::new(2).copies(2)).await.unwrap();
+    let (goods, product) = network.publish_noise("goods", 300 * KIB, &Terms::default()).await.unwrap();
+    // It remembers the keys of today.
+    let client = network.client("client").await.unwrap();
+    let (_, first) = network.ticket(&client, product.product).await.unwrap();
+    std::fs::remove_dir_all(client.fetch_all(by_ticket(&first)).await.unwrap().path).unwrap();
+    network.seeders[0].stop().await.unwrap();
+
+    let before = ends(&network).await;
+    change_keys(&network, json!({"purpose": "enrolment", "stolen": true})).await;
+    until_enrolled_anew(&network, &before).await;
+    // One that has only the new keys, and one that has only the old ones.
+    let newcomer = network.client("newcomer").await.unwrap();
+    for buyer in [&newcomer, &client] {
+        let (id, fresh) = network.ticket(buyer, product.product).await.unwrap();
+        assert_same(&goods, &buyer.fetch_all(by_ticket(&fresh)).await.unwrap().path);
+        network.until_state(id, "settled").await.unwrap();
+    }
+    // Who was off has another one as soon as it is back.
+    network.seeders[0].start().await.unwrap();
+    let (_, ticket) = network.ticket(&client, product.product).await.unwrap();
+    until_shown(&network, 0, &client, &ticket, "served").await;
+
+    // The same where the old key's word is to end before the certificates do.
+    let before = ends(&network).await;
+    change_keys(&network, json!({"purpose": "enrolment", "good_for_ms": 60_000})).await;
+    until_enrolled_anew(&network, &before).await;
+    // And where a lost disk took the new certificate along.
+    network.seeders[1].stop().await.unwrap();
+    std::fs::remove_file(network.dir().join("seeder-1").join("seeder.redb")).unwrap();
+    network.seeders[1].start().await.unwrap();
+    until_shown(&network, 1, &client, &ticket, "served").await;
+    network.stop().await.unwrap();
+}
