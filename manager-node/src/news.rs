@@ -5,12 +5,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use node::{GossipMessage, NodeHandle, PublishError, SubscribeError, Supervisor};
-use protocol::api::{self, GossipedBatch, News};
-use protocol::certificate::SeederCert;
+use protocol::api::{self, GossipedBatch, News, is_to_blame};
 use protocol::codec;
-use protocol::receipt::SealedBatch;
 use protocol::trust::{Heartbeat, KeyPurpose};
-use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
+use protocol::{NetworkId, RefusalCode, Signed};
 use store::StoreError;
 
 use crate::audit;
@@ -166,50 +164,43 @@ async fn hear(ctx: &Arc<Context>, message: GossipMessage) {
         Ok(()) => message.accept(),
         Err(refusal) => {
             tracing::debug!(from = %message.from, code = %refusal.code, "news not forwarded");
-            message.reject();
+            // By a key that was given up since: not everybody has heard of that. By one that is unknown to its manager nobody
+            // passes anything on.
+            if refusal.code == RefusalCode::KeyRetired { message.ignore() } else { message.reject() }
         }
     }
 }
 
 async fn take_batch(ctx: &Arc<Context>, message: GossipMessage) {
-    let Ok(GossipedBatch { certificate, batch }) = codec::decode::<GossipedBatch>(&message.data) else {
+    let Ok(gossiped) = codec::decode::<GossipedBatch>(&message.data) else {
         return message.reject();
     };
-    let seeder = match check_sender(ctx, &certificate, &batch) {
+    let trust = ctx.trust();
+    let judged = ctx.revocations.with(|revoked| gossiped.check(&message.topic, &trust, revoked, now_ms()));
+    let seeder = match judged {
         Ok(seeder) => seeder,
         Err(refusal) => {
             tracing::debug!(from = %message.from, code = %refusal.code, "batch not forwarded");
-            // Who forwarded it may not have heard of a revocation yet, or have another clock.
-            return match refusal.code {
-                RefusalCode::Revoked | RefusalCode::Expired | RefusalCode::NotYetValid => message.ignore(),
-                _ => message.reject(),
-            };
+            return if is_to_blame(refusal.code) { message.reject() } else { message.ignore() };
         }
     };
-    match crate::receipts::accept_batch(ctx, seeder, batch).await {
+    match crate::receipts::accept_batch(ctx, seeder, gossiped.batch).await {
         Ok(mark) => {
             message.accept();
             publish(&ctx.node, &ctx.network(), &News::Mark(mark)).await;
         }
         Err(refusal) => {
-            tracing::debug!(%seeder, code = %refusal.code, detail = refusal.detail, "batch not taken");
-            match refusal.code {
-                RefusalCode::BadReceipt | RefusalCode::Malformed => message.reject(),
-                _ => message.ignore(),
+            let (code, detail) = (refusal.code, refusal.detail);
+            match code {
+                RefusalCode::BadReceipt | RefusalCode::Malformed => {
+                    tracing::warn!(%seeder, %code, detail, "a seeder's batch is not good");
+                }
+                _ => tracing::debug!(%seeder, %code, detail, "batch not taken"),
             }
+            // What is wrong now is inside of it, or in what came before: nobody on the way could see that.
+            message.ignore();
         }
     }
-}
-
-/// The enrolled seeder whose batch it is. Its signature is checked where the batch is counted.
-fn check_sender(
-    ctx: &Context,
-    certificate: &Signed<SeederCert>,
-    batch: &Signed<SealedBatch>,
-) -> Result<PeerId, Refusal> {
-    let (trust, seeder) = (ctx.trust(), batch.signer());
-    ctx.revocations.with(|revoked| SeederCert::check(certificate, &seeder, &trust, revoked, now_ms()))?;
-    Ok(seeder)
 }
 
 #[cfg(test)]

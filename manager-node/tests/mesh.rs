@@ -15,6 +15,7 @@ use protocol::api::{
     SeederRequest, SeederResponse,
 };
 use protocol::certificate::SeederCert;
+use protocol::receipt::{OutboxPlace, ReceiptBatch, SealedBatch};
 use protocol::replication::ReplicationOrder;
 use protocol::ticket::Admission;
 use protocol::trust::{InvitedRole, JoinLine, KeyPurpose, RevocationState, Trust};
@@ -460,6 +461,82 @@ async fn copies_are_let_go_only_while_there_are_others_and_are_made_elsewhere_fi
     assert!(tried.iter().all(|(address, why)| why.is_some() == (*address == dead)), "{tried:?}");
     assert_eq!(stranger.refused(MeshRequest::DialBack).await.code, RefusalCode::NotEnrolled);
     for peer in [one, two, stranger] {
+        peer.stop().await;
+    }
+    manager.stop(LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_only_the_manager_can_judge_do_not_put_their_bearer_out_of_the_mesh() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("manager");
+    init(&dir);
+    let manager = start(&dir).await;
+    let public = manager.join_line();
+    let invitation = token(&manager.invite(InvitedRole::Seeder, 2).await.unwrap());
+    let (crook, bearer) = (Peer::start(1, &public).await, Peer::start(2, &public).await);
+    let mut certificates = Vec::new();
+    for peer in [&crook, &bearer] {
+        let MeshResponse::Enrolled(cert) = peer.enrol(invitation).await else { panic!("not enrolled") };
+        certificates.push(cert);
+    }
+    let trust = bearer.trust(public.root).await;
+    // Batches of both reach the manager through the same neighbour.
+    let (network, shards) = (trust.network(), trust.key_set().gossip_shards);
+    let topic = |seed: u8| api::receipts_topic(&network, &Keypair::from_seed(&[seed; 32]).peer_id(), shards);
+    let batch = |seed: u8, incarnation: u8, previous: u8| {
+        let place = OutboxPlace {
+            network,
+            incarnation: Nonce::from_bytes([incarnation; 16]),
+            number: 1,
+            previous: Digest::from_bytes([previous; 32]),
+        };
+        let to = trust.active_key(KeyPurpose::ReceiptSealing).unwrap();
+        let empty = ReceiptBatch { receipts: Vec::new() };
+        let signer = Keypair::from_seed(&[seed; 32]);
+        let batch = SealedBatch::seal(&empty, &place, &signer, to, now(), &mut rand::rng()).unwrap();
+        let certificate = certificates[usize::from(seed) - 1].clone();
+        protocol::codec::encode(&api::GossipedBatch { certificate, batch })
+    };
+    let mut news = bearer.handle.subscribe(&api::news_topic(&network), 64).await.unwrap();
+    let mut listening = Vec::new();
+    for shard in 0..shards {
+        let topic = api::receipts_topic_of_shard(&network, shard);
+        listening.push(bearer.handle.subscribe(&topic, 64).await.unwrap());
+    }
+    let publish = async |topic: String, data: Vec<u8>| {
+        tokio::time::timeout(LIMIT, async {
+            while bearer.handle.publish(&topic, data.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("no mesh");
+    };
+    let mut marked = async |seeder: PeerId, incarnation: u8| {
+        tokio::time::timeout(LIMIT, async {
+            loop {
+                let message = news.next().await.unwrap();
+                if let News::Mark(mark) = protocol::codec::decode(&message.data).unwrap() {
+                    let mark = mark.peek().unwrap();
+                    if (mark.seeder, mark.incarnation) == (seeder, Nonce::from_bytes([incarnation; 16])) {
+                        return;
+                    }
+                }
+            }
+        })
+        .await
+        .expect("the batch did not count");
+    };
+    for incarnation in 1..=10 {
+        publish(topic(1), batch(1, incarnation, 7)).await;
+    }
+    // Judged in order: when this one counts, the others were judged.
+    publish(topic(1), batch(1, 11, 0)).await;
+    marked(crook.handle.peer_id(), 11).await;
+    publish(topic(2), batch(2, 1, 0)).await;
+    marked(bearer.handle.peer_id(), 1).await;
+    for peer in [crook, bearer] {
         peer.stop().await;
     }
     manager.stop(LIMIT).await.unwrap();

@@ -1,8 +1,10 @@
 //! What merchants, clients and seeders ask of the manager: one request and one response frame on a stream of its own.
 //! Whoever asks is the peer that the connection proves; no request names its sender.
 
+mod gossiped;
 mod sales;
 
+pub use gossiped::is_to_blame;
 pub use sales::{ProductInfo, Reserve, SalesRequest, SalesResponse, TakenBack};
 
 use bincode::{Decode, Encode};

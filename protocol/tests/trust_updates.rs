@@ -12,14 +12,16 @@ extern crate willcall_protocol as protocol;
 
 mod world;
 
+use protocol::api::{GossipedBatch, is_to_blame, receipts_topic};
 use protocol::certificate::{MerchantCert, SeederCert};
+use protocol::receipt::SealedBatch;
 use protocol::replication::ReplicationOrder;
 use protocol::trust::{
     DEFAULT_CLOCK_GRACE_MS, Heartbeat, KeyPurpose, KeySet, KeyState, Moved, RevocationEpoch, RevocationState,
     Revocations, Trust, Update, check_time,
 };
 use protocol::{Digest, NetworkId, RefusalCode, Signed};
-use world::samples::{heartbeat, mark, merchant_cert, order, seeder_cert};
+use world::samples::{heartbeat, mark, merchant_cert, order, sealed_batch, seeder_cert};
 use world::*;
 
 fn signed(keys: &KeySet) -> Signed<KeySet> {
@@ -280,4 +282,38 @@ fn a_certificate_holds_no_longer_than_the_word_of_the_key_that_signed_it() {
     assert_eq!(holds(KeyState::Revoked), (0, true));
     assert_eq!(cert.holds_until(&stranger().peer_id(), &trust()), 0);
     assert!(cert.is_due(&by, &trust(), cert.until - 1));
+}
+
+#[test]
+fn who_passes_a_batch_on_is_not_blamed_for_keys_that_it_heard_of_earlier_or_later() {
+    let certificate = Signed::sign(&seeder_cert(), &network_key(KeyPurpose::Enrolment));
+    let topic = receipts_topic(&network(), &seeder().peer_id(), key_set().gossip_shards);
+    let judge = |gossiped: &GossipedBatch, topic: &str, trust: &Trust| {
+        gossiped.check(topic, trust, &RevocationState::default(), NOW).map_err(|refusal| refusal.code)
+    };
+    let blamed = |code: Result<_, RefusalCode>| is_to_blame(code.unwrap_err());
+    let good = GossipedBatch { certificate, batch: sealed_batch() };
+    assert_eq!(judge(&good, &topic, &trust()), Ok(seeder().peer_id()));
+    // Sealed, or certified, by a key of the next key set; or certified by one that this member knows to be void.
+    let next = stranger().peer_id();
+    let sealed = Signed::sign(&SealedBatch { sealed_to: next, ..good.batch.peek().unwrap() }, &seeder());
+    let sealed = GossipedBatch { batch: sealed, ..good.clone() };
+    assert_eq!(judge(&sealed, &topic, &trust()), Err(RefusalCode::UnknownKey));
+    let enrolled = GossipedBatch { certificate: Signed::sign(&seeder_cert(), &stranger()), ..good.clone() };
+    assert_eq!(judge(&enrolled, &topic, &trust()), Err(RefusalCode::UnknownKey));
+    let mut set = key_set();
+    set.keys.iter_mut().for_each(|entry| entry.state = KeyState::Revoked);
+    let newer = Trust::new(root().peer_id(), signed(&set), DEFAULT_CLOCK_GRACE_MS).unwrap();
+    assert_eq!(judge(&good, &topic, &newer), Err(RefusalCode::KeyRetired));
+    for (gossiped, trust) in [(&sealed, &trust()), (&enrolled, &trust()), (&good, &newer)] {
+        assert!(!blamed(judge(gossiped, &topic, trust)));
+    }
+    // What everybody can see.
+    assert_eq!(judge(&good, "/other", &trust()), Err(RefusalCode::Malformed));
+    let forged = GossipedBatch { batch: Signed::sign(&good.batch.peek().unwrap(), &stranger()), ..good.clone() };
+    assert_eq!(judge(&forged, &topic, &trust()), Err(RefusalCode::NotEnrolled));
+    let others = Signed::sign(&SealedBatch { seeder: next, ..good.batch.peek().unwrap() }, &seeder());
+    let others = GossipedBatch { batch: others, ..good.clone() };
+    assert_eq!(judge(&others, &topic, &trust()), Err(RefusalCode::BadReceipt));
+    assert!([&forged, &others].iter().all(|gossiped| blamed(judge(gossiped, &topic, &trust()))));
 }

@@ -98,10 +98,15 @@ pub(crate) struct Wake {
     pub(crate) post: Notify,
     /// When orders that were known were last tried again because the manager said them again.
     again: Mutex<Option<Instant>>,
+    /// When the manager was last asked for news because of a stranger.
+    stranger: Mutex<Option<Instant>>,
 }
 
 /// Orders that the manager says again are tried again no sooner.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What is signed by or sealed to a key that is not known here may be of a newer key set, or of anybody: the manager is asked
+/// because of such things no more often than this.
+const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 
 impl Wake {
     /// An order came that waits here already: each report brings it, and trying it may make for another report.
@@ -110,6 +115,15 @@ impl Wake {
         if again.is_none_or(|at| at.elapsed() >= AGAIN) {
             *again = Some(Instant::now());
             self.replicate.notify_one();
+        }
+    }
+
+    /// A key was met that is not known here.
+    pub(crate) fn stranger(&self) {
+        let mut asked = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_none_or(|at| at.elapsed() >= STRANGERS_EVERY) {
+            *asked = Some(Instant::now());
+            self.sync.notify_one();
         }
     }
 

@@ -5,15 +5,12 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use node::{GossipMessage, SubscribeError};
-use protocol::api::{GossipedBatch, News, news_topic, receipts_topic, receipts_topic_of_shard, shards_carried};
-use protocol::certificate::SeederCert;
-use protocol::trust::{KeyPurpose, Trust, Update};
+use protocol::api::{GossipedBatch, News, is_to_blame, news_topic, receipts_topic_of_shard, shards_carried};
+use protocol::trust::{Trust, Update};
 use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode, codec};
 use store::StoreError;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
@@ -23,9 +20,6 @@ use crate::outbox;
 
 /// Messages of one topic that wait to be judged, at most 64 KiB each; further ones are not forwarded.
 const QUEUE: usize = 64;
-/// News signed by a key that is not known here may be of a newer key set, or of anybody: the manager is asked because of them
-/// no more often than this.
-const STRANGERS_EVERY: Duration = Duration::from_secs(10);
 /// Seeders whose rate is watched; beyond it the one heard longest ago is forgotten.
 const WATCHED: usize = 4096;
 /// Batches that a seeder may send at once, and every minute: twice what the busiest one makes.
@@ -59,7 +53,6 @@ fn conclude(seeder: &Seeder, message: GossipMessage, verdict: Verdict) {
 pub(crate) async fn hear_news(seeder: Arc<Seeder>) -> Result<(), NewsError> {
     let mut topic = seeder.node.subscribe(&news_topic(&seeder.network.id), QUEUE).await?;
     let token = seeder.supervisor.token();
-    let mut asked = None;
     loop {
         // The network outlasts those who use it: not to wait for its end is what lets it end.
         let message = tokio::select! {
@@ -70,7 +63,7 @@ pub(crate) async fn hear_news(seeder: Arc<Seeder>) -> Result<(), NewsError> {
             },
         };
         let verdict = match codec::decode::<News>(&message.data) {
-            Ok(news) => judge_news(&seeder, news, &mut asked).await?,
+            Ok(news) => judge_news(&seeder, news).await?,
             Err(error) => Verdict::Blame(Refusal::from(error).code),
         };
         conclude(&seeder, message, verdict);
@@ -86,8 +79,7 @@ pub(crate) enum NewsError {
     Store(#[from] StoreError),
 }
 
-/// `asked` is when the manager was last asked because of a key that is not known here.
-async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) -> Result<Verdict, StoreError> {
+async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> {
     if seeder.network.trust().is_none() {
         return Ok(Verdict::Pass);
     }
@@ -133,15 +125,13 @@ async fn judge_news(seeder: &Seeder, news: News, asked: &mut Option<Instant>) ->
                 Verdict::Pass
             }
             // Signed by keys that this seeder has not heard of yet, if it is good; or by one that was given up, which a manager
-            // that came back from a backup may not know.
-            code @ (RefusalCode::UnknownKey | RefusalCode::KeyRetired) => {
-                if asked.is_none_or(|at| at.elapsed() >= STRANGERS_EVERY) {
-                    *asked = Some(Instant::now());
-                    seeder.wake.sync.notify_one();
-                }
-                if code == RefusalCode::UnknownKey { Verdict::Pass } else { Verdict::Blame(code) }
+            // that came back from a backup may not know, and who passed it on neither.
+            RefusalCode::UnknownKey | RefusalCode::KeyRetired => {
+                seeder.wake.stranger();
+                Verdict::Pass
             }
-            code => Verdict::Blame(code),
+            code if is_to_blame(code) => Verdict::Blame(code),
+            _ => Verdict::Pass,
         },
     })
 }
@@ -209,11 +199,12 @@ async fn pass_shard(seeder: Arc<Seeder>, shard: u16, rates: Arc<tokio::sync::Mut
         let verdict = match seeder.network.trust() {
             None => Verdict::Pass,
             Some(trust) => match judge_batch(&seeder, &trust, &message, now_ms()) {
-                // Who forwarded it may not have heard of a revocation yet, or have another clock.
-                Err(Refusal {
-                    code: RefusalCode::Revoked | RefusalCode::Expired | RefusalCode::NotYetValid, ..
-                }) => Verdict::Pass,
-                Err(refusal) => Verdict::Blame(refusal.code),
+                Err(refusal) => {
+                    if refusal.code == RefusalCode::UnknownKey {
+                        seeder.wake.stranger();
+                    }
+                    if is_to_blame(refusal.code) { Verdict::Blame(refusal.code) } else { Verdict::Pass }
+                }
                 Ok(sender) => {
                     let (in_rate, first) = rates.lock().await.take(sender, now_ms());
                     if first {
@@ -230,25 +221,7 @@ async fn pass_shard(seeder: Arc<Seeder>, shard: u16, rates: Arc<tokio::sync::Mut
 
 /// Is this a batch that its sender may publish here? Gives the sender.
 fn judge_batch(seeder: &Seeder, trust: &Trust, message: &GossipMessage, now: u64) -> Result<PeerId, Refusal> {
-    let gossiped: GossipedBatch = codec::decode(&message.data)?;
-    let sender = gossiped.batch.signer();
-    let cert = SeederCert::check(&gossiped.certificate, &sender, trust, &seeder.network.revoked(), now)?;
-    let shards = trust.key_set().gossip_shards;
-    if *message.topic != *receipts_topic(&seeder.network.id, &sender, shards) {
-        return Err(Refusal::new(RefusalCode::Malformed, "a batch on another seeder's topic"));
-    }
-    let batch = gossiped.batch.verify(&cert.seeder).map_err(|error| error.refusal(RefusalCode::BadReceipt))?;
-    if batch.network != seeder.network.id {
-        return Err(Refusal::new(RefusalCode::WrongNetwork, "a batch of another network"));
-    }
-    if batch.seeder != sender || trust.key_set().keys.iter().all(|key| !is_sealing(key, &batch.sealed_to)) {
-        return Err(Refusal::new(RefusalCode::BadReceipt, "a batch of another seeder, or sealed to nobody here"));
-    }
-    Ok(sender)
-}
-
-fn is_sealing(entry: &protocol::trust::KeyEntry, key: &PeerId) -> bool {
-    entry.purpose == KeyPurpose::ReceiptSealing && entry.key == *key
+    codec::decode::<GossipedBatch>(&message.data)?.check(&message.topic, trust, &seeder.network.revoked(), now)
 }
 
 /// How fast each seeder publishes: a bucket of tokens each.

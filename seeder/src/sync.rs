@@ -8,7 +8,7 @@ use node::{AcceptError, CallLimits, Protocol, serve_calls};
 use protocol::api::{MeshRequest, MeshResponse, SEEDER_PROTOCOL, SeederReport, SeederRequest, SeederResponse};
 use protocol::replication::Placement;
 use protocol::trust::{Heartbeat, JoinLine, Update};
-use protocol::{Digest, Refusal, RefusalCode};
+use protocol::{Digest, Nonce, Refusal, RefusalCode};
 use store::StoreError;
 use tokio::time::Instant;
 
@@ -168,12 +168,10 @@ impl Contact {
         if self.seeder.network.trust().is_none() {
             Teller::Manager.key_set(&self.seeder).await?;
         }
-        // The newest keys decide whether the certificate holds. Where epochs cannot be taken one can be had all the same.
-        let fresh = self.fresh().await;
-        if matches!(fresh, Ok(()) | Err(SyncError::Take(TakeError::Refused(_)))) {
-            self.certificate().await?;
-        }
-        fresh?;
+        self.certificate().await?;
+        self.fresh().await?;
+        // A newer key set may have made it void.
+        self.certificate().await?;
         self.report().await?;
         self.statements().await
     }
@@ -202,8 +200,15 @@ impl Contact {
         if until > now.saturating_add(RENEW_BEFORE_MS) || holds && asked {
             return Ok(());
         }
-        let unknown = || Refusal::new(RefusalCode::BadInvitation, "the join line carries no invitation");
-        let token = self.join.invitation.as_ref().ok_or_else(unknown).map_err(AskError::from)?.token;
+        let token = match &self.join.invitation {
+            Some(invitation) => invitation.token,
+            // Who is enrolled needs none.
+            None if self.seeder.network.is_enrolled() => Nonce::from_bytes([0; 16]),
+            None => {
+                let refusal = Refusal::new(RefusalCode::BadInvitation, "the join line carries no invitation");
+                return Err(AskError::from(refusal).into());
+            }
+        };
         let config = &self.seeder.config;
         let request = MeshRequest::Enrol { token, name: config.name.clone(), capacity: config.capacity };
         let signed = match self.seeder.manager.ask(&request).await {
@@ -217,7 +222,15 @@ impl Contact {
             }
             Err(error) => return Err(error.into()),
         };
-        let taken = self.seeder.network.take_certificate(signed).await?;
+        let network = &self.seeder.network;
+        let taken = match network.take_certificate(signed.clone()).await {
+            // Signed by a key of a newer key set.
+            Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::UnknownKey => {
+                Teller::Manager.key_set(&self.seeder).await?;
+                network.take_certificate(signed).await?
+            }
+            taken => taken?,
+        };
         // What was in vain is not tried again at once. A new one may be made void by the next key set, and is due then.
         self.renewed = (taken == Update::NotNewer).then(Instant::now);
         if taken == Update::Taken {

@@ -1,11 +1,12 @@
 //! What a seeder believes of its network: whose word it takes, what it keeps of it, and what it tells its operator when
 //! the words do not fit together.
 
-use protocol::api::{News, news_topic};
+use protocol::api::{GossipedBatch, News, news_topic, receipts_topic};
 use protocol::deliver::{ClientMessage, SeederMessage};
+use protocol::receipt::{OutboxPlace, ReceiptBatch, SealedBatch};
 use protocol::ticket::Ticket;
 use protocol::trust::{AuditHead, KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, Revocations};
-use protocol::{ChunkSet, ContentId, Digest, Keypair, RefusalCode, Signed, codec};
+use protocol::{ChunkSet, ContentId, Digest, Keypair, Nonce, RefusalCode, Signed, codec};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -202,5 +203,37 @@ async fn what_the_operator_denies_is_cut_off_purged_and_looks_as_if_it_had_never
     assert_eq!((&removed["added"], &removed["changed"]), (&json!([]), &json!(true)));
     let unknown = node::control_call(&world.path("a"), &json!({"cmd": "deny", "add": "x"}), |_| {}).await;
     assert!(unknown.unwrap_err().to_string().contains("neither a content id"));
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn neighbours_that_pass_on_what_newer_keys_are_needed_for_are_still_listened_to() {
+    let world = World::new(true).await;
+    let seeder = world.seeder("a", &[], |_| {}).await;
+    let handle = &world.manager.handle;
+    let (network, set) = (world.office.network, world.office.key_set().peek().unwrap());
+    let other = Keypair::from_seed(&[77; 32]);
+    let topics = [news_topic(&network), receipts_topic(&network, &other.peer_id(), set.gossip_shards)];
+    let mut listening = Vec::new();
+    for topic in &topics {
+        listening.push(handle.subscribe(topic, 16).await.unwrap());
+    }
+    let publish = async |topic: &str, data: Vec<u8>| {
+        eventually("a mesh", || async { handle.publish(topic, data.clone()).await.ok() }).await;
+    };
+    // Sealed to the key of the next key set, as by those who have it already: more than what puts a neighbour out.
+    for number in 1..=10 {
+        let incarnation = Nonce::from_bytes([number; 16]);
+        let place = OutboxPlace { network, incarnation, number: 1, previous: Digest::from_bytes([0; 32]) };
+        let (empty, next) = (ReceiptBatch { receipts: Vec::new() }, Keypair::from_seed(&[230; 32]).peer_id());
+        let batch = SealedBatch::seal(&empty, &place, &other, next, now(), &mut rand::rng()).unwrap();
+        let certificate = world.office.certificate(other.peer_id());
+        publish(&topics[1], codec::encode(&GossipedBatch { certificate, batch })).await;
+    }
+    // Whoever asks this manager gets the first key set: this one is heard by gossip or not at all.
+    let newer = Signed::sign(&KeySet { version: 2, ..set }, &world.office.root);
+    publish(&topics[0], codec::encode(&News::KeySet(newer))).await;
+    let there = || async { (seeder.status().unwrap()["key_set_version"] == 2).then_some(()) };
+    eventually("the newer key set", there).await;
     stop(seeder).await;
 }
