@@ -78,19 +78,32 @@ impl Networks {
         replace_file(&folder.join("keyset"), &codec::encode(trust.signed_key_set()), true)
     }
 
-    /// Everything revoked, as far as it is remembered: epochs are applied in order until one is missing or no longer
-    /// verifies.
+    /// Everything revoked, as far as it is remembered: epochs are applied in order. Those that follow one that is missing or
+    /// no longer verifies are left out, up to where a new chain begins.
     pub(crate) fn revocations(&self, trust: &Trust, now: u64) -> Result<RevocationState, FileError> {
         let mut state = RevocationState::default();
-        loop {
-            let path = self.epoch_path(&trust.network(), state.number() + 1);
-            let Some(bytes) = read_file(&path, <Signed<RevocationEpoch>>::MAX)? else { return Ok(state) };
-            let Ok(signed) = codec::decode(&bytes) else { return Ok(state) };
-            match apply(&mut state, trust, &signed, now) {
-                Ok(Update::Taken) => {}
-                Ok(Update::NotNewer) | Err(_) => return Ok(state),
+        for number in self.epochs(&trust.network())? {
+            let path = self.epoch_path(&trust.network(), number);
+            let Some(bytes) = read_file(&path, <Signed<RevocationEpoch>>::MAX)? else { continue };
+            let Ok(signed) = codec::decode(&bytes) else { continue };
+            if let Err(refusal) = apply(&mut state, trust, &signed, now) {
+                tracing::debug!(number, %refusal, "a remembered revocation epoch is passed over");
             }
         }
+        Ok(state)
+    }
+
+    /// Numbers of the epochs that are remembered, in order.
+    fn epochs(&self, network: &NetworkId) -> Result<Vec<u64>, FileError> {
+        let dir = self.folder(network).join("epochs");
+        let entries = match std::fs::read_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => crate::home::At::at(other, "list", &dir)?,
+        };
+        let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
+        let mut numbers: Vec<u64> = entries.flatten().filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     /// Applies an epoch and remembers it.

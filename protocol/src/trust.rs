@@ -474,6 +474,26 @@ impl RevocationState {
     /// not follow from the one held, or is another one of the same number: a fork, of which the first is kept;
     /// `too-large` when it has more than [`RevocationEpoch::MAX_ENTRIES`] of a kind.
     pub fn apply(&mut self, digest: Digest, epoch: &RevocationEpoch) -> Result<Update, Refusal> {
+        if self.check(digest, epoch)? == Update::NotNewer {
+            return Ok(Update::NotNewer);
+        }
+        self.transactions.extend(&epoch.added.transactions);
+        self.peers.extend(&epoch.added.peers);
+        self.contents.extend(&epoch.added.contents);
+        for moved in &epoch.added.moved {
+            let lowest = self.generations.entry(moved.transaction).or_default();
+            *lowest = moved.generation.max(*lowest);
+        }
+        self.number = epoch.number;
+        self.last = Some(digest);
+        Ok(Update::Taken)
+    }
+
+    /// What [`RevocationState::apply`] would say, with nothing changed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, digest: Digest, epoch: &RevocationEpoch) -> Result<Update, Refusal> {
         if epoch.number == self.number && self.last.is_some_and(|last| last != digest) {
             let detail = format!("two different revocation epochs {}: the first is kept", epoch.number);
             return Err(Refusal::new(RefusalCode::BadManagerSignature, detail));
@@ -496,15 +516,6 @@ impl RevocationState {
             let detail = format!("revocation epoch {} does not follow from the one held", epoch.number);
             return Err(Refusal::new(RefusalCode::BadManagerSignature, detail));
         }
-        self.transactions.extend(&epoch.added.transactions);
-        self.peers.extend(&epoch.added.peers);
-        self.contents.extend(&epoch.added.contents);
-        for moved in &epoch.added.moved {
-            let lowest = self.generations.entry(moved.transaction).or_default();
-            *lowest = moved.generation.max(*lowest);
-        }
-        self.number = epoch.number;
-        self.last = Some(digest);
         Ok(Update::Taken)
     }
 

@@ -9,6 +9,17 @@ pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// When something was noted, by a clock that shows `now`. A time that is still to come was noted by a clock that was ahead and
+/// has been set right since: it tells nothing, and nobody is to wait for it.
+pub(crate) fn noted_at(at: u64, now: u64) -> u64 {
+    if at > now { 0 } else { at }
+}
+
+/// Is what is put off until `at`, and never by more than `most_ms`, due? Also where a clock that was ahead put it off.
+pub(crate) fn is_due(at: u64, now: u64, most_ms: u64) -> bool {
+    at.checked_sub(now).is_none_or(|left| left == 0 || left > most_ms)
+}
+
 /// Between half of `ms` and one and a half of it, so that many nodes do not come all at once.
 pub(crate) fn jittered(ms: u64) -> u64 {
     let ms = ms.max(2);
@@ -46,6 +57,13 @@ impl BackOff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_clock_that_was_ahead_noted_is_not_waited_for() {
+        assert_eq!((noted_at(10, 10), noted_at(11, 10), noted_at(0, 10)), (10, 0, 0));
+        let due = [0, 10, 11, 15, 16, u64::MAX].map(|at| is_due(at, 10, 5));
+        assert_eq!(due, [true, true, false, false, true, true]);
+    }
 
     #[test]
     fn pauses_double_up_to_a_minute_and_no_two_nodes_come_together() {

@@ -273,22 +273,26 @@ impl Network {
             let text = format!("two different revocation epochs {}: the first is kept", epoch.number);
             return Err(self.fork_seen(text).await?);
         }
-        let mut revoked = RevocationState::clone(&self.revoked());
-        if revoked.apply(signed.digest(), &epoch)? == Update::NotNewer {
+        let digest = signed.digest();
+        if self.view().revoked.check(digest, &epoch)? == Update::NotNewer {
             return Ok(Update::NotNewer);
         }
-        let begins = epoch.previous.is_none().then_some(epoch.number);
-        self.db.write(move |txn| EPOCHS.put(txn, &epoch.number, &signed)).await?;
-        tracing::info!(epoch = revoked.number(), "revocation epoch taken");
-        if revoked.has_peer(&self.me) {
+        let number = epoch.number;
+        let begins = epoch.previous.is_none().then_some(number);
+        self.db.write(move |txn| EPOCHS.put(txn, &number, &signed)).await?;
+        tracing::info!(epoch = number, "revocation epoch taken");
+        if epoch.added.peers.contains(&self.me) {
             tracing::error!("this seeder's certificate was revoked: it serves nobody from now on");
         }
+        let mut applied = Ok(Update::NotNewer);
         self.write(|view| {
-            view.revoked = Arc::new(revoked);
+            // In place: a copy of all that was ever revoked for each epoch would keep a newcomer busy for hours. It is copied
+            // only where somebody looks at it at this moment.
+            applied = Arc::make_mut(&mut view.revoked).apply(digest, &epoch);
             view.chain = begins.unwrap_or(view.chain);
             view.look_what_is_known();
         });
-        Ok(Update::Taken)
+        Ok(applied?)
     }
 
     /// Number of the epoch with which the newest chain begins, 0 for none: what came before it is said again there, and may

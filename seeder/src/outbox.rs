@@ -12,7 +12,7 @@ use protocol::trust::KeyPurpose;
 use protocol::{Digest, Nonce, Refusal, RefusalCode, Signed};
 use store::{Db, Step, StoreError};
 
-use crate::clock::now_ms;
+use crate::clock::{is_due, now_ms};
 use crate::context::Seeder;
 use crate::tables::{
     ACCOUNTS, AccountKey, BATCHES, BatchRecord, COVERS, DUE, IN_BATCH, InBatch, LINES, OUTBOX, OutboxState, ReceiptLine,
@@ -63,8 +63,8 @@ struct Chosen {
 /// Puts receipts that are due into one batch. `None` when none is; at most [`ReceiptBatch::MAX_RECEIPTS`] go at a time.
 /// Only one caller at a time.
 pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>, BatchError> {
-    let db = seeder.db.clone();
-    let chosen = tokio::task::spawn_blocking(move || choose(&db, now)).await;
+    let (db, interval_ms) = (seeder.db.clone(), seeder.config.receipt_interval_ms);
+    let chosen = tokio::task::spawn_blocking(move || choose(&db, now, interval_ms)).await;
     let (state, chosen) = chosen.map_err(|error| BatchError::Waits(error.to_string()))??;
     if chosen.is_empty() {
         return Ok(None);
@@ -110,13 +110,13 @@ pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>,
     Ok(Some(number))
 }
 
-fn choose(db: &Db, now: u64) -> Result<(OutboxState, Vec<Chosen>), StoreError> {
+fn choose(db: &Db, now: u64, interval_ms: u64) -> Result<(OutboxState, Vec<Chosen>), StoreError> {
     db.read(|txn| {
         let missing = || StoreError::Failed { reason: "the outbox is not open".to_owned() };
         let state = OUTBOX.get(txn, &())?.ok_or_else(missing)?;
         let (mut chosen, mut bytes) = (Vec::new(), 64);
         for (key, due) in DUE.range(txn, .., LOOK_AT)? {
-            if due.at > now || chosen.len() >= ReceiptBatch::MAX_RECEIPTS {
+            if !is_due(due.at, now, interval_ms) || chosen.len() >= ReceiptBatch::MAX_RECEIPTS {
                 continue;
             }
             let Some(account) = ACCOUNTS.get(txn, &key)?.map(|record| record.account) else { continue };

@@ -13,7 +13,7 @@ use store::StoreError;
 use tokio::time::Instant;
 
 use crate::catching_up::Teller;
-use crate::clock::{BackOff, now_ms};
+use crate::clock::{BackOff, noted_at, now_ms};
 use crate::context::Seeder;
 use crate::manager::AskError;
 use crate::network::TakeError;
@@ -124,7 +124,8 @@ impl Post {
                 return Ok(self.not_before);
             }
             let wait = if self.heard_by_mesh { self.seeder.config.receipt_direct_ms } else { 0 };
-            let left = record.made_at.saturating_add(wait).saturating_sub(now_ms());
+            let now = now_ms();
+            let left = noted_at(record.made_at, now).saturating_add(wait).saturating_sub(now);
             if left > 0 && !self.rewound {
                 return Ok(Instant::now() + Duration::from_millis(left));
             }
@@ -190,15 +191,15 @@ impl Post {
         };
         let now = now_ms();
         let arrived = self.again.up_to > 0 && oldest > self.again.up_to;
-        let last = if arrived { 0 } else { self.again.at };
-        let due = last.max(record.made_at).saturating_add(forgotten_ms);
+        let last = if arrived { 0 } else { noted_at(self.again.at, now) };
+        let due = last.max(noted_at(record.made_at, now)).saturating_add(forgotten_ms);
         if now < due {
             return Ok(Instant::now() + Duration::from_millis(due - now).min(LOOK_EVERY));
         }
         let mut up_to = 0;
         for _ in 0..AGAIN {
             let Some((number, record)) = next(up_to)? else { break };
-            if now < record.made_at.saturating_add(forgotten_ms) {
+            if now < noted_at(record.made_at, now).saturating_add(forgotten_ms) {
                 break;
             }
             self.publish(number, record).await;

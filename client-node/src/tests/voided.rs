@@ -6,13 +6,16 @@ use std::time::Duration;
 use delivery::StallCause;
 use protocol::manifest::KeyPolicy;
 use protocol::ticket::TicketEnvelope;
-use protocol::trust::Revocations;
-use protocol::{Refusal, RefusalCode};
+use protocol::trust::{
+    KeyEntry, KeyPurpose, KeySet, KeyState, RevocationEpoch, RevocationState, Revocations, Trust, Update,
+};
+use protocol::{Refusal, RefusalCode, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::fetching::{Client, LIMIT, album, net, options};
 use super::network::{Net, Vice};
+use super::world::{World, keypair};
 use crate::fetch::{FetchError, FetchOptions, FetchProgress, Target, fetch};
 use crate::home::now_ms;
 use crate::library::DeliveryState;
@@ -204,4 +207,35 @@ async fn a_key_that_is_refused_for_good_ends_a_delivery_that_is_all_here() {
     client.fetch(&ticket).await.unwrap_err();
     assert_eq!(stands(&client, &net).await, (DeliveryState::Refused, "revoked".to_owned(), 0));
     net.stop().await;
+}
+
+#[test]
+fn what_was_revoked_is_remembered_over_the_beginning_of_a_new_chain_and_without_the_key_of_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = crate::networks::Networks::new(dir.path().join("networks"));
+    let world = World::new();
+    let next = keypair(103);
+    let (now, restored) = (now_ms(), now_ms() / 1000);
+    let mut keys = world.key_set(1, &[]).peek().unwrap();
+    let trust = |keys: &KeySet| Trust::new(world.root.peer_id(), Signed::sign(keys, &world.root), 1000).unwrap();
+    let entry = |state| KeyEntry { purpose: KeyPurpose::Revocation, key: next.peer_id(), state };
+    keys.keys.push(entry(KeyState::Active));
+    let both = trust(&keys);
+    let (mut state, mut previous) = (RevocationState::default(), None);
+    for (number, key) in [(1, &world.key), (2, &world.key), (restored, &next), (restored + 1, &next)] {
+        let peers = vec![keypair(number as u8).peer_id()];
+        let added = Revocations { peers, ..Revocations::default() };
+        let previous_of = previous.filter(|_| number != restored);
+        let epoch = RevocationEpoch { network: world.network, number, previous: previous_of, at: now, added };
+        let signed = Signed::sign(&epoch, key);
+        previous = Some(signed.digest());
+        assert_eq!(networks.take_epoch(&mut state, &both, &signed, now).unwrap(), Update::Taken);
+    }
+    assert_eq!(state.number(), restored + 1);
+    let remembered = networks.revocations(&both, now).unwrap();
+    assert_eq!((remembered.number(), remembered.all()), (state.number(), state.all()));
+    // The key of the first ones was stolen: what the new chain says stays.
+    keys.keys.iter_mut().filter(|entry| entry.key != next.peer_id()).for_each(|entry| entry.state = KeyState::Revoked);
+    let remembered = networks.revocations(&trust(&keys), now).unwrap();
+    assert_eq!((remembered.number(), remembered.all().peers.len()), (restored + 1, 2));
 }
