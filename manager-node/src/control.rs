@@ -98,6 +98,7 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
     let (merchants, seeders) = ctx.registry.counts().map_err(failed)?;
     let trust = ctx.trust();
     let root = ctx.content.root();
+    let (contents, copies) = ctx.placements.short_of_room();
     Ok(json!({
         "role": "manager",
         "peer": ctx.peer,
@@ -109,6 +110,7 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
         "merchants": merchants,
         "seeders": seeders,
         "pending_placements": ctx.placements.pending().map_err(failed)?,
+        "short_of_room": { "contents": contents, "copies": copies },
         "origin": ctx.registry.origin(),
         "key_set_version": trust.key_set().version,
         "keys_missing": ctx.keys.missing().into_iter().map(purpose_name).collect::<Vec<_>>(),
@@ -238,6 +240,7 @@ fn product(ctx: &Context, args: &ProductArgs) -> Result<Value, ControlError> {
     if let Some(object) = line.as_object_mut() {
         object.insert("holders".to_owned(), json!(holders));
         object.insert("pending".to_owned(), json!(pending));
+        object.insert("copies_short_of_room".to_owned(), json!(ctx.placements.lacks_room(&record.manifest)));
     }
     Ok(line)
 }

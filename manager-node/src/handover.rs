@@ -15,6 +15,7 @@ use crate::placement;
 use crate::standing::Standing;
 use crate::tables::{
     GIVEN_UP, GivenUpRecord, HELD, HOLDERS, LEAVING, LeavingRecord, MANIFESTS, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS,
+    ROOM_LEFT, RoomLeftRecord,
 };
 
 /// A seeder that wants to let go of something says so again at each of its reports. One that was not heard to say so for this
@@ -86,6 +87,7 @@ pub(crate) async fn release(
                     // Who leaves may come back with all that it has.
                     if !hand_over {
                         GIVEN_UP.put(txn, &(peer, *digest), &GivenUpRecord { at: now })?;
+                        ROOM_LEFT.delete(txn, &peer)?;
                     }
                     released.push(*digest);
                     continue;
@@ -114,7 +116,11 @@ pub(crate) async fn release(
     if hand_over && released.len() < asked {
         ctx.placements.wake();
     }
-    tracing::info!(%peer, asked, released = released.len(), "a seeder lets go of content");
+    if released.is_empty() {
+        tracing::debug!(%peer, asked, "a seeder may let go of nothing");
+    } else {
+        tracing::info!(%peer, asked, released = released.len(), "a seeder lets go of content");
+    }
     Ok((released, kept))
 }
 
@@ -188,6 +194,40 @@ pub(crate) fn given_up(txn: &impl Txn, now: u64) -> Result<HashSet<(PeerId, Dige
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(found)
+}
+
+/// Whether a seeder has more room than it had left after it gave something up.
+pub(crate) fn has_more_room(left: u64, spare: u64) -> bool {
+    spare > left
+}
+
+/// What a seeder gave up for want of room is forgotten when it says that it has more room than then: it was given more
+/// capacity, or other content went. Then is its first report after that.
+pub(crate) fn room_reported(txn: &WriteTransaction<'_>, peer: PeerId, spare: u64) -> Result<(), StoreError> {
+    let left = ROOM_LEFT.get(txn, &peer)?;
+    if left.is_none() && GIVEN_UP.prefix(txn, &peer, 1)?.is_empty() {
+        return Ok(());
+    }
+    // Of room that was made for an order nothing is left.
+    let mut spare = spare;
+    for ((_, manifest), _) in PENDING.prefix(txn, &peer, usize::MAX)? {
+        let Some(product) = PRODUCT_OF_MANIFEST.get(txn, &manifest)? else { continue };
+        spare = spare.saturating_sub(PRODUCTS.get(txn, &product.id)?.map_or(0, |record| record.content_bytes));
+    }
+    match left {
+        None => ROOM_LEFT.put(txn, &peer, &RoomLeftRecord { spare }),
+        Some(left) if has_more_room(left.spare, spare) => forget_all_given_up(txn, &peer),
+        Some(_) => Ok(()),
+    }
+}
+
+/// All that a seeder gave up.
+pub(crate) fn forget_all_given_up(txn: &WriteTransaction<'_>, peer: &PeerId) -> Result<(), StoreError> {
+    for (key, _) in GIVEN_UP.prefix(txn, peer, usize::MAX)? {
+        GIVEN_UP.delete(txn, &key)?;
+    }
+    ROOM_LEFT.delete(txn, peer)?;
+    Ok(())
 }
 
 /// What a seeder gave up longer ago.

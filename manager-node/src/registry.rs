@@ -318,10 +318,7 @@ pub(crate) fn forget_holdings(txn: &WriteTransaction<'_>, peer: &PeerId) -> Resu
     for (key, _) in PENDING.prefix(txn, peer, usize::MAX)? {
         PENDING.delete(txn, &key)?;
     }
-    for (key, _) in GIVEN_UP.prefix(txn, peer, usize::MAX)? {
-        GIVEN_UP.delete(txn, &key)?;
-    }
-    Ok(())
+    handover::forget_all_given_up(txn, peer)
 }
 
 fn after_bound(after: Option<PeerId>) -> (std::ops::Bound<PeerId>, std::ops::Bound<PeerId>) {
@@ -367,6 +364,9 @@ fn store_report(
             GIVEN_UP.delete(txn, &(peer, *digest))?;
             outcome.gained_content = true;
         }
+    }
+    if report.first {
+        handover::room_reported(txn, peer, report.spare)?;
     }
     if report.held.len() < SeederReport::MAX_HELD {
         for digest in unsaid.drain() {

@@ -416,6 +416,7 @@ mod tests {
         let part = |first: bool, contents: usize| SeederReport {
             held: (0..contents).map(invented).collect(),
             first,
+            free: 0,
             ..said(&shop, false)
         };
         report(&shop, peers[0], part(true, SeederReport::MAX_HELD)).await;
@@ -457,6 +458,24 @@ mod tests {
             shop.ctx.demand.asked(shop.manifest, now_ms());
         }
         assert_eq!(release(&shop, peers[0], false).await, 0, "it would be ordered again at once");
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_given_up_for_want_of_room_is_forgotten_when_there_is_more_room() {
+        let (shop, peers) = market(5).await;
+        let gave_up = peers[0];
+        for peer in &peers {
+            report(&shop, *peer, SeederReport { capacity: 1, ..said(&shop, true) }).await;
+        }
+        assert_eq!(release(&shop, gave_up, false).await, 1);
+        let with_room = |spare: u64| SeederReport { capacity: 1 << 60, spare, ..said(&shop, false) };
+        for spare in [2 << 20, 1 << 20, 2 << 20] {
+            report(&shop, gave_up, with_room(spare)).await;
+            assert!(!wants(&shop, gave_up), "no more than was left when it had gone");
+        }
+        report(&shop, gave_up, with_room(1 << 30)).await;
+        assert!(wants(&shop, gave_up), "its capacity was raised");
         shop.close().await;
     }
 

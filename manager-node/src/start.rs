@@ -158,7 +158,7 @@ async fn start_under(
     let Opened { lock, db, archive, restore, keys, trust, node_key, content } = opened;
 
     let (node, addresses) = start_node(supervisor, dir, &config, node_key).await?;
-    let (placements, nudges) = Placements::new(db.clone());
+    let (placements, nudges) = Placements::new(db.clone(), &node);
     let (loading, network) = (db.clone(), trust.network());
     let (signer, handle, away_ms) = (keys.signer(KeyPurpose::Revocation), node.clone(), config.seeder_away_ms);
     let grace_ms = config.clock_grace_ms;

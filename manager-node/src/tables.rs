@@ -38,6 +38,8 @@ pub(crate) const PENDING: Table<(PeerId, Digest), OrderRef> = Table::new("pendin
 pub(crate) const LEAVING: Table<(PeerId, Digest), LeavingRecord> = Table::new("leaving-copies");
 /// Copies that their seeders removed because there were enough others.
 pub(crate) const GIVEN_UP: Table<(PeerId, Digest), GivenUpRecord> = Table::new("given-up-copies");
+/// What room a seeder had left after it last gave something up.
+pub(crate) const ROOM_LEFT: Table<PeerId, RoomLeftRecord> = Table::new("room-left-after-giving-up");
 /// Seeders that said that they stop, and did not report since.
 pub(crate) const STOPPED: Table<PeerId, Mark> = Table::new("stopped-seeders");
 /// Every replication order, also the fulfilled ones: receipts and money are counted under them.
@@ -153,6 +155,13 @@ pub(crate) struct GivenUpRecord {
     pub(crate) at: u64,
 }
 
+/// Room that was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct RoomLeftRecord {
+    /// Bytes that it took beyond the copies that there have to be, and beyond what was ordered there.
+    pub(crate) spare: u64,
+}
+
 /// What the manager keeps of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ManagerRecord {
@@ -178,6 +187,7 @@ wire! {
     OrderedRecord => 16,
     LeavingRecord => 16,
     GivenUpRecord => 16,
+    RoomLeftRecord => 16,
     OrderRecord => 1024,
     ManagerRecord => 1024,
 }

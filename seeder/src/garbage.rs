@@ -9,6 +9,7 @@ use std::time::Duration;
 use protocol::Digest;
 use protocol::api::{Kept, MeshRequest, MeshResponse, SeederReport, provider_key};
 use store::StoreError;
+use tokio::time::Instant;
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
@@ -52,6 +53,30 @@ impl LettingGo {
     }
 }
 
+/// Orders for which nothing could go: the manager is not asked about the same contents again and again.
+struct Fruitless {
+    ordered: u64,
+    asked: HashSet<Digest>,
+    pause: Duration,
+    until: Instant,
+}
+
+impl Fruitless {
+    /// Between a question for an order that let nothing go and the next one about the same: at first, and at most. What is
+    /// missing for it changes elsewhere, in its time.
+    const FIRST: Duration = Duration::from_secs(1);
+    const MOST: Duration = Duration::from_secs(600);
+
+    fn is_the_same(&self, ordered: u64, candidates: &[Candidate]) -> bool {
+        self.ordered == ordered && candidates.iter().all(|candidate| self.asked.contains(&candidate.digest))
+    }
+
+    fn after(before: Option<Fruitless>, ordered: u64, asked: HashSet<Digest>) -> Fruitless {
+        let pause = before.map_or(Self::FIRST, |before| before.pause.saturating_mul(2).min(Self::MOST));
+        Fruitless { ordered, asked, pause, until: Instant::now() + pause }
+    }
+}
+
 /// Something that might go.
 struct Candidate {
     digest: Digest,
@@ -67,13 +92,14 @@ const LOOKS: u32 = 50;
 pub(crate) async fn collect(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let every = Duration::from_millis(seeder.config.gc_ms);
+    let mut fruitless = None;
     loop {
         tokio::select! {
             () = token.cancelled() => return Ok(()),
             () = seeder.wake.collect.notified() => {}
             () = tokio::time::sleep(every) => {}
         }
-        match Box::pin(round(&seeder)).await? {
+        match Box::pin(round(&seeder, &mut fruitless)).await? {
             None => {
                 seeder.notes.quota.clear();
                 // What was to be copied elsewhere may stay: the manager hears it at once.
@@ -92,7 +118,7 @@ pub(crate) async fn collect(seeder: Arc<Seeder>) -> Result<(), StoreError> {
 }
 
 /// One look. What it gives is for the operator.
-async fn round(seeder: &Arc<Seeder>) -> Result<Option<String>, StoreError> {
+async fn round(seeder: &Arc<Seeder>, fruitless: &mut Option<Fruitless>) -> Result<Option<String>, StoreError> {
     let (looking, ordered) = (Arc::clone(seeder), seeder.wake.take_room());
     let looked = tokio::task::spawn_blocking(move || look(&looking, ordered)).await;
     let Looked { mut left, overfull, candidates } = match looked {
@@ -102,10 +128,22 @@ async fn round(seeder: &Arc<Seeder>) -> Result<Option<String>, StoreError> {
     if left.is_none() {
         return Ok(None);
     }
+    let same = fruitless.take_if(|before| before.is_the_same(ordered, &candidates));
+    if !overfull
+        && let Some(before) = &same
+        && Instant::now() < before.until
+    {
+        *fruitless = same;
+        return Ok(None);
+    }
     let before = left;
+    let asked = candidates.iter().map(|candidate| candidate.digest).collect();
     let trouble = make_room(seeder, &mut left, overfull, candidates).await;
+    *fruitless = None;
     if ordered > 0 && left != before {
         seeder.wake.replicate.notify_one();
+    } else if ordered > 0 {
+        *fruitless = Some(Fruitless::after(same, ordered, asked));
     }
     // An order that finds no room says so itself.
     Ok(trouble.filter(|_| overfull))
@@ -163,7 +201,9 @@ async fn make_room(
         moving.push(candidate.digest);
     }
     // Before it is asked: a report that is made meanwhile would take it back.
-    seeder.moving.set(moving.clone());
+    if seeder.moving.set(moving.clone()) {
+        seeder.wake.sync.notify_one();
+    }
     if !moving.is_empty()
         && let Err(error) = ask(seeder, moving, true, |_| ()).await
     {

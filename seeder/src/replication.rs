@@ -137,8 +137,13 @@ async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) ->
         Ok(()) => seeder.notes.storage.clear(),
         Err(Unfulfilled::Void(refusal)) => tracing::info!(content = %manifest, %refusal, "order dropped"),
         Err(Unfulfilled::Later(reason)) => {
-            tracing::warn!(content = %manifest, reason, "copy not made yet");
-            seeder.notes.storage.set(format!("content {manifest}: {reason}"));
+            let trouble = format!("content {manifest}: {reason}");
+            if seeder.notes.storage.get().as_deref() == Some(&trouble) {
+                tracing::debug!(content = %manifest, reason, "copy not made yet");
+            } else {
+                tracing::warn!(content = %manifest, reason, "copy not made yet");
+            }
+            seeder.notes.storage.set(trouble);
             return false;
         }
     }

@@ -67,9 +67,9 @@ impl Market {
         }
     }
 
-    /// Copies to be made, so far, those without room included.
-    pub(super) fn wanted(&self) -> usize {
-        self.wanted.len() + self.missing.len()
+    /// Copies ordered so far.
+    pub(super) fn ordered(&self) -> usize {
+        self.wanted.len()
     }
 
     /// Decides of a content that `holders` have, that was ordered at others, and of which there are to be so many `copies`.
@@ -84,10 +84,12 @@ impl Market {
         // A seeder that did not manage in time keeps its place in `there`: the copy goes to another one.
         let mut there: HashSet<PeerId> = holders.iter().chain(ordered).copied().collect();
         // Somebody waits to let go of it, and may when enough others are here: a copy that may come back is of no use to
-        // that one. Nor is a copy that was only ordered, as long as nobody is there to make it.
+        // that one. Nor is a copy that was only ordered, as long as nobody is there to make it who wants to have it.
         let handed_over = self.handed_over.contains(&manifest);
         let counts = |peer: &&PeerId| {
-            let stands = if handed_over || !holders.contains(*peer) {
+            let stands = if !holders.contains(*peer) {
+                self.index.contains_key(*peer) && self.standing.serves(peer, &manifest)
+            } else if handed_over {
                 self.standing.serves(peer, &manifest)
             } else {
                 self.standing.counts(peer, &manifest)
@@ -138,17 +140,27 @@ impl Market {
     }
 
     /// What is missing and found no room goes to seeders that have copies which are not needed: for an order that finds no
-    /// room they let go of these.
-    pub(super) fn finish(mut self) -> Plan {
-        let mut short = false;
+    /// room they let go of these. No more than `most` copies are ordered in all, or little more.
+    pub(super) fn finish(mut self, most: usize) -> Plan {
+        let (mut lacking, mut cut) = (HashMap::new(), false);
         for Missing { manifest, length, there, copies } in std::mem::take(&mut self.missing) {
+            if self.wanted.len() >= most {
+                cut = true;
+                break;
+            }
             let to = choose(&self.candidates, &there, &manifest, copies, |candidate| {
                 let fits = candidate.room + candidate.surplus >= i128::from(length);
                 candidate.surplus > 0 && fits && !self.barred.contains(&(candidate.peer, manifest))
             });
-            short |= to.len() < copies;
-            self.order(&to, manifest, length);
+            let ordered = self.order(&to, manifest, length);
+            // Where there are fewer seeders than copies to be, room is not what is missing.
+            let stay = |peer: &&PeerId| self.standing.here.contains(*peer) && !self.leaves(peer);
+            let others = self.standing.able().saturating_sub(there.iter().chain(&ordered).filter(stay).count());
+            let lacks = (copies - ordered.len()).min(others);
+            if lacks > 0 {
+                lacking.insert(manifest, lacks);
+            }
         }
-        Plan { wanted: self.wanted, stale: self.stale.into_iter().collect(), short, ..Plan::default() }
+        Plan { wanted: self.wanted, stale: self.stale.into_iter().collect(), lacking, cut, ..Plan::default() }
     }
 }

@@ -9,14 +9,15 @@ mod plan;
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod rest_tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use node::{Protocol, Supervisor};
+use node::prometheus_client::metrics::gauge::Gauge;
+use node::{NodeHandle, Protocol, Supervisor};
 use protocol::api::{MeshResponse, SEEDER_PROTOCOL, SeederRequest, SeederResponse};
 use protocol::replication::{Placement, ReplicationOrder};
 use protocol::trust::KeyPurpose;
@@ -51,15 +52,64 @@ pub(crate) struct Placements {
     wake: Arc<Notify>,
     /// The last look found no room for a copy that is missing, or is still under way.
     short: AtomicBool,
+    /// Copies of contents that are missing for want of room, by the last look at everything: an entry for a content at most.
+    lacking: Mutex<HashMap<Digest, usize>>,
+    contents_short: Gauge,
+    copies_short: Gauge,
     /// Looks since the start. Each goes over all seeders, products and copies.
     looks: AtomicU64,
 }
 
 impl Placements {
-    pub(crate) fn new(db: Db) -> (Self, mpsc::Receiver<PeerId>) {
+    pub(crate) fn new(db: Db, node: &NodeHandle) -> (Self, mpsc::Receiver<PeerId>) {
         let (nudges, receiver) = mpsc::channel(NUDGES);
-        let (short, looks) = (AtomicBool::new(true), AtomicU64::new(0));
-        (Placements { db, nudges, wake: Arc::new(Notify::new()), short, looks }, receiver)
+        let metrics = node.metrics();
+        let placements = Placements {
+            db,
+            nudges,
+            wake: Arc::new(Notify::new()),
+            short: AtomicBool::new(true),
+            lacking: Mutex::default(),
+            contents_short: metrics
+                .gauge("contents_short_of_room", "Contents with fewer copies than there are to be for want of room"),
+            copies_short: metrics.gauge("copies_short_of_room", "Copies that are missing for want of room"),
+            looks: AtomicU64::new(0),
+        };
+        (placements, receiver)
+    }
+
+    /// How many contents have fewer copies than there are to be because no seeder has room, and how many copies that is.
+    pub(crate) fn short_of_room(&self) -> (usize, usize) {
+        let lacking = self.lock_lacking();
+        (lacking.len(), lacking.values().sum())
+    }
+
+    /// How many copies of this content are missing for want of room.
+    pub(crate) fn lacks_room(&self, manifest: &Digest) -> usize {
+        self.lock_lacking().get(manifest).copied().unwrap_or(0)
+    }
+
+    fn lock_lacking(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+        self.lacking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down what a look at everything found, and says so when it begins and when it ends.
+    fn note_lacking(&self, lacking: HashMap<Digest, usize>) {
+        let (before, contents) = (self.lock_lacking().len(), lacking.len());
+        let copies: usize = lacking.values().sum();
+        *self.lock_lacking() = lacking;
+        self.contents_short.set(i64::try_from(contents).unwrap_or(i64::MAX));
+        self.copies_short.set(i64::try_from(copies).unwrap_or(i64::MAX));
+        match (before, contents) {
+            (0, 0) => {}
+            (0, _) => tracing::warn!(
+                contents,
+                copies,
+                "copies are missing because no seeder has room: more capacity or more seeders are needed"
+            ),
+            (_, 0) => tracing::info!("no copy is missing for want of room any more"),
+            _ => {}
+        }
     }
 
     /// A replication order by its id, also one that was fulfilled long ago.
@@ -159,10 +209,16 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     // Before the look: room that is gained during it may not be seen by it.
     ctx.placements.short.store(true, Relaxed);
     ctx.placements.looks.fetch_add(1, Relaxed);
-    let Plan { wanted, stale, forgotten, short } = tokio::task::spawn_blocking(move || plan(&planning, now))
+    let Plan { wanted, stale, forgotten, lacking, cut } = tokio::task::spawn_blocking(move || plan(&planning, now))
         .await
         .map_err(|e| StoreError::Panicked(e.to_string()))??;
-    ctx.placements.short.store(short, Relaxed);
+    ctx.placements.short.store(cut || !lacking.is_empty(), Relaxed);
+    if cut {
+        // Comes back at once for the rest.
+        ctx.placements.wake();
+    } else {
+        ctx.placements.note_lacking(lacking);
+    }
     if !forgotten.is_empty() {
         let span_ms = ctx.config.order_ms;
         ctx.db.write(move |txn| again::forget(txn, &forgotten, now, span_ms)).await?;
@@ -305,7 +361,13 @@ pub(crate) async fn for_seeder(ctx: &Arc<Context>, peer: PeerId, now: u64) -> Re
 fn pending_of(ctx: &Context, peer: PeerId, now: u64) -> Result<Vec<(TransactionId, Placement)>, StoreError> {
     let orders = ctx.db.read(|txn| {
         let mut orders = Vec::new();
-        for ((_, manifest), found) in PENDING.prefix(txn, &peer, MeshResponse::PLACEMENTS_PAGE)? {
+        // Begins anywhere: orders that cannot be fulfilled do not keep the others from their seeder.
+        let (low, high) = (Digest::from_bytes([0; 32]), Digest::from_bytes([0xff; 32]));
+        let start = Digest::from_bytes(rand::rng().random());
+        let mut page = PENDING.range(txn, (peer, start)..=(peer, high), MeshResponse::PLACEMENTS_PAGE)?;
+        let left = MeshResponse::PLACEMENTS_PAGE - page.len();
+        page.extend(PENDING.range(txn, (peer, low)..(peer, start), left)?);
+        for ((_, manifest), found) in page {
             if let Some(record) = ORDERS.get(txn, &found.order)? {
                 orders.push((found.order, manifest, record.signed));
             }

@@ -35,8 +35,10 @@ pub(super) struct Plan {
     pub(super) stale: Vec<(PeerId, Digest)>,
     /// Copies that were ordered so long ago that it matters no more.
     pub(super) forgotten: Vec<(PeerId, Digest)>,
-    /// There was no room for a copy.
-    pub(super) short: bool,
+    /// Copies of contents that are missing because no seeder without one has room.
+    pub(super) lacking: HashMap<Digest, usize>,
+    /// There is more to be ordered than fits into one go, so that not everything was looked at.
+    pub(super) cut: bool,
 }
 
 /// Which copies are missing, and where they are to go. Blocks.
@@ -66,7 +68,7 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
         })?;
         let past = Past::load(txn, now, config.order_ms)?;
         market.barred = past.barred;
-        let mut of_origin = Vec::new();
+        let (mut of_origin, mut cut) = (Vec::new(), false);
         for (manifest, length) in products {
             let holders: HashSet<PeerId> =
                 HOLDERS.prefix(txn, &manifest, usize::MAX)?.into_iter().map(|((_, peer), _)| peer).collect();
@@ -75,13 +77,14 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
                 of_origin.push(Wanted { peer, manifest, length });
             }
             market.content(manifest, length, &holders, &ordered, |serving| copies_of(ctx, &manifest, serving, now));
-            if market.wanted() + of_origin.len() >= MAX_PER_RUN {
-                // The loop comes back at once for the rest.
-                ctx.placements.wake();
+            // What finds no room is no order: however much of it there is, what follows is looked at.
+            if market.ordered() + of_origin.len() >= MAX_PER_RUN {
+                cut = true;
                 break;
             }
         }
-        let mut plan = market.finish();
+        let mut plan = market.finish(MAX_PER_RUN);
+        plan.cut |= cut;
         plan.wanted.extend(of_origin);
         plan.forgotten = past.forgotten;
         Ok(plan)
@@ -228,6 +231,58 @@ mod tests {
         let sources = shop.ctx.registry.sources_for(&shop.manifest, now_ms(), 32).unwrap();
         assert!(sources.iter().any(|source| source.peer == peers[0]), "{sources:?}");
         assert!(shop.running.mesh(random_key().peer_id(), MeshRequest::Stopping).await.is_err());
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn however_much_finds_no_room_it_is_told_and_what_finds_room_is_ordered() {
+        use crate::sales::tests::shop::CHUNK;
+
+        const MORE: usize = MAX_PER_RUN + 88;
+        let terms = Terms::default();
+        let (shop, peers) = market(3).await;
+        for _ in 0..MORE {
+            let id = protocol::ProductId::new(now_ms(), rand::random());
+            shop.publish(id, terms.policy, terms.lease_ms, terms.rate, 1);
+        }
+        let room = async |peer: PeerId, contents: u64| {
+            let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
+            let free = contents * u64::from(CHUNK);
+            let report = SeederReport { addrs, first: true, free, capacity: 1, ..SeederReport::default() };
+            shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap();
+        };
+        let told = async |contents: usize, copies: usize| {
+            let look = async {
+                while shop.ctx.placements.short_of_room() != (contents, copies) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let found = tokio::time::timeout(std::time::Duration::from_secs(30), look).await;
+            assert!(found.is_ok(), "{:?} instead of {contents}, {copies}", shop.ctx.placements.short_of_room());
+        };
+        for peer in &peers[..2] {
+            room(*peer, 0).await;
+        }
+        // Three copies there are to be, and there are two seeders: of the third it is not room that is missing.
+        told(MORE + 1, 2 * (MORE + 1)).await;
+        let found = plan(&shop.ctx, now_ms()).unwrap();
+        assert!(found.wanted.is_empty() && !found.cut, "nothing is ordered, and it would look again at once");
+        room(peers[0], 1 << 20).await;
+        told(MORE + 1, MORE + 1).await;
+        let status = crate::control::answer(&shop.ctx, serde_json::json!({ "cmd": "status" }), None).await.unwrap();
+        assert_eq!(status["short_of_room"], serde_json::json!({ "contents": MORE + 1, "copies": MORE + 1 }));
+        let asked = serde_json::json!({ "cmd": "product", "id": shop.product });
+        let product = crate::control::answer(&shop.ctx, asked, None).await.unwrap();
+        assert_eq!(product["copies_short_of_room"], serde_json::json!(1));
+        // And of so many orders not always the same few are told.
+        let mut placed = HashSet::new();
+        for _ in 0..4 {
+            let page = super::super::for_seeder(&shop.ctx, peers[0], now_ms()).await.unwrap();
+            placed.extend(page.into_iter().map(|placement| placement.order.peek().unwrap().manifest));
+        }
+        assert!(placed.len() > protocol::api::MeshResponse::PLACEMENTS_PAGE);
+        room(peers[1], 1 << 20).await;
+        told(0, 0).await;
         shop.close().await;
     }
 

@@ -8,7 +8,7 @@ use protocol::{Digest, PeerId};
 
 use super::hash::Candidate;
 use super::market::Market;
-use crate::handover::may_go;
+use crate::handover::{has_more_room, may_go};
 use crate::standing::Standing;
 
 /// Rounds of reports, plans, copies and collections after the last event; the longest chains need a few.
@@ -45,6 +45,8 @@ struct World {
     seeders: Vec<Seeder>,
     /// The manager's memory of what was given up.
     given_up: HashSet<(usize, usize)>,
+    /// And what room was left after that.
+    room_left: HashMap<usize, u64>,
     /// Copies made of each content, by the seeder.
     made: BTreeMap<(usize, usize), usize>,
     removed: usize,
@@ -65,6 +67,7 @@ impl World {
             lengths: Vec::new(),
             seeders: Vec::new(),
             given_up: HashSet::new(),
+            room_left: HashMap::new(),
             made: BTreeMap::new(),
             removed: 0,
         };
@@ -76,8 +79,26 @@ impl World {
         self.seeders.push(Seeder { capacity, high, low, held: BTreeSet::new(), orders: BTreeSet::new() });
     }
 
+    /// All say what room they have.
+    fn report(&mut self) {
+        for (number, seeder) in self.seeders.iter().enumerate() {
+            let ordered: u64 = seeder.orders.iter().map(|content| self.lengths[*content]).sum();
+            let spare = seeder.below(&self.lengths, seeder.low).saturating_sub(ordered);
+            match self.room_left.get(&number) {
+                None if self.given_up.iter().all(|(seeder, _)| *seeder != number) => {}
+                None => drop(self.room_left.insert(number, spare)),
+                Some(left) if has_more_room(*left, spare) => {
+                    self.given_up.retain(|(seeder, _)| *seeder != number);
+                    self.room_left.remove(&number);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     /// The manager looks, by what the seeders report. True where it ordered something.
     fn plan(&mut self) -> bool {
+        self.report();
         let here: HashSet<PeerId> = (0..self.seeders.len()).map(peer).collect();
         let candidate = |(number, seeder): (usize, &Seeder)| Candidate {
             peer: peer(number),
@@ -105,7 +126,7 @@ impl World {
         let numbers: HashMap<PeerId, usize> = (0..self.seeders.len()).map(|number| (peer(number), number)).collect();
         let contents: HashMap<Digest, usize> =
             (0..self.lengths.len()).map(|content| (manifest(content), content)).collect();
-        let wanted = market.finish().wanted;
+        let wanted = market.finish(usize::MAX).wanted;
         for wanted in &wanted {
             self.seeders[numbers[&wanted.peer]].orders.insert(contents[&wanted.manifest]);
         }
@@ -124,6 +145,7 @@ impl World {
             if may_go(others, 1, self.copies.min(self.seeders.len() - 1)) {
                 self.seeders[number].held.remove(&content);
                 self.given_up.insert((number, content));
+                self.room_left.remove(&number);
                 bytes = bytes.saturating_sub(self.lengths[content]);
                 self.removed += 1;
                 went = true;
@@ -209,6 +231,8 @@ enum Event {
     Join((u64, u64, u64)),
     /// By so many percent of what it was.
     Shrink(usize, u64),
+    /// To so many percent of what it was.
+    Grow(usize, u64),
     /// With all that it has.
     Lose(usize),
 }
@@ -218,6 +242,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => prop::collection::vec(1u64..120, 1..20).prop_map(Event::Publish),
         2 => seeder().prop_map(Event::Join),
         1 => (any::<usize>(), 30u64..100).prop_map(|(which, percent)| Event::Shrink(which, percent)),
+        1 => (any::<usize>(), 100u64..400).prop_map(|(which, percent)| Event::Grow(which, percent)),
         1 => any::<usize>().prop_map(Event::Lose),
     ]
 }
@@ -240,7 +265,7 @@ proptest! {
                 None => {}
                 Some(Event::Publish(lengths)) => world.lengths.extend(lengths),
                 Some(Event::Join(seeder)) => world.join(seeder),
-                Some(Event::Shrink(which, percent)) => {
+                Some(Event::Shrink(which, percent) | Event::Grow(which, percent)) => {
                     let which = which % world.seeders.len();
                     world.seeders[which].capacity = world.seeders[which].capacity * percent / 100;
                 }

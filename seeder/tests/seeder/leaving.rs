@@ -168,6 +168,28 @@ async fn what_is_offered_ends_below_the_marks_and_an_order_lets_go_only_of_what_
 }
 
 #[tokio::test]
+async fn an_order_that_finds_no_room_is_asked_about_with_pauses() {
+    let world = World::new(false).await;
+    let goods: Vec<Goods> = (1..=3).map(|seed| world.publish(seed, 4)).collect();
+    let all: Vec<&Goods> = goods.iter().collect();
+    let seeder = world
+        .seeder("b", &all[..2], |config| {
+            config.capacity = 10 * CHUNK as u64;
+            (config.high_water_percent, config.low_water_percent) = (91, 80);
+            config.gc_ms = 600_000;
+        })
+        .await;
+    let (peer, at) = (seeder.peer_id(), seeder.peer_addrs());
+    world.office.says.lock().unwrap().placements.insert(peer, vec![world.placement(all[2], peer, &[])]);
+    world.manager.nudge(&at).await;
+    world.office.until("its question", |heard| (!heard.releases.is_empty()).then_some(())).await;
+    let many = world.office.until("many more of them", |heard| (heard.releases.len() > 12).then_some(()));
+    assert!(tokio::time::timeout(Duration::from_secs(3), many).await.is_err(), "a report and a question without end");
+    assert_eq!(seeder.contents().list().len(), 2);
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn what_is_to_be_moved_is_said_in_each_report_until_it_is_not_meant_any_more() {
     let world = World::new(false).await;
     let goods: Vec<Goods> = (1..=2).map(|seed| world.publish(seed, 4)).collect();

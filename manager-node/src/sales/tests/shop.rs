@@ -140,7 +140,7 @@ impl Shop {
         Shop { running, ctx, merchant, client, seeders, product, secret, manifest, _dir }
     }
 
-    fn publish(&self, id: ProductId, policy: KeyPolicy, lease_ms: u64, rate: u64, chunks: u32) -> Digest {
+    pub(crate) fn publish(&self, id: ProductId, policy: KeyPolicy, lease_ms: u64, rate: u64, chunks: u32) -> Digest {
         let content = ContentId::from_bytes(rand::rng().random());
         let length = u64::from(chunks) * u64::from(CHUNK);
         let manifest = Manifest {
