@@ -1,5 +1,6 @@
 //! How merchants and seeders get in: an invitation's token once, a certificate from then on. A peer that is enrolled
-//! already gets its certificate again without any token, since it proved its key by connecting.
+//! already gets its certificate again without any token, since it proved its key by connecting; and one that the database
+//! does not know because it is a backup from before gets another for the certificate that it shows.
 
 use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::trust::{Invitation, InvitedRole, JoinLine, KeyPurpose};
@@ -74,6 +75,7 @@ pub(crate) async fn merchant(
     peer: PeerId,
     token: Nonce,
     name: String,
+    held: Option<Signed<MerchantCert>>,
 ) -> Result<Signed<MerchantCert>, Refusal> {
     check_name(&name)?;
     not_revoked(ctx, &peer)?;
@@ -84,6 +86,10 @@ pub(crate) async fn merchant(
     {
         return Ok(record.cert);
     }
+    let trust = ctx.trust();
+    let again = held.is_some_and(|held| {
+        ctx.revocations.with(|revoked| MerchantCert::check(&held, &peer, &trust, revoked, now)).is_ok()
+    });
     let document = MerchantCert {
         network: ctx.network(),
         merchant: peer,
@@ -99,11 +105,14 @@ pub(crate) async fn merchant(
             let record = match MERCHANTS.get(txn, &peer)? {
                 Some(record) => MerchantRecord { cert: cert.clone(), name: name.clone(), ..record },
                 None => {
-                    use_invitation(txn, &token, InvitedRole::Merchant, now)?;
+                    if !again {
+                        use_invitation(txn, &token, InvitedRole::Merchant, now)?;
+                    }
                     MerchantRecord { cert: cert.clone(), name: name.clone(), credit_limit: None, enrolled_at: now }
                 }
             };
-            audit::note(txn, now, "merchant", peer, format!("enrolled or renewed: {name}"))?;
+            let how = if again { "enrolled by its certificate, or renewed" } else { "enrolled or renewed" };
+            audit::note(txn, now, "merchant", peer, format!("{how}: {name}"))?;
             Ok::<_, Refused>(MERCHANTS.put(txn, &peer, &record)?)
         })
         .await?;
@@ -118,6 +127,7 @@ pub(crate) async fn seeder(
     token: Nonce,
     name: String,
     capacity: u64,
+    held: Option<Signed<SeederCert>>,
 ) -> Result<Signed<SeederCert>, Refusal> {
     check_name(&name)?;
     not_revoked(ctx, &peer)?;
@@ -128,6 +138,10 @@ pub(crate) async fn seeder(
     {
         return Ok(record.cert);
     }
+    let trust = ctx.trust();
+    let again = held.is_some_and(|held| {
+        ctx.revocations.with(|revoked| SeederCert::check(&held, &peer, &trust, revoked, now)).is_ok()
+    });
     let document = SeederCert {
         network: ctx.network(),
         seeder: peer,
@@ -144,7 +158,9 @@ pub(crate) async fn seeder(
             let record = match SEEDERS.get(txn, &peer)? {
                 Some(record) => SeederRecord { cert: cert.clone(), name: name.clone(), capacity, ..record },
                 None => {
-                    use_invitation(txn, &token, InvitedRole::Seeder, now)?;
+                    if !again {
+                        use_invitation(txn, &token, InvitedRole::Seeder, now)?;
+                    }
                     SeederRecord {
                         cert: cert.clone(),
                         name: name.clone(),
@@ -157,7 +173,8 @@ pub(crate) async fn seeder(
                     }
                 }
             };
-            audit::note(txn, now, "seeder", peer, format!("enrolled or renewed: {name}"))?;
+            let how = if again { "enrolled by its certificate, or renewed" } else { "enrolled or renewed" };
+            audit::note(txn, now, "seeder", peer, format!("{how}: {name}"))?;
             Ok::<_, Refused>(SEEDERS.put(txn, &peer, &record)?)
         })
         .await?;

@@ -46,8 +46,8 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
             let epochs = ctx.revocations.after(after, MeshResponse::EPOCHS_PAGE).map_err(Refused::from)?;
             Ok(MeshResponse::Epochs(epochs))
         }
-        MeshRequest::Enrol { token, name, capacity } => {
-            let cert = enrol::seeder(ctx, peer, token, name, capacity).await?;
+        MeshRequest::Enrol { token, name, capacity, held } => {
+            let cert = enrol::seeder(ctx, peer, token, name, capacity, held).await?;
             add_to_dht(ctx, peer).await;
             Ok(MeshResponse::Enrolled(cert))
         }

@@ -19,7 +19,7 @@ use protocol::receipt::{OutboxPlace, ReceiptBatch, SealedBatch};
 use protocol::replication::ReplicationOrder;
 use protocol::ticket::Admission;
 use protocol::trust::{InvitedRole, JoinLine, KeyPurpose, RevocationState, Trust};
-use protocol::{Digest, Keypair, Nonce, PeerAddrs, PeerId, Refusal, RefusalCode};
+use protocol::{Digest, Keypair, Nonce, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -113,7 +113,7 @@ impl Peer {
     }
 
     async fn enrol(&self, token: Nonce) -> MeshResponse {
-        self.ask(MeshRequest::Enrol { token, name: "box".into(), capacity: 1 << 30 }).await
+        self.ask(MeshRequest::Enrol { token, name: "box".into(), capacity: 1 << 30, held: None }).await
     }
 
     async fn trust(&self, root: PeerId) -> Trust {
@@ -168,10 +168,10 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
     assert_eq!(seeder.refused(MeshRequest::Report(stranger)).await.code, RefusalCode::NotEnrolled);
     let wanted = MeshRequest::Manifest { digest: published.manifest };
     assert_eq!(seeder.refused(wanted.clone()).await.code, RefusalCode::NotEnrolled);
-    let guess = MeshRequest::Enrol { token: Nonce::from_bytes([1; 16]), name: "x".into(), capacity: 1 };
+    let guess = MeshRequest::Enrol { token: Nonce::from_bytes([1; 16]), name: "x".into(), capacity: 1, held: None };
     assert_eq!(seeder.refused(guess).await.code, RefusalCode::BadInvitation);
     let for_merchants = token(&manager.invite(InvitedRole::Merchant, 1).await.unwrap());
-    let wrong_role = MeshRequest::Enrol { token: for_merchants, name: "x".into(), capacity: 1 };
+    let wrong_role = MeshRequest::Enrol { token: for_merchants, name: "x".into(), capacity: 1, held: None };
     assert_eq!(seeder.refused(wrong_role).await.code, RefusalCode::BadInvitation);
 
     let invitation = token(&manager.invite(InvitedRole::Seeder, 1).await.unwrap());
@@ -182,8 +182,15 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
     assert_eq!((checked.name.as_str(), checked.capacity), ("box", 1 << 30));
     assert_eq!(seeder.enrol(invitation).await, first, "the same peer gets the same answer");
     let late = Peer::start(2, &public).await;
-    let used = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1 };
+    let used = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1, held: None };
     assert_eq!(late.refused(used).await.code, RefusalCode::BadInvitation);
+    // A certificate gets in whom the manager's key signed it for, and nobody else.
+    let own = SeederCert { seeder: late.handle.peer_id(), ..checked.clone() };
+    for held in [cert.clone(), Signed::sign(&own, &Keypair::from_seed(&[2; 32]))] {
+        let token = Nonce::from_bytes([1; 16]);
+        let shown = MeshRequest::Enrol { token, name: "x".into(), capacity: 1, held: Some(held) };
+        assert_eq!(late.refused(shown).await.code, RefusalCode::BadInvitation);
+    }
 
     // Placement: ordered after the first report, announced by a nudge, asked for by the next report.
     let placements = seeder.placements(&[]).await;
@@ -244,7 +251,7 @@ async fn a_seeder_joins_is_given_content_and_is_thrown_out() {
     assert!(state.has_peer(&me));
     let report = SeederReport { first: true, ..SeederReport::default() };
     assert_eq!(seeder.refused(MeshRequest::Report(report)).await.code, RefusalCode::Revoked);
-    let again = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1 };
+    let again = MeshRequest::Enrol { token: invitation, name: "x".into(), capacity: 1, held: None };
     assert_eq!(seeder.refused(again).await.code, RefusalCode::Revoked);
     let list = manager.control(json!({ "cmd": "product", "id": published.product })).await.unwrap();
     assert_eq!(list["holders"], json!([]));

@@ -97,12 +97,14 @@ async fn steps_4_to_12_over_connections_and_restarts() {
     let published = running.publish(request, watch::channel(PublishProgress::default()).0).await.unwrap();
 
     // Everybody joins.
-    let enrol = SalesRequest::Enrol { token: token(&running, InvitedRole::Merchant).await, name: "Shop".into() };
+    let enrol =
+        SalesRequest::Enrol { token: token(&running, InvitedRole::Merchant).await, name: "Shop".into(), held: None };
     assert!(matches!(merchant.sales(&running, enrol).await, SalesResponse::Enrolled(_)));
     let enrol = MeshRequest::Enrol {
         token: token(&running, InvitedRole::Seeder).await,
         name: "Seeder".into(),
         capacity: 1 << 30,
+        held: None,
     };
     assert!(matches!(seeder.mesh(&running, enrol).await, MeshResponse::Enrolled(_)));
     let MeshResponse::KeySet(keys) = seeder.mesh(&running, MeshRequest::KeySet).await else { panic!() };

@@ -16,7 +16,7 @@ use protocol::certificate::MerchantCert;
 use protocol::codec::Wire;
 use protocol::ticket::TransactionData;
 use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationState, Trust};
-use protocol::{PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
+use protocol::{Nonce, PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError, WriteTransaction};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -380,11 +380,17 @@ impl Link {
 
     async fn ask_certificate(&self) -> Result<(), RefreshError> {
         let failed = |source| RefreshError::Ask { what: "enrolment", source };
-        let Some(invitation) = &self.join.invitation else {
-            let refusal = Refusal::new(RefusalCode::BadInvitation, "the join line in config.toml carries none");
-            return Err(failed(AskError::Refused(refusal)));
+        let held = self.db.read(|txn| CERTIFICATE.get(txn, &()))?;
+        let token = match &self.join.invitation {
+            Some(invitation) => invitation.token,
+            // Who is enrolled needs none.
+            None if held.is_some() => Nonce::from_bytes([0; 16]),
+            None => {
+                let refusal = Refusal::new(RefusalCode::BadInvitation, "the join line in config.toml carries none");
+                return Err(failed(AskError::Refused(refusal)));
+            }
         };
-        let request = SalesRequest::Enrol { token: invitation.token, name: self.name.clone() };
+        let request = SalesRequest::Enrol { token, name: self.name.clone(), held };
         let SalesResponse::Enrolled(signed) = self.sales(request).await.map_err(failed)? else {
             return Err(failed(AskError::unexpected()));
         };
@@ -512,7 +518,18 @@ impl Link {
         let enrolled = self.enrol().await;
         self.contact().enrolment = enrolled.as_ref().err().map(ToString::to_string);
         enrolled?;
-        self.fetch_catalogue(Instant::now()).await
+        match self.fetch_catalogue(Instant::now()).await {
+            Err(RefreshError::Ask { source: AskError::Refused(refusal), .. })
+                if refusal.code == RefusalCode::NotEnrolled =>
+            {
+                tracing::warn!(%refusal, "the manager has forgotten this merchant, and is shown its certificate");
+                let enrolled = self.ask_certificate().await;
+                self.contact().enrolment = enrolled.as_ref().err().map(ToString::to_string);
+                enrolled?;
+                self.fetch_catalogue(Instant::now()).await
+            }
+            fetched => fetched,
+        }
     }
 
     /// Keeps keys, enrolment and catalogue up to date until the node stops.

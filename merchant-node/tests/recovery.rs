@@ -262,3 +262,14 @@ async fn connections_that_linger_do_not_hold_the_database() {
     shop.stop().await;
     market.manager.down().await;
 }
+
+/// Its invitation may be used up, or over: the certificate is what proves that it was enrolled.
+#[tokio::test]
+async fn a_manager_that_has_forgotten_the_shop_is_shown_its_certificate() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    market.manager.forget_the_shop();
+    eventually("known again", || async { market.manager.knows_the_shop().then_some(()) }).await;
+    eventually("ready", || async { shop.running.not_ready().is_none().then_some(()) }).await;
+    shop.stop().await;
+}

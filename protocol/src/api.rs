@@ -225,6 +225,8 @@ pub enum MeshRequest {
         name: String,
         /// Bytes offered.
         capacity: u64,
+        /// Its certificate: a manager that came back from a backup from before takes it back by that.
+        held: Option<Signed<SeederCert>>,
     },
     /// Says what it holds; the answer is what it is to fetch.
     Report(SeederReport),

@@ -95,7 +95,7 @@ proptest! {
         same(SeederMessage::Chunk { index: n, length: n })?;
         same(ServeAccount { noted: n, honoured: n, ack: Some(ack), first_at: ms, last_at: ms, forgiven: n, ..ServeAccount::default() })?;
         same(MailboxRequest::Complain { transaction: transaction(), seeder: seeder().peer_id(), chunk: n })?;
-        same(SalesRequest::Enrol { token: salt(1), name: text.clone() })?;
+        same(SalesRequest::Enrol { token: salt(1), name: text.clone(), held: None })?;
         same(FileList {
             name: text.clone(),
             single_file: some,

@@ -193,6 +193,11 @@ impl Network {
         self.view().certificate.is_some()
     }
 
+    /// The certificate that is here, good or not.
+    pub(crate) fn held_certificate(&self) -> Option<Signed<SeederCert>> {
+        self.view().certificate.as_ref().map(|(signed, _)| signed.clone())
+    }
+
     /// When the certificate ends, unix milliseconds.
     pub(crate) fn certificate_until(&self) -> Option<u64> {
         self.view().certificate.as_ref().map(|(_, cert)| cert.until)

@@ -108,6 +108,7 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
         back_off: BackOff::new(seeder.config.retry_ms),
         up_to_date: false,
         renewed: None,
+        forgotten: false,
         stated: None,
         turn: 0,
         join,
@@ -157,6 +158,8 @@ struct Contact {
     /// The manager was asked for news since the start, and since the last nudge.
     up_to_date: bool,
     renewed: Option<Instant>,
+    /// It says that this seeder is not enrolled, although it was.
+    forgotten: bool,
     /// When statements were last asked for.
     stated: Option<Instant>,
     /// How often others were asked instead of the manager.
@@ -172,7 +175,17 @@ impl Contact {
         self.fresh().await?;
         // A newer key set may have made it void.
         self.certificate().await?;
-        self.report().await?;
+        match self.report().await {
+            Err(SyncError::Ask(AskError::Refused(refusal)))
+                if refusal.code == RefusalCode::NotEnrolled && self.seeder.network.is_enrolled() =>
+            {
+                tracing::warn!(%refusal, "the manager has forgotten this seeder, and is shown its certificate");
+                self.forgotten = true;
+                self.certificate().await?;
+                self.report().await?;
+            }
+            reported => reported?,
+        }
         self.statements().await
     }
 
@@ -197,7 +210,8 @@ impl Contact {
         let (until, now) = (self.seeder.network.certificate_holds_until().unwrap_or(0), now_ms());
         let holds = until > now;
         let asked = self.renewed.is_some_and(|at| at.elapsed() < RENEW_EVERY);
-        if until > now.saturating_add(RENEW_BEFORE_MS) || holds && asked {
+        let fits = until > now.saturating_add(RENEW_BEFORE_MS) || holds && asked;
+        if fits && !std::mem::take(&mut self.forgotten) {
             return Ok(());
         }
         let token = match &self.join.invitation {
@@ -210,7 +224,8 @@ impl Contact {
             }
         };
         let config = &self.seeder.config;
-        let request = MeshRequest::Enrol { token, name: config.name.clone(), capacity: config.capacity };
+        let held = self.seeder.network.held_certificate();
+        let request = MeshRequest::Enrol { token, name: config.name.clone(), capacity: config.capacity, held };
         let signed = match self.seeder.manager.ask(&request).await {
             Ok(MeshResponse::Enrolled(signed)) => signed,
             Ok(_) => return Err(AskError::Unexpected("an enrolment").into()),

@@ -100,7 +100,7 @@ impl Market {
             dir,
         };
         let token = market.token(InvitedRole::Merchant).await;
-        let enrol = SalesRequest::Enrol { token, name: "Shop".into() };
+        let enrol = SalesRequest::Enrol { token, name: "Shop".into(), held: None };
         market.running.sales(market.merchant.peer_id(), enrol).await.unwrap();
         for n in 0..seeders {
             market.enrol_seeder(n).await;
@@ -114,7 +114,7 @@ impl Market {
 
     async fn enrol_seeder(&mut self, n: usize) {
         let (key, token) = (random_key(), self.token(InvitedRole::Seeder).await);
-        let enrol = MeshRequest::Enrol { token, name: format!("seeder {n}"), capacity: 1 << 40 };
+        let enrol = MeshRequest::Enrol { token, name: format!("seeder {n}"), capacity: 1 << 40, held: None };
         self.running.mesh(key.peer_id(), enrol).await.unwrap();
         self.seeders.push(key);
         self.report(n).await;

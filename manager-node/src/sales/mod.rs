@@ -76,8 +76,8 @@ pub(crate) async fn answer(
         SalesRequest::Release { transaction, endorsement } => {
             release::release(ctx, merchant, transaction, endorsement, now).await
         }
-        SalesRequest::Enrol { token, name } => {
-            Ok(SalesResponse::Enrolled(crate::enrol::merchant(ctx, merchant, token, name).await?))
+        SalesRequest::Enrol { token, name, held } => {
+            Ok(SalesResponse::Enrolled(crate::enrol::merchant(ctx, merchant, token, name, held).await?))
         }
         SalesRequest::Refund { transaction } => {
             let state = blocking(ctx, move |ctx| refund(ctx, merchant, transaction, now)).await?;

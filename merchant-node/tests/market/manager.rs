@@ -76,6 +76,8 @@ struct Books {
     policy: KeyPolicy,
     products: Vec<ProductInfo>,
     enrol: Option<RefusalCode>,
+    /// Merchants are strangers to it until they show their certificate.
+    strangers: bool,
     restore: u64,
     taken_back: Vec<TakenBack>,
     /// What it says of payments of sales that it takes back.
@@ -151,6 +153,7 @@ impl Manager {
             policy,
             products: vec![info],
             enrol: None,
+            strangers: false,
             restore: 0,
             taken_back: vec![],
             captured: true,
@@ -245,6 +248,15 @@ impl Manager {
 
     pub(crate) fn refuse_enrolment(&self, code: Option<RefusalCode>) {
         self.inner.books.lock().unwrap().enrol = code;
+    }
+
+    /// Comes back from a backup from before the shop was enrolled.
+    pub(crate) fn forget_the_shop(&self) {
+        self.inner.books.lock().unwrap().strangers = true;
+    }
+
+    pub(crate) fn knows_the_shop(&self) -> bool {
+        !self.inner.books.lock().unwrap().strangers
     }
 
     pub(crate) fn add_product(&self, id: ProductId) {
@@ -365,18 +377,20 @@ impl Inner {
         let no = |code: RefusalCode| Err(Refusal::new(code, "as the test wants it"));
         let mut books = self.books.lock().unwrap();
         match request {
-            SalesRequest::Enrol { token, name } => {
+            SalesRequest::Enrol { token, name, held } => {
                 if let Some(code) = books.enrol {
                     return no(code);
                 }
-                if token != self.token {
+                if token != self.token && held.is_none() {
                     return no(RefusalCode::BadInvitation);
                 }
+                books.strangers &= held.is_none();
                 let network = NetworkId::of_root(&self.root.peer_id());
                 let cert =
                     MerchantCert { network, merchant: peer, name, from: now() - 1, until: now() + 1_000_000_000 };
                 Ok(SalesResponse::Enrolled(Signed::sign(&cert, &self.enrolment)))
             }
+            SalesRequest::Products { .. } if books.strangers => no(RefusalCode::NotEnrolled),
             SalesRequest::Products { .. } if books.revoked => no(RefusalCode::Revoked),
             SalesRequest::Products { after } => {
                 let rest = books.products.iter().filter(|p| after.is_none_or(|after| p.id > after));

@@ -43,6 +43,8 @@ pub enum SalesRequest {
         token: Nonce,
         /// For people, at most 64 bytes.
         name: String,
+        /// Its certificate: a manager that came back from a backup from before takes it back by that.
+        held: Option<Signed<MerchantCert>>,
     },
     /// A page of products, after the given one.
     Products {

@@ -473,7 +473,10 @@ fn sales() -> Vec<Sample> {
     let state = TransactionState::Refunded;
     let taken = TakenBack { number: 7, transaction, order: "order-7".into(), state, captured: true };
     vec![
-        sample("enrol", &SalesRequest::Enrol { token: salt(4), name: "Records & Co.".into() }),
+        sample(
+            "enrol",
+            &SalesRequest::Enrol { token: salt(4), name: "Records & Co.".into(), held: Some(cert.clone()) },
+        ),
         sample("products", &SalesRequest::Products { after: Some(product()) }),
         sample("reserve", &SalesRequest::Reserve(reserve)),
         sample("release", &release),
@@ -563,7 +566,10 @@ fn mesh() -> Vec<Sample> {
         sample("key-set", &MeshRequest::KeySet),
         sample("heartbeat", &MeshRequest::Heartbeat),
         sample("epochs", &MeshRequest::Epochs { after: 1 }),
-        sample("enrol", &MeshRequest::Enrol { token: salt(4), name: "shed".into(), capacity: 1 << 40 }),
+        sample(
+            "enrol",
+            &MeshRequest::Enrol { token: salt(4), name: "shed".into(), capacity: 1 << 40, held: Some(cert.clone()) },
+        ),
         sample("report", &MeshRequest::Report(report)),
         sample("receipts", &MeshRequest::Receipts(sealed_batch())),
         sample("manifest", &MeshRequest::Manifest { digest: manifest_digest() }),

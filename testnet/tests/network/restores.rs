@@ -187,3 +187,31 @@ async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_wit
     assert_eq!((&status["key_set_version"], &status["trouble"]), (&json!(5), &Value::Null), "{status}");
     network.stop().await.unwrap();
 }
+
+/// Its invitation is not in the backup, and it was used up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seeder_that_was_enrolled_after_the_backup_is_taken_back_by_its_certificate() {
+    show_logs();
+    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
+    let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
+    network.manager.stop().await.unwrap();
+    copy(&dir, &backup);
+    network.manager.start().await.unwrap();
+    let late = network.add_seeder().await.unwrap();
+    let peer = network.seeders[late].at().unwrap().peer;
+    network.manager.stop().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&backup, &dir).unwrap();
+    manager_node::mark_restored(&dir).unwrap();
+    network.manager.start().await.unwrap();
+    let here = async || network.is_here(peer).await.ok()?.then_some(());
+    until("the seeder being known again", here).await.unwrap();
+    // What it delivers counts.
+    network.until_copies(product.product, 2).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    network.until_state(id, "settled").await.unwrap();
+    network.stop().await.unwrap();
+}

@@ -183,13 +183,13 @@ impl Shop {
 
     pub(crate) async fn enrol_merchant(&self, key: &Keypair) {
         let token = self.token(InvitedRole::Merchant).await;
-        let request = SalesRequest::Enrol { token, name: "Shop".into() };
+        let request = SalesRequest::Enrol { token, name: "Shop".into(), held: None };
         assert!(matches!(self.sales_as(key, request).await, Ok(SalesResponse::Enrolled(_))));
     }
 
     pub(crate) async fn enrol_seeder(&self, key: &Keypair) {
         let token = self.token(InvitedRole::Seeder).await;
-        crate::enrol::seeder(&self.ctx, key.peer_id(), token, "Seeder".into(), 1 << 40).await.unwrap();
+        crate::enrol::seeder(&self.ctx, key.peer_id(), token, "Seeder".into(), 1 << 40, None).await.unwrap();
     }
 
     pub(crate) async fn sales_as(&self, key: &Keypair, request: SalesRequest) -> Result<SalesResponse, Refusal> {
