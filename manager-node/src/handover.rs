@@ -72,7 +72,10 @@ pub(crate) async fn release(
                     continue;
                 }
                 let holders = HOLDERS.prefix(txn, digest, HOLDERS_COUNTED)?;
-                let has: HashSet<PeerId> = holders.iter().map(|((_, other), _)| *other).collect();
+                // Or will not have it.
+                let mut has = standing.unwanted.get(digest).cloned().unwrap_or_default();
+                has.extend(holders.iter().map(|((_, other), _)| *other));
+                let able = able.saturating_sub(standing.unable(digest));
                 let mut serving: Vec<PeerId> = holders.into_iter().map(|((_, other), _)| other).collect();
                 let of_origin = usize::from(standing.origin && serving.iter().any(|other| Some(*other) == origin));
                 let of_seeders = serving.iter().filter(|other| standing.stands(other, digest)).count();

@@ -118,10 +118,11 @@ async fn take_report(
     let before = ctx.enrolled_seeder(&peer, now)?;
     let long = report.held.len() > SeederReport::MAX_HELD
         || report.damaged.len() > SeederReport::MAX_DAMAGED
-        || report.moving.len() > SeederReport::MAX_MOVING;
+        || report.moving.len() > SeederReport::MAX_MOVING
+        || report.unwanted.len() > SeederReport::MAX_UNWANTED;
     if long || report.addrs.len() > PeerAddrs::MAX_ADDRS {
-        let detail =
-            "a report names at most 1024 contents, 64 damaged ones, 32 to be copied elsewhere and 16 addresses";
+        let detail = "a report names at most 1024 contents, 64 damaged ones, 32 to be copied elsewhere, 256 that are not \
+                      wanted and 16 addresses";
         return Err(Refusal::new(RefusalCode::TooLarge, detail));
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
@@ -132,6 +133,7 @@ async fn take_report(
         // It keeps everything, and cannot leave.
         report.leaving = false;
         report.moving.clear();
+        report.unwanted.clear();
     }
     let moved = report.addrs != before.addrs;
     let (held, damaged) = (report.held.clone(), std::mem::take(&mut report.damaged));
@@ -143,7 +145,7 @@ async fn take_report(
         false => blocking(ctx, move |ctx| Ok::<_, SaleError>(placement::had(ctx, peer, damaged)?)).await?,
     };
     let outcome = ctx.registry.report(peer, report, now).await.map_err(Refused::from)?.ok_or_else(not_known)?;
-    if outcome.lost_content {
+    if outcome.lost_content || outcome.turned_down {
         ctx.placements.wake();
     } else if outcome.gained_room {
         ctx.placements.room_gained();

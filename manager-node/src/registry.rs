@@ -28,6 +28,8 @@ pub(crate) struct ReportOutcome {
     pub(crate) gained_content: bool,
     /// It lost content: copies may be missing.
     pub(crate) lost_content: bool,
+    /// It will not have what was ordered there: the order was taken back.
+    pub(crate) turned_down: bool,
 }
 
 /// Front of the tables of participants.
@@ -162,6 +164,7 @@ impl Registry {
         let away_ms = self.away_ms;
         let SeederReport { deliveries, max_deliveries, turned_away, first, spare, now: clock, .. } = report;
         let (leaving, moving) = (report.leaving, if first { report.moving.clone() } else { Vec::new() });
+        let unwanted = if first { report.unwanted.clone() } else { Vec::new() };
         let unsaid = self.lock_unsaid().remove(&peer).unwrap_or_default();
         let stored = self.db.write(move |txn| store_report(txn, peer, &report, unsaid.clone(), now, away_ms)).await?;
         let outcome = stored.map(|(outcome, unsaid)| {
@@ -177,7 +180,7 @@ impl Registry {
         if outcome.is_some() && first {
             // The origin, which runs on this machine, knows nothing about clocks that this manager does not.
             let offset = (clock != 0 && self.origin() != Some(peer)).then(|| clocks::offset(clock, now));
-            let said = Said { deliveries, max_deliveries, turned_away, spare, offset, leaving, moving };
+            let said = Said { deliveries, max_deliveries, turned_away, spare, offset, leaving, moving, unwanted };
             self.lock_said().insert(peer, said);
         }
         Ok(outcome)
@@ -247,6 +250,11 @@ impl Registry {
         self.lock_said().get(peer).map(|said| said.moving.clone()).unwrap_or_default()
     }
 
+    /// What a seeder will not have, by its last report since the start.
+    pub(crate) fn unwanted(&self, peer: &PeerId) -> Vec<Digest> {
+        self.lock_said().get(peer).map(|said| said.unwanted.clone()).unwrap_or_default()
+    }
+
     /// When anybody was last heard before the start, unix milliseconds: for as long as the manager was away, nobody was.
     pub(crate) fn listened_until(&self) -> u64 {
         self.listened_until
@@ -273,6 +281,8 @@ struct Said {
     leaving: bool,
     /// At most [`SeederReport::MAX_MOVING`].
     moving: Vec<Digest>,
+    /// At most [`SeederReport::MAX_UNWANTED`].
+    unwanted: Vec<Digest>,
 }
 
 impl Said {
@@ -351,6 +361,9 @@ fn store_report(
 
     if report.first {
         handover::as_reported(txn, peer, report, now)?;
+        for digest in &report.unwanted {
+            outcome.turned_down |= PENDING.delete(txn, &(peer, *digest))?;
+        }
         unsaid = HELD.prefix(txn, &peer, usize::MAX)?.into_iter().map(|((_, digest), _)| digest).collect();
     }
     for digest in &report.held {

@@ -2,7 +2,7 @@
 //! that serves nobody is none: its seeder is revoked, sent something else than the content, has a clock by which it refuses
 //! everybody, or is to be rid of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use protocol::{Digest, PeerId};
@@ -31,6 +31,8 @@ pub(crate) struct Standing {
     pub(crate) leaving: HashSet<(PeerId, Digest)>,
     /// Those of these whose seeders stay, and lack the room.
     pub(crate) moving: HashSet<(PeerId, Digest)>,
+    /// Who will not have which content.
+    pub(crate) unwanted: HashMap<Digest, HashSet<PeerId>>,
     /// Seeders that leave with all that they have.
     pub(crate) quitting: HashSet<PeerId>,
     /// Seeders that had no time yet to say that they are here, since the manager was started.
@@ -67,6 +69,9 @@ impl Standing {
             let heard = is_heard(record.last_report, now, config.seeder_lost_ms) || was_heard(record.last_report);
             if serves && heard {
                 standing.present.insert(peer);
+                for digest in ctx.registry.unwanted(&peer) {
+                    standing.unwanted.entry(digest).or_default().insert(peer);
+                }
                 if ctx.registry.leaves(&peer) && handover::still_meant(record.last_report, now) {
                     standing.quitting.insert(peer);
                 } else {
@@ -97,7 +102,7 @@ impl Standing {
     }
 
     fn is_kept(&self, peer: &PeerId, manifest: &Digest) -> bool {
-        !self.quitting.contains(peer) && !self.leaving.contains(&(*peer, *manifest))
+        !self.quitting.contains(peer) && !self.leaving.contains(&(*peer, *manifest)) && !self.turns_down(peer, manifest)
     }
 
     /// Whether the copy stands as long as nobody is allowed to let go of it: it serves, or its seeder stays and lacks the
@@ -109,6 +114,17 @@ impl Standing {
     /// How many copies of one content there can be: the seeders that are here and stay, and those that may be.
     pub(crate) fn able(&self) -> usize {
         self.here.union(&self.awaited).filter(|peer| !self.quitting.contains(*peer)).count()
+    }
+
+    /// Whether the seeder will not have this content.
+    pub(crate) fn turns_down(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.unwanted.get(manifest).is_some_and(|peers| peers.contains(peer))
+    }
+
+    /// How many of those who are able to have copies will have none of this content.
+    pub(crate) fn unable(&self, manifest: &Digest) -> usize {
+        let peers = self.unwanted.get(manifest).into_iter().flatten();
+        peers.filter(|peer| self.here.contains(*peer) && !self.quitting.contains(*peer)).count()
     }
 
     /// Seeders that want to be rid of something.
@@ -504,6 +520,65 @@ mod tests {
         assert!(wants(&shop, gave_up));
         report(&shop, gave_up, said(&shop, true)).await;
         assert_eq!(remembered(now_ms()), 0);
+        shop.close().await;
+    }
+
+    /// Waits until the copies on their way, but for the origin's, are those of these seeders.
+    async fn on_their_way(shop: &Shop, expected: &[PeerId]) {
+        let expected: HashSet<PeerId> = expected.iter().copied().collect();
+        let look = async {
+            loop {
+                let mut found = HashSet::new();
+                let scan = |txn: &store::ReadTransaction| {
+                    PENDING.scan::<StoreError>(txn, .., |(peer, _), _| {
+                        found.insert(peer);
+                        Ok(ControlFlow::Continue(()))
+                    })
+                };
+                shop.ctx.db.read(scan).unwrap();
+                if found == expected {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), look).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_seeder_will_not_have_is_taken_back_and_ordered_elsewhere_until_it_says_so_no_more() {
+        let (shop, peers) = market(4).await;
+        assert_eq!(shop.ctx.config.copies, 3);
+        let [first, second, denies, other] = peers[..] else { panic!() };
+        for peer in [first, second] {
+            report(&shop, peer, said(&shop, true)).await;
+        }
+        report(&shop, denies, said(&shop, false)).await;
+        shop.ctx.placements.wake();
+        on_their_way(&shop, &[denies]).await;
+        report(&shop, other, said(&shop, false)).await;
+        assert!(!wants(&shop, other), "three copies, one of them on its way");
+
+        let unwanted = || SeederReport { unwanted: vec![shop.manifest], ..said(&shop, false) };
+        let answer = shop.running.mesh(denies, MeshRequest::Report(unwanted())).await.unwrap();
+        assert_eq!(answer, MeshResponse::Placements(Vec::new()), "it is not told once more");
+        on_their_way(&shop, &[other]).await;
+        report(&shop, denies, unwanted()).await;
+        assert!(wants(&shop, other) && !wants(&shop, denies));
+
+        // Where nobody will have it, it is not room that is missing, and nobody waits for a copy.
+        report(&shop, other, unwanted()).await;
+        on_their_way(&shop, &[]).await;
+        let lacks = placement::lacking_at(&shop.ctx, now_ms()).unwrap();
+        assert_eq!(lacks.get(&shop.manifest), None);
+        assert_eq!(release(&shop, first, true).await, 1, "the only one that will have it has it");
+
+        report(&shop, denies, said(&shop, false)).await;
+        assert!(wants(&shop, denies), "it is denied no more");
+        let many = vec![shop.manifest; SeederReport::MAX_UNWANTED + 1];
+        let long = MeshRequest::Report(SeederReport { unwanted: many, ..said(&shop, false) });
+        let refusal = shop.running.mesh(denies, long).await.unwrap_err();
+        assert_eq!(refusal.code, protocol::RefusalCode::TooLarge);
         shop.close().await;
     }
 }

@@ -185,6 +185,9 @@ pub struct SeederReport {
     /// Contents that it wants to be rid of for want of room, and that have no copies enough elsewhere; at most
     /// [`SeederReport::MAX_MOVING`]. Said in each report as long as it is so.
     pub moving: Vec<Digest>,
+    /// Contents that were ordered here and that it will not have, by its operator's own deny list; at most
+    /// [`SeederReport::MAX_UNWANTED`], the newest. Said in each report as long as it is so: they are ordered elsewhere.
+    pub unwanted: Vec<Digest>,
     /// Deliveries under way …
     pub deliveries: u32,
     /// … and how many there may be.
@@ -203,6 +206,8 @@ impl SeederReport {
     pub const MAX_DAMAGED: usize = 64;
     /// Contents to be copied elsewhere in one message; the rest follow when these are gone.
     pub const MAX_MOVING: usize = 32;
+    /// Contents that it will not have in one message: as many as there are orders in a seeder's queue.
+    pub const MAX_UNWANTED: usize = 256;
 }
 
 /// Asked by seeders; the first three by anybody.

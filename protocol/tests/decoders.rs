@@ -255,6 +255,7 @@ fn the_largest_of_everything_fits_its_limit() {
         spare: u64::MAX,
         leaving: true,
         moving: vec![manifest_digest(); SeederReport::MAX_MOVING],
+        unwanted: vec![manifest_digest(); SeederReport::MAX_UNWANTED],
         deliveries: u32::MAX,
         max_deliveries: u32::MAX,
         turned_away: u32::MAX,

@@ -15,7 +15,7 @@ use crate::acquaintance::Acquaintances;
 use crate::chunks::ChunkReader;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::denied::Denied;
+use crate::denied::{Denied, Unwanted};
 use crate::drain::Drain;
 use crate::garbage::{LettingGo, Moving};
 use crate::manager::ManagerLink;
@@ -48,6 +48,7 @@ pub(crate) struct Seeder {
     pub(crate) served: Served,
     pub(crate) drain: Drain,
     pub(crate) moving: Moving,
+    pub(crate) unwanted: Unwanted,
     pub(crate) letting_go: LettingGo,
     /// Held while a report is made and told, and while it is asked what may go: neither overtakes the other, or the manager
     /// would have that as held which it just let go of.
@@ -233,6 +234,7 @@ impl Seeder {
             served: Served::default(),
             drain: Drain::default(),
             moving: Moving::default(),
+            unwanted: Unwanted::default(),
             letting_go: LettingGo::default(),
             telling: tokio::sync::Mutex::default(),
             placing: Mutex::default(),

@@ -154,6 +154,8 @@ async fn deny(seeder: &Arc<Seeder>, request: &Value) -> Result<Value, ControlErr
     }
     if let Some(id) = remove {
         changed = seeder.denied.remove(id).await.map_err(failed)?;
+        // It may be ordered here again.
+        seeder.wake.sync.notify_one();
     }
     let (configured, added) = seeder.denied.list();
     Ok(json!({"configured": configured, "added": added, "changed": changed}))

@@ -1,10 +1,11 @@
 //! The operator's own deny list: contents that this seeder has nothing to do with, whatever the manager says. They are not
 //! served, not copied here, and what is here of them goes. To a client it looks as if they had never been here.
 
-use std::collections::BTreeSet;
-use std::sync::{PoisonError, RwLock};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError, RwLock};
 
-use protocol::ContentId;
+use protocol::api::SeederReport;
+use protocol::{ContentId, Digest};
 use store::{Db, Mark, StoreError};
 
 use crate::tables::DENIED;
@@ -66,5 +67,53 @@ impl Denied {
         let was = self.db.write(move |txn| DENIED.delete(txn, &id)).await?;
         self.added.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(was)
+    }
+}
+
+/// What was ordered here and is not taken because of the list, as each report says: the manager orders it elsewhere. By the
+/// digest of the signed manifest, which the list does not know. The oldest go first; what is ordered again is known again.
+#[derive(Debug, Default)]
+pub(crate) struct Unwanted(Mutex<VecDeque<(Digest, ContentId)>>);
+
+impl Unwanted {
+    /// True where it was not known: the manager is to be told.
+    pub(crate) fn add(&self, manifest: Digest, content: ContentId) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().any(|(other, _)| *other == manifest) {
+            return false;
+        }
+        while known.len() >= SeederReport::MAX_UNWANTED {
+            known.pop_front();
+        }
+        known.push_back((manifest, content));
+        true
+    }
+
+    /// Those that are denied still; the others are forgotten.
+    pub(crate) fn still(&self, denied: impl Fn(&ContentId) -> bool) -> Vec<Digest> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, content)| denied(content));
+        known.iter().map(|(manifest, _)| *manifest).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_wanted_is_bounded_and_forgotten_when_it_is_denied_no_more() {
+        let unwanted = Unwanted::default();
+        let manifest = |n: usize| Digest::of("unwanted", &[&n.to_be_bytes()]);
+        let content = |n: usize| ContentId::from_bytes((n as u128).to_be_bytes());
+        for n in 0..=SeederReport::MAX_UNWANTED {
+            assert!(unwanted.add(manifest(n), content(n)));
+        }
+        assert!(!unwanted.add(manifest(1), content(1)), "the manager was told");
+        let said = unwanted.still(|_| true);
+        assert_eq!(said.len(), SeederReport::MAX_UNWANTED);
+        assert!(!said.contains(&manifest(0)) && said.contains(&manifest(SeederReport::MAX_UNWANTED)));
+        assert_eq!(unwanted.still(|id| *id == content(5)), [manifest(5)]);
+        assert!(unwanted.add(manifest(1), content(1)));
     }
 }

@@ -14,7 +14,7 @@ use protocol::receipt::DeliveryId;
 use protocol::replication::{Placement, ReplicationOrder};
 use protocol::ticket::{Admission, Lease};
 use protocol::trust::{KeyPurpose, Trust};
-use protocol::{Digest, Refusal, RefusalCode, Signed};
+use protocol::{ContentId, Digest, Refusal, RefusalCode, Signed};
 use store::StoreError;
 use tokio::sync::{Semaphore, watch};
 
@@ -125,6 +125,9 @@ enum Unfulfilled {
     /// It never will be: it is dropped.
     #[error("{0}")]
     Void(Refusal),
+    /// It is dropped, and the manager is told to order nothing of this here.
+    #[error("{}", denied())]
+    Denied(ContentId),
     /// Not now.
     #[error("{0}")]
     Later(String),
@@ -133,9 +136,14 @@ enum Unfulfilled {
 /// Fulfils an order, or says why not. True when it is out of the queue.
 async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) -> bool {
     let result = Box::pin(replicate(seeder, &placement)).await;
+    let mut to_tell = result.is_ok();
     match &result {
         Ok(()) => seeder.notes.storage.clear(),
         Err(Unfulfilled::Void(refusal)) => tracing::info!(content = %manifest, %refusal, "order dropped"),
+        Err(Unfulfilled::Denied(id)) => {
+            tracing::info!(content = %manifest, refusal = %denied(), "order dropped");
+            to_tell = seeder.unwanted.add(manifest, *id);
+        }
         Err(Unfulfilled::Later(reason)) => {
             let trouble = format!("content {manifest}: {reason}");
             if seeder.notes.storage.get().as_deref() == Some(&trouble) {
@@ -160,6 +168,8 @@ async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) ->
     }
     if result.is_ok() {
         seeder.wake.announce.notify_one();
+    }
+    if to_tell {
         seeder.wake.sync.notify_one();
     }
     true
@@ -205,6 +215,7 @@ async fn replicate(seeder: &Arc<Seeder>, placement: &Placement) -> Result<(), Un
         }
         Err(FetchError::Manifest(refusal) | FetchError::Refused { refusal, .. }) => Err(Unfulfilled::Void(refusal)),
         Err(FetchError::Removed) => {
+            allowed(seeder, content.manifest())?;
             Err(Unfulfilled::Void(Refusal::new(RefusalCode::Revoked, "the content was taken down meanwhile")))
         }
         Err(error) => Err(Unfulfilled::Later(error.to_string())),
@@ -294,6 +305,7 @@ pub(crate) async fn make_good(seeder: &Arc<Seeder>, digest: Digest) -> MadeGood 
         Ok(content) => return MadeGood::Kept(content),
         Err(Unfulfilled::Later(reason)) => return MadeGood::NotYet(reason),
         Err(Unfulfilled::Void(refusal)) => refusal,
+        Err(Unfulfilled::Denied(_)) => denied(),
     };
     if !matches!(refusal.code, RefusalCode::Revoked | RefusalCode::ContentNotHeld) {
         return MadeGood::NotYet(refusal.to_string());
@@ -307,14 +319,18 @@ pub(crate) async fn make_good(seeder: &Arc<Seeder>, digest: Digest) -> MadeGood 
 }
 
 fn allowed(seeder: &Seeder, manifest: &Manifest) -> Result<(), Unfulfilled> {
-    let no = |why| Err(Unfulfilled::Void(Refusal::new(RefusalCode::Revoked, why)));
     if seeder.network.revoked().has_content(&manifest.content) {
-        return no("this content was taken down");
+        return Err(Unfulfilled::Void(Refusal::new(RefusalCode::Revoked, "this content was taken down")));
     }
     if seeder.denied.contains(&manifest.content) {
-        return no("this content is on this seeder's own deny list");
+        return Err(Unfulfilled::Denied(manifest.content));
     }
     Ok(())
+}
+
+/// As clients are told it.
+fn denied() -> Refusal {
+    Refusal::new(RefusalCode::ContentNotHeld, "this content is on this seeder's own deny list")
 }
 
 /// Looks into the DHT for seeders that hold it.

@@ -351,6 +351,7 @@ impl Contact {
         let seeder = &self.seeder;
         // Before it is made: what is taken back meanwhile is taken back by the next one.
         let (leaving, moving) = (seeder.drain.is_leaving(), seeder.moving.get());
+        let unwanted = seeder.unwanted.still(|id| seeder.denied.contains(id));
         let reporting = Arc::clone(seeder);
         let made = tokio::task::spawn_blocking(move || {
             let mut held = upkeep::complete(&reporting);
@@ -384,6 +385,7 @@ impl Contact {
                 spare,
                 leaving,
                 moving: if first { moving.clone() } else { Vec::new() },
+                unwanted: if first { unwanted.clone() } else { Vec::new() },
                 deliveries,
                 max_deliveries,
                 turned_away: if first { turned_away } else { 0 },

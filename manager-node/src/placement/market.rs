@@ -23,7 +23,7 @@ pub(super) struct Market {
     handed_over: HashSet<Digest>,
     /// Copies that their seeders removed because there were enough.
     given_up: HashSet<(PeerId, Digest)>,
-    /// Orders that were not fulfilled in all their time, or whose seeders leave.
+    /// Orders that were not fulfilled in all their time, or whose seeders leave or will not have the content.
     pub(super) stale: HashSet<(PeerId, Digest)>,
     /// Copies that were ordered at their seeders too often.
     pub(super) barred: HashSet<(PeerId, Digest)>,
@@ -58,6 +58,14 @@ impl Market {
 
     pub(super) fn leaves(&self, peer: &PeerId) -> bool {
         self.standing.quitting.contains(peer)
+    }
+
+    pub(super) fn turns_down(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.standing.turns_down(peer, manifest)
+    }
+
+    fn is_barred(&self, peer: &PeerId, manifest: &Digest) -> bool {
+        self.barred.contains(&(*peer, *manifest)) || self.turns_down(peer, manifest)
     }
 
     /// A copy of so many bytes is on its way there.
@@ -100,7 +108,7 @@ impl Market {
         let copies = copies(&serving);
         let missing = copies.saturating_sub(there.iter().filter(counts).count());
         let bytes = i128::from(length);
-        let barred = |candidate: &Candidate| self.barred.contains(&(candidate.peer, manifest));
+        let barred = |candidate: &Candidate| self.is_barred(&candidate.peer, &manifest);
         let mut to = choose(&self.candidates, &there, &manifest, missing, |candidate| {
             candidate.room >= bytes && !barred(candidate)
         });
@@ -150,12 +158,14 @@ impl Market {
             }
             let to = choose(&self.candidates, &there, &manifest, copies, |candidate| {
                 let fits = candidate.room + candidate.surplus >= i128::from(length);
-                candidate.surplus > 0 && fits && !self.barred.contains(&(candidate.peer, manifest))
+                candidate.surplus > 0 && fits && !self.is_barred(&candidate.peer, &manifest)
             });
             let ordered = self.order(&to, manifest, length);
             // Where there are fewer seeders than copies to be, room is not what is missing.
             let stay = |peer: &&PeerId| self.standing.here.contains(*peer) && !self.leaves(peer);
-            let others = self.standing.able().saturating_sub(there.iter().chain(&ordered).filter(stay).count());
+            let able = self.standing.able().saturating_sub(self.standing.unable(&manifest));
+            let has = |peer: &&PeerId| stay(peer) && !self.turns_down(peer, &manifest);
+            let others = able.saturating_sub(there.iter().chain(&ordered).filter(has).count());
             let lacks = (copies - ordered.len()).min(others);
             if lacks > 0 {
                 lacking.insert(manifest, lacks);

@@ -203,6 +203,12 @@ pub(crate) fn wanted_at(ctx: &Context, now: u64) -> Result<HashSet<PeerId>, Stor
     Ok(peers)
 }
 
+/// Copies that a look at this moment finds missing for want of room.
+#[cfg(test)]
+pub(crate) fn lacking_at(ctx: &Context, now: u64) -> Result<HashMap<Digest, usize>, StoreError> {
+    Ok(plan(ctx, now)?.lacking)
+}
+
 /// Orders the copies that are missing, and nudges those who are to make them.
 async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     let planning = Arc::clone(ctx);

@@ -59,7 +59,7 @@ pub(super) fn plan(ctx: &Context, now: u64) -> Result<Plan, StoreError> {
         let mut market = Market::new(standing, candidates, handover::given_up(txn, now)?);
         PENDING.scan::<StoreError>(txn, .., |(peer, manifest), OrderRef { order }| {
             let late = now.saturating_sub(made_at(&order)) > config.order_ms;
-            if Some(peer) != origin && (late || market.leaves(&peer)) {
+            if Some(peer) != origin && (late || market.leaves(&peer) || market.turns_down(&peer, &manifest)) {
                 market.stale.insert((peer, manifest));
             }
             pending.entry(manifest).or_default().push(peer);

@@ -550,6 +550,7 @@ fn mesh() -> Vec<Sample> {
         spare: 1 << 38,
         leaving: true,
         moving: vec![Digest::from_bytes([8; 32])],
+        unwanted: vec![Digest::from_bytes([7; 32])],
         deliveries: 3,
         max_deliveries: 256,
         turned_away: 2,

@@ -207,6 +207,31 @@ async fn what_the_operator_denies_is_cut_off_purged_and_looks_as_if_it_had_never
 }
 
 #[tokio::test]
+async fn the_manager_is_told_of_what_it_ordered_and_the_operator_denies_for_as_long_as_it_is_denied() {
+    let world = World::new(false).await;
+    let (goods, other) = (world.publish(1, 1), world.publish(2, 1));
+    let seeder = world.seeder("a", &[&other], |_| {}).await;
+    let (peer, at, id) = (seeder.peer_id(), seeder.peer_addrs(), goods.manifest.content);
+    control(&world, "a", json!({"cmd": "deny", "add": id})).await;
+    let unwanted = |heard: &crate::manager::Heard| heard.reports.get(&peer).map(|report| report.unwanted.clone());
+    let placements = vec![world.placement(&goods, peer, &[])];
+    world.office.says.lock().unwrap().placements.insert(peer, placements);
+    world.manager.nudge(&at).await;
+    world.office.until("it being told", |heard| unwanted(heard).filter(|said| *said == [goods.digest()])).await;
+    // Also in the next one, which finds nothing ordered any more.
+    world.office.says.lock().unwrap().placements.clear();
+    let reports = |heard: &crate::manager::Heard| heard.counts[&peer];
+    let before = reports(&world.office.heard.lock().unwrap());
+    world.manager.nudge(&at).await;
+    world.office.until("one more report", |heard| (reports(heard) > before).then_some(())).await;
+    assert_eq!(unwanted(&world.office.heard.lock().unwrap()), Some(vec![goods.digest()]));
+    // It is denied no more, and said without being asked.
+    control(&world, "a", json!({"cmd": "deny", "remove": id})).await;
+    world.office.until("nothing unwanted", |heard| unwanted(heard).filter(Vec::is_empty)).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn neighbours_that_pass_on_what_newer_keys_are_needed_for_are_still_listened_to() {
     let world = World::new(true).await;
     let seeder = world.seeder("a", &[], |_| {}).await;
