@@ -71,5 +71,5 @@ pub fn restore_backup(backup: &Path, dir: &Path) -> Result<(Restored, u64), Rest
         Err(source) => Err(RestoreBackupError::Config { source }),
     };
     // A manager that runs without the number takes itself for the one from before, and seeders take it for a fork.
-    store::restore(backup, dir, STORE, lock, |dir| Ok(restore::raise(dir)?))
+    store::restore(backup, dir, STORE, lock, |dir| Ok(restore::raise(dir, 0)?))
 }

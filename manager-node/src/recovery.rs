@@ -9,7 +9,7 @@ use std::time::Duration;
 use node::{Protocol, Supervisor};
 use protocol::api::{SEEDER_PROTOCOL, SeederRequest, SeederResponse};
 use protocol::trust::{KeyPurpose, RevocationEpoch, Revocations as Added};
-use protocol::{PeerAddrs, PeerId};
+use protocol::{PeerAddrs, PeerId, RefusalCode};
 use store::StoreError;
 
 use crate::context::{Context, now_ms};
@@ -55,10 +55,11 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
         let (waiting, all) = not_yet(ctx, &answered)?;
         for some in waiting.chunks(AT_ONCE) {
             let told = futures::future::join_all(some.iter().map(|seeder| ask(ctx, seeder))).await;
-            for (seeder, epochs) in some.iter().zip(told) {
-                let Some(epochs) = epochs else { continue };
-                answered.insert(seeder.peer);
-                found += take(ctx, epochs).await?;
+            for (seeder, told) in some.iter().zip(told) {
+                if told.whole {
+                    answered.insert(seeder.peer);
+                }
+                found += take(ctx, told.epochs).await?;
             }
         }
         if (answered.len() >= all && all > 0) || now_ms() > give_up {
@@ -105,10 +106,18 @@ fn not_yet(ctx: &Context, answered: &HashSet<PeerId>) -> Result<(Vec<PeerAddrs>,
     }
 }
 
+/// What a seeder has told.
+#[derive(Default)]
+struct Told {
+    epochs: Vec<RevocationEpoch>,
+    /// It is to be asked for no more.
+    whole: bool,
+}
+
 /// The epochs that a seeder has after the last one that this manager knows of the time before.
-async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Option<Vec<RevocationEpoch>> {
-    let mut epochs = Vec::new();
-    let mut after = ctx.revocations.before_chain().ok()?;
+async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Told {
+    let mut told = Told::default();
+    let Ok(mut after) = ctx.revocations.before_chain() else { return told };
     loop {
         let request = SeederRequest::Epochs { after };
         match ctx.node.call::<_, SeederResponse>(seeder, PROTOCOL, &request, CALL_TIMEOUT).await {
@@ -116,22 +125,34 @@ async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Option<Vec<RevocationEpoch>> 
                 let (trust, before) = (ctx.trust(), after);
                 for signed in page {
                     let opened = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now_ms());
-                    let Ok(epoch) = opened else { return Some(epochs) };
+                    let epoch: RevocationEpoch = match opened {
+                        Ok(epoch) => epoch,
+                        // The backup may be from before that key: the key set that names it will be shown.
+                        Err(refusal) => {
+                            told.whole = refusal.code != RefusalCode::UnknownKey;
+                            return told;
+                        }
+                    };
                     // From there on it is what this manager says itself.
-                    if epoch.number <= after || epoch.number >= ctx.restore || epochs.len() >= MAX_EPOCHS {
-                        return Some(epochs);
+                    if epoch.number <= after || epoch.number >= ctx.restore || told.epochs.len() >= MAX_EPOCHS {
+                        told.whole = true;
+                        return told;
                     }
                     after = epoch.number;
-                    epochs.push(epoch);
+                    told.epochs.push(epoch);
                 }
                 if after == before {
-                    return Some(epochs);
+                    told.whole = true;
+                    return told;
                 }
             }
-            Ok(_) => return Some(epochs),
+            Ok(_) => {
+                told.whole = true;
+                return told;
+            }
             Err(error) => {
                 tracing::debug!(peer = %seeder.peer, %error, "not asked for revocations yet");
-                return None;
+                return told;
             }
         }
     }

@@ -41,6 +41,12 @@ pub enum RestoreError {
     /// A manager runs over the folder.
     #[error(transparent)]
     Lock(#[from] DirLockError),
+    /// It is to be above what no restore number is.
+    #[error("{above} is no restore number: seeders name theirs (seeder status, fork)")]
+    NoNumber {
+        /// What was given.
+        above: u64,
+    },
     /// There is none to be marked.
     #[error("{} holds no manager: there is no {STORE} in it", dir.display())]
     NoManager {
@@ -48,6 +54,9 @@ pub enum RestoreError {
         dir: PathBuf,
     },
 }
+
+/// No time in seconds is later, and no restore number above it.
+const HIGHEST: u64 = 100_000_000_000;
 
 /// When the manager first ran again after its newest restore.
 const RESTORED: Table<(), Restored> = Table::new("restored");
@@ -129,21 +138,25 @@ fn note(db: &Db, restore: u64) -> Result<(), StoreError> {
 
 /// To be called, while the manager is stopped, after its whole directory was restored from a backup: seeders will send
 /// again what the backup may lack. Returns the new restore number: the time in seconds, so that it is new also when one
-/// backup is restored twice. It is in force from the next start on.
+/// backup is restored twice. It is in force from the next start on. It is higher than `above`: an earlier restore may have
+/// been made by a clock that was ahead, and seeders take no lower number than one that they have seen.
 ///
 /// # Errors
 /// [`RestoreError`]; of them [`RestoreError::Lock`] where the manager runs.
-pub fn mark_restored(dir: &Path) -> Result<u64, RestoreError> {
+pub fn mark_restored(dir: &Path, above: u64) -> Result<u64, RestoreError> {
     if !dir.join(STORE).exists() {
         return Err(RestoreError::NoManager { dir: dir.to_owned() });
     }
+    if above > HIGHEST {
+        return Err(RestoreError::NoNumber { above });
+    }
     let _lock = DirLock::acquire(dir)?;
-    raise(dir)
+    raise(dir, above)
 }
 
 /// The same for whoever holds the directory.
-pub(crate) fn raise(dir: &Path) -> Result<u64, RestoreError> {
-    let restores = next(read(dir)?.restores);
+pub(crate) fn raise(dir: &Path, above: u64) -> Result<u64, RestoreError> {
+    let restores = next(read(dir)?.restores.max(above));
     // Starts are counted anew: that the database has fewer than were counted here is what this number tells already, and
     // the next start is not to raise it once more.
     write(dir, Counts { restores, starts: 0 })?;
@@ -200,7 +213,7 @@ mod tests {
         assert!(restore.at.is_some_and(|at| at >= before), "{restore:?}");
         assert_eq!(whole(), restore);
         assert!(first > 1_700_000_000 && again == first, "{first} {again}");
-        let marked = raise(dir.path()).unwrap();
+        let marked = raise(dir.path(), 0).unwrap();
         assert!(marked > first);
         assert_eq!(start(), marked);
 
@@ -216,7 +229,7 @@ mod tests {
         let backup = fs::read(&file).unwrap();
         assert_eq!((start(), start()), (marked, marked));
         fs::write(&file, &backup).unwrap();
-        let marked = raise(dir.path()).unwrap();
+        let marked = raise(dir.path(), 0).unwrap();
         assert_eq!((start(), start()), (marked, marked));
         // And by hand, after that: seen again.
         fs::write(&file, &backup).unwrap();
@@ -224,15 +237,19 @@ mod tests {
         assert!(seen > marked);
         assert_eq!(start(), seen);
 
-        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::NoManager { .. })));
+        assert!(matches!(mark_restored(dir.path(), 0), Err(RestoreError::NoManager { .. })));
         fs::write(dir.path().join(STORE), "").unwrap();
         let lock = DirLock::acquire(dir.path()).unwrap();
-        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::Lock(DirLockError::Held { .. }))));
+        assert!(matches!(mark_restored(dir.path(), 0), Err(RestoreError::Lock(DirLockError::Held { .. }))));
         assert_eq!(start(), seen, "nothing was raised");
         drop(lock);
-        assert!(mark_restored(dir.path()).unwrap() > seen);
+        assert!(mark_restored(dir.path(), 0).unwrap() > seen);
+        // Seeders have seen a number of a clock that was ahead.
+        let ahead = seen + 400 * 86_400;
+        assert_eq!((mark_restored(dir.path(), ahead).unwrap(), start()), (ahead + 1, ahead + 1));
+        assert!(matches!(mark_restored(dir.path(), u64::MAX), Err(RestoreError::NoNumber { above: u64::MAX })));
 
         fs::write(path(dir.path()), "nonsense").unwrap();
-        assert!(matches!(mark_restored(dir.path()), Err(RestoreError::Damaged { .. })));
+        assert!(matches!(mark_restored(dir.path(), 0), Err(RestoreError::Damaged { .. })));
     }
 }

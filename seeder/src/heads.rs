@@ -40,7 +40,11 @@ pub(crate) fn contradiction(db: &Db, heartbeat: &Heartbeat) -> Result<Option<Str
     let Some((_, newest)) = db.read(|txn| HEADS.last(txn))? else { return Ok(None) };
     let Ok(newest) = newest.peek() else { return Ok(None) };
     if newest.restore > restore {
-        let text = format!("the manager's restore number went back from {} to {restore}", newest.restore);
+        let text = format!(
+            "the manager's restore number went back from {} to {restore}: its operator has to run `willcall manager \
+             restored --above {}`",
+            newest.restore, newest.restore
+        );
         return Ok(Some(text));
     }
     let (Some(before), Some(now)) = (newest.audit, heartbeat.audit) else { return Ok(None) };

@@ -79,7 +79,7 @@ pub(crate) enum Command {
     /// Make the manager anew from such a file; seeders then send again what it may lack
     Restore(backup::RestoreArgs),
     /// After the folder was restored by other means, before the next run: seeders then send again what it may lack
-    Restored(DirArgs),
+    Restored(RestoredArgs),
 }
 
 /// Where the data are.
@@ -88,6 +88,16 @@ pub(crate) struct DirArgs {
     /// Data folder [default: the user's data folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+}
+
+/// Flags of `restored`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoredArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// A restore number that seeders have seen (`fork` in their status), where the clock was ahead at an earlier restore
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, hide_default_value = true)]
+    above: u64,
 }
 
 /// Flags of `init`.
@@ -426,8 +436,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Backup(args) => backup::backup("manager", args, global).await,
         Command::Restore(args) => backup::manager(&args, global),
-        Command::Restored(dir) => {
-            let number = manager_node::mark_restored(&dir.path())?;
+        Command::Restored(args) => {
+            let number = manager_node::mark_restored(&args.dir.path(), args.above)?;
             let text = format!("restore number {number}; start the manager now");
             Answer::new(json!({"restore": number}), text).print(global.json)?;
             Ok(ExitCode::SUCCESS)

@@ -186,6 +186,8 @@ mod tests {
         assert_eq!([note().await, note().await, note().await], [true, true, false]);
         let request = MeshRequest::Report(roomy(1 << 50));
         shop.running.mesh(loses, request).await.unwrap();
+        let short = super::super::plan::plan(&shop.ctx, now_ms()).unwrap().lacking;
+        assert!(short.is_empty(), "it has room, and waits: {short:?}");
         shop.running.mesh(other, MeshRequest::Report(roomy(1))).await.unwrap();
         let wanted = |at: u64| wanted_at(&shop.ctx, at).unwrap();
         assert!(!wanted(now_ms()).contains(&loses) && wanted(now_ms()).contains(&other));

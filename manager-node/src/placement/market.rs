@@ -166,6 +166,12 @@ impl Market {
             let able = self.standing.able().saturating_sub(self.standing.unable(&manifest));
             let has = |peer: &&PeerId| stay(peer) && !self.turns_down(peer, &manifest);
             let others = able.saturating_sub(there.iter().chain(&ordered).filter(has).count());
+            // Nor where a copy is not ordered again yet at somebody who has room for it.
+            let waits = |candidate: &&Candidate| {
+                let again = self.barred.contains(&(candidate.peer, manifest)) && !there.contains(&candidate.peer);
+                again && candidate.room >= i128::from(length)
+            };
+            let others = others.saturating_sub(self.candidates.iter().filter(waits).count());
             let lacks = (copies - ordered.len()).min(others);
             if lacks > 0 {
                 lacking.insert(manifest, lacks);

@@ -71,7 +71,7 @@ async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
     network.manager.stop().await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::rename(&backup, &dir).unwrap();
-    let restore = manager_node::mark_restored(&dir).unwrap();
+    let restore = manager_node::mark_restored(&dir, 0).unwrap();
     network.manager.start().await.unwrap();
     assert!(network.transaction(lost).await.is_err(), "the backup does not have it");
 
@@ -134,6 +134,7 @@ async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_wit
     let (_, product) = network.publish_noise("goods", 200 * KIB, &Terms::default()).await.unwrap();
     let client = network.client("client").await.unwrap();
     let (sold, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let (gone, _) = network.ticket(&client, product.product).await.unwrap();
     let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
     network.manager.stop().await.unwrap();
     copy(&dir, &backup);
@@ -150,6 +151,13 @@ async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_wit
         change_keys(&network, json!({"purpose": purpose})).await;
     }
     knows(&network, 4).await;
+    // Revoked under a key that the backup does not have, in an epoch that every seeder has.
+    network.revoke("transaction", gone).await.unwrap();
+    let heard = || async {
+        let status = network.seeders[0].control(json!({"cmd": "status"})).await.ok()?;
+        (status["revocation_epoch"].as_u64()? >= 1).then_some(())
+    };
+    until("the seeder hearing the revocation", heard).await.unwrap();
     // What is delivered now is acknowledged in batches that the backup's keys do not open. The origin's would be gone with
     // the folder.
     network.manager.crash_origin().await.unwrap();
@@ -159,7 +167,7 @@ async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_wit
     network.manager.crash().await;
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::rename(&backup, &dir).unwrap();
-    manager_node::mark_restored(&dir).unwrap();
+    manager_node::mark_restored(&dir, 0).unwrap();
     network.manager.start().await.unwrap();
     let told = || async {
         let status = network.manager.control(json!({"cmd": "status"})).await.ok()?;
@@ -175,6 +183,12 @@ async fn keys_that_were_changed_after_the_backup_are_learned_of_and_replaced_wit
     let prepared = change_keys(&network, json!({"purpose": "receipt-sealing"})).await;
     assert_eq!((&prepared["version"], &prepared["lost"]), (&json!(5), &json!(["ticket", "revocation"])));
     knows(&network, 5).await;
+    // What was revoked meanwhile is learned of, and said again.
+    let recovered = || async {
+        let log = network.manager.control(json!({"cmd": "audit"})).await.ok()?.to_string();
+        log.contains(&format!("transaction {gone}")).then_some(())
+    };
+    until("the revocation coming back", recovered).await.unwrap();
     // The receipts of before are sealed again, and the delivery is paid.
     network.until_state(sold, "settled").await.unwrap();
     let later = network.client("later").await.unwrap();
@@ -203,7 +217,7 @@ async fn a_seeder_that_was_enrolled_after_the_backup_is_taken_back_by_its_certif
     network.manager.stop().await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::rename(&backup, &dir).unwrap();
-    manager_node::mark_restored(&dir).unwrap();
+    manager_node::mark_restored(&dir, 0).unwrap();
     network.manager.start().await.unwrap();
     let here = async || network.is_here(peer).await.ok()?.then_some(());
     until("the seeder being known again", here).await.unwrap();

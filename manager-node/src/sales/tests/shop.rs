@@ -125,7 +125,7 @@ impl Shop {
         let path = _dir.path().join("manager");
         // Aborted tasks let go of folder and port a moment later.
         let again = async {
-            while restored && crate::mark_restored(&path).is_err() {
+            while restored && crate::mark_restored(&path, 0).is_err() {
                 tokio::task::yield_now().await;
             }
             loop {
