@@ -136,9 +136,12 @@ pub(crate) struct OrderRecord {
 /// Orders for one copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct OrderedRecord {
-    /// When the newest one was made, unix milliseconds.
+    /// When the newest one that is paid for was made, unix milliseconds.
     pub(crate) at: u64,
+    /// Those that are paid for.
     pub(crate) times: u32,
+    /// When the newest one was made that nobody is paid for, unix milliseconds; 0 for none.
+    pub(crate) unpaid_at: u64,
 }
 
 /// A copy that is to go.
@@ -184,7 +187,7 @@ wire! {
     SeederRecord => 8 * 1024,
     InvitationRecord => 64,
     OrderRef => 32,
-    OrderedRecord => 16,
+    OrderedRecord => 24,
     LeavingRecord => 16,
     GivenUpRecord => 16,
     RoomLeftRecord => 16,

@@ -1,7 +1,7 @@
 //! How often a copy is ordered at one and the same seeder. Each order has a ceiling of its own, which the network pays; and
 //! that a copy is damaged or gone is its seeder's own word, as what it acknowledges to another seeder is. So two of them who
-//! are friends could draw any sum for copies that nobody makes. One that really lost a disk gets its copies again at once,
-//! and waits longer each time that it loses them again; others get them meanwhile.
+//! are friends could draw any sum for copies that nobody makes. One that really lost a disk gets its copies again at once;
+//! when it loses them again and again, it gets them all the same, but less often, and nobody is paid for them.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -14,8 +14,11 @@ use crate::tables::{ORDERED, OrderedRecord};
 
 /// Orders for one copy that may follow each other at any pace: the first, and one for what was lost or damaged since.
 const AT_ONCE: u32 = 2;
-/// Then it is waited for one span, two, four and so on, up to so many. A span is the time that a seeder has for an order.
+/// Then the next that is paid for comes after one span, two, four and so on, up to so many. A span is the time that a
+/// seeder has for an order.
 const MOST_SPANS: u64 = 8;
+/// Until then one is made in so many parts of a span that nobody is paid for.
+const UNPAID: u64 = 24;
 /// After so many without an order it begins anew.
 const FORGOTTEN_SPANS: u64 = 32;
 
@@ -36,7 +39,7 @@ impl Past {
                 if past.forgotten.len() < MAX_PER_RUN {
                     past.forgotten.push(key);
                 }
-            } else if now < free_at(&record, span_ms) {
+            } else if next(Some(&record), now, span_ms) == Next::Later {
                 past.barred.insert(key);
             }
             Ok(ControlFlow::Continue(()))
@@ -45,20 +48,55 @@ impl Past {
     }
 }
 
-/// Takes down that a copy is ordered; false where it was ordered there too often, and is not now.
+/// What the next order for a copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// One like any other.
+    Paid,
+    /// One that nobody is paid for.
+    Unpaid,
+    /// There is to be none yet.
+    Later,
+}
+
+/// What an order for a copy would be now.
+pub(super) fn look(txn: &impl Txn, key: &(PeerId, Digest), now: u64, span_ms: u64) -> Result<Next, StoreError> {
+    let before = ORDERED.get(txn, key)?.filter(|record| !is_forgotten(record, now, span_ms));
+    Ok(next(before.as_ref(), now, span_ms))
+}
+
+fn next(before: Option<&OrderedRecord>, now: u64, span_ms: u64) -> Next {
+    let Some(before) = before else { return Next::Paid };
+    if now >= free_at(before, span_ms) {
+        Next::Paid
+    } else if now >= before.at.max(before.unpaid_at).saturating_add(span_ms / UNPAID) {
+        Next::Unpaid
+    } else {
+        Next::Later
+    }
+}
+
+/// Takes down that a copy is ordered; false where this is not what the next order is.
 pub(super) fn note(
     txn: &WriteTransaction<'_>,
     key: &(PeerId, Digest),
+    paid: bool,
     now: u64,
     span_ms: u64,
 ) -> Result<bool, StoreError> {
     let before = ORDERED.get(txn, key)?.filter(|record| !is_forgotten(record, now, span_ms));
-    if before.is_some_and(|record| now < free_at(&record, span_ms)) {
-        return Ok(false);
+    let (record, fits) = match (before, next(before.as_ref(), now, span_ms)) {
+        (before, Next::Paid) => {
+            let before = before.unwrap_or(OrderedRecord { at: 0, times: 0, unpaid_at: 0 });
+            (OrderedRecord { at: now, times: before.times.saturating_add(1), ..before }, paid)
+        }
+        (Some(before), Next::Unpaid) => (OrderedRecord { unpaid_at: now, ..before }, !paid),
+        (_, _) => return Ok(false),
+    };
+    if fits {
+        ORDERED.put(txn, key, &record)?;
     }
-    let times = before.map_or(0, |record| record.times).saturating_add(1);
-    ORDERED.put(txn, key, &OrderedRecord { at: now, times })?;
-    Ok(true)
+    Ok(fits)
 }
 
 /// Deletes what is forgotten, unless it was ordered again since it was looked at.
@@ -158,13 +196,15 @@ mod tests {
             }
         }
         assert_eq!(orders(&shop, says), (2, 2 * one), "once for each time, and twice at once at most");
-        // A day later once more, and then not for two days.
+        // A day later it is paid once more, and then not for two days; until then it is made whole all the same.
         let (span, now) = (shop.ctx.config.order_ms, now_ms());
-        for (at, count) in [(span / 2, 2), (span + 1, 3), (2 * span, 3), (3 * span + 2, 4)] {
+        for (at, count, paid) in
+            [(span / 2, 3, 2), (span / 2 + 1, 3, 2), (span + 1, 4, 3), (2 * span, 5, 3), (3 * span + 2, 6, 4)]
+        {
             report(&shop, says, true, false).await;
             report(&shop, says, false, true).await;
             crate::placement::repair(&shop.ctx, says, vec![shop.manifest], now + at).await.unwrap();
-            assert_eq!(orders(&shop, says).0, count, "{at}");
+            assert_eq!(orders(&shop, says), (count, paid * one), "{at}");
         }
         shop.close().await;
     }
@@ -182,7 +222,7 @@ mod tests {
             now: now_ms(),
             ..SeederReport::default()
         };
-        let note = async || shop.ctx.db.write(move |txn| note(txn, &key, now, span)).await.unwrap();
+        let note = async || shop.ctx.db.write(move |txn| note(txn, &key, true, now, span)).await.unwrap();
         assert_eq!([note().await, note().await, note().await], [true, true, false]);
         let request = MeshRequest::Report(roomy(1 << 50));
         shop.running.mesh(loses, request).await.unwrap();
@@ -191,6 +231,11 @@ mod tests {
         shop.running.mesh(other, MeshRequest::Report(roomy(1))).await.unwrap();
         let wanted = |at: u64| wanted_at(&shop.ctx, at).unwrap();
         assert!(!wanted(now_ms()).contains(&loses) && wanted(now_ms()).contains(&other));
+        // After a while it gets it all the same, and nobody is paid for it.
+        let unpaid = now_ms() + span / UNPAID;
+        let barred = |at: u64| shop.ctx.db.read(|txn| Past::load(txn, at, span)).unwrap().barred;
+        assert!(barred(now_ms()).contains(&key) && !barred(unpaid).contains(&key));
+        assert_eq!(shop.ctx.db.read(|txn| look(txn, &key, unpaid, span)).unwrap(), Next::Unpaid);
         // What was long ago is forgotten, in the tables, too.
         let later = now + 33 * span;
         let past = shop.ctx.db.read(|txn| Past::load(txn, later, span)).unwrap();
@@ -202,8 +247,8 @@ mod tests {
 
     #[test]
     fn each_loss_waits_longer_up_to_a_bound() {
-        let waits = |times| free_at(&OrderedRecord { at: 1000, times }, 10).saturating_sub(1000);
+        let waits = |times| free_at(&OrderedRecord { at: 1000, times, unpaid_at: 0 }, 10).saturating_sub(1000);
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 70].map(waits), [0, 0, 10, 20, 40, 80, 80, 80]);
-        assert_eq!(free_at(&OrderedRecord { at: u64::MAX, times: u32::MAX }, u64::MAX), u64::MAX);
+        assert_eq!(free_at(&OrderedRecord { at: u64::MAX, times: u32::MAX, unpaid_at: 0 }, u64::MAX), u64::MAX);
     }
 }

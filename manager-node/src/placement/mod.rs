@@ -31,6 +31,7 @@ use crate::pricing;
 use crate::tables::{
     HELD, HOLDERS, ORDERED, ORDERS, OrderRecord, OrderRef, PENDING, PRODUCT_OF_MANIFEST, PRODUCTS, ProductRecord,
 };
+use again::Next;
 pub(crate) use plan::copies_of;
 use plan::{Plan, Wanted, plan};
 
@@ -232,34 +233,58 @@ async fn balance(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     if wanted.is_empty() && stale.is_empty() {
         return Ok(());
     }
-    order(ctx, &wanted, stale, now).await?;
+    order(ctx, wanted.clone(), stale, now).await?;
     let peers: HashSet<PeerId> = wanted.iter().map(|copy| copy.peer).collect();
     tracing::info!(copies = wanted.len(), seeders = peers.len(), "copies ordered");
     peers.into_iter().for_each(|peer| ctx.placements.nudge(peer));
     Ok(())
 }
 
-/// Stores orders for these copies, and forgets those given up.
-async fn order(ctx: &Context, copies: &[Wanted], stale: Vec<(PeerId, Digest)>, now: u64) -> Result<(), StoreError> {
-    let orders: Vec<_> = copies.iter().map(|copy| (copy.peer, copy.manifest, new_order(ctx, copy, now))).collect();
+/// Stores orders for these copies, and forgets those given up. Gives how many there are.
+async fn order(
+    ctx: &Arc<Context>,
+    copies: Vec<Wanted>,
+    stale: Vec<(PeerId, Digest)>,
+    now: u64,
+) -> Result<usize, StoreError> {
     let (origin, span_ms) = (ctx.registry.origin(), ctx.config.order_ms);
+    let making = Arc::clone(ctx);
+    let orders = tokio::task::spawn_blocking(move || {
+        making.db.read(|txn| {
+            let mut orders = Vec::with_capacity(copies.len());
+            for copy in &copies {
+                let next = match Some(copy.peer) == origin {
+                    // The origin is this manager's own.
+                    true => Next::Paid,
+                    false => again::look(txn, &(copy.peer, copy.manifest), now, span_ms)?,
+                };
+                if next != Next::Later {
+                    let paid = next == Next::Paid;
+                    orders.push((copy.peer, copy.manifest, paid, new_order(&making, copy, paid, now)));
+                }
+            }
+            Ok::<_, StoreError>(orders)
+        })
+    });
+    let orders = orders.await.map_err(|e| StoreError::Panicked(e.to_string()))??;
     ctx.db
         .write(move |txn| {
             for key in &stale {
                 PENDING.delete(txn, key)?;
             }
-            for (peer, manifest, (order, signed)) in &orders {
+            let mut made = 0;
+            for (peer, manifest, paid, (order, signed)) in &orders {
                 let key = (*peer, *manifest);
                 if HOLDERS.contains(txn, &(*manifest, *peer))? || PENDING.contains(txn, &key)? {
                     continue;
                 }
-                // The origin is this manager's own.
-                if Some(*peer) == origin || again::note(txn, &key, now, span_ms)? {
+                if Some(*peer) == origin || again::note(txn, &key, *paid, now, span_ms)? {
+                    made += 1;
                     PENDING.put(txn, &key, &OrderRef { order: *order })?;
                     ORDERS.put(txn, order, &OrderRecord { signed: signed.clone() })?;
                 }
             }
-            Ok::<_, StoreError>(())
+            Ok::<_, StoreError>(made)
         })
         .await
 }
@@ -303,13 +328,17 @@ pub(crate) async fn repair(ctx: &Arc<Context>, peer: PeerId, damaged: Vec<Digest
     if wanted.is_empty() {
         return Ok(());
     }
-    tracing::info!(%peer, copies = wanted.len(), "damaged copies are to be made whole");
-    order(ctx, &wanted, Vec::new(), now).await
+    let copies = order(ctx, wanted, Vec::new(), now).await?;
+    if copies > 0 {
+        tracing::info!(%peer, copies, "damaged copies are to be made whole");
+    }
+    Ok(())
 }
 
-fn new_order(ctx: &Context, copy: &Wanted, now: u64) -> (TransactionId, Signed<ReplicationOrder>) {
+fn new_order(ctx: &Context, copy: &Wanted, paid: bool, now: u64) -> (TransactionId, Signed<ReplicationOrder>) {
     let id = TransactionId::new(now, rand::rng().random());
     let config = &ctx.config;
+    let rate = if paid { config.rate } else { 0 };
     let order = ReplicationOrder {
         network: ctx.network(),
         order: id,
@@ -318,9 +347,9 @@ fn new_order(ctx: &Context, copy: &Wanted, now: u64) -> (TransactionId, Signed<R
         issued_at: now,
         until: now.saturating_add(config.order_ms),
         allowance: copy.length.saturating_add(copy.length / 4).saturating_add(ALLOWANCE_ROOM),
-        rate: config.rate,
+        rate,
         currency: config.currency,
-        ceiling: pricing::ceiling_micros(config.rate, copy.length, config.ceiling_slack_millionths),
+        ceiling: pricing::ceiling_micros(rate, copy.length, config.ceiling_slack_millionths),
     };
     (id, ctx.keys.sign(KeyPurpose::Ticket, &order))
 }
