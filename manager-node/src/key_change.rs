@@ -223,7 +223,13 @@ fn put_in_force(ctx: &Context, signed: Signed<KeySet>) -> Result<u64, ControlErr
     trust.update(signed.clone()).map_err(failed)?;
     let set = trust.key_set();
     if set.version == before {
-        return Ok(before);
+        // The same once more, after an answer that was lost.
+        let same = signed == *in_force.signed_key_set();
+        return same.then_some(before).ok_or_else(|| {
+            failed(format!(
+                "it is older than version {before}, which is in force; nothing was changed: prepare a new one"
+            ))
+        });
     }
     if set.version != before + 1 {
         return Err(failed(format!("it has version {}, {} is next; prepare a new one", set.version, before + 1)));
@@ -301,11 +307,19 @@ mod tests {
         let (id, before) = shop.buy("o").await;
         let (waiting, _) = shop.buy("w").await;
         let mut outbox = Outbox::of(&shop, 0);
+        let first = shop.ctx.trust().signed_key_set().clone();
         let rotate = |purpose: &str| json!({"cmd": "keys-prepare", "purpose": purpose, "margin_ms": 60_000});
         let ticket_key = change(&shop, rotate("ticket")).await.unwrap();
         change(&shop, rotate("receipt-sealing")).await.unwrap();
         change(&shop, rotate("revocation")).await.unwrap();
         assert_eq!(shop.ctx.trust().key_set().version, 4);
+        // One that is in force may be installed again, after an answer that was lost; an older one changes nothing, and is told so.
+        let install = async |set: &Signed<KeySet>| {
+            shop.running.control(json!({"cmd": "keys-install", "signed": codec::encode(set)})).await
+        };
+        install(shop.ctx.trust().signed_key_set()).await.unwrap();
+        let older = install(&first).await.unwrap_err().message;
+        assert!(older.contains("older than version 4"), "{older}");
         let (_, after) = shop.buy("p").await;
         assert_eq!(json!(after.ticket.lease.signer()), ticket_key["key"]);
         assert_eq!(admitted(&shop, &before.ticket), Ok(()));

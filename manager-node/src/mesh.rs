@@ -115,6 +115,11 @@ async fn take_report(
     now: u64,
 ) -> Result<MeshResponse, Refusal> {
     let not_known = || Refusal::new(RefusalCode::NotEnrolled, "this peer is no enrolled seeder");
+    // Before what is judged by a clock: this one may be wrong by more than a certificate lasts.
+    let known = ctx.registry.seeder(&peer).map_err(Refused::from)?.is_some();
+    if known && ctx.registry.origin() != Some(peer) && !ctx.revocations.with(|revoked| revoked.has_peer(&peer)) {
+        note_clock(ctx, peer, report.now, now);
+    }
     let before = ctx.enrolled_seeder(&peer, now)?;
     let long = report.held.len() > SeederReport::MAX_HELD
         || report.damaged.len() > SeederReport::MAX_DAMAGED
@@ -127,9 +132,7 @@ async fn take_report(
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
-    if ctx.registry.origin() != Some(peer) {
-        note_clock(ctx, peer, report.now, now);
-    } else {
+    if ctx.registry.origin() == Some(peer) {
         // It keeps everything, and cannot leave.
         report.leaving = false;
         report.moving.clear();

@@ -1,7 +1,12 @@
 //! What is closed or given back by time stays so: it is not done by a clock that jumps, or was ahead at the start.
 
+use protocol::api::{MeshRequest, SeederReport};
+use protocol::certificate::SeederCert;
+use protocol::clock::ClockState;
+
 use super::shop::{Outbox, Shop, Terms};
 use super::*;
+use crate::tables::{SEEDERS, SeederRecord};
 use crate::transactions::watch::{Held, Moment, Watch};
 
 const SECOND: u64 = 1000;
@@ -66,6 +71,26 @@ async fn nothing_is_closed_by_a_clock_that_seeders_say_is_ahead() {
     }
     assert_eq!(round(&shop, &mut watch, 10 * DAY, 10 * DAY).await, None);
     assert!(shop.delivery(id, 1).unwrap().closed.is_some());
+    shop.close().await;
+}
+
+/// By such a clock the certificates of all seeders are over, or have not begun: what they say of it counts all the same.
+#[tokio::test]
+async fn a_clock_that_is_off_by_more_than_certificates_last_is_known_to_be() {
+    let shop = Shop::open(Terms::default()).await;
+    let ctx = &shop.ctx;
+    for seeder in &shop.seeders {
+        let peer = seeder.peer_id();
+        let record = ctx.registry.seeder(&peer).unwrap().unwrap();
+        let cert = SeederCert { until: now_ms() - 10 * DAY, ..record.cert.peek().unwrap() };
+        let record = SeederRecord { cert: ctx.keys.sign(KeyPurpose::Enrolment, &cert), ..record };
+        ctx.db.write(move |txn| SEEDERS.put(txn, &peer, &record)).await.unwrap();
+        let report = SeederReport { now: now_ms() - 20 * DAY, first: true, ..SeederReport::default() };
+        let refused = shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Expired);
+    }
+    let state = ctx.registry.clocks.state(now_ms(), ctx.config.clock_grace_ms);
+    assert!(matches!(state, ClockState::Ahead(by) if by.abs_diff(20 * DAY) < HOUR), "{state}");
     shop.close().await;
 }
 
