@@ -113,8 +113,11 @@ impl Market {
             candidate.room >= bytes && !barred(candidate)
         });
         let without = missing - to.len();
-        // What it takes over stays with those who have it until they want the room; no more than twice the copies.
-        let settled = missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2);
+        // What it takes over stays with those who have it until they want the room; no more than twice the copies. Whose seeder
+        // is away for a while is nobody else's share.
+        let here = |peer: &PeerId| self.standing.here.contains(peer);
+        let settled =
+            missing == 0 && ordered.is_empty() && serving.len() < copies.saturating_mul(2) && serving.iter().all(here);
         if settled && self.moved < MAX_MOVED {
             let given_up = |candidate: &Candidate| self.given_up.contains(&(candidate.peer, manifest));
             let newcomer = rightful(&self.candidates, &there, &manifest, copies, |candidate| {

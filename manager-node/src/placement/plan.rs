@@ -286,6 +286,28 @@ mod tests {
         shop.close().await;
     }
 
+    /// The share of who is away for a while is not given to others, which would make as many copies again.
+    #[tokio::test]
+    async fn who_is_away_for_a_while_keeps_its_share() {
+        let (shop, peers) = market(6).await;
+        let large = |held: bool| {
+            let held = Vec::from_iter(held.then_some(shop.manifest));
+            let addrs = vec![Address::new("/ip4/10.0.0.1/tcp/1").unwrap()];
+            let (free, spare, capacity) = (1 << 30, 1 << 30, 1 << 40);
+            SeederReport { addrs, held, first: true, free, spare, capacity, ..SeederReport::default() }
+        };
+        let (holders, others) = peers.split_at(3);
+        for peer in holders {
+            shop.running.mesh(*peer, MeshRequest::Report(large(true))).await.unwrap();
+            away(&shop, *peer).await;
+        }
+        for peer in others {
+            shop.running.mesh(*peer, MeshRequest::Report(large(false))).await.unwrap();
+        }
+        assert_eq!(crate::placement::wanted_at(&shop.ctx, now_ms()).unwrap(), HashSet::new());
+        shop.close().await;
+    }
+
     #[tokio::test]
     async fn a_copy_that_is_ordered_at_a_seeder_that_went_away_is_ordered_elsewhere() {
         let (shop, peers) = market(4).await;
