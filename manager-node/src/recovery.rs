@@ -117,7 +117,8 @@ struct Told {
 /// The epochs that a seeder has after the last one that this manager knows of the time before.
 async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Told {
     let mut told = Told::default();
-    let Ok(mut after) = ctx.revocations.before_chain() else { return told };
+    let Ok(mut after) = ctx.revocations.before_restore(ctx.restore) else { return told };
+    let mut passed = 0;
     loop {
         let request = SeederRequest::Epochs { after };
         match ctx.node.call::<_, SeederResponse>(seeder, PROTOCOL, &request, CALL_TIMEOUT).await {
@@ -125,21 +126,20 @@ async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Told {
                 let (trust, before) = (ctx.trust(), after);
                 for signed in page {
                     let opened = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now_ms());
-                    let epoch: RevocationEpoch = match opened {
-                        Ok(epoch) => epoch,
-                        // The backup may be from before that key: the key set that names it will be shown.
-                        Err(refusal) => {
-                            told.whole = refusal.code != RefusalCode::UnknownKey;
-                            return told;
-                        }
-                    };
+                    let number = signed.peek().map_or(0, |epoch: RevocationEpoch| epoch.number);
                     // From there on it is what this manager says itself.
-                    if epoch.number <= after || epoch.number >= ctx.restore || told.epochs.len() >= MAX_EPOCHS {
+                    if number <= after || number >= ctx.restore || passed >= MAX_EPOCHS {
                         told.whole = true;
                         return told;
                     }
-                    after = epoch.number;
-                    told.epochs.push(epoch);
+                    match opened {
+                        Ok(epoch) => told.epochs.push(epoch),
+                        // The backup may be from before that key: the key set that names it will be shown.
+                        Err(refusal) if refusal.code == RefusalCode::UnknownKey => return told,
+                        // A void key says nothing; where it was given up, the chain that was begun then says all of it again.
+                        Err(_) => {}
+                    }
+                    (after, passed) = (number, passed + 1);
                 }
                 if after == before {
                     told.whole = true;

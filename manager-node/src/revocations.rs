@@ -78,10 +78,9 @@ impl Revocations {
         self.with(RevocationState::number)
     }
 
-    /// Number of the last epoch before the chain that is in force, 0 for none.
-    pub(crate) fn before_chain(&self) -> Result<u64, StoreError> {
-        let first = self.chain.load(Ordering::Acquire);
-        let before = self.db.read(|txn| EPOCHS.range_back(txn, ..first, 1))?;
+    /// Number of the last epoch before that of a restore, 0 for none: every chain begun since then has a higher one.
+    pub(crate) fn before_restore(&self, restore: u64) -> Result<u64, StoreError> {
+        let before = self.db.read(|txn| EPOCHS.range_back(txn, ..restore, 1))?;
         Ok(before.first().map_or(0, |(number, _)| *number))
     }
 

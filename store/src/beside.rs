@@ -151,6 +151,7 @@ pub fn restore<L, R, E: From<RestoreError>>(
     let _lock = lock(folder)?;
     // A node may have been set up here before the folder was ours.
     free(folder, store)?;
+    sweep(folder)?;
     let (mut restored, copy) = put_back(&mut original, backup, folder, store)?;
     let ready = ready(folder)?;
     let target = folder.join(store);
@@ -159,6 +160,21 @@ pub fn restore<L, R, E: From<RestoreError>>(
     restored.files.push(target);
     Ok((restored, ready))
 }
+
+/// Removes what a restore that was killed left: it has the keys in it.
+fn sweep(folder: &Path) -> Result<(), RestoreError> {
+    for entry in fs::read_dir(folder).map_err(failed(folder))? {
+        let entry = entry.map_err(failed(folder))?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(PARTIAL.0) && name.ends_with(PARTIAL.1)) {
+            fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// How the name of a store begins and ends that is being put back.
+const PARTIAL: (&str, &str) = (".restore.", ".partial");
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
     let path = path.to_owned();
@@ -185,7 +201,7 @@ fn put_back(
     store: &str,
 ) -> Result<(Restored, tempfile::NamedTempFile), RestoreError> {
     let mut copy =
-        tempfile::Builder::new().prefix(".restore.").suffix(".partial").tempfile_in(folder).map_err(failed(folder))?;
+        tempfile::Builder::new().prefix(PARTIAL.0).suffix(PARTIAL.1).tempfile_in(folder).map_err(failed(folder))?;
     io::copy(original, copy.as_file_mut()).map_err(failed(backup))?;
 
     let backend = FileBackend::new(copy.reopen().map_err(failed(folder))?)

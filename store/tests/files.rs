@@ -221,10 +221,14 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     assert!(matches!(refused, Err(RestoreError::Exists(held)) if held == Path::new("told")));
     assert!(!half.join("node.redb").exists());
     assert_eq!(put_back(&backup, &half, "node.redb").unwrap().records, 2);
+    // Nor anything of one that was killed, which has the keys in it.
+    fs::create_dir_all(&new).unwrap();
+    fs::write(new.join(".restore.x.partial"), "keys").unwrap();
     fs::write(new.join("key"), "newer").unwrap();
     let restored = put_back(&backup, &new, "node.redb").unwrap();
     assert_eq!((restored.records, &restored.files[..]), (2, &[new.join("keys/a.key"), new.join("node.redb")][..]));
     assert_eq!(restored.kept, [new.join("key")]);
+    assert!(!new.join(".restore.x.partial").exists());
     assert_eq!(fs::read_to_string(new.join("key")).unwrap(), "newer");
     assert_eq!(fs::metadata(new.join("keys/a.key")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!new.join("content").exists() && !new.join("lock").exists());
