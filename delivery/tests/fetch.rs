@@ -133,7 +133,9 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 
 #[tokio::test]
 async fn three_honest_seeders_share_the_work_and_get_acknowledgement_and_completion() {
-    let setup = Setup::new(60, &[Vice::None, Vice::None, Vice::None]);
+    // None is done with all of it before the others are there.
+    let slow = || Vice::Slow(Duration::from_millis(20));
+    let setup = Setup::new(60, &[slow(), slow(), slow()]);
     let report = setup.fetch().await.unwrap();
     setup.assert_fetched(&report);
     assert_eq!((report.chunks, report.bytes), (60, setup.product.manifest.length));

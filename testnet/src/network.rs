@@ -154,12 +154,15 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
+        let mut gone = false;
         for _ in 0..REMOVALS {
             match std::fs::remove_dir_all(self.path()) {
-                Ok(()) => return,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-                Err(_) => std::thread::sleep(BETWEEN_REMOVALS),
+                // Still gone a moment later: whoever was about to make it anew has done so by then.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && gone => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => gone = true,
+                Ok(()) | Err(_) => gone = false,
             }
+            std::thread::sleep(BETWEEN_REMOVALS);
         }
     }
 }
