@@ -206,7 +206,19 @@ pub(crate) async fn ask_ticket(
     network: NetworkId,
     client: PeerId,
 ) -> Result<TicketEnvelope, TicketError> {
-    let MailboxResponse::Ticket(envelope) = link.mailbox(&MailboxRequest::Ticket { transaction }).await? else {
+    ask_ticket_instead(link, transaction, network, client, None).await
+}
+
+/// The same, `instead_of` a delivery that cannot go on.
+pub(crate) async fn ask_ticket_instead(
+    link: &Link,
+    transaction: TransactionId,
+    network: NetworkId,
+    client: PeerId,
+    instead_of: Option<u32>,
+) -> Result<TicketEnvelope, TicketError> {
+    let request = MailboxRequest::Ticket { transaction, instead_of };
+    let MailboxResponse::Ticket(envelope) = link.mailbox(&request).await? else {
         return Err(ManagerError::Unfitting("a question for a ticket").into());
     };
     let (Ok(data), Ok(lease)) = (envelope.ticket.data.peek(), envelope.ticket.lease.peek()) else {

@@ -117,6 +117,9 @@ impl Setup {
         }
         let sources: u32 = report.sources.iter().map(|source| source.chunks).sum();
         assert_eq!(sources, report.chunks);
+        // Also what came for the second time when everything was there: it is acknowledged, and so it is told of.
+        let bytes: u64 = report.sources.iter().map(|source| source.bytes).sum();
+        assert_eq!(bytes, report.bytes + report.duplicate_bytes);
         assert_eq!(self.progress.borrow().phase, Phase::Done);
         let progress = self.progress.borrow();
         assert_eq!((progress.have_chunks, progress.have_bytes), (progress.total_chunks, progress.total_bytes));

@@ -150,7 +150,7 @@ async fn steps_4_to_12_over_connections_and_restarts() {
     assert_eq!((again.ticket, again.grant), (sold.ticket.clone(), sold.grant.clone()));
 
     // Step 8: the ticket waits for its client and for nobody else.
-    let ask = MailboxRequest::Ticket { transaction };
+    let ask = MailboxRequest::Ticket { transaction, instead_of: None };
     let MailboxResponse::Ticket(ticket) = client.mailbox(&running, ask.clone()).await else { panic!() };
     assert_eq!(ticket.ticket, sold.ticket);
     let other = seeder.mailbox(&running, ask).await;

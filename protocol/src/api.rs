@@ -92,6 +92,9 @@ pub enum MailboxRequest {
     Ticket {
         /// Which.
         transaction: TransactionId,
+        /// The delivery that cannot go on, since what was acknowledged in it is lost and no seeder's window has room for it
+        /// again: a further one takes its place. Of an earlier one it says nothing.
+        instead_of: Option<u32>,
     },
     /// The whole ciphertext is here: for `on-completion` products the key comes back.
     Complete {

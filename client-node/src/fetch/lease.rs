@@ -4,10 +4,12 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use delivery::{Progress, StallCause};
 use protocol::RefusalCode;
 use protocol::deliver::Credential;
 use protocol::ticket::Lease;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::run::Run;
@@ -25,29 +27,62 @@ const RETRY_MS: std::ops::RangeInclusive<u64> = 250..=600_000;
 /// What is said of a lease that the manager gives as it was.
 const NO_LONGER: &str = "the manager gives no longer one; what has begun by its end may go on for a while";
 
+/// A transfer that brought nothing for this long since a seeder's window was used up is not waited for any longer …
+const STUCK: Duration = Duration::from_secs(5);
+/// … and the manager that has nothing better is asked again after this.
+const REPLACE_AGAIN: Duration = Duration::from_secs(30);
+
 /// Where the network gave up the key that signed the lease: the first pause between tries, and the longest.
 const GONE_RETRY_MS: (u64, u64) = (500, 30_000);
 
 impl Run<'_> {
     /// Keeps `checked` and `credential` at the newest lease, for as long as it is polled.
-    /// Cancels `transfer` where no other lease can help.
+    /// Cancels `transfer` where no other lease can help; and, if it `may_replace` it, where a further delivery does, which
+    /// is then in `checked`.
     pub(super) async fn keep_lease(
         &self,
         checked: &mut Checked,
         credential: &watch::Sender<Credential>,
         transfer: &CancellationToken,
+        may_replace: bool,
     ) -> Infallible {
         let mut next = ticket::half_life(&checked.lease);
         let mut problem = None;
         let (mut gone_next, mut gone_wait) = (0, GONE_RETRY_MS.0);
         let mut progress = self.progress.subscribe();
+        let mut stuck = Stuck::new();
         loop {
             let (now, lease) = (now_ms(), &checked.lease);
             self.tell_lease(lease, next, problem.clone());
             let gone = key_is_gone(&progress.borrow_and_update()) && now >= gone_next;
+            let replaced_at = stuck.look(&progress.borrow().transfer).filter(|_| may_replace);
+            if replaced_at.is_some_and(|at| at <= Instant::now()) {
+                match ticket::replace(self.home, self.link, checked).await {
+                    Ok(further) if further.lease.delivery > lease.delivery => {
+                        tracing::info!(transaction = %self.transaction, delivery = further.lease.delivery,
+                            "no seeder sends again what was lost: it goes on in a further delivery");
+                        *checked = further;
+                        transfer.cancel();
+                        return std::future::pending().await;
+                    }
+                    Ok(_) => tracing::info!(transaction = %self.transaction, "the manager opens no further delivery"),
+                    Err(error) => {
+                        tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
+                    }
+                }
+                stuck.asked();
+                continue;
+            }
             if now < next && !gone {
+                let replace = async {
+                    match replaced_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis((next - now).min(LOOK_MS))) => {}
+                    () = replace => {}
                     _ = progress.changed() => {}
                 }
                 continue;
@@ -97,6 +132,36 @@ impl Run<'_> {
             p.lease = Some(view);
             changed
         });
+    }
+}
+
+/// Whether nothing comes any more because the windows are used up: of a client that lost what it had acknowledged,
+/// seeders wait for acknowledgements that it cannot give again.
+struct Stuck {
+    bytes: u64,
+    since: Instant,
+    used_up: bool,
+    not_before: Instant,
+}
+
+impl Stuck {
+    fn new() -> Stuck {
+        let now = Instant::now();
+        Stuck { bytes: 0, since: now, used_up: false, not_before: now }
+    }
+
+    /// When another delivery is to be asked for; `None` while it moves, or stands still for other reasons.
+    fn look(&mut self, transfer: &Progress) -> Option<Instant> {
+        if transfer.new_bytes != self.bytes {
+            (self.bytes, self.since, self.used_up) = (transfer.new_bytes, Instant::now(), false);
+        }
+        // In between it may be told that a seeder is tried again, and says nothing yet.
+        self.used_up |= transfer.stalled.as_ref().is_some_and(|stall| stall.cause == StallCause::WindowUsedUp);
+        self.used_up.then(|| self.not_before.max(self.since + STUCK))
+    }
+
+    fn asked(&mut self) {
+        self.not_before = Instant::now() + REPLACE_AGAIN;
     }
 }
 

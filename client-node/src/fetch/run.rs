@@ -19,7 +19,7 @@ use super::delivered::{Delivered, Standing, Wanted, clear_away, standing};
 use super::key::{Patience, meet, open_grant};
 use super::refused::discard;
 use super::ticket::{self, Checked};
-use super::transfer::Tally;
+use super::transfer::{Late, Tally};
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Purchase, Target};
 use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms, sweep};
 use crate::in_place::{InPlace, InPlaceBodies};
@@ -204,6 +204,7 @@ async fn fetch_linked(
         earlier,
         adopted: Arc::default(),
         settling,
+        late: Mutex::default(),
     };
     let (library, out) = (home.library(), run.out.clone());
     blocking(move || {
@@ -225,13 +226,16 @@ async fn fetch_linked(
         }
     };
     let working = async {
-        let result = Box::pin(run.to_the_end(checked)).await;
+        let mut result = Box::pin(run.to_the_end(checked)).await;
         if result.is_ok() {
             // The goods are of use from here on, whatever the seeders still have to be told.
             progress.send_modify(|p| (p.phase, p.waiting) = (FetchPhase::Done, None));
         }
         run.settled().await;
         over.cancel();
+        if let Ok(outcome) = &mut result {
+            run.late.lock().unwrap_or_else(PoisonError::into_inner).tell_in(outcome);
+        }
         result
     };
     let (result, ()) = tokio::join!(working, paying);
@@ -306,7 +310,9 @@ pub(super) struct Run<'a> {
     /// Bytes that an earlier run left without a note of them.
     pub(super) adopted: Arc<AtomicU64>,
     /// Seeders of transfers that are over are being told so.
-    pub(super) settling: tokio::sync::Mutex<JoinSet<()>>,
+    pub(super) settling: tokio::sync::Mutex<JoinSet<Late>>,
+    /// What these brought.
+    pub(super) late: Mutex<Late>,
 }
 
 /// Chunks that earlier runs left.

@@ -16,7 +16,7 @@ use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 use super::key::{Patience, current, current_at_once};
 use super::{FetchError, FetchOptions, Purchase, Target};
 use crate::home::{Home, blocking, now_ms};
-use crate::inbox::{TicketError, ask_ticket};
+use crate::inbox::{TicketError, ask_ticket, ask_ticket_instead};
 use crate::library::{LibraryError, issued};
 use crate::link::{Link, ManagerError, wants_newer_keys};
 
@@ -281,10 +281,25 @@ pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result
     try_renew(home, link, checked).await.map_err(|error| error.to_string())
 }
 
+/// The lease of a further delivery in place of this one, in which no seeder sends anything more.
+pub(super) async fn replace(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, RenewError> {
+    ask_again(home, link, checked, Some(checked.lease.delivery)).await
+}
+
 /// [`renew`], where it matters what kind of failure it is.
 pub(super) async fn try_renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, RenewError> {
+    ask_again(home, link, checked, None).await
+}
+
+async fn ask_again(
+    home: &Home,
+    link: &Link,
+    checked: &Checked,
+    instead_of: Option<u32>,
+) -> Result<Checked, RenewError> {
     let Checked { purchase, trust, revoked, .. } = checked;
-    let envelope = ask_ticket(link, purchase.transaction, purchase.network, home.peer_id()).await?;
+    let (transaction, network, client) = (purchase.transaction, purchase.network, home.peer_id());
+    let envelope = ask_ticket_instead(link, transaction, network, client, instead_of).await?;
     let mut trust = link.known_trust().unwrap_or_else(|| Arc::clone(trust));
     let mut judged = judge(&envelope, home.peer_id(), &trust, revoked, now_ms());
     if judged.as_ref().is_err_and(wants_newer_keys)

@@ -1,7 +1,7 @@
 //! The transfer as a client drives it: where it looks for seeders, and what it can mend by itself (a lease that is over,
 //! a damaged work folder) before it gives up.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use delivery::{Content, FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
@@ -11,17 +11,17 @@ use protocol::api::{MailboxRequest, provider_key};
 use protocol::clock::ClockState;
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
-use protocol::{ChunkSet, Digest, PeerAddrs, Refusal, RefusalCode};
+use protocol::{ChunkSet, Digest, PeerAddrs, PeerId, Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::FetchError;
 use super::acks::AckFiles;
 use super::banned;
 use super::debts;
 use super::key::{Patience, TOLD_AFTER, renewed};
 use super::run::{ROUNDS, Run, millis};
 use super::ticket::{self, Checked};
+use super::{FetchError, FetchOutcome};
 use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
 use crate::inbox::{TicketError, ask_ticket};
@@ -45,6 +45,40 @@ const LEARN_TIMEOUT: Duration = Duration::from_secs(3);
 /// In whatever words the seeders said it.
 const LEASE_VOID: &str = "seeders take this lease no longer";
 const KEY_GONE: &str = "the network gave up the key that signed the lease";
+
+/// What came for the second time when everything was there already.
+#[derive(Default)]
+pub(super) struct Late {
+    bytes: u64,
+    by: Vec<(PeerId, u64)>,
+}
+
+impl Late {
+    fn between(before: &FetchReport, after: &FetchReport) -> Late {
+        let known = |peer| before.sources.iter().find(|source| source.peer == peer).map_or(0, |source| source.bytes);
+        let by = after.sources.iter().map(|source| (source.peer, source.bytes.saturating_sub(known(source.peer))));
+        Late {
+            bytes: after.duplicate_bytes.saturating_sub(before.duplicate_bytes),
+            by: by.filter(|(_, bytes)| *bytes > 0).collect(),
+        }
+    }
+
+    fn add(&mut self, mut other: Late) {
+        self.bytes += other.bytes;
+        self.by.append(&mut other.by);
+    }
+
+    /// It is acknowledged like everything that came, and therefore told of.
+    pub(super) fn tell_in(&self, outcome: &mut FetchOutcome) {
+        outcome.duplicate_bytes += self.bytes;
+        for (peer, bytes) in &self.by {
+            match outcome.sources.iter_mut().find(|source| source.peer == *peer) {
+                Some(source) => source.bytes += bytes,
+                None => outcome.sources.push(SourceReport::of(*peer, 0, *bytes)),
+            }
+        }
+    }
+}
 
 /// What came of the transfers of one run.
 #[derive(Default)]
@@ -101,11 +135,15 @@ impl Run<'_> {
         let (mut round, mut fresh) = (0, false);
         loop {
             round += 1;
-            let error = match self.transfer_once(checked, tally, only.clone()).await? {
+            let delivery = checked.lease.delivery;
+            let error = match self.transfer_once(checked, tally, only.clone(), round < ROUNDS).await? {
                 Ok(report) => return Ok(report),
                 Err(error) => error,
             };
             match error {
+                // Broken off for it.
+                delivery::FetchError::Cancelled { .. }
+                    if !self.cancel.is_cancelled() && checked.lease.delivery != delivery => {}
                 delivery::FetchError::Cancelled { .. }
                     if !self.cancel.is_cancelled()
                         && let Some(refusal) = self.content_void(checked) =>
@@ -280,6 +318,7 @@ impl Run<'_> {
         checked: &mut Checked,
         tally: &mut Tally,
         only: Option<ChunkSet>,
+        may_replace: bool,
     ) -> Result<Result<FetchReport, delivery::FetchError>, FetchError> {
         let started = Instant::now();
         // Two streams of one delivery to one seeder would be one too many for it.
@@ -340,9 +379,12 @@ impl Run<'_> {
         let transferred = async { tokio::join!(fetching, watcher) };
         let (result, room) = tokio::select! {
             done = transferred => done,
-            never = Box::pin(self.keep_lease(&mut renewed, &credential, &cancel)) => match never {},
+            never = Box::pin(self.keep_lease(&mut renewed, &credential, &cancel, may_replace)) => match never {},
         };
-        *checked = renewed;
+        // All of it came just before it was to go on in a further delivery: it was this one.
+        if result.is_err() || renewed.lease.delivery == delivery.delivery {
+            *checked = renewed;
+        }
         if let Err(no_room) = room {
             self.drop_empty(checked).await?;
             return Err(no_room);
@@ -373,11 +415,15 @@ impl Run<'_> {
         let report = stored.report().clone();
         debts::note(self.home, checked, delivery, report.completion.clone(), report.owed.clone()).await?;
         let (home, checked) = (self.home.clone(), checked.clone());
+        let before = report.clone();
         self.settling.lock().await.spawn(async move {
-            let FetchReport { completion, owed, .. } = stored.settle().await;
+            let after = stored.settle().await;
+            let late = Late::between(&before, &after);
+            let FetchReport { completion, owed, .. } = after;
             if let Err(error) = debts::note(&home, &checked, delivery, completion, owed).await {
                 tracing::warn!(%error, "seeders that were given what they are owed are given it again");
             }
+            late
         });
         Ok(report)
     }
@@ -385,10 +431,16 @@ impl Run<'_> {
     /// Waits until the seeders of the transfers before have what they are owed, or are known to be away; or for the end.
     pub(super) async fn settled(&self) {
         let mut settling = self.settling.lock().await;
-        let all = async { while settling.join_next().await.is_some() {} };
-        tokio::select! {
-            () = all => {}
-            () = self.cancel.cancelled() => {}
+        loop {
+            let settled = tokio::select! {
+                settled = settling.join_next() => settled,
+                () = self.cancel.cancelled() => return,
+            };
+            match settled {
+                Some(Ok(late)) => self.late.lock().unwrap_or_else(PoisonError::into_inner).add(late),
+                Some(Err(error)) => tracing::error!(%error, "seeders were not told everything"),
+                None => return,
+            }
         }
     }
 

@@ -192,7 +192,7 @@ impl Manager {
                 items.truncate(MailboxResponse::PAGE);
                 MailboxResponse::List(items)
             }
-            MailboxRequest::Ticket { transaction } => {
+            MailboxRequest::Ticket { transaction, .. } => {
                 if let Some(refusal) = &*self.refuses.lock().unwrap() {
                     return MailboxResponse::Refused(refusal.clone());
                 }

@@ -144,7 +144,7 @@ async fn a_purchase_that_moved_out_is_fetched_again_and_refunded_like_any_other(
     numbers.dedup();
     assert_eq!(numbers.len(), shown["postings"].as_array().unwrap().len());
     assert!(matches!(
-        shop.mailbox_as(&shop.client, MailboxRequest::Ticket { transaction: id }).await,
+        shop.mailbox_as(&shop.client, MailboxRequest::Ticket { transaction: id, instead_of: None }).await,
         Err(refusal) if refusal.code.as_str() == "revoked"
     ));
     assert!(matches!(

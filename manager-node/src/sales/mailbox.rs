@@ -78,7 +78,7 @@ pub(crate) async fn answer(
     };
     let answer = blocking(ctx, move |ctx| match request {
         MailboxRequest::List { before } => list(ctx, client, before),
-        MailboxRequest::Ticket { transaction } => ticket(ctx, client, transaction, now),
+        MailboxRequest::Ticket { transaction, instead_of } => ticket(ctx, client, transaction, instead_of, now),
         MailboxRequest::Complete { completion } => complete(ctx, client, completion, now),
         MailboxRequest::Complain { transaction, seeder, chunk } => {
             complain(ctx, client, transaction, Complaint { at: now, seeder, chunk })
@@ -188,8 +188,16 @@ fn check_further(sale: &Sale, release: &Release, now: u64) -> Result<(), Refusal
     Err(Refusal::new(RefusalCode::LimitReached, detail).retry_after(from - now))
 }
 
-/// The newest lease, or a new one where that is past half its life, void, begins later, or its delivery is over.
-pub(super) fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64) -> Result<MailboxResponse, SaleError> {
+/// The newest lease, or a new one where that is past half its life, void, begins later, or its delivery is over. The
+/// client may give up the newest delivery for a further one, `instead_of` it: what it lost half-way no seeder sends again
+/// in the same one. What was delivered until then is paid as ever.
+pub(super) fn ticket(
+    ctx: &Context,
+    client: PeerId,
+    id: TransactionId,
+    instead_of: Option<u32>,
+    now: u64,
+) -> Result<MailboxResponse, SaleError> {
     let (sale, release) = present(ctx, id, &client)?;
     withheld::check(ctx, id, client, &sale, now)?;
     let half = release.lease_start.saturating_add(release.lease_end.saturating_sub(release.lease_start) / 2);
@@ -200,6 +208,8 @@ pub(super) fn ticket(ctx: &Context, client: PeerId, id: TransactionId, now: u64)
     let open = open && !sale.lease_ended(&release);
     // A buyer's payment cannot be held for ever: an on-completion sale is completed within its one lease, or refunded.
     let renewable = sale.policy == KeyPolicy::AtRelease || release.captured;
+    let given_up = open && renewable && instead_of == Some(release.delivery);
+    let open = open && !given_up;
     // Where the key that signed it was given up, or it begins later, another lease takes its place for the time that was left.
     let end = (!renewable).then(|| release.held_until(now));
     let useless = is_void(ctx, &release, now) || is_early(ctx, &release, now);

@@ -515,7 +515,8 @@ fn mailbox() -> Vec<Sample> {
     let complain = MailboxRequest::Complain { transaction, seeder: seeder().peer_id(), chunk: 9 };
     vec![
         sample("list", &MailboxRequest::List { before: None }),
-        sample("ticket", &MailboxRequest::Ticket { transaction }),
+        sample("ticket", &MailboxRequest::Ticket { transaction, instead_of: None }),
+        sample("ticket-instead", &MailboxRequest::Ticket { transaction, instead_of: Some(2) }),
         sample("complete", &complete),
         sample("complain", &complain),
         sample("move", &MailboxRequest::Move { word: Signed::sign(&move_word(), &client()) }),

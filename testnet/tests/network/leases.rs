@@ -1,5 +1,6 @@
 //! Leases that end while the goods are on their way.
 
+use client_node::FetchError;
 use protocol::RefusalCode;
 use testnet::adversary::{Outcome, Tampering, present};
 use testnet::{Client, Network, Plan, Terms};
@@ -40,5 +41,29 @@ async fn a_lease_is_renewed_while_the_transfer_goes_on() {
     let outcome = fetch.done().await.unwrap();
     assert_same(&goods, &outcome.path);
     assert_counted(&network, id, &outcome, product.chunks, &[]).await;
+    network.stop().await.unwrap();
+}
+
+/// Its disk broke, and with it went what it had acknowledged: the one seeder that there is does not send that again in the
+/// same delivery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_that_was_lost_half_way_goes_on_in_a_further_delivery() {
+    show_logs();
+    let mut network = Network::start(Plan::new(0)).await.unwrap();
+    let terms = Terms { price: "12.99".to_owned(), ..Terms::default() };
+    let (goods, product) = network.publish_noise("goods", 40 * 1024 * KIB, &terms).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    let mut fetch = client.fetch(by_ticket(&ticket), Client::slow_options(16 * 1024 * KIB));
+    fetch.chunks(product.chunks / 4 * 3).await.unwrap();
+    assert!(matches!(fetch.stop().await, Err(FetchError::Cancelled)));
+    std::fs::remove_dir_all(client.out()).unwrap();
+    let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    assert_same(&goods, &outcome.path);
+    let shown = network.transaction(id).await.unwrap();
+    let deliveries = shown["deliveries"].as_array().unwrap();
+    // What came before it was lost is paid with the first one, in its time.
+    assert_eq!((deliveries.len(), &deliveries[1]["rate"]), (2, &serde_json::json!(0)), "{shown}");
+    assert_eq!((&deliveries[0]["completed"], &deliveries[1]["completed"]), (&false.into(), &true.into()), "{shown}");
     network.stop().await.unwrap();
 }

@@ -214,6 +214,8 @@ async fn a_seeder_that_was_enrolled_after_the_backup_is_taken_back_by_its_certif
     network.manager.start().await.unwrap();
     let late = network.add_seeder().await.unwrap();
     let peer = network.seeders[late].at().unwrap().peer;
+    let here = async || network.is_here(peer).await.ok()?.then_some(());
+    until("the seeder being enrolled", here).await.unwrap();
     network.manager.stop().await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::rename(&backup, &dir).unwrap();

@@ -60,7 +60,9 @@ pub(crate) struct Bought {
 impl Network {
     /// A folder for nodes that a test sets up itself.
     pub(crate) fn empty() -> Network {
-        let dir = tempfile::Builder::new().prefix("willcall-test-").tempdir().unwrap();
+        // `WILLCALL_TEST_KEEP=1` keeps the folders, with all logs, for whoever looks into a failure.
+        let keep = std::env::var_os("WILLCALL_TEST_KEEP").is_some();
+        let dir = tempfile::Builder::new().prefix("willcall-test-").disable_cleanup(keep).tempdir().unwrap();
         Network { daemons: BTreeMap::new(), seeders: 0, voucher: String::new(), dir }
     }
 

@@ -213,16 +213,15 @@ impl Job {
 
     /// Waits for its end.
     pub(crate) fn finish(mut self) -> Finished {
-        let mut running = true;
-        let status = until(&format!("the end of `{}`", self.shown), || {
+        let start = Instant::now();
+        let status = until_within(&format!("the end of `{}`", self.shown), LIMIT * 2, || {
             // What it says must not fill the pipe.
             while let Ok(line) = self.lines.try_recv() {
                 self.stderr.push_str(&line);
                 self.stderr.push('\n');
             }
-            let ended = self.child.try_wait().unwrap();
-            running = ended.is_none();
-            ended
+            assert!(start.elapsed() < LIMIT, "`{}` did not end, and said: {}", self.shown, self.stderr);
+            self.child.try_wait().unwrap()
         });
         let stdout = self.stdout.take().unwrap().join().unwrap();
         while let Ok(line) = self.lines.recv_timeout(LIMIT) {

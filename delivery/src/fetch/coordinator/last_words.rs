@@ -87,7 +87,8 @@ impl Coordinator {
             tracing::info!(seeder = %seeder.peer, "the seeder did not confirm the last acknowledgement");
         }
         self.tell(Phase::Done, true);
-        FetchReport { sources: self.book.reports(), owed, ..report }
+        // A chunk that was asked for twice may come for the second time when everything is here.
+        FetchReport { duplicate_bytes: self.duplicate_bytes, sources: self.book.reports(), owed, ..report }
     }
 
     /// Waits until every stream has on paper what it acknowledged, for a bounded time.
@@ -177,6 +178,7 @@ impl Coordinator {
             tracing::debug!(left = self.sessions.len(), "seeders that did not take the last word in time");
             self.sessions.shutdown().await;
         }
+        self.on_waiting_reports();
         self.handles.clear();
     }
 

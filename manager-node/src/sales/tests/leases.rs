@@ -13,10 +13,66 @@ const DAY: u64 = 86_400_000;
 /// What its client gets who asks for its ticket at `now`.
 async fn ticket_at(shop: &Shop, id: TransactionId, now: u64) -> Result<Lease, Refusal> {
     let client = shop.client.peer_id();
-    match blocking(&shop.ctx, move |ctx| mailbox::ticket(ctx, client, id, now)).await? {
+    lease_of(blocking(&shop.ctx, move |ctx| mailbox::ticket(ctx, client, id, None, now)).await?)
+}
+
+fn lease_of(answer: MailboxResponse) -> Result<Lease, Refusal> {
+    match answer {
         MailboxResponse::Ticket(envelope) => Ok(envelope.ticket.lease.peek().unwrap()),
         other => panic!("{other:?}"),
     }
+}
+
+async fn instead_of(shop: &Shop, transaction: TransactionId, delivery: u32) -> Result<Lease, Refusal> {
+    let request = MailboxRequest::Ticket { transaction, instead_of: Some(delivery) };
+    lease_of(shop.mailbox_as(&shop.client, request).await?)
+}
+
+/// Its disk broke half-way: what was acknowledged does not come again in the same delivery.
+#[tokio::test]
+async fn whoever_lost_a_download_half_way_gets_a_further_delivery_and_the_first_is_paid_as_ever() {
+    let shop = Shop::open(Terms::default()).await;
+    let origin = shop.seeders[2].peer_id();
+    shop.ctx.registry.set_origin(origin).await.unwrap();
+    let (id, envelope) = shop.buy("o").await;
+    let first = envelope.ticket.lease.peek().unwrap();
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.send(&shop, vec![shop.receipt(id, 0, 0..9)]).await;
+    // Of a delivery that is not the newest it says nothing.
+    assert_eq!(instead_of(&shop, id, 7).await.unwrap(), first);
+    let further = instead_of(&shop, id, PAID_DELIVERY).await.unwrap();
+    assert_eq!((further.delivery, further.generation), (2, first.generation));
+    assert_eq!((further.rate, further.ceiling, further.sources.clone()), (0, 0, vec![origin]));
+    // Asked again, since the answer was lost on its way: the same.
+    assert_eq!(instead_of(&shop, id, PAID_DELIVERY).await.unwrap(), further);
+    assert_eq!(ticket_at(&shop, id, further.start).await.unwrap(), further);
+    // The first one is still open for what its seeders have, and no longer than it was.
+    let due = shop.delivery(id, PAID_DELIVERY).unwrap().due_at;
+    assert_eq!(due, first.end + shop.ctx.config.close_grace_ms);
+    outbox.send(&shop, vec![shop.receipt(id, 0, 0..10)]).await;
+    assert!(shop.delivery(id, PAID_DELIVERY).unwrap().closed.is_some());
+    assert!(shop.balance_of_seeders().await > 0);
+    assert_eq!((shop.balance("escrow").await, shop.state(id)), (0, TransactionState::Settled));
+    // How many there may be is bounded as ever.
+    let mut number = further.delivery;
+    let refusal = loop {
+        match instead_of(&shop, id, number).await {
+            Ok(lease) => number = lease.delivery,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!((refusal.code, u64::from(number)), (RefusalCode::LimitReached, mailbox::DELIVERIES));
+    shop.close().await;
+}
+
+/// Its payment is held for the time of the one lease.
+#[tokio::test]
+async fn a_payment_that_is_held_is_not_held_longer_for_who_lost_a_download() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, envelope) = shop.buy("o").await;
+    let first = envelope.ticket.lease.peek().unwrap();
+    assert_eq!(instead_of(&shop, id, PAID_DELIVERY).await.unwrap(), first);
+    shop.close().await;
 }
 
 /// All but one chunk is acknowledged, nothing is ever completed, and the ticket is asked for at each half of its life.

@@ -182,7 +182,10 @@ async fn step_8_the_mailbox_answers_only_the_client() {
         panic!()
     };
     assert!(items.is_empty());
-    assert_eq!(code(shop.mailbox_as(&eve, MailboxRequest::Ticket { transaction: first }).await), "not-entitled");
+    assert_eq!(
+        code(shop.mailbox_as(&eve, MailboxRequest::Ticket { transaction: first, instead_of: None }).await),
+        "not-entitled"
+    );
     let completion = shop.completion(DeliveryId { transaction: first, delivery: 1 });
     assert_eq!(code(shop.mailbox_as(&eve, MailboxRequest::Complete { completion }).await), "not-entitled");
     let complain = |chunk| MailboxRequest::Complain { transaction: first, seeder: shop.seeders[0].peer_id(), chunk };

@@ -47,7 +47,7 @@ impl Shop {
     }
 
     async fn ticket_as(&self, key: &Keypair, transaction: TransactionId) -> Result<TicketEnvelope, Refusal> {
-        match self.mailbox_as(key, MailboxRequest::Ticket { transaction }).await? {
+        match self.mailbox_as(key, MailboxRequest::Ticket { transaction, instead_of: None }).await? {
             MailboxResponse::Ticket(ticket) => Ok(*ticket),
             other => panic!("{other:?}"),
         }

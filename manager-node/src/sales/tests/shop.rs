@@ -241,7 +241,7 @@ impl Shop {
     }
 
     pub(crate) async fn ticket(&self, transaction: TransactionId) -> Result<TicketEnvelope, Refusal> {
-        match self.mailbox_as(&self.client, MailboxRequest::Ticket { transaction }).await? {
+        match self.mailbox_as(&self.client, MailboxRequest::Ticket { transaction, instead_of: None }).await? {
             MailboxResponse::Ticket(ticket) => Ok(*ticket),
             other => panic!("{other:?}"),
         }
