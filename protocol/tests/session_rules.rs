@@ -162,6 +162,25 @@ fn wants_stay_within_what_an_acknowledgement_can_name() {
 }
 
 #[test]
+fn what_was_not_taken_back_is_not_cancelled() {
+    // One that could would be asked for the same again and again, and send nothing.
+    let mut session = open(16);
+    session.want(&chunks(&[(0, 4)]));
+    assert!(session.cancel(&chunks(&[(2, 3)])).is_some());
+    let cancelled = |session: &mut Session, part| session.message(SeederMessage::Cancelled { chunks: part }, &me());
+    assert!(matches!(cancelled(&mut session, chunks(&[(1, 3)])), Err(SessionError::Unexpected(_))));
+    assert!(cancelled(&mut session, chunks(&[(2, 3)])).is_ok());
+    // Once, and not for what is asked for later.
+    session.want(&chunks(&[(2, 3)]));
+    assert!(matches!(cancelled(&mut session, chunks(&[(2, 3)])), Err(SessionError::Unexpected(_))));
+    // Nor where it came before the seeder heard that it is not wanted any more.
+    assert!(session.cancel(&chunks(&[(0, 1)])).is_some());
+    receive(&mut session, 0);
+    session.want(&chunks(&[(0, 1)]));
+    assert!(matches!(cancelled(&mut session, chunks(&[(0, 1)])), Err(SessionError::Unexpected(_))));
+}
+
+#[test]
 fn an_acknowledgement_can_be_read_whatever_was_cancelled() {
     // One long run, of which every second chunk is cancelled and the others arrive: more ranges than can be named.
     let mut session = open(4000);

@@ -25,7 +25,7 @@ impl AckFiles {
     }
 
     /// Those to whom one was saved.
-    fn seeders(&self) -> Result<Vec<PeerId>, FileError> {
+    pub(super) fn seeders(&self) -> Result<Vec<PeerId>, FileError> {
         let entries = match std::fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.at("list the folder", &self.dir)?,

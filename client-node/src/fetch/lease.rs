@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use delivery::{Progress, StallCause};
+use delivery::{AckStore, Progress, StallCause};
 use protocol::RefusalCode;
 use protocol::deliver::Credential;
 use protocol::ticket::Lease;
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::acks::AckFiles;
 use super::run::Run;
 use super::ticket::{self, Checked};
 use super::{FetchProgress, LeaseView};
@@ -57,6 +58,11 @@ impl Run<'_> {
             let gone = key_is_gone(&progress.borrow_and_update()) && now >= gone_next;
             let replaced_at = stuck.look(&progress.borrow().transfer).filter(|_| may_replace);
             if replaced_at.is_some_and(|at| at <= Instant::now()) {
+                // Chunks that were lost on the line buy their room back; a paid delivery is not given up for them.
+                if !self.lost_what_it_acknowledged(checked).await {
+                    stuck.asked();
+                    continue;
+                }
                 match ticket::replace(self.home, self.link, checked).await {
                     Ok(further) if further.lease.delivery > lease.delivery => {
                         tracing::info!(transaction = %self.transaction, delivery = further.lease.delivery,
@@ -125,6 +131,17 @@ impl Run<'_> {
         }
     }
 
+    /// Is something of what was acknowledged in this delivery not here any more? Seeders do not send it again.
+    async fn lost_what_it_acknowledged(&self, checked: &Checked) -> bool {
+        let (acks, content) = (AckFiles::of(self.home, self.delivery_id(checked)), self.store.get(&checked.manifest));
+        let looked = tokio::task::spawn_blocking(move || {
+            let have = content.map(|content| content.have()).unwrap_or_default();
+            let mut acks = acks.all().into_iter().filter_map(|ack| ack.peek().ok());
+            acks.any(|ack| !have.is_superset(&ack.chunks))
+        });
+        looked.await.unwrap_or(false)
+    }
+
     fn tell_lease(&self, lease: &Lease, next_try: u64, problem: Option<String>) {
         let view = LeaseView { until: lease.end, next_try, problem };
         self.progress.send_if_modified(|p: &mut FetchProgress| {
@@ -139,25 +156,26 @@ impl Run<'_> {
 /// seeders wait for acknowledgements that it cannot give again.
 struct Stuck {
     bytes: u64,
-    since: Instant,
-    used_up: bool,
+    /// Since when that is so.
+    since: Option<Instant>,
     not_before: Instant,
 }
 
 impl Stuck {
     fn new() -> Stuck {
-        let now = Instant::now();
-        Stuck { bytes: 0, since: now, used_up: false, not_before: now }
+        Stuck { bytes: 0, since: None, not_before: Instant::now() }
     }
 
     /// When another delivery is to be asked for; `None` while it moves, or stands still for other reasons.
     fn look(&mut self, transfer: &Progress) -> Option<Instant> {
         if transfer.new_bytes != self.bytes {
-            (self.bytes, self.since, self.used_up) = (transfer.new_bytes, Instant::now(), false);
+            (self.bytes, self.since) = (transfer.new_bytes, None);
         }
         // In between it may be told that a seeder is tried again, and says nothing yet.
-        self.used_up |= transfer.stalled.as_ref().is_some_and(|stall| stall.cause == StallCause::WindowUsedUp);
-        self.used_up.then(|| self.not_before.max(self.since + STUCK))
+        if transfer.stalled.as_ref().is_some_and(|stall| stall.cause == StallCause::WindowUsedUp) {
+            self.since.get_or_insert_with(Instant::now);
+        }
+        self.since.map(|since| self.not_before.max(since + STUCK))
     }
 
     fn asked(&mut self) {

@@ -135,7 +135,7 @@ impl Run<'_> {
         let (mut round, mut fresh) = (0, false);
         loop {
             round += 1;
-            let delivery = checked.lease.delivery;
+            let (delivery, before) = (checked.lease.delivery, checked.clone());
             let error = match self.transfer_once(checked, tally, only.clone(), round < ROUNDS).await? {
                 Ok(report) => return Ok(report),
                 Err(error) => error,
@@ -143,7 +143,10 @@ impl Run<'_> {
             match error {
                 // Broken off for it.
                 delivery::FetchError::Cancelled { .. }
-                    if !self.cancel.is_cancelled() && checked.lease.delivery != delivery => {}
+                    if !self.cancel.is_cancelled() && checked.lease.delivery != delivery =>
+                {
+                    self.owe(&before).await?;
+                }
                 delivery::FetchError::Cancelled { .. }
                     if !self.cancel.is_cancelled()
                         && let Some(refusal) = self.content_void(checked) =>
@@ -211,6 +214,18 @@ impl Run<'_> {
                         }
                     }
                 }
+                // In this delivery they send nothing more, however long it is waited.
+                transfer if is_allowance_spent(&transfer) && round < ROUNDS => {
+                    match ticket::replace(self.home, self.link, checked).await {
+                        Ok(further) if further.lease.delivery > delivery => *checked = further,
+                        Ok(_) => return Err(FetchError::Transfer(transfer)),
+                        Err(error) => {
+                            tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
+                            return Err(FetchError::Transfer(transfer));
+                        }
+                    }
+                    self.owe(&before).await?;
+                }
                 transfer => {
                     if let Some(error) = self.unusable(checked) {
                         return Err(UnpackError::Plain(error).into());
@@ -232,6 +247,16 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Another delivery takes the place of this one: what seeders are still owed in it is told them beside that.
+    async fn owe(&self, before: &Checked) -> Result<(), FetchError> {
+        let delivery = self.delivery_id(before);
+        let files = AckFiles::of(self.home, delivery);
+        let seeders = blocking(move || files.seeders()).await?;
+        let known = &before.purchase.envelope.sources;
+        let target = |peer| known.iter().find(|source| source.peer == peer).cloned().unwrap_or_else(|| peer.into());
+        Ok(debts::note(self.home, before, delivery, None, seeders.into_iter().map(target).collect()).await?)
     }
 
     /// Why nobody can fetch this content any more, whatever the lease: the newest keys known here say that its manifest is
@@ -601,6 +626,13 @@ enum LeaseEnd {
     Revoked(Refusal),
     /// The network gave up the key that signed it.
     KeyGone(Refusal),
+}
+
+/// Those who served it send no more in this delivery, whatever is acknowledged, and nobody else does.
+fn is_allowance_spent(transfer: &delivery::FetchError) -> bool {
+    let delivery::FetchError::NoSource { sources, .. } = transfer else { return false };
+    let mut said = sources.iter().filter_map(|source| source.last_refusal.as_ref());
+    said.any(|refusal| refusal.code == RefusalCode::AllowanceSpent)
 }
 
 fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {

@@ -69,8 +69,15 @@ impl Content {
                 break;
             }
         }
-        if !report.damaged.is_empty() {
-            self.forget(&report.damaged)?;
+        // It may take hours: what was found damaged by a delivery, too, is whole again perhaps.
+        let mut still = ChunkSet::new();
+        for chunk in report.damaged.intersection(&self.have()).iter() {
+            if !self.is_good(chunk, &mut buffer)? {
+                still.insert(chunk);
+            }
+        }
+        if !still.is_empty() {
+            self.forget(&still)?;
         }
         Ok(report)
     }

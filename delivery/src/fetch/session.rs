@@ -322,9 +322,13 @@ impl Conversation {
         }
         let hello = self.machine.hello(credential, self.last_ack.clone());
         self.say(&hello).await?;
-        let SessionEvent::Welcomed { held } = self.next_event(from).await? else {
+        let SessionEvent::Welcomed { held, ack } = self.next_event(from).await? else {
             return Err(EndReason::Violation("the seeder did not answer with a welcome".to_owned()));
         };
+        // Lost here in a power cut, or with a home that came back from a copy.
+        if let Some(ack) = ack {
+            self.remember(ack).await;
+        }
         if self.last_word {
             return Ok(());
         }

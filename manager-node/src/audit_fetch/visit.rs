@@ -109,7 +109,7 @@ impl Visit<'_> {
                     let hello = session.hello(Credential::Ticket(Box::new(ticket.clone())), None);
                     say(&mut stream, &hello).await?;
                 }
-                SessionEvent::Welcomed { held } => {
+                SessionEvent::Welcomed { held, .. } => {
                     wanted = chosen.intersection(&held);
                     lacking = chosen.difference(&held).iter().next();
                     if wanted.is_empty() {

@@ -53,6 +53,8 @@ pub enum SessionEvent {
     Welcomed {
         /// What the seeder holds.
         held: ChunkSet,
+        /// The newest acknowledgement of this client that the seeder has, where this client remembers less.
+        ack: Option<Signed<Ack>>,
     },
     /// [`Session::budget`] changed.
     Window,
@@ -97,6 +99,8 @@ pub struct Session {
     terms: SessionTerms,
     phase: Phase,
     in_flight: ChunkSet,
+    /// Of these in flight, what was taken back: it comes all the same, or the seeder says that it will not.
+    taken_back: ChunkSet,
     /// Announced on this stream, not yet verified: they hold their places in the window.
     arriving: ChunkSet,
     /// Received from this seeder and verified, over all streams; a superset of `acked`.
@@ -116,6 +120,7 @@ impl Session {
             terms,
             phase: Phase::Greeting,
             in_flight: ChunkSet::new(),
+            taken_back: ChunkSet::new(),
             arriving: ChunkSet::new(),
             verified: acked.clone(),
             acked,
@@ -140,14 +145,16 @@ impl Session {
                 if delivery != self.terms.delivery {
                     return Err(SessionError::OtherDelivery);
                 }
-                let acknowledged = match ack {
-                    Some(ack) => self.remember(&ack, client)?,
+                let known = self.acked.len();
+                let acknowledged = match &ack {
+                    Some(ack) => self.remember(ack, client)?,
                     None => 0,
                 };
+                let ack = ack.filter(|_| acknowledged > known);
                 self.window = window;
                 self.sent = outstanding.saturating_add(acknowledged);
                 self.phase = Phase::Open;
-                Ok(SessionEvent::Welcomed { held })
+                Ok(SessionEvent::Welcomed { held, ack })
             }
             (SeederMessage::Welcome { .. }, _) => unexpected("a second welcome"),
             (_, Phase::Greeting | Phase::Hello) => unexpected("something before its welcome"),
@@ -159,11 +166,17 @@ impl Session {
             (SeederMessage::Segment { index, segment }, _) => Ok(SessionEvent::Segment { index, segment }),
             (SeederMessage::Cancelled { chunks }, _) => {
                 let chunks = self.in_flight.intersection(&chunks);
+                // One that asks to be asked, and then does not send, would be asked again for ever.
+                if !self.taken_back.is_superset(&chunks) {
+                    return unexpected("a cancellation of what was not taken back");
+                }
                 self.in_flight = self.in_flight.difference(&chunks);
+                self.taken_back = self.taken_back.difference(&chunks);
                 Ok(SessionEvent::Cancelled { chunks })
             }
             (SeederMessage::Chunk { index, length }, _) => {
                 if self.in_flight.remove(index) {
+                    self.taken_back.remove(index);
                     self.arriving.insert(index);
                     self.sent = self.sent.saturating_add(1);
                     Ok(SessionEvent::Chunk { index, length })
@@ -240,8 +253,9 @@ impl Session {
     }
 
     /// Takes back what is asked for and no longer needed. It stays in flight until the seeder says that it will not come.
-    pub fn cancel(&self, chunks: &ChunkSet) -> Option<ClientMessage> {
+    pub fn cancel(&mut self, chunks: &ChunkSet) -> Option<ClientMessage> {
         let chunks = self.in_flight.intersection(chunks);
+        self.taken_back = self.taken_back.union(&chunks);
         (!chunks.is_empty()).then_some(ClientMessage::Cancel { chunks })
     }
 

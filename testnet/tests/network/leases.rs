@@ -49,7 +49,7 @@ async fn a_lease_is_renewed_while_the_transfer_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_that_was_lost_half_way_goes_on_in_a_further_delivery() {
     show_logs();
-    let mut network = Network::start(Plan::new(0)).await.unwrap();
+    let network = Network::start(Plan::new(0)).await.unwrap();
     let terms = Terms { price: "12.99".to_owned(), ..Terms::default() };
     let (goods, product) = network.publish_noise("goods", 40 * 1024 * KIB, &terms).await.unwrap();
     let client = network.client("client").await.unwrap();
