@@ -49,6 +49,10 @@ pub const ACK_WAITS_MS: u64 = 200;
 const MAX_QUEUED_RANGES: usize = 1024;
 /// Segments and manifests asked for and not yet sent, at most.
 const MAX_QUEUED_META: usize = 64;
+/// How often each may be asked for on one stream; a client needs each once.
+const META_TIMES: u32 = 2;
+/// So many questions for chunks count as a sign of life while none is sent.
+const WANTS_IN_VAIN: u32 = 16;
 
 /// What a seeder must not forget of one delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -158,6 +162,10 @@ pub struct ServeMachine {
     ended: bool,
     refused: bool,
     last_active: u64,
+    /// Segments and manifests asked for.
+    metas: u32,
+    /// Questions for chunks since one was sent or acknowledged.
+    in_vain: u32,
     blocked_since: Option<u64>,
 }
 
@@ -195,6 +203,8 @@ impl ServeMachine {
             ended: false,
             refused: false,
             last_active: now,
+            metas: 0,
+            in_vain: 0,
             blocked_since: None,
         };
         if let Some(ack) = last_ack {
@@ -226,6 +236,7 @@ impl ServeMachine {
         self.wanted.ack = Some(ack);
         self.wanted.honoured = self.wanted.honoured.saturating_add(1);
         self.wanted.last_at = now;
+        (self.last_active, self.in_vain) = (now, 0);
     }
 
     /// Said once the acknowledgement of the hello is durable: the client counts from the figures in it.
@@ -280,7 +291,6 @@ impl ServeMachine {
         if self.finishing {
             return Ok(()); // what was under way when the client made an end is passed over
         }
-        self.last_active = now;
         match message {
             ClientMessage::Hello { .. } => Err(Refusal::new(RefusalCode::Malformed, "a second hello on one stream")),
             ClientMessage::Meta { segment } => {
@@ -290,7 +300,13 @@ impl ServeMachine {
                 if self.meta.len() >= MAX_QUEUED_META {
                     return Err(Refusal::new(RefusalCode::LimitReached, "too many segments asked for at once"));
                 }
+                // They are in nobody's window, and nobody pays for them.
+                self.metas = self.metas.saturating_add(1);
+                if self.metas > META_TIMES.saturating_mul(self.terms.segments.saturating_add(META_TIMES)) {
+                    return Err(Refusal::new(RefusalCode::LimitReached, "the same segments were asked for too often"));
+                }
                 self.meta.push_back(segment);
+                self.last_active = now;
                 Ok(())
             }
             ClientMessage::Want { chunks } => {
@@ -302,6 +318,11 @@ impl ServeMachine {
                 }
                 // Wanted again before the client was told that it is cancelled: then it was not.
                 self.cancelled = self.cancelled.difference(&chunks);
+                // To ask for chunks and take them back at once keeps no stream open.
+                if !self.queue.is_superset(&chunks) && self.in_vain < WANTS_IN_VAIN {
+                    self.in_vain += 1;
+                    self.last_active = now;
+                }
                 self.queue = self.queue.union(&chunks);
                 if self.queue.range_count() > MAX_QUEUED_RANGES {
                     return Err(Refusal::new(RefusalCode::BadWant, "too many scattered chunks wanted at once"));
@@ -333,6 +354,7 @@ impl ServeMachine {
                     )?;
                     self.wanted.completion = Some(completion);
                 }
+                self.last_active = now;
                 self.queue = ChunkSet::new();
                 // Nothing more is sent: what was only noted ahead is not lost to the window.
                 self.wanted.noted = self.sent;
@@ -495,7 +517,7 @@ impl ServeMachine {
         }
         self.queue.remove(chunk);
         self.sent += 1;
-        self.last_active = now;
+        (self.last_active, self.in_vain) = (now, 0);
         Some(ServeAction::SendChunk(chunk))
     }
 

@@ -440,6 +440,53 @@ fn what_was_cancelled_is_not_held_against_the_client() {
 }
 
 #[test]
+fn what_asks_for_nothing_new_keeps_no_stream_open() {
+    // Nothing that is not held already; wants that are taken back at once; the same acknowledgement again.
+    let mut seeder = Seeder::new(true);
+    want(&mut seeder, 0, 1);
+    run(&mut seeder);
+    let begun = seeder.now;
+    let mut ended = None;
+    for _ in 0..100 {
+        seeder.now += 10_000;
+        let again = ClientMessage::Want { chunks: ChunkSet::new() };
+        seeder.machine.message(again, seeder.now).unwrap();
+        seeder.machine.message(ClientMessage::Want { chunks: chunks(&[(5, 6)]) }, seeder.now).unwrap();
+        seeder.machine.message(ClientMessage::Cancel { chunks: chunks(&[(5, 6)]) }, seeder.now).unwrap();
+        while let Some(action) = seeder.machine.next_action(seeder.now) {
+            match action {
+                ServeAction::Refuse(refusal) => {
+                    ended.get_or_insert((seeder.now, refusal.code));
+                }
+                ServeAction::Persist(_) => seeder.machine.persisted(),
+                _ => {}
+            }
+        }
+    }
+    let (at, code) = ended.expect("it is kept open");
+    assert_eq!(code, RefusalCode::Idle);
+    assert!(at - begun <= 60_000 + 17 * 10_000, "after {} ms", at - begun);
+}
+
+#[test]
+fn segments_are_asked_for_once_and_not_again_and_again() {
+    let mut seeder = Seeder::new(true);
+    let mut refused = None;
+    for asked in 0..1000 {
+        match seeder.machine.message(ClientMessage::Meta { segment: None }, seeder.now) {
+            Ok(()) => while seeder.machine.next_action(seeder.now).is_some() {},
+            Err(refusal) => {
+                refused = Some((asked, refusal.code));
+                break;
+            }
+        }
+    }
+    let (asked, code) = refused.expect("there is a bound");
+    assert_eq!(code, RefusalCode::LimitReached);
+    assert!((2..=64).contains(&asked), "{asked}");
+}
+
+#[test]
 fn every_cancelled_chunk_is_told_however_scattered() {
     let mut seeder = Seeder::new(true);
     // Wanted in pieces, cancelled through pieces that cut them again: more than 256 ranges.
@@ -518,7 +565,7 @@ fn wants_that_cannot_be_are_refused_by_name() {
     assert_eq!(code(ClientMessage::Want { chunks: chunks(&[(5, 11)]) }), RefusalCode::BadWant);
     assert_eq!(code(ClientMessage::Meta { segment: Some(1) }), RefusalCode::BadWant);
     let mut machine = machine();
-    for _ in 0..64 {
+    for _ in 0..6 {
         machine.message(ClientMessage::Meta { segment: None }, NOW).unwrap();
     }
     let refusal = machine.message(ClientMessage::Meta { segment: None }, NOW).unwrap_err();

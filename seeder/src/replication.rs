@@ -2,7 +2,7 @@
 //! order as the right. The disk's limits are checked before anything is fetched, and a full disk costs nothing that is
 //! stored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use protocol::ticket::{Admission, Lease};
 use protocol::trust::{KeyPurpose, Trust};
 use protocol::{ContentId, Digest, Refusal, RefusalCode, Signed};
 use store::StoreError;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::clock::now_ms;
 use crate::context::Seeder;
@@ -88,30 +89,63 @@ pub(crate) async fn work(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let places = Arc::new(Semaphore::new(seeder.config.replications as usize));
     let busy: Arc<Mutex<BTreeSet<Digest>>> = Arc::default();
+    let (mut turns, freed) = (Turns::default(), Arc::new(Notify::new()));
+    let mut next_look = Instant::now() + LOOK_EVERY;
     loop {
         let queued = seeder.db.read(|txn| PLACEMENTS.range(txn, .., usize::try_from(MAX_QUEUED).unwrap_or(256)))?;
-        for (manifest, placement) in queued {
+        for (manifest, placement) in turns.due(queued) {
             if lock(&busy).contains(&manifest) {
                 continue;
             }
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else { break };
             lock(&busy).insert(manifest);
-            let (shared, busy) = (Arc::clone(&seeder), Arc::clone(&busy));
+            turns.tried(manifest);
+            let (shared, busy, freed) = (Arc::clone(&seeder), Arc::clone(&busy), Arc::clone(&freed));
             seeder.supervisor.spawn("replication", async move {
-                let done = Box::pin(fulfil(&shared, manifest, placement)).await;
+                Box::pin(fulfil(&shared, manifest, placement)).await;
                 drop(place);
                 lock(&busy).remove(&manifest);
                 // An order that failed is looked at again in its time, others at once.
-                if done {
-                    shared.wake.replicate.notify_one();
-                }
+                freed.notify_one();
             });
         }
         tokio::select! {
             () = token.cancelled() => return Ok(()),
+            () = freed.notified() => continue,
             () = seeder.wake.replicate.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep_until(next_look) => {}
         }
+        turns.next_round();
+        next_look = Instant::now() + LOOK_EVERY;
+    }
+}
+
+/// Which order is tried next: each once in a round, those first that were not tried for longest. Without it a few that cannot
+/// be fulfilled now, for want of room or of a source, would take all places in each round, and the others would wait for them.
+#[derive(Default)]
+struct Turns {
+    round: u64,
+    tries: u64,
+    /// The round of the last try, and which try it was.
+    last: HashMap<Digest, (u64, u64)>,
+}
+
+impl Turns {
+    fn due(&mut self, mut queued: Vec<(Digest, Placement)>) -> Vec<(Digest, Placement)> {
+        let there: BTreeSet<Digest> = queued.iter().map(|(manifest, _)| *manifest).collect();
+        self.last.retain(|manifest, _| there.contains(manifest));
+        queued.retain(|(manifest, _)| self.last.get(manifest).is_none_or(|(round, _)| *round < self.round));
+        queued.sort_by_key(|(manifest, _)| self.last.get(manifest).map(|(_, attempt)| *attempt));
+        queued
+    }
+
+    fn tried(&mut self, manifest: Digest) {
+        self.tries += 1;
+        self.last.insert(manifest, (self.round, self.tries));
+    }
+
+    fn next_round(&mut self) {
+        self.round += 1;
     }
 }
 
@@ -133,8 +167,8 @@ enum Unfulfilled {
     Later(String),
 }
 
-/// Fulfils an order, or says why not. True when it is out of the queue.
-async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) -> bool {
+/// Fulfils an order, which is out of the queue then, or says why not.
+async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) {
     let result = Box::pin(replicate(seeder, &placement)).await;
     let mut to_tell = result.is_ok();
     match &result {
@@ -152,7 +186,7 @@ async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) ->
                 tracing::warn!(content = %manifest, reason, "copy not made yet");
             }
             seeder.notes.storage.set(trouble);
-            return false;
+            return;
         }
     }
     // A newer order for the same content may have taken its place.
@@ -172,7 +206,6 @@ async fn fulfil(seeder: &Arc<Seeder>, manifest: Digest, placement: Placement) ->
     if to_tell {
         seeder.wake.sync.notify_one();
     }
-    true
 }
 
 async fn replicate(seeder: &Arc<Seeder>, placement: &Placement) -> Result<(), Unfulfilled> {

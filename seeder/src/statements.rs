@@ -85,8 +85,13 @@ async fn reconcile(seeder: &Seeder) -> Result<(), FetchError> {
     let mut held = Some(signed);
     while let Some(ours) = held {
         let after = common.saturating_sub(1);
+        let theirs = match ask(seeder, after).await {
+            // It has none so high, by its books.
+            Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState => None,
+            asked => asked?,
+        };
         // One that was only signed again is the same one.
-        if ask(seeder, after).await?.is_some_and(|theirs| replaced::is_same(&theirs, &ours)) {
+        if theirs.is_some_and(|theirs| replaced::is_same(&theirs, &ours)) {
             break;
         }
         common = after;

@@ -18,6 +18,7 @@ use protocol::receipt::Ack;
 use protocol::serving::{ServeAccount, ServeMachine, ServeTerms};
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
 use crate::accounts;
 use crate::admission;
@@ -54,15 +55,15 @@ pub(crate) async fn start(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
         per_peer: config.max_deliveries_per_peer as usize * 4,
     };
     let mut accept = seeder.node.accept(DELIVER, limits).await?;
-    let turning_away = Arc::new(tokio::sync::Semaphore::new(TURNED_AWAY));
+    let turning_away = Arc::new(Semaphore::new(TURNED_AWAY));
     let seeder = Arc::clone(seeder);
     let supervisor = seeder.supervisor.clone();
     supervisor.clone().spawn_critical("deliveries", async move {
         // Ends when the network task stops accepting; streams that came before get their answer.
         while let Some(stream) = accept.next().await {
             let peer = stream.peer();
-            let place = match seeder.deliveries.place(peer) {
-                Ok(place) => Ok(place),
+            let waiting = match seeder.deliveries.check(peer) {
+                Ok(()) => Ok(seeder.deliveries.wait()),
                 Err(refusal) => match Arc::clone(&turning_away).try_acquire_owned() {
                     Ok(turn) => Err((refusal, turn)),
                     Err(_) => {
@@ -71,10 +72,10 @@ pub(crate) async fn start(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
                     }
                 },
             };
-            let seeder = Arc::clone(&seeder);
+            let (seeder, turning_away) = (Arc::clone(&seeder), Arc::clone(&turning_away));
             supervisor.spawn("delivery", async move {
-                match place {
-                    Ok(place) => Box::pin(serve(&seeder, stream, place)).await,
+                match waiting {
+                    Ok(waiting) => Box::pin(serve(&seeder, stream, waiting, &turning_away)).await,
                     Err((refusal, _turn)) => turn_away(&seeder, stream, refusal).await,
                 }
             });
@@ -102,10 +103,10 @@ async fn turn_away(seeder: &Seeder, mut stream: Stream, refusal: Refusal) {
     }
 }
 
-async fn serve(seeder: &Arc<Seeder>, mut stream: Stream, place: places::Place) {
+async fn serve(seeder: &Arc<Seeder>, mut stream: Stream, waiting: places::Waiting, turning_away: &Semaphore) {
     let peer = stream.peer();
     seeder.counts.deliveries.inc();
-    let admitted = match Box::pin(admit(seeder, &mut stream, place)).await {
+    let admitted = match Box::pin(admit(seeder, &mut stream, waiting)).await {
         Ok(Some(driver)) => Ok(driver),
         // The stream broke: there is nobody to tell.
         Ok(None) => {
@@ -121,46 +122,43 @@ async fn serve(seeder: &Arc<Seeder>, mut stream: Stream, place: places::Place) {
         }
         Err(refused) => {
             tracing::debug!(%peer, "not admitted");
-            refuse(seeder, stream, refused).await;
+            match turning_away.try_acquire() {
+                Ok(_turn) => refuse(seeder, stream, refused).await,
+                Err(_) => seeder.counts.refusals.inc([refused.refusal.code.as_str()]),
+            }
         }
     }
     seeder.counts.deliveries.dec();
 }
 
-/// Everything before the first byte of content. `None` when the stream broke.
+/// What a client has shown, checked.
+struct Shown {
+    transaction: Option<TransactionId>,
+    grant: Grant,
+    warrant: admission::Warrant,
+    content: Arc<Content>,
+}
+
+/// Everything before the first byte of content. `None` when the stream broke. Whoever has shown nothing yet holds no place
+/// that others need.
 async fn admit(
     seeder: &Arc<Seeder>,
     stream: &mut Stream,
-    place: places::Place,
+    waiting: places::Waiting,
 ) -> Result<Option<driver::Driver>, Refused> {
+    let said = tokio::select! {
+        biased;
+        said = hear(seeder, stream) => said?,
+        () = waiting.crowded_out() => {
+            return Err(overloaded("more clients than this seeder listens to have shown nothing yet").into());
+        }
+    };
+    drop(waiting);
+    let Some((credential, last_ack)) = said else { return Ok(None) };
     let peer = stream.peer();
-    match greet(seeder, stream).await {
-        Ok(()) => {}
-        Err(Ungreeted::Gone) => return Ok(None),
-        Err(Ungreeted::Refused(refusal)) => return Err(refusal.into()),
-    }
-    if seeder.supervisor.token().is_cancelled() {
-        return Err(shutting_down().into());
-    }
-    let Some((credential, last_ack)) = hello(seeder, stream).await? else { return Ok(None) };
-    // Copies are handed over to other seeders to the end.
-    if matches!(credential, Credential::Ticket(_))
-        && let Some(refusal) = seeder.drain.refusal()
-    {
-        return Err(refusal.into());
-    }
-    let transaction = admission::claimed(&credential);
-    if let Some(id) = transaction {
-        tracing::info!(step = 9, transaction = %id, %peer, kind = credential.kind(), "transaction data from client");
-    }
+    let Shown { transaction, grant, warrant, content } = Box::pin(check(seeder, peer, credential)).await?;
     let named = |refusal| Refused { refusal, transaction };
-
-    let checking = Arc::clone(seeder);
-    let checked = blocking(move || admission::admit(&checking, peer, &credential, now_ms())).await.map_err(named)?;
-    let (grant, warrant, content) = checked.map_err(named)?;
-    let id = grant.delivery.transaction;
-    tracing::info!(step = 10, transaction = %id, %peer, manifest = %grant.manifest, "product determined");
-
+    let place = seeder.deliveries.place(peer).map_err(named)?;
     let key = account_key(grant.delivery, &grant.client);
     let memory = places::held_for(content.manifest().chunk_size, stream.info().transport);
     let memory = seeder.deliveries.memory(memory).map_err(named)?;
@@ -184,6 +182,42 @@ async fn admit(
         place,
         memory,
     })))
+}
+
+/// Hears what a client has to show. `None` when the stream broke.
+async fn hear(seeder: &Arc<Seeder>, stream: &mut Stream) -> Result<Option<(Credential, Option<Signed<Ack>>)>, Refused> {
+    match greet(seeder, stream).await {
+        Ok(()) => {}
+        Err(Ungreeted::Gone) => return Ok(None),
+        Err(Ungreeted::Refused(refusal)) => return Err(refusal.into()),
+    }
+    if seeder.supervisor.token().is_cancelled() {
+        return Err(shutting_down().into());
+    }
+    Ok(hello(seeder, stream).await?)
+}
+
+/// Checks what a client has shown.
+async fn check(seeder: &Arc<Seeder>, peer: PeerId, credential: Credential) -> Result<Shown, Refused> {
+    let _turn = seeder.deliveries.turn_to_check()?;
+    // Copies are handed over to other seeders to the end.
+    if matches!(credential, Credential::Ticket(_))
+        && let Some(refusal) = seeder.drain.refusal()
+    {
+        return Err(refusal.into());
+    }
+    let transaction = admission::claimed(&credential);
+    if let Some(id) = transaction {
+        tracing::info!(step = 9, transaction = %id, %peer, kind = credential.kind(), "transaction data from client");
+    }
+    let named = |refusal| Refused { refusal, transaction };
+
+    let checking = Arc::clone(seeder);
+    let checked = blocking(move || admission::admit(&checking, peer, &credential, now_ms())).await.map_err(named)?;
+    let (grant, warrant, content) = checked.map_err(named)?;
+    let id = grant.delivery.transaction;
+    tracing::info!(step = 10, transaction = %id, %peer, manifest = %grant.manifest, "product determined");
+    Ok(Shown { transaction, grant, warrant, content })
 }
 
 fn machine(

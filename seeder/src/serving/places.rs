@@ -1,13 +1,13 @@
 //! The bounds of the delivery service: places in all and for each peer, memory for chunks, and one stream at a time for
 //! each delivery, whose newest stream takes over from the one before.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::{PeerId, Refusal, RefusalCode};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::reading::PART;
@@ -17,6 +17,12 @@ use crate::tables::AccountKey;
 
 /// Unit in which memory is counted, bytes: the smallest chunk.
 const MEMORY_UNIT: u64 = 64 * 1024;
+/// As many streams for each place may be about to show a ticket.
+const WAITING: usize = 4;
+/// What so many clients have shown is checked at once, or waits for that.
+const CHECKS: usize = 1024;
+const ALL_TAKEN: &str = "all places of this seeder are taken";
+const PEERS_TAKEN: &str = "this peer has as many deliveries at once as one may have";
 /// An older stream stores its account within this time or the newer one is told to come back.
 const TAKE_OVER: Duration = Duration::from_secs(10);
 
@@ -31,6 +37,36 @@ pub(crate) struct Deliveries {
     ahead: Arc<Semaphore>,
     peers: Arc<Mutex<HashMap<PeerId, u32>>>,
     turns: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
+    hall: Arc<Hall>,
+    checks: Semaphore,
+}
+
+/// Streams that have shown nothing yet. Keys cost nothing, and so does saying nothing: where there are too many, those give
+/// way that have been silent for longest.
+struct Hall {
+    most: usize,
+    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
+    next: AtomicU64,
+}
+
+/// One of them, until it is dropped.
+pub(crate) struct Waiting {
+    number: u64,
+    crowded_out: CancellationToken,
+    hall: Arc<Hall>,
+}
+
+impl Waiting {
+    /// Returns when it is to give way.
+    pub(crate) async fn crowded_out(&self) {
+        self.crowded_out.cancelled().await;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&self.hall.waiting).remove(&self.number);
+    }
 }
 
 /// A place for one stream, given back when dropped.
@@ -72,7 +108,50 @@ impl Deliveries {
             ahead: pool(config.read_ahead_memory),
             peers: Arc::default(),
             turns: Arc::default(),
+            checks: Semaphore::new(CHECKS),
+            hall: Arc::new(Hall {
+                most: (config.max_deliveries as usize).saturating_mul(WAITING).max(1),
+                waiting: Mutex::default(),
+                next: AtomicU64::new(0),
+            }),
         }
+    }
+
+    /// Is there a place for a further stream of `peer`, as it looks now?
+    ///
+    /// # Errors
+    /// As of [`Deliveries::place`].
+    pub(crate) fn check(&self, peer: PeerId) -> Result<(), Refusal> {
+        if self.places.available_permits() == 0 {
+            return Err(self.full(ALL_TAKEN));
+        }
+        match lock(&self.peers).get(&peer) {
+            Some(count) if *count >= self.per_peer => Err(overloaded(PEERS_TAKEN)),
+            _ => Ok(()),
+        }
+    }
+
+    /// For what a client has shown to be checked.
+    ///
+    /// # Errors
+    /// `overloaded` when very many wait for that.
+    pub(crate) fn turn_to_check(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        self.checks.try_acquire().map_err(|_| overloaded("more tickets are shown at once than this seeder can check"))
+    }
+
+    /// For a stream that is to show a ticket.
+    pub(crate) fn wait(&self) -> Waiting {
+        let hall = Arc::clone(&self.hall);
+        let (number, crowded_out) = (hall.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        let mut waiting = lock(&hall.waiting);
+        if waiting.len() >= hall.most
+            && let Some((_, oldest)) = waiting.pop_first()
+        {
+            oldest.cancel();
+        }
+        waiting.insert(number, crowded_out.clone());
+        drop(waiting);
+        Waiting { number, crowded_out, hall }
     }
 
     /// Streams being served, and how many there may be.
@@ -104,11 +183,11 @@ impl Deliveries {
     /// `overloaded` when all are taken, or all of this peer.
     pub(crate) fn place(&self, peer: PeerId) -> Result<Place, Refusal> {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| self.full("all places of this seeder are taken"))?;
+        let place = place.map_err(|_| self.full(ALL_TAKEN))?;
         let mut peers = lock(&self.peers);
         let count = peers.entry(peer).or_default();
         if *count >= self.per_peer {
-            return Err(overloaded("this peer has as many deliveries at once as one may have"));
+            return Err(overloaded(PEERS_TAKEN));
         }
         *count += 1;
         Ok(Place { peer, peers: Arc::clone(&self.peers), _place: place })
@@ -240,6 +319,22 @@ mod tests {
         assert_eq!(deliveries.load(), (0, 3));
         assert!(lock(&deliveries.peers).is_empty());
         deliveries.place(a).unwrap();
+    }
+
+    #[test]
+    fn those_who_have_been_silent_for_longest_give_way() {
+        let deliveries = deliveries(|config| config.max_deliveries = 2);
+        let mut waiting: Vec<Waiting> = (0..10).map(|_| deliveries.wait()).collect();
+        let out = |waiting: &[Waiting]| waiting.iter().filter(|one| one.crowded_out.is_cancelled()).count();
+        let (oldest, others) = waiting.split_at(2);
+        assert_eq!((out(oldest), out(others)), (2, 0));
+        assert!(deliveries.check(PeerId::from_bytes([1; 32])).is_ok(), "they hold no place");
+        // Whoever has shown a ticket waits no more, and makes room.
+        waiting.truncate(5);
+        waiting.extend((0..5).map(|_| deliveries.wait()));
+        assert_eq!(out(&waiting), 2);
+        drop(waiting);
+        assert!(lock(&deliveries.hall.waiting).is_empty());
     }
 
     #[tokio::test]

@@ -128,6 +128,10 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
     while let Some(next) = queue.recv().await {
         match next {
             Outgoing::Message(message) => {
+                // Small ones tell how things stand; these may be as long as a chunk.
+                if matches!(message, SeederMessage::Manifest(_) | SeederMessage::Segment { .. }) {
+                    way.upload.pass(codec::encode(&message).len()).await;
+                }
                 let write = node::write_message(&mut writer, &message);
                 in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
             }

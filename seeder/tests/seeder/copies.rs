@@ -333,6 +333,25 @@ async fn a_seeder_that_offers_nothing_is_not_set_up() {
     assert!(!world.path("a").exists());
 }
 
+/// One place for copies, and an order that comes first each time and finds no source.
+#[tokio::test]
+async fn an_order_that_cannot_be_fulfilled_now_does_not_hold_up_the_others() {
+    let world = World::new(false).await;
+    let mut goods = [world.publish(1, 4), world.publish(2, 4)];
+    goods.sort_by_key(Goods::digest);
+    let [first, second] = &goods;
+    let source = world.seeder("a", &[second], |_| {}).await;
+    let tweak = |config: &mut seeder::Config| (config.replications, config.replication_patience_ms) = (1, 500);
+    let copy = world.seeder("b", &[], tweak).await;
+    let orders = goods.iter().map(|goods| world.placement(goods, copy.peer_id(), &[source.peer_addrs()])).collect();
+    world.office.says.lock().unwrap().placements.insert(copy.peer_id(), orders);
+    world.manager.nudge(&copy.peer_addrs()).await;
+    holds(&world, &copy, second, true).await;
+    assert!(!copy.contents().get(&first.digest()).is_some_and(|content| content.is_complete()));
+    stop(copy).await;
+    stop(source).await;
+}
+
 #[tokio::test]
 async fn what_does_not_fit_is_not_fetched_and_the_reason_is_told() {
     let world = World::new(false).await;

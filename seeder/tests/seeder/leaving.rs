@@ -289,10 +289,13 @@ async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes
     let world = World::new(false).await;
     let (goods, other) = (world.publish(1, 4), world.publish(2, 2));
     let (one, two) = (Client::new(10).await, Client::new(11).await);
-    let seeder = Arc::new(world.seeder("a", &[&goods, &other], |_| {}).await);
+    let seeder = Arc::new(world.seeder("a", &[&goods, &other], |config| config.hello_ms = 600_000).await);
     let (at, dir) = (seeder.peer_addrs(), world.path("a"));
     let ticket = world.ticket(&goods, one.peer(), at.peer);
     let (mut talk, _) = one.begin(&at, &ticket).await;
+    // Whoever says nothing holds nobody up.
+    let stranger = Client::new(12).await;
+    let _silent = stranger.open(&at).await;
 
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let draining = tokio::spawn(async move {
