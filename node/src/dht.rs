@@ -2,7 +2,7 @@
 //! with lies, so only peers that a role vouches for take part in it, and every list in it has an end.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
 use libp2p::kad::store::RecordStore;
@@ -13,6 +13,7 @@ use protocol::PeerAddrs;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::address::{address_from_libp2p, address_to_libp2p, peer_from_libp2p, peer_to_libp2p};
+use crate::announced::Announced;
 use crate::config::Limits;
 use crate::handle::NodeHandle;
 use crate::host::Command;
@@ -47,6 +48,9 @@ pub enum DhtError {
 
 /// Between two answers of peers that are there.
 const MOMENT: Duration = Duration::from_millis(200);
+
+/// Records of others that give way to one of this node's own at most: a key is free when the last of its providers went.
+const MOST_FOR_OWN: usize = 1024;
 
 type Done = oneshot::Sender<Result<(), DhtError>>;
 
@@ -172,6 +176,7 @@ impl NodeHandle {
 pub(crate) struct DhtState {
     // Peers that a role vouches for.
     members: Members,
+    announced: Announced,
     newcomers: watch::Sender<BTreeSet<protocol::PeerId>>,
     finds: HashMap<QueryId, Find>,
     waits: HashMap<QueryId, Done>,
@@ -190,6 +195,7 @@ impl DhtState {
     pub(crate) fn new(limits: &Limits, members: Members) -> Self {
         Self {
             members,
+            announced: Announced::default(),
             newcomers: watch::Sender::default(),
             finds: HashMap::new(),
             waits: HashMap::new(),
@@ -238,8 +244,7 @@ impl DhtState {
         match command {
             DhtCommand::Provide { key, reply } => {
                 let alone = kad.kbuckets().all(|bucket| bucket.is_empty());
-                let query =
-                    self.room().and_then(|()| kad.start_providing(record_key(&key)).map_err(|_| DhtError::Full));
+                let query = self.room().and_then(|()| self.start_providing(kad, &key));
                 // Nobody hears it, which ends the query as if all had gone well.
                 self.wait_for(if alone { query.and(Err(DhtError::NoPeers)) } else { query }, reply);
             }
@@ -260,6 +265,7 @@ impl DhtState {
             DhtCommand::Remove { peer } => {
                 if let Some(peer) = peer_to_libp2p(&peer) {
                     self.members.remove(&peer);
+                    self.announced.drop_of(kad.store_mut(), &peer);
                     kad.remove_peer(&peer);
                 }
             }
@@ -295,9 +301,7 @@ impl DhtState {
                 if self.members.contains(&record.provider) && record.key.as_ref().len() == 32 =>
             {
                 record.addresses.truncate(self.max_addresses);
-                if let Err(error) = kad.store_mut().add_provider(record) {
-                    tracing::debug!(%error, "provider record refused");
-                }
+                self.announced.add(kad.store_mut(), record, Instant::now());
             }
             kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
                 let outcome = match result {
@@ -345,6 +349,19 @@ impl DhtState {
         {
             query.finish();
         }
+    }
+
+    /// What others announced gives way to what this node has.
+    fn start_providing(&mut self, kad: &mut Kad, key: &[u8; 32]) -> Result<QueryId, DhtError> {
+        self.announced.drop_ended(kad.store_mut(), Instant::now());
+        for _ in 0..MOST_FOR_OWN {
+            match kad.start_providing(record_key(key)) {
+                Ok(query) => return Ok(query),
+                Err(_) if self.announced.evict(kad.store_mut()) => {}
+                Err(_) => break,
+            }
+        }
+        Err(DhtError::Full)
     }
 
     fn room(&self) -> Result<(), DhtError> {

@@ -53,17 +53,17 @@ impl Source {
     }
 }
 
-/// Whoever has one IPv6 address has the 64 bits behind it.
+/// Whoever has one IPv6 address has the 64 bits behind it, and a /48 is to be had for the asking.
 fn network_of(ip: Ipv6Addr) -> Ipv6Addr {
-    let [a, b, c, d, ..] = ip.segments();
-    Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)
+    let [a, b, c, ..] = ip.segments();
+    Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0)
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Ip { ip, quic } => {
-                let net = if ip.is_ipv6() { "/64" } else { "" };
+                let net = if ip.is_ipv6() { "/48" } else { "" };
                 write!(f, "{ip}{net} over {}", if *quic { "QUIC" } else { "TCP" })
             }
             Source::Relay(relay) => write!(f, "the relay {relay}"),
@@ -397,8 +397,9 @@ mod tests {
         assert_eq!(from("/ip6/::ffff:192.0.2.1/tcp/9"), from("/ip4/192.0.2.1/tcp/10"));
         assert_ne!(from("/ip4/192.0.2.1/tcp/9"), from("/ip4/192.0.2.1/udp/9/quic-v1"));
         assert_eq!(from("/ip6/2001:db8::1/tcp/9"), from("/ip6/2001:db8::ffff:1/tcp/9"));
-        assert_ne!(from("/ip6/2001:db8::1/tcp/9"), from("/ip6/2001:db8:0:1::1/tcp/9"));
-        assert_eq!(from("/ip6/2001:db8::1/tcp/9").to_string(), "2001:db8::/64 over TCP");
+        assert_eq!(from("/ip6/2001:db8::1/tcp/9"), from("/ip6/2001:db8:0:1::1/tcp/9"));
+        assert_ne!(from("/ip6/2001:db8::1/tcp/9"), from("/ip6/2001:db8:1::1/tcp/9"));
+        assert_eq!(from("/ip6/2001:db8::1/tcp/9").to_string(), "2001:db8::/48 over TCP");
         let relay = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
         let circuit = format!("/ip4/192.0.2.9/tcp/4001/p2p/{relay}/p2p-circuit").parse().unwrap();
         let by = Source::of(&circuit, &"/ip4/192.0.2.9/tcp/4001".parse().unwrap());

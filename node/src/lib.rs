@@ -2,6 +2,7 @@
 //! streams and messages, and can be tested with a pair of streams in memory.
 
 mod address;
+mod announced;
 mod at_line;
 mod calls;
 mod config;
