@@ -113,7 +113,9 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
         pack.completions = completions.map(|(_, signed)| signed.clone()).collect();
         left_out = left_out.saturating_add(later.len().saturating_sub(room));
         pack.about.left_out = pack.about.left_out.saturating_add(u32::try_from(left_out).unwrap_or(u32::MAX));
-        pack.record = Some(ctx.keys.sign(KeyPurpose::Settlement, &record));
+        // By a key that is not here nothing can be said; what others signed proves itself.
+        let may = ctx.may_sign(KeyPurpose::Settlement).is_ok();
+        pack.record = may.then(|| ctx.keys.sign(KeyPurpose::Settlement, &record));
         Ok(pack)
     })
 }
@@ -132,6 +134,13 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
             format!("the sale was formed at {formed_at} ms, after {by} ms: of a time before it nothing is said");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
+    if let Some(first) = first_at.filter(|first| *first > now) {
+        let detail = format!(
+            "something came in that is dated {first} ms, when this manager's clock was ahead (it is {now} ms now): of the \
+             time before nothing can be said"
+        );
+        return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
+    }
     if let Some(first) = first_at.filter(|first| *first <= by) {
         let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
@@ -144,6 +153,7 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
         );
         return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
     }
+    ctx.may_sign(KeyPurpose::Settlement)?;
     let mut pack = pack(ctx, id, now)?;
     let word = NonDelivery {
         network: ctx.network(),

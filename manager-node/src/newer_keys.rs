@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::keys::ManagerKeys;
     use crate::rotate::sign_key_set;
-    use crate::sales::tests::shop::{Shop, Terms, random_key};
+    use crate::sales::tests::shop::{Outbox, Shop, Terms, random_key};
 
     async fn show(shop: &Shop, set: &Signed<KeySet>) -> Result<(), Refusal> {
         // Whoever it is: the key set proves itself.
@@ -118,6 +118,48 @@ mod tests {
             set.keys.push(KeyEntry { purpose: *purpose, key, state: KeyState::Active });
         }
         set
+    }
+
+    /// The key was stolen and replaced, and then the folder came back from before.
+    #[tokio::test]
+    async fn statements_wait_for_a_key_that_is_good_where_the_one_from_before_is_void() {
+        let shop = Shop::open(Terms::default()).await;
+        let root = node::load_key(&shop.ctx.dir.join("root.key"), None).unwrap();
+        let (id, _) = shop.buy("o").await;
+        let mut outbox = Outbox::of(&shop, 0);
+        outbox.send(&shop, vec![shop.receipt(id, 0, 0..5)]).await;
+        let make = async || shop.running.control(json!({"cmd": "statements-make"})).await.unwrap();
+        make().await;
+        let count = async || {
+            let listed = json!({"cmd": "statements", "seeder": shop.seeders[0].peer_id()});
+            shop.running.control(listed).await.unwrap()["statements"].as_array().unwrap().len()
+        };
+        assert_eq!(count().await, 1);
+        let before = shop.ctx.trust().key_set().clone();
+        let mut theirs = followed(&before, &[KeyPurpose::Settlement], before.issued_at + 1);
+        for entry in theirs.keys.iter_mut().filter(|entry| entry.purpose == KeyPurpose::Settlement) {
+            if !matches!(entry.state, KeyState::Active) {
+                entry.state = KeyState::Revoked;
+            }
+        }
+        show(&shop, &Signed::sign(&theirs, &root)).await.unwrap();
+        let batch = outbox.batch(vec![shop.receipt(id, 0, 0..10)]);
+        crate::receipts::accept_batch(&shop.ctx, shop.seeders[0].peer_id(), batch).await.unwrap();
+        make().await;
+        assert_eq!(count().await, 1, "signed by a void key");
+        assert!(crate::evidence::pack(&shop.ctx, id, crate::context::now_ms()).unwrap().record.is_none());
+
+        rotate(&shop, "settlement").await;
+        make().await;
+        assert_eq!(count().await, 2);
+        let trust = shop.ctx.trust();
+        for number in 1..=2 {
+            let seeder = shop.seeders[0].peer_id();
+            let signed = shop.ctx.db.read(|txn| crate::statements::get(&shop.ctx.archive, txn, seeder, number));
+            let signer = signed.unwrap().unwrap().signer();
+            assert_eq!(Some(signer), trust.active_key(KeyPurpose::Settlement), "{number}");
+        }
+        shop.close().await;
     }
 
     #[tokio::test]

@@ -55,10 +55,11 @@ impl Shop {
         let (true, Some(transaction)) = (released, order.transaction()) else {
             return Err(RecoverError::Stage(order.stage));
         };
-        let mut tries = 1;
+        let (mut tries, mut refused) = (1, None);
         loop {
             let holder = holder_of(transaction, self.link.sales(SalesRequest::Holder { transaction }).await?)?;
-            if holder.client == to {
+            // Unless a restored manager's books are behind: then it is given anew to who has it.
+            if holder.client == to && refused == Some(holder.generation) {
                 return Ok(holder);
             }
             let word = Recovery {
@@ -77,7 +78,7 @@ impl Shop {
                 }
                 // It moved between the question and the word.
                 Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::WrongState && tries < TRIES => {
-                    tries += 1;
+                    (tries, refused) = (tries + 1, Some(holder.generation));
                 }
                 Err(error) => return Err(error.into()),
             }

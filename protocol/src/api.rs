@@ -307,7 +307,7 @@ impl KeptBecause {
     /// For people.
     pub const fn as_str(self) -> &'static str {
         match self {
-            KeptBecause::UnderWay => "the copy is under way",
+            KeptBecause::UnderWay => "another seeder is to make the copy",
             KeptBecause::NoRoom => "no other seeder has room for it",
             KeptBecause::NobodyElse => "there is no other seeder",
         }

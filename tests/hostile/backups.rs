@@ -48,12 +48,19 @@ fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts
     let seeder = network.seeders_in("seeder-1").remove(0);
 
     // Settled before the backup; sold before it and delivered after it; delivered only after the restore.
-    let [before, between, after] = ["before", "between", "after"].map(|client| network.buy(&product, client));
+    let [before, between, after, returned] =
+        ["before", "between", "after", "returned"].map(|client| network.buy(&product, client));
     before.fetch(&network.path("out-before"));
     let settled = network.settled(&before.transaction);
     let file = network.path("yesterday");
     let backup = network.of("manager", args!["backup", "-o", &file]).ok();
     assert!(backup["records"].as_u64().unwrap() > 10, "{backup}");
+    // Given back since: the shop knows it, and the backup does not.
+    let orders = network.of("merchant", args!["orders"]).ok();
+    let mut orders = orders["orders"].as_array().unwrap().iter();
+    let order = text(orders.find(|order| order["transaction"] == returned.transaction.as_str()).unwrap(), "order");
+    network.of("merchant", args!["refund", &order]).ok();
+    assert_eq!(network.transaction(&returned.transaction)["state"], "refunded");
     between.fetch(&network.path("out-between"));
     let counted_once = network.settled(&between.transaction);
     evidence(&network, &between, "true.evidence", &[]).ok();
@@ -78,6 +85,10 @@ fn a_manager_restored_from_yesterdays_backup_gets_every_receipt_again_and_counts
     let closings = closings.filter(|p| p["key"].as_str().unwrap().starts_with("close:")).count();
     assert_eq!(closings, 1, "{again}");
     assert_eq!(network.transaction(&before.transaction)["postings"], settled["postings"], "once is enough");
+    // Nobody pays for it again.
+    until("the refund that was forgotten", || {
+        (network.transaction(&returned.transaction)["state"] == "refunded").then_some(())
+    });
 
     // It may have forgotten what came in, and signs nothing else.
     let nothing = |of, to: &str, by: u64| evidence(&network, of, to, &["--non-delivery", "--by", &by.to_string()]);

@@ -237,7 +237,7 @@ fn one(
     {
         warn!(delivery = %id, claimed, limit, "more was acknowledged than the lease allows: the lease is void");
         let late_ms = if twice { 0 } else { grace_ms };
-        revoked |= end_lease(txn, id, &mut delivery, sale, good.generation, now, late_ms)?;
+        revoked |= end_lease(txn, id, &mut delivery, sale, (good.generation, passed), now, late_ms)?;
     }
     Ok(Status::Counted { new_chunks, revoked })
 }

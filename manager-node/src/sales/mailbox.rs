@@ -338,6 +338,32 @@ fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) ->
 }
 
 fn complete(ctx: &Context, client: PeerId, signed: Signed<Completion>, now: u64) -> Result<MailboxResponse, SaleError> {
+    let said = signed.clone();
+    let answer = try_complete(ctx, client, signed, now);
+    if answer.is_err() {
+        heard_in_vain(ctx, client, &said, now)?;
+    }
+    answer
+}
+
+/// It changes nothing, of a sale that was taken back for instance; that it came in is so all the same.
+fn heard_in_vain(ctx: &Context, client: PeerId, said: &Signed<Completion>, now: u64) -> Result<(), SaleError> {
+    let Ok(delivery) = said.peek().map(|said| said.delivery) else { return Ok(()) };
+    let id = delivery.transaction;
+    let sale = ctx.db.read(|txn| ctx.archive.sale(txn, &id))?.filter(|sale| sale.client == client);
+    let holds = |sale: &Sale| Completion::check(said, &client, &ctx.network(), delivery, &sale.manifest).is_ok();
+    if sale.as_ref().is_some_and(holds) && ctx.db.read(|txn| evidence::first_at(txn, &id))?.is_none() {
+        ctx.db.write_blocking(move |txn| evidence::heard(txn, id, now))?;
+    }
+    Ok(())
+}
+
+fn try_complete(
+    ctx: &Context,
+    client: PeerId,
+    signed: Signed<Completion>,
+    now: u64,
+) -> Result<MailboxResponse, SaleError> {
     let id = signed.peek().map_err(Refusal::from)?.delivery.transaction;
     let (sale, _) = present(ctx, id, &client)?;
     let number = signed.peek().map_err(Refusal::from)?.delivery.delivery;

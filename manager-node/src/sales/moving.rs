@@ -100,7 +100,8 @@ pub(super) fn by_merchant(
     let answer = SalesResponse::Holder { client: wanted.to, generation: wanted.generation };
     let by_this_word = |done: MoveRecord| matches!(done.word, Word::Merchant(_));
     once(ctx, wanted, by_this_word, |wanted| {
-        if sale.client == wanted.to {
+        // Where a restore forgot that its lease became void, or that it came back, it is given anew to who has it.
+        if sale.client == wanted.to && generation(ctx, &wanted.id, &sale) == sale.generation {
             let detail = format!("the purchase is at {} already, in generation {}", sale.client, sale.generation);
             return Err(Refusal::new(RefusalCode::WrongState, detail).into());
         }

@@ -44,8 +44,8 @@ pub(crate) fn withheld(
         return Ok(Some(Withheld { refusal, give_back: held && !waiting }));
     }
     if moved_on {
-        let detail =
-            "the purchase was moved, and the manager lost to whom: move it again, or ask the shop to recover it";
+        let detail = "the manager came back from a backup and does not know any more who has this purchase: move it \
+                      again, or ask the shop to recover it";
         return Ok(Some(Withheld { refusal: refused(detail), give_back: false }));
     }
     // What was captured before the takedown is paid for, and nobody pays for nothing.

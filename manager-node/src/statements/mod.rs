@@ -138,7 +138,7 @@ fn note(txn: &WriteTransaction<'_>, seeder: &PeerId, mut books: Books, entry: &E
 }
 
 /// A statement, wherever it lies.
-fn get(
+pub(crate) fn get(
     archive: &Archive,
     txn: &impl Txn,
     seeder: PeerId,

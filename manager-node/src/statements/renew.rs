@@ -3,6 +3,7 @@
 //! puts the new ones in their place.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use protocol::statement::Statement;
@@ -20,6 +21,10 @@ const FOUND_GOOD: Table<PeerId, FoundGood> = Table::new("statements-found-good")
 
 /// Statements signed again in one database transaction: with the longest some 3 MiB.
 const STEP: u64 = 8;
+/// Times that statements are signed again without a pause, and in all; keys do not change more often meanwhile.
+const ROUNDS: u32 = 4;
+const MOST_ROUNDS: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 struct FoundGood {
@@ -42,12 +47,25 @@ pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), 
     // What is made meanwhile may name one that is replaced, and the keys may change again: looked at again, by the keys in
     // force then, until nothing is left.
     let mut renewed = 0u64;
+    let mut rounds = 0;
     let trust = loop {
-        let trust = ctx.trust();
-        match first_void(ctx, &trust, seeder, now)? {
-            Some(first) => renewed = renewed.saturating_add(sign_again(ctx, seeder, first, now)?),
-            None => break trust,
+        // The key is not here, as after a restore: what the one from before signs is void, too.
+        if ctx.may_sign(KeyPurpose::Settlement).is_err() {
+            return Ok(());
         }
+        let trust = ctx.trust();
+        let Some(first) = first_void(ctx, &trust, seeder, now)? else { break trust };
+        match rounds {
+            ..ROUNDS => {}
+            // The keys are being changed in this moment.
+            ROUNDS..MOST_ROUNDS => std::thread::sleep(PAUSE),
+            _ => {
+                warn!(%seeder, first, "statements are void, also when signed again: looked at again when they are asked for");
+                return Ok(());
+            }
+        }
+        renewed = renewed.saturating_add(sign_again(ctx, seeder, first, now)?);
+        rounds += 1;
     };
     if renewed > 0 {
         warn!(%seeder, statements = renewed, "statements whose key is void were signed again");

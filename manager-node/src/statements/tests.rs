@@ -379,6 +379,25 @@ async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
         shop.control(json!({"cmd": "refund", "id": id})).await.unwrap();
         assert_eq!(nothing_came(id).await, heard);
     }
+
+    // Of a sale that was taken back: its completion changes nothing, and it was said.
+    let (refunded, _) = shop.buy("refunded").await;
+    shop.control(json!({"cmd": "refund", "id": refunded})).await.unwrap();
+    assert_eq!(nothing_came(refunded).await, Ok(()));
+    let completion = shop.completion(DeliveryId { transaction: refunded, delivery: 1 });
+    let of = |completion| protocol::api::MailboxRequest::Complete { completion };
+    let eve = random_key();
+    let hers = protocol::Signed::sign(&completion.peek().unwrap(), &eve);
+    assert!(shop.mailbox_as(&eve, of(hers)).await.is_err());
+    assert_eq!(nothing_came(refunded).await, Ok(()));
+    assert!(shop.mailbox_as(&shop.client, of(completion)).await.is_err());
+    assert_eq!(nothing_came(refunded).await, heard);
+
+    // Taken in while this manager's clock was ahead.
+    let (ahead, _) = shop.buy("ahead").await;
+    let tomorrow = now_ms() + 86_400_000;
+    shop.ctx.db.write(move |txn| crate::evidence::heard(txn, ahead, tomorrow)).await.unwrap();
+    assert_eq!(nothing_came(ahead).await, heard);
     shop.close().await;
 }
 

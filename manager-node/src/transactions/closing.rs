@@ -13,8 +13,8 @@ use tracing::info;
 use super::exposure::{booked, unexpose};
 use super::state::is_taken_back;
 use super::{
-    Closed, DUE, Delivery, Event, Generation, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED, Voided,
-    drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
+    Closed, DUE, Delivery, Event, Generation, MOVES, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED,
+    Voided, drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
 };
 use crate::audit;
 use crate::context::Context;
@@ -77,13 +77,14 @@ pub(crate) fn after_count(
 /// move; what they delivered until then is paid, within the ceiling, once it was waited `late_ms` for their receipts. The
 /// purchase stays its buyer's, who may download it again where nobody is paid for it: one who lost half a download, or
 /// kept two copies of a home, looks in the books like one who shares a key. `revoked_generation` is the one that the purchase is
-/// in by the revocation epochs, whatever the books say. True when seeders are to hear something.
+/// in by the revocation epochs, whatever the books say; `first` says that it was not past its lease before. True when seeders
+/// are to hear something.
 pub(crate) fn end_lease(
     txn: &WriteTransaction<'_>,
     id: DeliveryId,
     delivery: &mut Delivery,
     sale: &mut Sale,
-    revoked_generation: u32,
+    (revoked_generation, first): (u32, bool),
     now: u64,
     late_ms: u64,
 ) -> Result<bool, SaleError> {
@@ -96,12 +97,16 @@ pub(crate) fn end_lease(
     }
     let release = sale.release.as_ref();
     // Where a restore forgot that the purchase moved, its lease is void already, and the next generation is another's.
+    let newest = release.is_some_and(|release| release.delivery == id.delivery);
+    // Whoever has had it from the beginning has another delivery beside this one, perhaps: seeders take the lease of each.
+    let beside = first && delivery.client == sale.client && MOVES.prefix(txn, &id.transaction, 1)?.is_empty();
     let current = sale.generation >= revoked_generation
-        && release.is_some_and(|release| release.delivery == id.delivery && !sale.lease_ended(release));
+        && (newest || beside)
+        && release.is_some_and(|release| !sale.lease_ended(release));
     let held = release.is_some_and(|release| !release.captured);
     let next = sale.generation.saturating_add(1);
     // A payment that is only held is given back. And nobody loses a download so many times.
-    if current && (held || next > MAX_GENERATIONS) {
+    if current && (held && newest || next > MAX_GENERATIONS) {
         take_back(txn, id.transaction, sale, Event::Revoke, now, late_ms)?;
         return Ok(true);
     }

@@ -11,6 +11,7 @@ use protocol::wire;
 use store::{StoreError, Table};
 
 use super::{Failure, Order, OrderId, Stage};
+use crate::link::AskError;
 use crate::shop::Shop;
 use crate::tables::ORDERS;
 
@@ -46,7 +47,7 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
                 return Ok(());
             }
         };
-        if restore != before.restore && !tell_captured(shop, restore).await? {
+        if restore != before.restore && !(tell_captured(shop, restore).await? && tell_refunded(shop, restore).await?) {
             return Ok(());
         }
         let mut asked = Asked { restore, ..before };
@@ -101,6 +102,45 @@ async fn tell_captured(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreErro
             Err(error) => {
                 tracing::debug!(%error, "the manager is not told yet which payments were taken");
                 return Ok(false);
+            }
+        }
+    }
+}
+
+/// It may have forgotten refunds, too, and have the price of these sales due again: it is asked for them once more, which
+/// changes nothing of one that it knows. False when it could not be asked.
+async fn tell_refunded(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreError> {
+    let mut from = Bound::Unbounded;
+    loop {
+        let page = shop.db.read(|txn| ORDERS.range(txn, (from, Bound::Unbounded), PAGE))?;
+        let Some((last, _)) = page.last() else { return Ok(true) };
+        from = Bound::Excluded(*last);
+        let refunded = page.iter().filter(|(_, order)| order.stage == Stage::Refunded && order.policy.is_some());
+        let sales = refunded.filter_map(|(_, order)| order.sale()).filter(|sale| sale.formed_at / 1000 <= restore);
+        let transactions: Vec<_> = sales.map(|sale| sale.transaction).collect();
+        if transactions.is_empty() {
+            continue;
+        }
+        let states = match shop.link.sales(SalesRequest::Status { transactions: transactions.clone() }).await {
+            Ok(SalesResponse::States(states)) => states,
+            Ok(_) | Err(_) => {
+                tracing::debug!("the manager is not asked yet what it knows of refunds");
+                return Ok(false);
+            }
+        };
+        let over = [TransactionState::Refunded, TransactionState::Revoked];
+        for (transaction, state) in transactions.into_iter().zip(states) {
+            if state.is_none_or(|state| over.contains(&state)) {
+                continue;
+            }
+            match shop.link.sales(SalesRequest::Refund { transaction }).await {
+                Ok(_) => tracing::warn!(%transaction, "refunded once more: the manager came back from a backup"),
+                // It never released it, by its books: then nothing is due.
+                Err(AskError::Refused(refusal)) => tracing::info!(%transaction, %refusal, "not refunded once more"),
+                Err(error) => {
+                    tracing::debug!(%error, "the manager is not told yet what was refunded");
+                    return Ok(false);
+                }
             }
         }
     }

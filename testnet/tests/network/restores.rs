@@ -57,7 +57,8 @@ async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
 
     // What the backup does not know: a delivery with its statement, a revocation, and a move.
     let lost = deliver(&network, "second").await;
-    assert_eq!(numbers(&statements(&network).await), [2, 1]);
+    deliver(&network, "third").await;
+    assert_eq!(numbers(&statements(&network).await), [3, 2, 1]);
     network.revoke("transaction", kept).await.unwrap();
     let choice = client_node::MoveChoice::Some([moved].into());
     let link = client_node::LinkOptions::default();

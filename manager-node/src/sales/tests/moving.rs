@@ -430,6 +430,42 @@ async fn a_holder_from_before_a_move_that_a_restore_forgot_gets_no_generation_of
     shop.close().await;
 }
 
+/// Its lease became void, or it went away and came back, and the books know nothing of it.
+#[tokio::test]
+async fn who_still_has_a_purchase_is_given_anew_what_a_restore_forgot() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let shop = Box::pin(shop.restored()).await;
+    let moved = vec![Moved { transaction: id, generation: 1 }];
+    shop.ctx.revocations.revoke(Added { moved, ..Added::default() }).await.unwrap();
+    assert_eq!(code(shop.ticket(id).await), "revoked");
+    shop.recover(id, shop.client.peer_id(), 2).await.unwrap();
+    let ticket = shop.ticket(id).await.unwrap();
+    assert_eq!(shop.admitted(&shop.client, &ticket), Ok(()));
+    assert_eq!(shop.sale(id).generation, 2);
+    let report = crate::evidence::pack(&shop.ctx, id, now_ms()).unwrap().verify(&shop.ctx.trust().root());
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(code(shop.recover(id, shop.client.peer_id(), 3).await), "wrong-state");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_a_further_delivery_stands_beside_becomes_void_as_ever() {
+    let shop = Shop::open(Terms { chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, first) = shop.buy("o").await;
+    let further = MailboxRequest::Ticket { transaction: id, instead_of: Some(1) };
+    let MailboxResponse::Ticket(second) = shop.mailbox_as(&shop.client, further).await.unwrap() else { panic!() };
+    assert_eq!(shop.admitted(&shop.client, &second), Ok(()));
+    overclaim(&shop, id).await;
+    assert_eq!(shop.sale(id).generation, 1);
+    for void in [&first, &*second] {
+        assert_eq!(shop.admitted(&shop.client, void), Err(RefusalCode::Revoked));
+    }
+    let ticket = shop.ticket(id).await.unwrap();
+    assert_eq!(shop.admitted(&shop.client, &ticket), Ok(()));
+    shop.close().await;
+}
+
 #[tokio::test]
 async fn a_merchant_recovers_its_own_purchases_only() {
     let shop = Shop::open(Terms::default()).await;
