@@ -260,7 +260,7 @@ pub(crate) fn store_own_key_set(dir: &Path, signed: &Signed<KeySet>) -> Result<(
 
 /// Reads this manager's own key set. It tells by itself who signed it and which root key was the first: no private half
 /// need be here.
-fn load_own_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
+pub(crate) fn load_own_key_set(dir: &Path, clock_grace_ms: u64) -> Result<Trust, KeysError> {
     let path = key_set_path(dir);
     let bytes = fs::read(&path).map_err(|source| KeysError::Io { path: path.clone(), source })?;
     let bad = |reason: String| KeysError::KeySet { path: path.clone(), reason };

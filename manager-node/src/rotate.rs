@@ -1,6 +1,7 @@
 //! Replaces one key of the network: the one act, besides making the network, that needs the root key. What the next key
 //! set is to be is decided here, for a manager that is stopped and for one that runs; `key_change` puts it in force there.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use protocol::root::{RootHandover, commitment, root_after};
@@ -9,7 +10,7 @@ use protocol::{NetworkId, PeerId, Refusal, Signed, codec};
 
 use crate::context::now_ms;
 use crate::key_change::good_for;
-use crate::keys::{KeysError, keys_dir, keys_here, load_key_set, purpose_name, store_own_key_set};
+use crate::keys::{KeysError, keys_dir, keys_here, load_key_set, load_own_key_set, purpose_name, store_own_key_set};
 
 /// What became of the old key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +153,7 @@ pub(crate) fn next_set(
 ) -> Result<(KeySet, RotateReport), RotateError> {
     let (mut set, mut report) = changed(dir, trust, change, now, margin_ms)?;
     let here = keys_here(dir)?;
+    keep_own(dir, trust, &mut set, &here, now.saturating_add(margin_ms));
     for purpose in KeyPurpose::ALL {
         let is_lost = |e: &KeyEntry| e.purpose == purpose && e.state == KeyState::Active && !here.contains(&e.key);
         if !set.keys.iter().any(is_lost) {
@@ -164,6 +166,24 @@ pub(crate) fn next_set(
         report.lost.push(purpose_name(purpose));
     }
     Ok((set, report))
+}
+
+/// A manager that came back from a backup may have used a number again before it heard of the set that has it, and signed
+/// under that. The keys of its own set sign nothing any more; what they did sign holds for as long as under any other.
+fn keep_own(dir: &Path, trust: &Trust, set: &mut KeySet, here: &HashSet<PeerId>, not_issued_after: u64) {
+    let Ok(own) = load_own_key_set(dir, 0) else { return };
+    let (own, known) = (own.key_set(), trust.key_set());
+    if own.version < known.version || own == known {
+        return;
+    }
+    for entry in own.keys.iter().filter(|entry| entry.state == KeyState::Active && here.contains(&entry.key)) {
+        // Of those that are lost each is replaced by one more.
+        let room = set.keys.len() + KeyPurpose::ALL.len() < KeySet::MAX_KEYS;
+        if room && !set.keys.iter().any(|other| other.key == entry.key) {
+            let dead_after = not_issued_after.saturating_add(good_for(entry.purpose));
+            set.keys.push(KeyEntry { state: KeyState::Retiring { not_issued_after, dead_after }, ..*entry });
+        }
+    }
 }
 
 fn changed(

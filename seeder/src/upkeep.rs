@@ -35,7 +35,10 @@ pub(crate) fn damaged(seeder: &Seeder) -> Result<Vec<Digest>, StoreError> {
         !content.is_complete() && !revoked.has_content(id) && !seeder.denied.contains(id)
     });
     let unusable = seeder.contents.damaged().into_iter().map(|(digest, _)| digest);
-    let hurt: Vec<Digest> = contents.map(|content| content.digest()).chain(unusable).collect();
+    let mut hurt: Vec<Digest> = contents.map(|content| content.digest()).chain(unusable).collect();
+    // Not always the same ones: what nobody orders any more must not hide what is ordered again.
+    let first = rand::random_range(0..hurt.len().max(1));
+    hurt.rotate_left(first);
     seeder.db.read(|txn| {
         let mut found = Vec::new();
         for digest in hurt {
