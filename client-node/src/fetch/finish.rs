@@ -12,7 +12,7 @@ use store::Step;
 
 use super::delivered::{list_of, sum};
 use super::run::{Run, millis};
-use super::transfer::Tally;
+use super::tally::Tally;
 use super::{FetchError, FetchOutcome, FetchPhase};
 use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
