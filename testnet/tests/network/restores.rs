@@ -232,3 +232,31 @@ async fn a_seeder_that_was_enrolled_after_the_backup_is_taken_back_by_its_certif
     network.until_state(id, "settled").await.unwrap();
     network.stop().await.unwrap();
 }
+
+/// The restored manager gives the next download a number that this client has used up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_had_fetched_again_after_the_backup_fetches_once_more() {
+    show_logs();
+    let mut network = Network::start(Plan::new(0)).await.unwrap();
+    let terms = Terms { price: "12.99".to_owned(), ..Terms::default() };
+    let (_, product) = network.publish_noise("goods", 40 * 1024 * KIB, &terms).await.unwrap();
+    let client = network.client("client").await.unwrap();
+    let (id, ticket) = network.ticket(&client, product.product).await.unwrap();
+    client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    network.until_state(id, "settled").await.unwrap();
+    let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
+    network.manager.stop().await.unwrap();
+    copy(&dir, &backup);
+    network.manager.start().await.unwrap();
+    std::fs::remove_dir_all(client.out()).unwrap();
+    client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    network.manager.stop().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&backup, &dir).unwrap();
+    manager_node::mark_restored(&dir, 0).unwrap();
+    network.manager.start().await.unwrap();
+    std::fs::remove_dir_all(client.out()).unwrap();
+    let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
+    assert!(outcome.reported, "{outcome:?}");
+    network.stop().await.unwrap();
+}
