@@ -35,6 +35,8 @@ pub(super) struct Good {
     pub(super) withheld: Option<Withheld>,
     /// The generation that the purchase is in by the revocation epochs.
     pub(super) generation: u32,
+    /// Of a sale formed before then, all may not be known yet of what was completed: this manager came back from a backup.
+    pub(super) forgetful_before: Option<u64>,
     /// A replication whose first receipt this may be: its count as it begins.
     pub(super) replication: Option<Delivery>,
     /// The delivery, where it was closed and may have moved out of the store.
@@ -110,7 +112,9 @@ fn check(
     let withheld = sale.map_or(Ok(None), |sale| withheld(ctx, &id.transaction, &sale, now))?;
     let archived = known.filter(|delivery| delivery.closed.is_some());
     let generation = ctx.revocations.with(|revoked| revoked.generation(&id.transaction));
-    Ok(Good { delivery: id, ack, completion, withheld, generation, replication, archived })
+    let waits = |at: &u64| now < at.saturating_add(ctx.config.close_grace_ms);
+    let forgetful_before = ctx.came_back(now).filter(waits);
+    Ok(Good { delivery: id, ack, completion, withheld, generation, forgetful_before, replication, archived })
 }
 
 /// The count of a replication at its beginning, by the order that this manager signed.

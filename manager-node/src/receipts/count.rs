@@ -14,7 +14,7 @@ use super::log::{self, Status};
 use crate::evidence;
 use crate::sales::withheld::give_back;
 use crate::transactions::{
-    ACKS, COMPLETIONS, Event, SALES, SaleError, after_count, end_lease, get_delivery, open_delivery,
+    ACKS, COMPLETIONS, Event, SALES, Sale, SaleError, after_count, end_lease, get_delivery, open_delivery,
 };
 
 /// How far each outbox of each seeder was taken.
@@ -153,6 +153,13 @@ fn keep_late(
     Ok(())
 }
 
+/// Was it completed and paid, perhaps, and a restore forgot that? Its receipts come again, and those without the completion
+/// first, perhaps: a purchase whose payment is only held would be taken back for them.
+fn is_forgotten_perhaps(sale: &Sale, before: Option<u64>) -> Result<bool, SaleError> {
+    let Some(before) = before.filter(|_| sale.awaits_completion()) else { return Ok(false) };
+    Ok(sale.data.peek().map_err(Refusal::from)?.formed_at < before)
+}
+
 /// Counts one receipt. Refusals in here are its outcome, not the batch's.
 fn one(
     txn: &WriteTransaction<'_>,
@@ -234,6 +241,7 @@ fn one(
     if delivery.closed.is_none()
         && (passed || twice)
         && let Some(sale) = sale.as_mut()
+        && !is_forgotten_perhaps(sale, good.forgetful_before)?
     {
         warn!(delivery = %id, claimed, limit, "more was acknowledged than the lease allows: the lease is void");
         let late_ms = if twice { 0 } else { grace_ms };

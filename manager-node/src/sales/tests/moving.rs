@@ -430,6 +430,19 @@ async fn a_holder_from_before_a_move_that_a_restore_forgot_gets_no_generation_of
     shop.close().await;
 }
 
+/// It was completed and paid after the backup, and more was acknowledged than the lease allows: all of that comes again.
+#[tokio::test]
+async fn what_comes_again_after_a_restore_takes_a_held_purchase_from_nobody() {
+    let policy = KeyPolicy::OnCompletion;
+    let shop = Shop::open(Terms { policy, chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let shop = Box::pin(shop.restored()).await;
+    overclaim(&shop, id).await;
+    assert!(!shop.is_revoked(id));
+    assert!(matches!(shop.complete(id).await, Ok(MailboxResponse::Completed { grant: Some(_) })));
+    shop.close().await;
+}
+
 /// Its lease became void, or it went away and came back, and the books know nothing of it.
 #[tokio::test]
 async fn who_still_has_a_purchase_is_given_anew_what_a_restore_forgot() {
