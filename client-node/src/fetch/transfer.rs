@@ -223,9 +223,20 @@ impl Run<'_> {
         let _ = tokio::time::timeout(LEARN_TIMEOUT, learning).await;
         match end {
             LeaseEnd::Revoked(refusal) if checked.revoked.has_transaction(&self.transaction) => {
-                Err(FetchError::Revoked(refusal.clone()))
+                Err(FetchError::Revoked(self.managers_words(checked).await.unwrap_or_else(|| refusal.clone())))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The manager knows why a purchase was taken back, and says so where it can be asked.
+    async fn managers_words(&self, checked: &Checked) -> Option<Refusal> {
+        let asked = ask_ticket(self.link, self.transaction, checked.purchase.network, self.home.peer_id());
+        match tokio::time::timeout(LEARN_TIMEOUT, asked).await {
+            Ok(Err(TicketError::Manager(ManagerError::Refused(said)))) if said.code == RefusalCode::Revoked => {
+                Some(said)
+            }
+            _ => None,
         }
     }
 

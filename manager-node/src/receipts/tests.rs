@@ -260,6 +260,10 @@ async fn receipts_that_are_on_their_way_when_a_lease_ends_are_paid_and_nobody_is
         assert_eq!(shop.balance("escrow").await, 0);
         let generation = u32::from(policy == at_release);
         assert_eq!(shop.sale(id).generation, generation, "it ended once");
+        if policy != at_release {
+            let said = shop.ticket(id).await.unwrap_err();
+            assert!(said.detail.contains("given back") && said.detail.contains("bought again"), "{said}");
+        }
         shop.close().await;
     }
 }

@@ -140,10 +140,27 @@ pub(super) fn present(ctx: &Context, id: TransactionId, client: &PeerId) -> Resu
             let detail = format!("this content was taken down, and {}", refusal.detail);
             Err(SaleError::from(Refusal::new(refusal.code, detail)))
         }
+        Some(sale) if refusal.code == RefusalCode::Revoked && is_overclaimed(ctx, id, &sale)? => {
+            Err(SaleError::from(Refusal::new(refusal.code, OVERCLAIMED)))
+        }
         _ => Err(refusal.into()),
     })?;
     archive::bring_back(ctx, id)?;
     Ok(found)
+}
+
+/// Whoever lost downloads looks in the books like somebody who shares a key.
+const OVERCLAIMED: &str = "more was acknowledged than one purchase allows, as by downloads that were lost or a home that \
+                           was copied, before it was paid for: what was held is given back, and it can be bought again";
+
+/// Was it taken back for that, with its payment held?
+fn is_overclaimed(ctx: &Context, id: TransactionId, sale: &Sale) -> Result<bool, SaleError> {
+    let held = sale.release.as_ref().is_some_and(|release| !release.captured);
+    if sale.state != TransactionState::Revoked || !held {
+        return Ok(false);
+    }
+    let paid = ctx.db.read(|txn| get_delivery(txn, DeliveryId { transaction: id, delivery: PAID_DELIVERY }))?;
+    Ok(paid.is_some_and(|paid| paid.counting.claimed_bytes(&paid.layout) > paid.claim_limit))
 }
 
 /// The key that signed the lease was revoked, or is over, or is no key of the network's: no seeder takes it.
