@@ -58,8 +58,8 @@ pub async fn evidence(
     let from = home.clone();
     let work = tokio::task::spawn_blocking(move || gather(&from, transaction));
     let (pack, join) = work.await.map_err(|error| EvidenceError::Thread(error.to_string()))??;
-    // Without keys nothing can be said of it, and nothing is known against it.
-    if pack.key_sets.is_empty() || pack.verify(&join.root).facts.released {
+    // Without the network's keys it proves nothing to anybody: a home that has fetched nothing yet has none.
+    if pack.verify(&join.root).facts.released {
         return Ok(Gathered { pack, not_renewed: None });
     }
     Ok(match renewed(home, transaction, &pack, &join, options).await {
@@ -77,16 +77,19 @@ async fn renewed(
     options: &LinkOptions,
 ) -> Result<EvidencePack, String> {
     let link = Link::start(home, join, options.clone()).await.map_err(|error| error.to_string())?;
+    let mut newer = pack.clone();
     let asking = async {
         let trust = link.refresh().await.map_err(|error| error.to_string())?;
+        newer.key_sets = vec![trust.signed_key_set().clone()];
+        if newer.verify(&join.root).facts.released {
+            return Ok::<_, String>(None);
+        }
         let envelope = ask_ticket(&link, transaction, join.network(), home.peer_id()).await;
-        Ok::<_, String>((trust, envelope.map_err(|error| error.to_string())?))
+        Ok(Some(envelope.map_err(|error| error.to_string())?))
     };
     let asked = tokio::time::timeout(ASK, asking).await;
     link.stop().await;
-    let (trust, envelope) = asked.map_err(|_| "the manager did not answer in time".to_owned())??;
-    let mut newer = pack.clone();
-    newer.key_sets = vec![trust.signed_key_set().clone()];
+    let Some(envelope) = asked.map_err(|_| "the manager did not answer in time".to_owned())?? else { return Ok(newer) };
     newer.leases = vec![envelope.ticket.lease];
     match newer.verify(&join.root).facts.released {
         true => Ok(newer),

@@ -83,6 +83,12 @@ fn what_was_delivered_is_proven_by_every_party_with_the_root_key_alone() {
     assert!(facts["nothing_acknowledged_by"].as_u64().is_some_and(|by| by > 0), "{facts}");
     assert_eq!((&facts["acknowledged_bytes"], &facts["completed_at"]), (&Value::Null, &Value::Null), "{facts}");
 
+    // And the buyer, to whom nothing came, has evidence of the purchase.
+    let early = network.path("early.evidence");
+    run(args!["evidence", id, "-o", &early, "--home", &bought.home]).ok();
+    let (report, _) = arbiter.accept("verify-evidence", &early);
+    assert_eq!(report["facts"]["released"], true, "{report}");
+
     let (answer, arrived) = bought.fetch(&network.path("out"));
     same(&goods, &arrived);
     let settled = network.settled(id);
