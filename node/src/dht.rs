@@ -49,8 +49,6 @@ pub enum DhtError {
 /// Between two answers of peers that are there.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// Providers taken of one answer: whoever answers first with inventions does not end the search.
-const OF_ONE_ANSWER: usize = 8;
 /// Records of others that give way to one of this node's own at most: a key is free when the last of its providers went.
 const MOST_FOR_OWN: usize = 1024;
 
@@ -338,10 +336,9 @@ impl DhtState {
     fn on_found(&mut self, kad: &mut Kad, id: QueryId, key: &RecordKey, providers: HashSet<NetPeerId>) {
         let Some(find) = self.finds.get_mut(&id) else { return };
         let mut done = find.found.is_closed();
-        let most = find.found.max_capacity().min(find.seen.len().saturating_add(OF_ONE_ANSWER));
         for peer in providers {
             let Some(ours) = peer_from_libp2p(&peer) else { continue };
-            if find.seen.len() >= most || !find.seen.insert(peer) {
+            if find.seen.len() >= find.found.max_capacity() || !find.seen.insert(peer) {
                 continue;
             }
             let provider = PeerAddrs::new(ours, addresses_of(kad, key, &peer));
