@@ -2,6 +2,7 @@
 //! experiments, and each that is changed here has its reason beside it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use libp2p::core::transport::dummy::DummyTransport;
@@ -34,6 +35,11 @@ const KAD: StreamProtocol = StreamProtocol::new("/willcall/kad/1");
 const IDENTIFY: &str = "/willcall/1";
 /// A provider who is gone is found for no longer than this; each announces itself anew well before.
 const PROVIDER_TTL: Duration = Duration::from_secs(2 * 3600);
+/// Peers that a client asks at once in one query of the DHT: as many as a key is announced to, or nearly.
+const CLIENT_PARALLELISM: NonZeroUsize = match NonZeroUsize::new(16) {
+    Some(peers) => peers,
+    None => NonZeroUsize::MIN,
+};
 /// A DHT question takes a second or two; one that found nobody to answer ends here.
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -260,6 +266,10 @@ fn kad_behaviour(config: &NodeConfig, peer: libp2p::PeerId) -> Kad {
         .set_replication_interval(None)
         .set_publication_interval(None)
         .set_caching(kad::Caching::Disabled);
+    // Whoever asks once does not wait for peers that are gone, ten seconds each, before those that are there.
+    if config.dht == DhtMode::Client {
+        kad.set_parallelism(CLIENT_PARALLELISM);
+    }
     let store = MemoryStoreConfig {
         max_records: 0,
         max_value_bytes: 0,

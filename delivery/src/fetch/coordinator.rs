@@ -33,6 +33,8 @@ use super::{FetchError, FetchJob, StallCause, Stored};
 use crate::clock::{now_ms, running_ms};
 use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
 
+/// A seeder that has not answered for so long is on no line that others wait for, milliseconds.
+const SLOW_MS: u64 = 1000;
 /// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
 const REPORTS: usize = 256;
 /// Commands waiting for a session; further ones are given to others. A session is asked for chunks again only when it
@@ -293,7 +295,12 @@ impl Coordinator {
         while self.book.has_spare() {
             let busy = self.scheduler.sources().iter().filter(|view| !is_idle(view)).count();
             let due = self.scheduler.sources().iter().filter(|view| view.next_try.is_some_and(|at| at <= now)).count();
-            if busy + due >= self.job.limits.sessions {
+            // Those that are gone take their time to be given up: others need not wait for that. How many are talked to at
+            // once is bounded when they answer.
+            let sessions = self.job.limits.sessions;
+            let slow = |handle: &&Handle| handle.welcome.is_none() && now >= handle.served_at.saturating_add(SLOW_MS);
+            let slow = self.handles.values().filter(slow).count().min(sessions.saturating_mul(3));
+            if busy.saturating_sub(slow) + due >= sessions {
                 return;
             }
             if let Some(peer) = self.book.next_spare() {
