@@ -14,7 +14,7 @@ use crate::link::{Link, MESH, ManagerError};
 /// Seeders that are asked one question.
 const MOST_ASKED: usize = 8;
 /// A manager that has not answered by then may be away: seeders are asked beside it.
-const HEAD_START: Duration = Duration::from_secs(1);
+const HEAD_START: Duration = Duration::from_millis(500);
 /// For one seeder.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Once one answered, the others have this long to know something newer.
