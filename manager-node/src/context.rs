@@ -2,6 +2,7 @@
 //! replaced while the manager runs except the key set and the addresses.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -59,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) restore: u64,
     /// When it ran again after the newest of these, as its clock was then; see [`Context::came_back`]. Unix milliseconds.
     pub(crate) restored_at: Option<u64>,
+    /// Does it know what it had revoked before that? See [`crate::recovery`].
+    pub(crate) recalled: AtomicBool,
     /// This manager.
     pub(crate) peer: PeerId,
     /// Unix milliseconds of the start, as the clock was then.

@@ -1,16 +1,18 @@
 //! After a restore from a backup: what this manager revoked since then it no longer knows, but its seeders do, in epochs
 //! that it signed itself. It asks them, and says in its new chain again what it finds. Without this, a seeder that joins
-//! later would never hear of those revocations.
+//! later would never hear of those revocations. Until some have answered it sells nothing and gives out no ticket and no
+//! key: it would sell what was taken down, and give the key to whoever has the money back.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use node::{Protocol, Supervisor};
 use protocol::api::{SEEDER_PROTOCOL, SeederRequest, SeederResponse};
 use protocol::trust::{KeyPurpose, RevocationEpoch, Revocations as Added};
-use protocol::{PeerAddrs, PeerId, RefusalCode};
-use store::StoreError;
+use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
+use store::{Db, StoreError};
 
 use crate::context::{Context, now_ms};
 use crate::tables::MANAGER;
@@ -27,6 +29,14 @@ const PAGE: usize = 256;
 const MAX_EPOCHS: usize = 4096;
 /// Between two rounds over those that did not answer.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The same while nothing is sold for want of an answer.
+const SOON: Duration = Duration::from_secs(1);
+/// So many answers are waited for where more seeders could give one that does not come at once: a single one could lie.
+const ENOUGH: usize = 3;
+/// Pause before a shop or a client asks again.
+const ASK_AGAIN_MS: u64 = 1000;
+const NOT_RECALLED: &str = "this manager came back from a backup, and no seeder has told it yet what it had revoked since; \
+                            until then it sells nothing and gives out no ticket and no key";
 /// Seeders that have not answered by then are not waited for, milliseconds: what they alone knew is lost.
 const GIVE_UP_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 
@@ -44,15 +54,41 @@ pub(crate) fn start(ctx: &Arc<Context>, supervisor: &Supervisor) {
     });
 }
 
+/// Was everybody asked after this restore?
+pub(crate) fn is_done(db: &Db, restore: u64) -> Result<bool, StoreError> {
+    Ok(db.read(|txn| MANAGER.get(txn, &()))?.unwrap_or_default().recovered >= restore)
+}
+
+impl Context {
+    /// # Errors
+    /// `overloaded`, with a time to come back, between a restore and the first answers of seeders.
+    pub(crate) fn knows_what_it_revoked(&self) -> Result<(), Refusal> {
+        match self.recalled.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Err(Refusal::new(RefusalCode::Overloaded, NOT_RECALLED).retry_after(ASK_AGAIN_MS)),
+        }
+    }
+
+    /// Why this manager sells nothing after a restore.
+    pub(crate) fn recall_trouble(&self) -> Option<String> {
+        self.knows_what_it_revoked().err().map(|_| {
+            format!("{NOT_RECALLED}; start seeders, or revoke those that are gone for good (`willcall manager revoke seeder`)")
+        })
+    }
+}
+
 async fn recover(ctx: &Context) -> Result<(), StoreError> {
-    let recovered = ctx.db.read(|txn| MANAGER.get(txn, &()))?.unwrap_or_default().recovered;
-    if recovered >= ctx.restore {
+    if is_done(&ctx.db, ctx.restore)? {
         return Ok(());
     }
+    let recall = || {
+        if !ctx.recalled.swap(true, Ordering::AcqRel) {
+            tracing::info!("seeders told what was revoked since the backup, or there are none: it sells again");
+        }
+    };
     let (mut answered, mut found) = (HashSet::new(), 0);
-    let give_up = ctx.started_at.saturating_add(GIVE_UP_MS);
     loop {
-        let (waiting, all) = not_yet(ctx, &answered)?;
+        let Asked { waiting, all, others } = not_yet(ctx, &answered)?;
         for some in waiting.chunks(AT_ONCE) {
             let told = futures::future::join_all(some.iter().map(|seeder| ask(ctx, seeder))).await;
             for (seeder, told) in some.iter().zip(told) {
@@ -61,11 +97,20 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
                 }
                 found += take(ctx, told.epochs).await?;
             }
+            if told_by_others(ctx, &answered) >= ENOUGH {
+                recall();
+            }
         }
-        if (answered.len() >= all && all > 0) || now_ms() > give_up {
+        // All of them were asked now.
+        let heard = others == 0 || told_by_others(ctx, &answered) > 0;
+        let over = ctx.running_ms() > GIVE_UP_MS;
+        if heard || over {
+            recall();
+        }
+        if (answered.len() >= all && all > 0) || over {
             break;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(if heard { PAUSE } else { SOON }).await;
     }
     let restore = ctx.restore;
     ctx.db
@@ -83,9 +128,25 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Seeders with an address that have not answered, and how many seeders could answer in all.
-fn not_yet(ctx: &Context, answered: &HashSet<PeerId>) -> Result<(Vec<PeerAddrs>, usize), StoreError> {
-    let (mut waiting, mut all, mut after) = (Vec::new(), 0, None);
+/// Seeders whose memory is their own: the origin's may have been put back from the same backup.
+fn told_by_others(ctx: &Context, answered: &HashSet<PeerId>) -> usize {
+    let origin = ctx.registry.origin();
+    answered.iter().filter(|peer| Some(**peer) != origin).count()
+}
+
+/// Who is to be asked.
+#[derive(Default)]
+struct Asked {
+    /// Seeders that have not answered.
+    waiting: Vec<PeerAddrs>,
+    /// Seeders that could answer.
+    all: usize,
+    /// Of these, those beside the origin.
+    others: usize,
+}
+
+fn not_yet(ctx: &Context, answered: &HashSet<PeerId>) -> Result<Asked, StoreError> {
+    let (mut asked, mut after, origin) = (Asked::default(), None, ctx.registry.origin());
     loop {
         let page = ctx.registry.seeders(after, PAGE)?;
         let full = page.len() == PAGE;
@@ -95,13 +156,14 @@ fn not_yet(ctx: &Context, answered: &HashSet<PeerId>) -> Result<(Vec<PeerAddrs>,
             if record.last_report == 0 || ctx.revocations.with(|revoked| revoked.has_peer(&peer)) {
                 continue;
             }
-            all += 1;
+            asked.all += 1;
+            asked.others += usize::from(Some(peer) != origin);
             if !answered.contains(&peer) {
-                waiting.push(PeerAddrs::new(peer, record.addrs));
+                asked.waiting.push(PeerAddrs::new(peer, record.addrs));
             }
         }
         if !full {
-            return Ok((waiting, all));
+            return Ok(asked);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! stopping.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -170,6 +171,7 @@ async fn start_under(
     .map_err(|e| StartError::Thread(e.to_string()))??;
     revocations.begin_anew(restore.number).await?;
     let refusals = node.metrics().counter_by("refusals", "Requests refused, by service and code", ["service", "code"]);
+    let recalled = AtomicBool::new(recovery::is_done(&db, restore.number)?);
     let ctx = Arc::new(Context {
         catalogue: Catalogue::new(db.clone()),
         archive,
@@ -186,6 +188,7 @@ async fn start_under(
         audits: Audits::new(&node),
         restore: restore.number,
         restored_at: restore.at,
+        recalled,
         started_at: now_ms(),
         started: Instant::now(),
         refusals,

@@ -1,6 +1,7 @@
 //! Keys that a manager gives: the content's, in the ticket or against the client's word that everything is here, and the
 //! network's own, once on a new machine.
 
+use std::iter;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -180,13 +181,23 @@ struct Retry<'a> {
     asked: Instant,
     wait: Duration,
     cause: StallCause,
+    /// What it last said.
+    refused: Option<String>,
     progress: &'a watch::Sender<FetchProgress>,
     cancel: &'a CancellationToken,
 }
 
 impl<'a> Retry<'a> {
     fn new(patience: Duration, progress: &'a watch::Sender<FetchProgress>, cancel: &'a CancellationToken) -> Self {
-        Retry { left: patience, asked: Instant::now(), wait: WAIT.0, cause: StallCause::ManagerAway, progress, cancel }
+        Retry {
+            left: patience,
+            asked: Instant::now(),
+            wait: WAIT.0,
+            cause: StallCause::ManagerAway,
+            refused: None,
+            progress,
+            cancel,
+        }
     }
 
     /// From now on it is this machine's network, or the manager, that is waited for.
@@ -222,7 +233,9 @@ impl<'a> Retry<'a> {
         tokio::select! {
             answer = question => Ok(answer),
             () = too_long => {
-                let tried = vec![format!("no answer within {} s", limit.as_secs_f32())];
+                let silent = format!("no answer within {:.1} s", limit.as_secs_f32());
+                let said = self.refused.take().map(|refusal| format!("it said '{refusal}' before"));
+                let tried = iter::once(silent).chain(said).collect();
                 Ok(Err(late(ManagerError::Away { tried })))
             }
             () = self.cancel.cancelled() => Err(FetchError::Cancelled),
@@ -231,6 +244,9 @@ impl<'a> Retry<'a> {
 
     /// Waits until it may be asked again; false when that is no use, or would be too late.
     async fn pause(&mut self, error: &ManagerError) -> Result<bool, FetchError> {
+        if let ManagerError::Refused(refusal) = error {
+            self.refused = Some(refusal.to_string());
+        }
         let pause = match error {
             ManagerError::Refused(refusal) if refusal.retry_after_ms == 0 => return Ok(false),
             ManagerError::Refused(refusal) => Duration::from_millis(refusal.retry_after_ms).min(WAIT.1).max(WAIT.0),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use delivery::{Content, ContentStore, Pace, Rate};
 use node::{DirLock, DirLockError};
 use protocol::receipt::Completion;
-use protocol::{ChunkSet, Digest, Signed, TransactionId};
+use protocol::{ChunkSet, Digest, Refusal, Signed, TransactionId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -203,6 +203,7 @@ async fn fetch_linked(
         delivered,
         earlier,
         adopted: Arc::default(),
+        taken_back: Arc::default(),
         settling,
         late: Mutex::default(),
     };
@@ -309,6 +310,8 @@ pub(super) struct Run<'a> {
     earlier: Mutex<Earlier>,
     /// Bytes that an earlier run left without a note of them.
     pub(super) adopted: Arc<AtomicU64>,
+    /// The manager's word, while a transfer looked for sources, that the purchase was taken back.
+    pub(super) taken_back: Arc<Mutex<Option<Refusal>>>,
     /// Seeders of transfers that are over are being told so.
     pub(super) settling: tokio::sync::Mutex<JoinSet<Late>>,
     /// What these brought.

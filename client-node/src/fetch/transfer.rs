@@ -4,14 +4,12 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use delivery::{Content, FetchJob, FetchReport, MoreSources, Progress, SourceReport, Stall, StallCause, Stored};
-use futures::FutureExt;
-use futures::future::Either;
-use protocol::api::{MailboxRequest, provider_key};
+use delivery::{Content, FetchJob, FetchReport, Progress, SourceReport, Stall, StallCause, Stored};
+use protocol::api::MailboxRequest;
 use protocol::clock::ClockState;
 use protocol::deliver::Credential;
 use protocol::receipt::DeliveryId;
-use protocol::{ChunkSet, Digest, PeerAddrs, Refusal, RefusalCode};
+use protocol::{ChunkSet, Digest, Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +19,7 @@ use super::banned;
 use super::debts;
 use super::key::{Patience, TOLD_AFTER, renewed};
 use super::run::{ROUNDS, Run, millis};
+use super::sources::known_sources;
 use super::tally::{Late, Tally};
 use super::ticket::{self, Checked};
 use crate::home::{blocking, now_ms};
@@ -29,14 +28,6 @@ use crate::inbox::{TicketError, ask_ticket};
 use crate::link::{ManagerError, wants_newer_keys};
 use crate::plain::PlainError;
 use crate::unpack::UnpackError;
-
-/// Seeders taken from one question to the DHT.
-const PROVIDERS: usize = 32;
-/// Peers of the local network that are asked.
-const LAN_PEERS: usize = 8;
-const DHT_TIMEOUT: Duration = Duration::from_secs(8);
-/// For the manager's sources when the DHT has found some, or the other way round.
-const SECOND_SEARCH: Duration = Duration::from_millis(200);
 
 /// Complaints of one transfer: a network with more liars than that has other worries.
 const MAX_COMPLAINTS: usize = 8;
@@ -76,6 +67,13 @@ impl Run<'_> {
                 {
                     return Err(FetchError::ContentVoid(refusal));
                 }
+                transfer @ delivery::FetchError::Cancelled { .. }
+                    if !self.cancel.is_cancelled()
+                        && round < ROUNDS
+                        && let Some(said) = self.taken_back() =>
+                {
+                    self.with_another_lease(LeaseEnd::Revoked(said), transfer, checked).await?;
+                }
                 delivery::FetchError::Cancelled { .. } => return Err(FetchError::Cancelled),
                 delivery::FetchError::Create(delivery::CreateError::Damaged(damaged)) if round < ROUNDS => {
                     tracing::warn!(%damaged, "work folder repaired");
@@ -113,29 +111,7 @@ impl Run<'_> {
                     }
                 }
                 transfer if let Some(end) = lease_end(&transfer).filter(|_| round < ROUNDS) => {
-                    self.tell_of_renewal(&end);
-                    tokio::select! {
-                        known = self.learn(&end, checked) => known?,
-                        () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
-                    }
-                    if matches!(end, LeaseEnd::KeyGone(_))
-                        && let Some(refusal) = self.content_void(checked)
-                    {
-                        return Err(FetchError::ContentVoid(refusal));
-                    }
-                    let time = self.options.manager_patience;
-                    let patience = Patience { time, progress: self.progress, cancel: self.cancel };
-                    match renewed(self.home, self.link, checked, patience).await? {
-                        Ok(renewed) => *checked = renewed,
-                        Err(error) => {
-                            return Err(match end {
-                                LeaseEnd::Revoked(refusal) | LeaseEnd::KeyGone(refusal) => {
-                                    ticket::void(refusal, &error, checked.has_moved_on())
-                                }
-                                LeaseEnd::Over => FetchError::LeaseOver { transfer, renewal: error.to_string() },
-                            });
-                        }
-                    }
+                    self.with_another_lease(end, transfer, checked).await?;
                 }
                 // In this delivery they send nothing more, however long it is waited.
                 transfer if is_allowance_spent(&transfer) && round < ROUNDS => {
@@ -170,6 +146,48 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Goes on with a lease in place of one that no seeder takes any more, or says why there is none.
+    async fn with_another_lease(
+        &self,
+        end: LeaseEnd,
+        transfer: delivery::FetchError,
+        checked: &mut Checked,
+    ) -> Result<(), FetchError> {
+        self.tell_of_renewal(&end);
+        tokio::select! {
+            known = self.learn(&end, checked) => known?,
+            () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
+        }
+        if matches!(end, LeaseEnd::KeyGone(_))
+            && let Some(refusal) = self.content_void(checked)
+        {
+            return Err(FetchError::ContentVoid(refusal));
+        }
+        let time = self.options.manager_patience;
+        let patience = Patience { time, progress: self.progress, cancel: self.cancel };
+        match renewed(self.home, self.link, checked, patience).await? {
+            Ok(renewed) => {
+                *checked = renewed;
+                Ok(())
+            }
+            Err(error) => Err(match end {
+                LeaseEnd::Revoked(refusal) | LeaseEnd::KeyGone(refusal) => {
+                    ticket::void(refusal, &error, checked.has_moved_on())
+                }
+                LeaseEnd::Over => FetchError::LeaseOver { transfer, renewal: error.to_string() },
+            }),
+        }
+    }
+
+    /// What the manager said when it was asked for sources, if that is that the purchase was taken back.
+    fn taken_back(&self) -> Option<Refusal> {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_taken_back(&self) -> bool {
+        self.taken_back.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Another delivery takes the place of this one: what seeders are still owed in it is told them beside that.
@@ -300,6 +318,11 @@ impl Run<'_> {
                     () = over.cancelled() => false,
                 };
                 let now = transfer.borrow_and_update().clone();
+                // A transfer that moves goes on: what seeders still send was paid for when they began.
+                let stands_still = || now.stalled.is_some() && self.is_taken_back();
+                if goes_on && stands_still() {
+                    cancel.cancel();
+                }
                 if place.is_none()
                     && let Some(name) = self.name_of(&manifest)
                 {
@@ -483,64 +506,6 @@ impl Run<'_> {
             cancel,
         }
     }
-
-    /// Whoever says in the DHT to have it, the sources that the manager knows by now, and peers of the local network, who
-    /// may or may not have it.
-    fn more_sources(&self, checked: &Checked) -> MoreSources {
-        let (link, home) = (self.link.clone(), self.home.clone());
-        let (transaction, network) = (self.transaction, checked.purchase.network);
-        let key = *provider_key(&network, &checked.manifest).as_bytes();
-        Arc::new(move || {
-            let (link, home) = (link.clone(), home.clone());
-            async move {
-                let providers =
-                    async { link.node().find_first_providers(key, PROVIDERS, DHT_TIMEOUT).await.unwrap_or_default() };
-                let ticket = async {
-                    let ticket = ask_ticket(&link, transaction, network, home.peer_id()).await;
-                    ticket.map(|envelope| envelope.sources).unwrap_or_default()
-                };
-                let mut found = either_or_both(ticket, providers).await;
-                let near = link.node().lan_peers().await.unwrap_or_default();
-                found.extend(near.into_iter().take(LAN_PEERS));
-                found
-            }
-            .boxed()
-        })
-    }
-}
-
-/// What both find, or what one does and the other has not found a moment later: a manager that is away takes its time to
-/// be given up, and the next search hears of what came late.
-async fn either_or_both(
-    one: impl Future<Output = Vec<PeerAddrs>>,
-    other: impl Future<Output = Vec<PeerAddrs>>,
-) -> Vec<PeerAddrs> {
-    let (one, other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let (mut found, later) = match futures::future::select(one, other).await {
-        Either::Left((found, later)) => (found, later.left_future()),
-        Either::Right((found, later)) => (found, later.right_future()),
-    };
-    if found.is_empty() {
-        return later.await;
-    }
-    found.extend(tokio::time::timeout(SECOND_SEARCH, later).await.unwrap_or_default());
-    found
-}
-
-/// Sources with addresses first; the lease's order is the manager's preference.
-fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> {
-    let envelope = &checked.purchase.envelope;
-    let mut sources = Vec::new();
-    for peer in &checked.lease.sources {
-        let known = envelope.sources.iter().find(|source| source.peer == *peer);
-        sources.push(known.cloned().unwrap_or_else(|| PeerAddrs::from(*peer)));
-    }
-    for source in envelope.sources.iter().chain(configured) {
-        if !sources.iter().any(|known| known.peer == source.peer) {
-            sources.push(source.clone());
-        }
-    }
-    sources
 }
 
 fn is_held_by_nobody(error: &delivery::FetchError) -> bool {
@@ -596,18 +561,6 @@ mod tests {
     use protocol::PeerId;
 
     use super::*;
-
-    #[tokio::test]
-    async fn who_is_found_is_not_kept_waiting_for_a_manager_that_is_away() {
-        let found = |n: u8| std::future::ready(vec![PeerAddrs::from(PeerId::from_bytes([n; 32]))]);
-        let (none, never) = (|| std::future::ready(Vec::new()), std::future::pending::<Vec<PeerAddrs>>);
-        assert_eq!(either_or_both(found(1), never()).await, found(1).await);
-        assert_eq!(either_or_both(never(), found(2)).await, found(2).await);
-        assert_eq!(either_or_both(none(), found(2)).await, found(2).await);
-        assert_eq!(either_or_both(found(1), none()).await, found(1).await);
-        assert_eq!(either_or_both(found(1), found(2)).await.len(), 2);
-        assert_eq!(either_or_both(none(), none()).await, []);
-    }
 
     #[test]
     fn one_that_names_the_lease_as_void_is_heard_among_those_that_would_not_serve_it_anyway() {

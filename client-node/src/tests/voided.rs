@@ -154,6 +154,21 @@ async fn what_came_of_a_purchase_that_is_taken_back_goes_and_of_one_that_may_go_
     net.stop().await;
 }
 
+/// Seeders that are away, or have enough to do, say nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_stands_still_ends_when_the_manager_says_that_the_purchase_was_taken_back() {
+    let client = Client::new();
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(0)]).await;
+    let ticket = net.ticket(client.home.peer_id());
+    net.manager.refuses.lock().unwrap().replace(Refusal::new(RefusalCode::Revoked, "the purchase was refunded"));
+    let mut patient = options();
+    patient.limits.patience = 10 * LIMIT;
+    let error = client.fetch_with(by(&ticket), patient).await.unwrap_err();
+    assert!(matches!(error, FetchError::Revoked(_)), "{error}");
+    assert!(error.to_string().contains("was refunded"), "{error}");
+    net.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_moved_to_another_client_is_refused_until_it_comes_back() {
     let client = Client::new();

@@ -87,6 +87,7 @@ fn look(
     }
     let record = ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
+    ctx.knows_what_it_revoked()?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;
     // As it was reserved: a key may have been revoked since, and the product be published anew.

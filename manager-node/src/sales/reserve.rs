@@ -64,6 +64,7 @@ fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<F
     if let Some(sale) = known {
         return Ok(Formed::Before(repeated(&sale, &request)?));
     }
+    ctx.knows_what_it_revoked()?;
     let sale = form(ctx, merchant, request, now)?;
     Ok(Formed::New(sale.id()?, Arc::new(sale)))
 }

@@ -73,6 +73,7 @@ pub(super) fn is_taken_down(ctx: &Context, sale: &Sale) -> Result<bool, SaleErro
 
 /// Refuses what is withheld, and gives a payment back that is held for it.
 pub(super) fn check(ctx: &Context, id: TransactionId, client: PeerId, sale: &Sale, now: u64) -> Result<(), SaleError> {
+    ctx.knows_what_it_revoked()?;
     let Some(Withheld { refusal, give_back: due }) = withheld(ctx, &id, sale, now)? else { return Ok(()) };
     if due {
         let late_ms = ctx.config.close_grace_ms;

@@ -1,7 +1,9 @@
 //! A manager that comes back from an old backup: what it had said since then is not lost where others have it.
 
 use std::path::Path;
+use std::time::Duration;
 
+use protocol::manifest::KeyPolicy;
 use serde_json::{Value, json};
 use testnet::adversary::{Outcome, Tampering, present};
 use testnet::{Client, Network, Plan, Terms, until};
@@ -258,5 +260,90 @@ async fn who_had_fetched_again_after_the_backup_fetches_once_more() {
     std::fs::remove_dir_all(client.out()).unwrap();
     let outcome = client.fetch_all(by_ticket(&ticket)).await.unwrap();
     assert!(outcome.reported, "{outcome:?}");
+    network.stop().await.unwrap();
+}
+
+/// What was taken down since is sold to nobody, and whoever has the money back gets no key, although the backup knows
+/// nothing of either and no seeder can be asked at first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sold_after_a_restore_before_a_seeder_was_asked() {
+    show_logs();
+    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let (_, banned) = network.publish_noise("banned", 100 * KIB, &Terms::default()).await.unwrap();
+    let terms = Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() };
+    let (_, fair) = network.publish_noise("fair", 200 * KIB, &terms).await.unwrap();
+    let (client, other) = (network.client("client").await.unwrap(), network.client("other").await.unwrap());
+    let (given_back, ticket) = network.ticket(&client, fair.product).await.unwrap();
+    let (kept, kept_ticket) = network.ticket(&other, fair.product).await.unwrap();
+    let (dir, backup) = (network.dir().join("manager"), network.dir().join("backup"));
+    network.manager.stop().await.unwrap();
+    copy(&dir, &backup);
+    network.manager.start().await.unwrap();
+
+    let refund = json!({"cmd": "refund", "id": given_back});
+    network.manager.control(refund).await.unwrap();
+    network.revoke("content", banned.product).await.unwrap();
+    let heard = || async {
+        let status = network.seeders[0].control(json!({"cmd": "status"})).await.ok()?;
+        (status["revocation_epoch"].as_u64()? >= 2).then_some(())
+    };
+    until("the seeder hearing of both", heard).await.unwrap();
+    network.seeders[0].stop().await.unwrap();
+    network.manager.stop().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&backup, &dir).unwrap();
+    manager_node::mark_restored(&dir, 0).unwrap();
+    network.manager.start().await.unwrap();
+
+    // The order waits, with its payment held.
+    let order = client_node::BuyRequest {
+        merchant_url: network.merchants[0].url().unwrap(),
+        product: banned.product,
+        provider: "prepaid".to_owned(),
+        token: network.voucher(10_000).await.unwrap(),
+        client: None,
+        idempotency_key: None,
+        wait: Duration::from_millis(100),
+    };
+    let ordered = client_node::buy(other.home(), order).await.unwrap();
+    assert_eq!((ordered.state.as_str(), ordered.transaction), ("pending", None), "{ordered:?}");
+    let at_shop = async || {
+        let asked = json!({"cmd": "order", "order": ordered.order});
+        network.merchants[0].control(asked).await.unwrap()
+    };
+    let refused = || async { at_shop().await.to_string().contains("came back from a backup").then_some(()) };
+    until("the shop being told why", refused).await.unwrap();
+    let trouble = network.manager.control(json!({"cmd": "status"})).await.unwrap()["trouble"].to_string();
+    assert!(trouble.contains("came back from a backup") && trouble.contains("revoke seeder"), "{trouble}");
+    // The origin has all of the ciphertext; the key is what is not given out.
+    let options = client_node::FetchOptions { manager_patience: Duration::from_secs(7), ..Client::options() };
+    let error = other.fetch(by_ticket(&kept_ticket), options.clone()).done().await.unwrap_err();
+    assert!(error.to_string().contains("came back from a backup"), "{error}");
+    // The shop may have told of this one.
+    let error = client.fetch(by_ticket(&ticket), options).done().await.unwrap_err().to_string();
+    assert!(["came back from a backup", "revoked"].iter().any(|why| error.contains(why)), "{error}");
+    // Nor when it was started once more.
+    network.manager.stop().await.unwrap();
+    network.manager.start().await.unwrap();
+    let trouble = network.manager.control(json!({"cmd": "status"})).await.unwrap()["trouble"].to_string();
+    assert!(trouble.contains("came back from a backup"), "{trouble}");
+
+    network.seeders[0].start().await.unwrap();
+    let serving = || async {
+        let status = network.manager.control(json!({"cmd": "status"})).await.ok()?;
+        status["trouble"].is_null().then_some(())
+    };
+    until("the manager serving again", serving).await.unwrap();
+    let given_up = || async {
+        let order = network.merchants[0].control(json!({"cmd": "order", "order": ordered.order})).await.ok()?;
+        (order["stage"] == "cancelled").then_some(order)
+    };
+    let order = until("the order being given up", given_up).await.unwrap();
+    assert!(order.to_string().contains("unknown-product"), "{order}");
+    let error = client.fetch_all(by_ticket(&ticket)).await.unwrap_err();
+    assert_eq!(error.cause(), "revoked", "{error}");
+    other.fetch_all(by_ticket(&kept_ticket)).await.unwrap();
+    network.until_state(kept, "settled").await.unwrap();
+    assert_eq!(network.transaction(given_back).await.unwrap()["release"]["captured"], false);
     network.stop().await.unwrap();
 }

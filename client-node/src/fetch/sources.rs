@@ -1,0 +1,109 @@
+//! Where seeders are looked for while a transfer goes on.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use delivery::MoreSources;
+use futures::FutureExt;
+use futures::future::Either;
+use protocol::api::provider_key;
+use protocol::{PeerAddrs, RefusalCode};
+
+use super::run::Run;
+use super::ticket::Checked;
+use crate::inbox::{TicketError, ask_ticket};
+use crate::link::ManagerError;
+
+/// Seeders taken from one question to the DHT.
+const PROVIDERS: usize = 32;
+/// Peers of the local network that are asked.
+const LAN_PEERS: usize = 8;
+const DHT_TIMEOUT: Duration = Duration::from_secs(8);
+/// For the manager's sources when the DHT has found some, or the other way round.
+const SECOND_SEARCH: Duration = Duration::from_millis(200);
+
+impl Run<'_> {
+    /// Whoever says in the DHT to have it, the sources that the manager knows by now, and peers of the local network, who
+    /// may or may not have it. Should the manager say that the purchase was taken back, that is kept.
+    pub(super) fn more_sources(&self, checked: &Checked) -> MoreSources {
+        let (link, home) = (self.link.clone(), self.home.clone());
+        let (transaction, network) = (self.transaction, checked.purchase.network);
+        let key = *provider_key(&network, &checked.manifest).as_bytes();
+        let taken_back = Arc::clone(&self.taken_back);
+        Arc::new(move || {
+            let (link, home, taken_back) = (link.clone(), home.clone(), Arc::clone(&taken_back));
+            async move {
+                let providers =
+                    async { link.node().find_first_providers(key, PROVIDERS, DHT_TIMEOUT).await.unwrap_or_default() };
+                let ticket = async {
+                    match ask_ticket(&link, transaction, network, home.peer_id()).await {
+                        Ok(envelope) => envelope.sources,
+                        Err(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
+                            *taken_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
+                            Vec::new()
+                        }
+                        Err(_) => Vec::new(),
+                    }
+                };
+                let mut found = either_or_both(ticket, providers).await;
+                let near = link.node().lan_peers().await.unwrap_or_default();
+                found.extend(near.into_iter().take(LAN_PEERS));
+                found
+            }
+            .boxed()
+        })
+    }
+}
+
+/// What both find, or what one does and the other has not found a moment later: a manager that is away takes its time to
+/// be given up, and the next search hears of what came late.
+async fn either_or_both(
+    one: impl Future<Output = Vec<PeerAddrs>>,
+    other: impl Future<Output = Vec<PeerAddrs>>,
+) -> Vec<PeerAddrs> {
+    let (one, other) = (std::pin::pin!(one), std::pin::pin!(other));
+    let (mut found, later) = match futures::future::select(one, other).await {
+        Either::Left((found, later)) => (found, later.left_future()),
+        Either::Right((found, later)) => (found, later.right_future()),
+    };
+    if found.is_empty() {
+        return later.await;
+    }
+    found.extend(tokio::time::timeout(SECOND_SEARCH, later).await.unwrap_or_default());
+    found
+}
+
+/// Sources with addresses first; the lease's order is the manager's preference.
+pub(super) fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> {
+    let envelope = &checked.purchase.envelope;
+    let mut sources = Vec::new();
+    for peer in &checked.lease.sources {
+        let known = envelope.sources.iter().find(|source| source.peer == *peer);
+        sources.push(known.cloned().unwrap_or_else(|| PeerAddrs::from(*peer)));
+    }
+    for source in envelope.sources.iter().chain(configured) {
+        if !sources.iter().any(|known| known.peer == source.peer) {
+            sources.push(source.clone());
+        }
+    }
+    sources
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::PeerId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_found_is_not_kept_waiting_for_a_manager_that_is_away() {
+        let found = |n: u8| std::future::ready(vec![PeerAddrs::from(PeerId::from_bytes([n; 32]))]);
+        let (none, never) = (|| std::future::ready(Vec::new()), std::future::pending::<Vec<PeerAddrs>>);
+        assert_eq!(either_or_both(found(1), never()).await, found(1).await);
+        assert_eq!(either_or_both(never(), found(2)).await, found(2).await);
+        assert_eq!(either_or_both(none(), found(2)).await, found(2).await);
+        assert_eq!(either_or_both(found(1), none()).await, found(1).await);
+        assert_eq!(either_or_both(found(1), found(2)).await.len(), 2);
+        assert_eq!(either_or_both(none(), none()).await, []);
+    }
+}
