@@ -119,6 +119,7 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
     Ok(json!({
         "request": codec::encode(&set), "in_force": codec::encode(ctx.trust().signed_key_set()),
         "version": report.version, "key": report.key, "replaced": report.replaced, "lost": report.lost,
+        "own": report.own,
         "void": affected,
     }))
 }

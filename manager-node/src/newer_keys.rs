@@ -99,7 +99,10 @@ mod tests {
     }
 
     async fn rotate(shop: &Shop, purpose: &str) -> serde_json::Value {
-        let asked = json!({"cmd": "keys-prepare", "purpose": purpose, "margin_ms": 60_000});
+        rotate_by(shop, json!({"cmd": "keys-prepare", "purpose": purpose, "margin_ms": 60_000})).await
+    }
+
+    async fn rotate_by(shop: &Shop, asked: serde_json::Value) -> serde_json::Value {
         let prepared = shop.running.control(asked).await.unwrap();
         let request: Vec<u8> = serde_json::from_value(prepared["request"].clone()).unwrap();
         let signed = sign_key_set(&request, &shop.ctx.dir.join("root.key"), None).unwrap();
@@ -118,6 +121,37 @@ mod tests {
             set.keys.push(KeyEntry { purpose: *purpose, key, state: KeyState::Active });
         }
         set
+    }
+
+    /// The folder came back from before a change of keys, signed under that number, and then its disk was stolen.
+    #[tokio::test]
+    async fn what_was_signed_with_a_stolen_key_that_the_network_never_saw_is_void_too() {
+        let shop = Shop::open(Terms::default()).await;
+        let root = node::load_key(&shop.ctx.dir.join("root.key"), None).unwrap();
+        let first = shop.ctx.trust().key_set().clone();
+        let theirs = Signed::sign(&followed(&first, &[KeyPurpose::Ticket], first.issued_at + 1), &root);
+        for purpose in ["ticket", "settlement"] {
+            rotate(&shop, purpose).await;
+        }
+        let own = shop.ctx.trust().key_set().clone();
+        let theirs_later = KeySet { version: own.version, ..theirs.peek().unwrap() };
+        show(&shop, &Signed::sign(&theirs_later, &root)).await.unwrap();
+        let asked = json!({"cmd": "keys-prepare", "purpose": "ticket", "stolen": true, "margin_ms": 60_000});
+        let prepared = rotate_by(&shop, asked).await;
+        let set = shop.ctx.trust().key_set().clone();
+        let own_key = |purpose| {
+            own.keys
+                .iter()
+                .find(|e| e.purpose == purpose && e.state == KeyState::Active)
+                .map(|entry| entry.key)
+                .unwrap()
+        };
+        let state = |key| set.keys.iter().find(|entry| entry.key == key).map(|entry| entry.state).unwrap();
+        let (ticket, settlement) = (own_key(KeyPurpose::Ticket), own_key(KeyPurpose::Settlement));
+        assert_eq!(state(ticket), KeyState::Revoked);
+        assert!(matches!(state(settlement), KeyState::Retiring { .. }), "nobody said that this one was stolen");
+        assert_eq!(prepared["own"].as_array().unwrap().len(), 2, "{prepared}");
+        shop.close().await;
     }
 
     /// The key was stolen and replaced, and then the folder came back from before.
@@ -215,6 +249,7 @@ mod tests {
         assert_eq!(shop.admitted(&shop.client, &renewed), Ok(()), "sold under keys that were in no set");
         let own = renewed.ticket.lease.signer();
         assert!(trust.key_set().keys.iter().any(|e| e.key == own && matches!(e.state, KeyState::Retiring { .. })));
+        assert_eq!(prepared["own"].as_array().unwrap().len(), 1, "{prepared}");
         assert_ne!(sold.ticket.lease.signer(), after.ticket.lease.signer());
         // One whose keys are here is followed as it is.
         let next = KeySet { version: 7, ..trust.key_set().clone() };

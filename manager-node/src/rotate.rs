@@ -37,6 +37,8 @@ pub struct RotateReport {
     pub replaced: Option<PeerId>,
     /// Other purposes whose key is not here, and was replaced with it: the manager came back from a backup from before it.
     pub lost: Vec<&'static str>,
+    /// Keys under which this manager signed before it heard of others, and which the network has not seen: named now.
+    pub own: Vec<PeerId>,
 }
 
 /// Why nothing was changed.
@@ -151,9 +153,13 @@ pub(crate) fn next_set(
     now: u64,
     margin_ms: u64,
 ) -> Result<(KeySet, RotateReport), RotateError> {
+    let stolen = match change {
+        Change::Rotate { purpose, old: OldKey::Revoke } => Some(purpose),
+        _ => None,
+    };
     let (mut set, mut report) = changed(dir, trust, change, now, margin_ms)?;
     let here = keys_here(dir)?;
-    keep_own(dir, trust, &mut set, &here, now.saturating_add(margin_ms));
+    report.own = keep_own(dir, trust, &mut set, &here, stolen, now.saturating_add(margin_ms));
     for purpose in KeyPurpose::ALL {
         let is_lost = |e: &KeyEntry| e.purpose == purpose && e.state == KeyState::Active && !here.contains(&e.key);
         if !set.keys.iter().any(is_lost) {
@@ -169,21 +175,36 @@ pub(crate) fn next_set(
 }
 
 /// A manager that came back from a backup may have used a number again before it heard of the set that has it, and signed
-/// under that. The keys of its own set sign nothing any more; what they did sign holds for as long as under any other.
-fn keep_own(dir: &Path, trust: &Trust, set: &mut KeySet, here: &HashSet<PeerId>, not_issued_after: u64) {
-    let Ok(own) = load_own_key_set(dir, 0) else { return };
+/// under that. The keys of its own set sign nothing any more; what they did sign holds for as long as under any other, but
+/// for a purpose whose key was `stolen`: whoever has the one has the other. Gives those that are named by it.
+fn keep_own(
+    dir: &Path,
+    trust: &Trust,
+    set: &mut KeySet,
+    here: &HashSet<PeerId>,
+    stolen: Option<KeyPurpose>,
+    not_issued_after: u64,
+) -> Vec<PeerId> {
+    let mut named = Vec::new();
+    let Ok(own) = load_own_key_set(dir, 0) else { return named };
     let (own, known) = (own.key_set(), trust.key_set());
     if own.version < known.version || own == known {
-        return;
+        return named;
     }
     for entry in own.keys.iter().filter(|entry| entry.state == KeyState::Active && here.contains(&entry.key)) {
         // Of those that are lost each is replaced by one more.
         let room = set.keys.len() + KeyPurpose::ALL.len() < KeySet::MAX_KEYS;
         if room && !set.keys.iter().any(|other| other.key == entry.key) {
             let dead_after = not_issued_after.saturating_add(good_for(entry.purpose));
-            set.keys.push(KeyEntry { state: KeyState::Retiring { not_issued_after, dead_after }, ..*entry });
+            let state = match stolen == Some(entry.purpose) {
+                true => KeyState::Revoked,
+                false => KeyState::Retiring { not_issued_after, dead_after },
+            };
+            set.keys.push(KeyEntry { state, ..*entry });
+            named.push(entry.key);
         }
     }
+    named
 }
 
 fn changed(
@@ -209,7 +230,13 @@ fn changed(
         Change::Rotate { purpose, old } => (purpose, old),
         Change::NameRoot { root } => {
             set.next_root = Some(commitment(&root));
-            let report = RotateReport { version: set.version, key: Some(root), replaced: None, lost: Vec::new() };
+            let report = RotateReport {
+                version: set.version,
+                key: Some(root),
+                replaced: None,
+                lost: Vec::new(),
+                own: Vec::new(),
+            };
             return Ok((set, report));
         }
         Change::Root { handover, then } => {
@@ -218,7 +245,8 @@ fn changed(
             let bad = |refusal: Refusal| RotateError::Request { reason: refusal.to_string() };
             let root = root_after(&trust.root(), &set.handovers).map_err(bad)?;
             let replaced = Some(trust.signed_key_set().signer());
-            let report = RotateReport { version: set.version, key: Some(root), replaced, lost: Vec::new() };
+            let report =
+                RotateReport { version: set.version, key: Some(root), replaced, lost: Vec::new(), own: Vec::new() };
             return Ok((set, report));
         }
         Change::Revoke { key } => {
@@ -226,17 +254,29 @@ fn changed(
             let (purpose, was_active) = (entry.purpose, entry.state == KeyState::Active);
             entry.state = KeyState::Revoked;
             if !was_active {
-                let report = RotateReport { version: set.version, key: None, replaced: Some(key), lost: Vec::new() };
+                let report = RotateReport {
+                    version: set.version,
+                    key: None,
+                    replaced: Some(key),
+                    lost: Vec::new(),
+                    own: Vec::new(),
+                };
                 return Ok((set, report));
             }
             let made = make_key(dir, purpose, set.version)?;
             set.keys.push(KeyEntry { purpose, key: made, state: KeyState::Active });
-            let report = RotateReport { version: set.version, key: Some(made), replaced: Some(key), lost: Vec::new() };
+            let report = RotateReport {
+                version: set.version,
+                key: Some(made),
+                replaced: Some(key),
+                lost: Vec::new(),
+                own: Vec::new(),
+            };
             return Ok((set, report));
         }
     };
     let (key, replaced) = replace(dir, &mut set, purpose, old, now, margin_ms)?;
-    let report = RotateReport { version: set.version, key: Some(key), replaced, lost: Vec::new() };
+    let report = RotateReport { version: set.version, key: Some(key), replaced, lost: Vec::new(), own: Vec::new() };
     Ok((set, report))
 }
 

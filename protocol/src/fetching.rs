@@ -7,6 +7,6 @@ mod rarity;
 mod scheduler;
 mod session;
 
-pub use crowd::Crowd;
+pub use crowd::{Crowd, Room};
 pub use scheduler::{Loss, Scheduler, SchedulerConfig, SourceView, Verified};
 pub use session::{Session, SessionError, SessionEvent, SessionTerms};

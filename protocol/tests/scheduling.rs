@@ -17,7 +17,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
-use protocol::fetching::{Loss, Scheduler, SchedulerConfig};
+use protocol::fetching::{Crowd, Loss, Scheduler, SchedulerConfig};
 use protocol::{ChunkSet, PeerId};
 use world::{Fixed, NOW};
 
@@ -98,6 +98,9 @@ struct Sim {
     sent: u32,
     random: Fixed,
     limit: Option<Limit>,
+    crowd: Option<Crowd>,
+    /// Most seeders that were busy at a time.
+    busiest: usize,
     /// The client is at a chunk; whose turn is next.
     reading: bool,
     turn: usize,
@@ -118,6 +121,7 @@ struct Outcome {
     ms: u64,
     duplicates: u32,
     complete: bool,
+    busiest: usize,
 }
 
 fn peer(n: usize) -> PeerId {
@@ -132,8 +136,41 @@ impl Sim {
         }
         let remotes = lines.iter().map(|_| Remote::default()).collect();
         let (events, random) = (BTreeMap::new(), Fixed::new(seed));
-        let (made, sent, limit, reading, turn) = (0, 0, None, false, 0);
-        Sim { now: NOW, lines, remotes, events, made, scheduler, total, sent, random, limit, reading, turn }
+        let (made, sent, limit, crowd, busiest, reading, turn) = (0, 0, None, None, 0, false, 0);
+        let now = NOW;
+        Sim { now, lines, remotes, events, made, scheduler, total, sent, random, limit, crowd, busiest, reading, turn }
+    }
+
+    /// As a client does: no more seeders at a time than the line is good for.
+    fn crowded(self) -> Self {
+        Sim { crowd: Some(Crowd::new(CHUNK)), ..self }
+    }
+
+    /// Whoever sends is heard, and what all of them send is the rate, as far as the client's line carries it.
+    fn limit_busy(&mut self) {
+        if self.crowd.is_none() {
+            return;
+        }
+        let mut rate = 0;
+        for n in 0..self.lines.len() {
+            if !self.is_sending(n) {
+                continue;
+            }
+            self.scheduler.heard(&peer(n), self.now);
+            rate += u64::from(CHUNK) * 1000 / self.lines[n].chunk_ms;
+        }
+        if let Some(limit) = self.limit {
+            rate = rate.min(u64::from(CHUNK) * 1000 / limit.chunk_ms);
+        }
+        let busy = self.scheduler.busy(self.now);
+        self.busiest = self.busiest.max(busy);
+        if let Some(crowd) = &mut self.crowd {
+            self.scheduler.limit_busy(crowd.room((busy > 0).then_some(rate), busy, self.now));
+        }
+    }
+
+    fn is_sending(&self, n: usize) -> bool {
+        self.remotes[n].sending || self.remotes[n].unread > 0
     }
 
     fn limited(self, limit: Limit) -> Self {
@@ -273,7 +310,10 @@ impl Sim {
     fn drive(&mut self) {
         for stalled in self.scheduler.stalled(self.now) {
             let n = (0..self.lines.len()).find(|m| peer(*m) == stalled).unwrap();
-            self.lose(n, Loss::Failed);
+            // A chunk that trickles in is waited for.
+            if self.crowd.is_none() || !self.is_sending(n) {
+                self.lose(n, Loss::Failed);
+            }
         }
         for due in self.scheduler.due_connections(self.now) {
             let n = (0..self.lines.len()).find(|m| peer(*m) == due).unwrap();
@@ -287,6 +327,7 @@ impl Sim {
             };
             self.after(trip, n, event);
         }
+        self.limit_busy();
         for (to, chunks) in self.scheduler.plan(self.now) {
             let n = (0..self.lines.len()).find(|m| peer(*m) == to).unwrap();
             assert!(!chunks.is_empty() && self.lines[n].holds.is_superset(&chunks), "asked for what is not held");
@@ -304,7 +345,8 @@ impl Sim {
         self.drive();
         while !self.scheduler.is_complete() && !self.scheduler.is_abandoned() && self.now < limit {
             let next = self.events.keys().next().copied();
-            let wake = self.scheduler.next_wake(self.now).map(|at| at.max(self.now + 1));
+            let least = if self.crowd.is_some() { 100 } else { 1 };
+            let wake = self.scheduler.next_wake(self.now).map(|at| at.max(self.now + least));
             match (next, wake) {
                 (Some(key), wake) if wake.is_none_or(|at| key.0 <= at) => {
                     self.now = key.0;
@@ -324,7 +366,8 @@ impl Sim {
             self.drive();
         }
         let complete = self.scheduler.is_complete();
-        Outcome { ms: self.now - NOW, duplicates: self.sent.saturating_sub(self.total), complete }
+        let (ms, duplicates, busiest) = (self.now - NOW, self.sent.saturating_sub(self.total), self.busiest);
+        Outcome { ms, duplicates, complete, busiest }
     }
 }
 
@@ -379,6 +422,33 @@ fn one_four_sixteen(total: u32, unit: u64, latency: u64, uneven: u64) {
     );
     assert!(over <= 10.0, "{total} chunks, unit {unit} ms, latency {latency} ms: {over:.1} % over");
     assert!(duplicates <= 2.0, "{total} chunks, unit {unit} ms: {duplicates:.1} % duplicates");
+}
+
+/// Slow ones were there first and never stop; the fast ones come when these are busy.
+#[test]
+fn fast_seeders_that_come_late_are_asked_beside_slow_ones_that_are_busy() {
+    println!("slow  kB/s   took s");
+    for slow in [1, 2, 3, 5, 10] {
+        for rate in [2, 6, 10, 15, 20] {
+            let each = Line::new(u64::from(CHUNK) / rate, whole(2000));
+            let fast = Line { busy: 6, ..Line::new(100, whole(2000)) };
+            let lines = [vec![each; slow], vec![fast; 6]].concat();
+            let outcome = Sim::new(2000, lines, 7).crowded().run();
+            println!("{slow:>4}  {rate:>4}  {:>7.1}", outcome.ms as f64 / 1000.0);
+            assert!(outcome.complete && outcome.ms < 15 * 60_000, "{slow} slow ones of {rate} kB/s: {outcome:?}");
+        }
+    }
+}
+
+/// A client's own line carries so little that more seeders only make each chunk take longer.
+#[test]
+fn on_a_slow_line_few_seeders_are_asked_at_a_time() {
+    for rate in [10, 30, 100] {
+        let lines = vec![Line::new(100, whole(60)); 16];
+        let limit = Limit { chunk_ms: u64::from(CHUNK) / rate, buffer: 2 };
+        let outcome = Sim::new(60, lines, 7).limited(limit).crowded().run();
+        assert!(outcome.complete && outcome.busiest <= 4, "{rate} kB/s: {outcome:?}");
+    }
 }
 
 /// Whatever the lines do, a download ends while what the good ones hold is everything.
@@ -466,7 +536,7 @@ fn limited_and_silent(seeders: usize, total: u32, limit: Limit, at: u64) {
     let ideal = u64::from(total) * limit.chunk_ms;
     let mut lines: Vec<Line> = (0..seeders).map(|_| fast()).collect();
     lines[seeders - 1].hangs_at = ideal * at / 10;
-    let Outcome { ms, duplicates, complete } = Sim::new(total, lines, 1).limited(limit).run();
+    let Outcome { ms, duplicates, complete, .. } = Sim::new(total, lines, 1).limited(limit).run();
     let (chunk_ms, buffer, hangs_at) = (limit.chunk_ms, limit.buffer, ideal * at / 10);
     let (took, least) = (ms as f64 / 1000.0, ideal as f64 / 1000.0);
     println!(

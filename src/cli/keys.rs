@@ -247,7 +247,12 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
         let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
         let lost = rows(prepared, "lost").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
         let lost = if lost.is_empty() { lost } else { format!("\nreplaces, because they are not here: {lost}") };
-        format!("new key {key}\nreplaces {replaced}{lost}")
+        let own = rows(prepared, "own").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+        let own = match own.is_empty() {
+            true => own,
+            false => format!("\nnames keys of this manager that the network has not seen (void if stolen): {own}"),
+        };
+        format!("new key {key}\nreplaces {replaced}{lost}{own}")
     };
     let in_force: Vec<u8> = serde_json::from_value(prepared.get("in_force").cloned().unwrap_or_default())
         .context("the manager answered without its key set")?;

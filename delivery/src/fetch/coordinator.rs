@@ -104,6 +104,8 @@ pub(super) struct Coordinator {
     read: Arc<AtomicU64>,
     line: LineMeter,
     crowd: Crowd,
+    /// Those who are asked are so slow that others are looked for.
+    slow: bool,
     /// By [`running_ms`].
     told_at: u64,
     /// When something is tried next, as it was told last, unix milliseconds.
@@ -182,6 +184,7 @@ impl Coordinator {
             read: Arc::default(),
             line: LineMeter::default(),
             crowd: Crowd::new(1),
+            slow: false,
             told_at: 0,
             told_next: 0,
             job,
@@ -398,8 +401,8 @@ impl Coordinator {
         }
         let (busy, read) = (self.scheduler.busy(now), self.read.load(Ordering::Relaxed));
         let rate = self.line.rate(busy > 0, now, read);
-        let most = self.crowd.most(rate, busy, now);
-        self.scheduler.limit_busy(most);
+        self.slow = self.crowd.is_slow(rate, busy);
+        self.scheduler.limit_busy(self.crowd.room(rate, busy, now));
     }
 
     fn on_waiting_reports(&mut self) {
@@ -570,7 +573,8 @@ impl Coordinator {
     fn search_if_due(&mut self) {
         let Some(more) = &self.job.more_sources else { return };
         let needy = self.handles.values().filter(|handle| handle.welcome.is_some()).count() < 2
-            || !self.scheduler.unheld().is_empty();
+            || !self.scheduler.unheld().is_empty()
+            || self.slow;
         if !needy || self.discovery.is_some() || Instant::now() < self.discovery_due {
             return;
         }

@@ -1,6 +1,8 @@
 //! How many seeders are to send at the same time. Each chunk comes from one of them, in one piece: on a line that all of
 //! them share, more of them do not bring more, but make each chunk take longer, until seeders take this client for one that
-//! does not read. Where seeders are what is slow, every one of them helps. Which of the two it is shows when one is added.
+//! does not read. Where seeders are what is slow, every one of them helps. Which of the two it is shows when one is added:
+//! beside all that are busy, or it would show nothing. So a fast one that came late is found, however many slow ones there
+//! are; one that brought nothing is let go of again.
 
 /// Seeders at the beginning, before anything is known of the line.
 const FIRST: usize = 2;
@@ -10,6 +12,8 @@ const SOON_MS: u64 = 4_000;
 const TRIAL_MS: u64 = 6_000;
 /// When it brought nothing, another is tried after this time, milliseconds.
 const AGAIN_MS: u64 = 30_000;
+/// Where each of them takes longer for a chunk, others are looked for, milliseconds.
+const SLOW_MS: u64 = 30_000;
 /// Less for each of them, bytes per second, and seeders begin to take their client for a hostile one.
 const LEAST_RATE: u64 = 16 * 1024;
 
@@ -18,46 +22,70 @@ const LEAST_RATE: u64 = 16 * 1024;
 pub struct Crowd {
     chunk_size: u64,
     most: usize,
+    kept: usize,
     trial: Trial,
+}
+
+/// How many seeders are to be busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// While so many are, no other is asked.
+    pub most: usize,
+    /// So many of those who are go on, the fastest; the others bring what they owe.
+    pub kept: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Trial {
     /// None before this time.
     NotBefore(u64),
-    /// Some were added: what came before that, bytes per second, from how many, and when it is judged.
-    Since { rate: u64, most: usize, until: u64 },
+    /// Some are added: what came before that, bytes per second, from how many, what the most was, and when it is judged.
+    Since { rate: u64, busy: usize, most: usize, until: u64 },
 }
 
 impl Crowd {
     /// For chunks of so many bytes.
     pub fn new(chunk_size: u32) -> Self {
-        Crowd { chunk_size: u64::from(chunk_size.max(1)), most: FIRST, trial: Trial::NotBefore(0) }
+        let chunk_size = u64::from(chunk_size.max(1));
+        Crowd { chunk_size, most: FIRST, kept: usize::MAX, trial: Trial::NotBefore(0) }
+    }
+
+    /// Would a chunk from each of those who are busy take so long at this rate that others are worth looking for?
+    pub fn is_slow(&self, rate: Option<u64>, busy: usize) -> bool {
+        let busy = u64::try_from(busy).unwrap_or(u64::MAX);
+        rate.is_some_and(|rate| rate.saturating_mul(SLOW_MS) / 1000 < self.chunk_size.saturating_mul(busy))
     }
 
     /// Seeders that may owe something at once, when so many bytes per second come from all of them together, `None` while
     /// that cannot be told, and so many do. Time is in milliseconds.
-    pub fn most(&mut self, rate: Option<u64>, busy: usize, now: u64) -> usize {
+    pub fn room(&mut self, rate: Option<u64>, busy: usize, now: u64) -> Room {
+        let most = self.most(rate, busy, now);
+        Room { most, kept: self.kept.max(most) }
+    }
+
+    fn most(&mut self, rate: Option<u64>, busy: usize, now: u64) -> usize {
         let Some(rate) = rate else { return self.most };
         let ample = usize::try_from(rate.saturating_mul(SOON_MS) / 1000 / self.chunk_size).unwrap_or(usize::MAX);
         if ample > self.most {
-            (self.most, self.trial) = (ample, Trial::NotBefore(now));
+            (self.most, self.kept, self.trial) = (ample, usize::MAX, Trial::NotBefore(now));
             return self.most;
         }
         let bearable = usize::try_from(rate / LEAST_RATE).unwrap_or(usize::MAX).max(1);
         match self.trial {
-            Trial::NotBefore(at) if now >= at && busy >= self.most && self.most <= bearable => {
+            // Whoever was let go of has brought what it owed.
+            Trial::NotBefore(at) if now >= at && busy >= self.most && busy <= self.kept => {
                 let until = now.saturating_add(TRIAL_MS);
-                self.trial = Trial::Since { rate, most: self.most, until };
-                self.most = self.most.saturating_add((self.most / 2).max(1));
+                let more = if self.most <= bearable { (self.most / 2).max(1) } else { 1 };
+                self.trial = Trial::Since { rate, busy, most: self.most, until };
+                (self.most, self.kept) = (busy.saturating_add(more), usize::MAX);
             }
-            Trial::Since { rate: before, most, until } if now >= until => {
+            Trial::Since { rate: before, busy: those, most, until } if now >= until => {
                 // What came for each of them before, for half of those that were added.
-                let added = u64::try_from(busy.min(self.most).saturating_sub(most)).unwrap_or(u64::MAX);
-                let each = before / u64::try_from(most).unwrap_or(u64::MAX).max(1);
+                let added = u64::try_from(busy.min(self.most).saturating_sub(those)).unwrap_or(u64::MAX);
+                let each = before / u64::try_from(those).unwrap_or(u64::MAX).max(1);
                 let helps = rate >= before.saturating_add(each.saturating_mul(added) / 2) && added > 0;
                 if !helps {
-                    self.most = most;
+                    (self.most, self.kept) = (most, those);
                 }
                 self.trial = Trial::NotBefore(if helps { now } else { now.saturating_add(AGAIN_MS) });
             }

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 
+use super::crowd::Room;
 use super::pace::{Pace, millis};
 use super::rarity::Rarity;
 use crate::ids::PeerId;
@@ -139,7 +140,7 @@ pub struct Scheduler {
     /// Over the connected seeders; made anew when one comes or goes.
     rarity: Option<Rarity>,
     /// Seeders that may send at once.
-    most: usize,
+    room: Room,
 }
 
 impl Scheduler {
@@ -149,7 +150,8 @@ impl Scheduler {
     /// A scheduler for `total` chunks of which `have` are here.
     pub fn new(total: u32, chunk_size: u32, have: &ChunkSet, config: SchedulerConfig) -> Self {
         let missing = ChunkSet::from_range(0..total).difference(have);
-        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new(), rarity: None, most: usize::MAX }
+        let room = Room { most: usize::MAX, kept: usize::MAX };
+        Scheduler { config, chunk_size, missing, total, sources: BTreeMap::new(), rarity: None, room }
     }
 
     /// A seeder that may hold something; known ones are passed over. False when the table is full.
@@ -190,8 +192,8 @@ impl Scheduler {
     }
 
     /// From now on at most so many seeders are to send at the same time; see [`super::Crowd`]. No limit until then.
-    pub fn limit_busy(&mut self, most: usize) {
-        self.most = most.max(1);
+    pub fn limit_busy(&mut self, room: Room) {
+        self.room = Room { most: room.most.max(1), kept: room.kept.max(1) };
     }
 
     /// Bytes of a chunk came from a seeder, whether or not that is whole.
@@ -319,11 +321,12 @@ impl Scheduler {
         }
         let shares = self.shares(&free, now);
         let mut requests = Vec::new();
-        let mut places = self.most.saturating_sub(self.busy(now));
+        let (mut places, mut kept) = (self.room.most.saturating_sub(self.busy(now)), self.room.kept);
         for (peer, idle) in self.in_order(now) {
-            if idle && places == 0 {
+            if idle && places == 0 || !idle && kept == 0 {
                 continue;
             }
+            kept -= usize::from(!idle);
             let room = self.room(&peer);
             let wanted = shares.as_ref().map_or(room, |shares| room.min(shares.get(&peer).copied().unwrap_or(0)));
             let mut chunks = ChunkSet::new();
@@ -352,17 +355,32 @@ impl Scheduler {
     }
 
     /// Connected seeders, each with whether it takes a place among those that are busy when it is asked for something: first
-    /// those that have one, then the others in the caller's order.
+    /// those that have one, the fastest before the others. Then those that were faster than these are, then those that were
+    /// never measured, in the caller's order, and the slow ones.
     fn in_order(&self, now: u64) -> Vec<(PeerId, bool)> {
+        if self.room.most >= self.sources.len() && self.room.kept >= self.sources.len() {
+            return self.connected_sources().map(|(peer, c)| (peer, !self.is_busy(c, now))).collect();
+        }
+        let chunk_ms = |peer: &PeerId| self.each_ms(peer);
+        let busy = self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now));
+        let (mut usual, mut measured) = (0.0, 0.0);
+        for each in busy.filter_map(|(peer, _)| chunk_ms(&peer)) {
+            (usual, measured) = (usual + each, measured + 1.0);
+        }
+        let usual = if measured > 0.0 { usual / measured } else { 0.0 };
         let place = |(peer, connected): (PeerId, &Connected)| {
             let number = self.sources.get(&peer).map_or(usize::MAX, |source| source.number);
-            (!self.is_busy(connected, now), number, peer)
+            let idle = !self.is_busy(connected, now);
+            let (class, each) = match chunk_ms(&peer) {
+                Some(each) if !idle || each < usual => (0, each),
+                None => (1, 0.0),
+                Some(each) => (2, each),
+            };
+            (idle, class, each, number, peer)
         };
-        let mut order: Vec<(bool, usize, PeerId)> = self.connected_sources().map(place).collect();
-        if self.most < order.len() {
-            order.sort_unstable();
-        }
-        order.into_iter().map(|(idle, _, peer)| (peer, idle)).collect()
+        let mut order: Vec<(bool, u8, f64, usize, PeerId)> = self.connected_sources().map(place).collect();
+        order.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3)));
+        order.into_iter().map(|(idle, _, _, _, peer)| (peer, idle)).collect()
     }
 
     fn note_asked(&mut self, peer: &PeerId, chunk: u32, now: u64) {
