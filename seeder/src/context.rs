@@ -210,9 +210,9 @@ impl Seeder {
         let counts = Counts::register(parts.node.metrics());
         let suspects = Arc::<Suspects>::default();
         let chunks = Arc::new(ChunkReader::new(counts.clone(), Arc::clone(&suspects)));
-        let deliveries = Deliveries::new(&parts.config);
         let reads = Shares::new(parts.config.reads_at_once);
         let upload = Upload::new(parts.config.upload_limit, parts.config.upload_limit_per_delivery);
+        let deliveries = Deliveries::new(&parts.config, upload.process.rate().clone());
         Seeder {
             peer: parts.keypair.peer_id(),
             keypair: parts.keypair,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use delivery::Rate;
 use protocol::{PeerId, Refusal, RefusalCode};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,11 @@ const MEMORY_UNIT: u64 = 64 * 1024;
 const WAITING: usize = 4;
 /// What so many clients have shown is checked at once, or waits for that.
 const CHECKS: usize = 1024;
+/// Bytes a second that each stream is to get of an upload limit: with less, no chunk comes before a client gives it up.
+const LEAST_RATE: u64 = 16 * 1024;
+/// However low that limit is, so many are served.
+const LEAST_STREAMS: u64 = 4;
+const LINE_TAKEN: &str = "the upload limit of this seeder is shared by as many deliveries as it can feed";
 const ALL_TAKEN: &str = "all places of this seeder are taken";
 const PEERS_TAKEN: &str = "this peer has as many deliveries at once as one may have";
 /// An older stream stores its account within this time or the newer one is told to come back.
@@ -39,6 +45,8 @@ pub(crate) struct Deliveries {
     turns: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
     hall: Arc<Hall>,
     checks: Semaphore,
+    /// What all of them share.
+    upload: Rate,
 }
 
 /// Streams that have shown nothing yet. Keys cost nothing, and so does saying nothing: where there are too many, those give
@@ -94,7 +102,8 @@ pub(crate) struct Turn {
 }
 
 impl Deliveries {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// `upload` is the limit for all of them, which may change.
+    pub(crate) fn new(config: &Config, upload: Rate) -> Self {
         let pool = |bytes: u64| {
             let units = usize::try_from(bytes / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
@@ -109,6 +118,7 @@ impl Deliveries {
             peers: Arc::default(),
             turns: Arc::default(),
             checks: Semaphore::new(CHECKS),
+            upload,
             hall: Arc::new(Hall {
                 most: (config.max_deliveries as usize).saturating_mul(WAITING).max(1),
                 waiting: Mutex::default(),
@@ -125,6 +135,7 @@ impl Deliveries {
         if self.places.available_permits() == 0 {
             return Err(self.full(ALL_TAKEN));
         }
+        self.feeds_another()?;
         match lock(&self.peers).get(&peer) {
             Some(count) if *count >= self.per_peer => Err(overloaded(PEERS_TAKEN)),
             _ => Ok(()),
@@ -177,11 +188,21 @@ impl Deliveries {
         overloaded(what)
     }
 
+    /// All deliveries go forward alike: beyond what the line feeds none of them would get a chunk in time.
+    fn feeds_another(&self) -> Result<(), Refusal> {
+        let limit = self.upload.get();
+        if limit > 0 && u64::from(self.load().0) >= (limit / LEAST_RATE).max(LEAST_STREAMS) {
+            return Err(self.full(LINE_TAKEN));
+        }
+        Ok(())
+    }
+
     /// A place for a stream of `peer`.
     ///
     /// # Errors
-    /// `overloaded` when all are taken, or all of this peer.
+    /// `overloaded` when all are taken, or all of this peer, or the upload limit feeds no more.
     pub(crate) fn place(&self, peer: PeerId) -> Result<Place, Refusal> {
+        self.feeds_another()?;
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| self.full(ALL_TAKEN))?;
         let mut peers = lock(&self.peers);
@@ -300,7 +321,7 @@ mod tests {
     fn deliveries(edit: impl FnOnce(&mut Config)) -> Deliveries {
         let mut config = Config::default();
         edit(&mut config);
-        Deliveries::new(&config)
+        Deliveries::new(&config, Rate::new(0))
     }
 
     #[test]
@@ -319,6 +340,26 @@ mod tests {
         assert_eq!(deliveries.load(), (0, 3));
         assert!(lock(&deliveries.peers).is_empty());
         deliveries.place(a).unwrap();
+    }
+
+    #[test]
+    fn no_more_are_served_at_once_than_the_upload_limit_feeds() {
+        let upload = Rate::new(100 * 1024);
+        let deliveries = Deliveries::new(&Config::default(), upload.clone());
+        let peer = |n: u8| PeerId::from_bytes([n; 32]);
+        let mut held: Vec<Place> = (0..6).map(|n| deliveries.place(peer(n)).unwrap()).collect();
+        for refused in [deliveries.place(peer(6)).err().unwrap(), deliveries.check(peer(6)).unwrap_err()] {
+            assert!(refused.code == RefusalCode::Overloaded && refused.retry_after_ms > 0, "{refused}");
+        }
+        assert_eq!(deliveries.turned_away(), 2);
+        // It is changed while the seeder runs.
+        upload.set(0);
+        held.push(deliveries.place(peer(6)).unwrap());
+        upload.set(1);
+        held.truncate(4);
+        assert!(deliveries.place(peer(7)).is_err());
+        held.pop();
+        deliveries.place(peer(7)).unwrap();
     }
 
     #[test]
