@@ -1,6 +1,6 @@
 //! Receipts, good and bad, through a real manager: what is counted, what is not and why, and what is paid for it.
 
-use protocol::api::TransactionState;
+use protocol::api::{MailboxResponse, TransactionState};
 use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{DeliveryId, Receipt};
@@ -200,11 +200,16 @@ async fn a_lease_of_which_everything_is_signed_to_everybody_is_void_and_the_ceil
     assert_eq!(closed.lines.iter().map(|line| line.bytes).sum::<u64>(), 620 * u64::from(CHUNK));
     assert_eq!(shop.balance("escrow").await, 0);
 
-    // The purchase is the buyer's all the same: the next download is of the origin, for which nobody is paid.
+    // Whoever has finished under the lease that was ended, and knows of no other, says so, and gets the key for that one.
     assert_eq!(shop.state(id), TransactionState::Settled);
+    let data = envelope.ticket.data.peek().unwrap();
+    let Ok(MailboxResponse::Completed { grant: Some(grant) }) = shop.complete(id).await else { panic!("no key") };
+    let opened = grant.open(&shop.client, &data, &lease).unwrap();
+    assert_eq!(opened.as_bytes(), shop.secret.as_bytes());
+    // The purchase is the buyer's all the same: the next download is of the origin, for which nobody is paid.
     let again = shop.ticket(id).await.unwrap();
     assert_eq!(shop.admitted(&shop.client, &again), Ok(()));
-    let (data, next) = (again.ticket.data.peek().unwrap(), again.ticket.lease.peek().unwrap());
+    let next = again.ticket.lease.peek().unwrap();
     assert_eq!((next.delivery, next.generation, next.ceiling), (2, 1, 0));
     assert!(next.sources.iter().all(|source| Some(*source) == shop.ctx.registry.origin()));
     let opened = again.grant.unwrap().open(&shop.client, &data, &next).unwrap();

@@ -290,7 +290,7 @@ fn renew(
     };
     let (signed, leased) = lease::sign(ctx, sale, &product, terms, now);
     let due_at = leased.end.saturating_add(ctx.config.close_grace_ms);
-    let seen = release.lease.digest();
+    let (seen, generation_before) = (release.lease.digest(), old_lease.generation);
     let next = DeliveryId { transaction: id, delivery: leased.delivery };
     ctx.db.write_step_blocking(Step::ManagerRenew, move |txn| {
         // Looked at again: a refund may have come in between.
@@ -299,6 +299,10 @@ fn renew(
             // Renewed by another call meanwhile: that lease is as good.
             return Ok(sale);
         };
+        if sale.generation != leased.generation {
+            let detail = "the purchase's lease was ended at the same moment";
+            return Err(Refusal::new(RefusalCode::Overloaded, detail).retry_after(100).into());
+        }
         match get_delivery(txn, next)? {
             Some(delivery) if delivery.closed.is_some() => {
                 return Err(Refusal::new(RefusalCode::Overloaded, "the delivery is being closed")
@@ -313,6 +317,10 @@ fn renew(
                 }
             }
             None => open_delivery(txn, next, &delivery_of(&leased, sale.manifest, sale.layout, due_at))?,
+        }
+        // The key is sealed to a generation; whoever downloads again has it sealed anew.
+        if !open || generation_before != leased.generation {
+            release.grant = None;
         }
         release.lease = signed.clone();
         release.lease_start = leased.start;
@@ -334,17 +342,30 @@ fn key_product_of(ctx: &Context, sale: &Sale) -> Result<Product, SaleError> {
     }
 }
 
-/// Makes the key grant of a sale that was completed and has none yet, and stores it.
-fn with_grant(ctx: &Context, id: TransactionId, sale: Sale, release: Release) -> Result<(Sale, Release), SaleError> {
+/// Makes the key grant of a sale that was completed and has none yet, and stores it. One for a lease that was ended opens
+/// what was downloaded under that lease, and is not stored: with the next lease it opens nothing.
+fn with_grant(
+    ctx: &Context,
+    id: TransactionId,
+    sale: Sale,
+    mut release: Release,
+) -> Result<(Sale, Release), SaleError> {
     if release.grant.is_some() || !release.captured {
         return Ok((sale, release));
     }
     let product = key_product_of(ctx, &sale)?;
-    let grant = lease::grant(&product, &sale, &release.lease.peek().map_err(Refusal::from)?)?;
+    let lease = release.lease.peek().map_err(Refusal::from)?;
+    let grant = lease::grant(&product, &sale, &lease)?;
+    if sale.lease_ended(&release) {
+        release.grant = Some(grant);
+        return Ok((sale, release));
+    }
     let client = sale.client;
     let sale = ctx.db.write_step_blocking(Step::ManagerGrant, move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
-        if release.grant.is_none() {
+        // The lease may have been ended since, or another one have taken its place.
+        let newest = release.lease.peek().map_err(Refusal::from)?.generation;
+        if release.grant.is_none() && [sale.generation, newest] == [lease.generation; 2] {
             release.grant = Some(grant.clone());
             sale.release = Some(release);
             put_sale(txn, &id, Some(sale.state), &sale)?;
