@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::transactions::SaleError;
 
 /// Under which keys each seeder's statements were last found to hold, all of them.
-const FOUND_GOOD: Table<PeerId, FoundGood> = Table::new("statements-found-good");
+pub(super) const FOUND_GOOD: Table<PeerId, FoundGood> = Table::new("statements-found-good");
 
 /// Statements signed again in one database transaction: with the longest some 3 MiB.
 const STEP: u64 = 8;
@@ -27,7 +27,7 @@ const MOST_ROUNDS: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-struct FoundGood {
+pub(super) struct FoundGood {
     /// Version of the key set.
     version: u64,
     /// Until one of its keys is over, unix milliseconds.
@@ -40,7 +40,12 @@ wire!(FoundGood => 32);
 /// last asked and the keys are the same since.
 pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), SaleError> {
     let version = ctx.trust().key_set().version;
-    let known = ctx.db.read(|txn| FOUND_GOOD.get(txn, &seeder))?;
+    let (known, books) =
+        ctx.db.read(|txn| Ok::<_, StoreError>((FOUND_GOOD.get(txn, &seeder)?, BOOKS.get(txn, &seeder)?)))?;
+    // Anybody may ask, and of who has no statement nothing is noted.
+    if books.is_none_or(|books| books.number == 0) {
+        return Ok(());
+    }
     if known.is_some_and(|known| known.version == version && now < known.until) {
         return Ok(());
     }

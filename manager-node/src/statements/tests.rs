@@ -84,6 +84,23 @@ async fn every_receipt_and_every_unit_of_pay_has_a_line() {
 }
 
 #[tokio::test]
+async fn whoever_has_no_statement_may_ask_and_leaves_nothing_behind() {
+    let shop = Shop::open(Terms::default()).await;
+    for stranger in [random_key().peer_id(), shop.seeders[0].peer_id()] {
+        assert!(after(&shop.ctx, stranger, 0).unwrap().is_none());
+    }
+    let noted = || shop.ctx.db.read(|txn| super::renew::FOUND_GOOD.len(txn)).unwrap();
+    assert_eq!(noted(), 0);
+    // Of who has some it is noted that they hold.
+    sold(&shop).await;
+    let seeder = shop.seeders[0].peer_id();
+    make(&shop.ctx, seeder, now_ms()).unwrap();
+    taken(&shop, seeder, 0);
+    assert_eq!(noted(), 1);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn statements_are_proven_offline_and_a_changed_one_is_named() {
     let shop = Shop::open(Terms::default()).await;
     sold(&shop).await;
