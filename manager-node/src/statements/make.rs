@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use super::renew::renew_void;
 use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS};
-use crate::archive::Kind;
+use crate::archive::{Kind, Place};
 use crate::context::{Context, now_ms};
 use crate::receipts;
 use crate::transactions::{SaleError, internal};
@@ -246,15 +246,26 @@ fn move_old(ctx: &Context, seeder: PeerId, before: u64) -> Result<bool, StoreErr
         return Ok(false);
     }
     let records: Vec<_> = old.iter().map(|(_, signed)| (Kind::Statement, codec::encode(signed))).collect();
-    let keys: Vec<_> = old.into_iter().map(|(key, _)| key).collect();
-    let full = keys.len() == MOVE_STEP;
+    let full = old.len() == MOVE_STEP;
     ctx.archive.move_out(&ctx.db, &records, move |txn, places| {
-        keys.iter().zip(places).try_for_each(|(key, place)| {
-            OLD_STATEMENTS.put(txn, key, place)?;
-            STATEMENTS.delete(txn, key).map(drop)
-        })
+        old.iter().zip(places).try_for_each(|((key, signed), place)| moved_out(txn, key, signed, place))
     })?;
     Ok(full)
+}
+
+/// Puts the place of a statement that was moved out there. One that was signed again meanwhile stays, and moves out as it
+/// is now: what was moved is void.
+pub(super) fn moved_out(
+    txn: &WriteTransaction<'_>,
+    key: &(PeerId, u64),
+    signed: &Signed<Statement>,
+    place: &Place,
+) -> Result<(), StoreError> {
+    if STATEMENTS.get(txn, key)?.as_ref() != Some(signed) {
+        return Ok(());
+    }
+    OLD_STATEMENTS.put(txn, key, place)?;
+    STATEMENTS.delete(txn, key).map(drop)
 }
 
 /// The statement of a seeder after the given number.

@@ -418,6 +418,33 @@ async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
     shop.close().await;
 }
 
+/// Old statements are moved out while they are signed again: what was read before is void.
+#[tokio::test]
+async fn a_statement_that_was_signed_again_while_it_moved_out_stays_as_it_is_now() {
+    let shop = Shop::open(Terms::default()).await;
+    sold(&shop).await;
+    let seeder = shop.seeders[0].peer_id();
+    make(&shop.ctx, seeder, now_ms()).unwrap();
+    let old = taken(&shop, seeder, 0);
+    let again = shop.ctx.keys.sign(KeyPurpose::Settlement, &Statement { issued_at: now_ms() + 1, ..open(&old) });
+    let moved = |read: &Signed<Statement>, stored: &Signed<Statement>| {
+        let (read, stored) = (read.clone(), stored.clone());
+        let record = (crate::archive::Kind::Statement, protocol::codec::encode(&read));
+        let rows = move |txn: &WriteTransaction<'_>, places: &[crate::archive::Place]| {
+            super::STATEMENTS.put(txn, &(seeder, 1), &stored)?;
+            super::make::moved_out(txn, &(seeder, 1), &read, &places[0])
+        };
+        shop.ctx.archive.move_out(&shop.ctx.db, &[record], rows).unwrap();
+        shop.ctx.db.read(|txn| super::STATEMENTS.contains(txn, &(seeder, 1))).unwrap()
+    };
+    let stored = || shop.ctx.db.read(|txn| super::get(&shop.ctx.archive, txn, seeder, 1)).unwrap().unwrap();
+    assert!(moved(&old, &again), "it stays");
+    assert_eq!(stored(), again);
+    assert!(!moved(&again, &again), "it moved");
+    assert_eq!(stored(), again);
+    shop.close().await;
+}
+
 /// Statements are signed again while the keys change once more: by those that are in force then, and not for ever.
 #[tokio::test]
 async fn signing_again_ends_when_the_keys_change_meanwhile() {
