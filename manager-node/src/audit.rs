@@ -183,19 +183,22 @@ pub(crate) fn cut(ctx: &Context, through: u64, digest: Digest, now: u64) -> Resu
     if found.first().is_none_or(|(number, entry)| *number != through || entry.digest(through) != digest) {
         return Err(Refusal::new(RefusalCode::WrongState, NOT_THIS_LOG).into());
     }
-    let first = db.read(|txn| entries_after(&ctx.archive, txn, 0))?.first().map_or(through, |(number, _)| *number);
-    let removed = through.saturating_sub(first);
-    // Pages that moved out are forgotten; the segment in which they lie stays as it is.
-    db.write_blocking(move |txn| {
-        let cut = CUT_AT.get(txn, &())?.map_or(through, |cut| cut.first.max(through));
-        CUT_AT.put(txn, &(), &CutAt { first: cut })?;
-        PAGES.delete_range(txn, ..through, usize::MAX)
-    })?;
+    let removed = db.write_blocking(move |txn| cut_here(txn, through, now))?;
     while db.write_blocking(move |txn| AUDIT.delete_range(txn, ..through, STEP))? == STEP {}
+    Ok(removed)
+}
+
+/// From here on the log begins with `through`, and tells of that. What is left behind when the node dies now is removed with
+/// the next cut. Gives how many entries are cut off.
+fn cut_here(txn: &WriteTransaction<'_>, through: u64, now: u64) -> Result<u64, StoreError> {
+    let first = CUT_AT.get(txn, &())?.map_or(1, |cut| cut.first);
+    let removed = through.saturating_sub(first);
     if removed > 0 {
-        let detail = format!("{removed} entries before it were exported and removed");
-        db.write_blocking(move |txn| note(txn, now, CUT, through, detail.clone()))?;
+        CUT_AT.put(txn, &(), &CutAt { first: through })?;
+        note(txn, now, CUT, through, format!("{removed} entries before it were exported and removed"))?;
     }
+    // Pages that moved out are forgotten; the segment in which they lie stays as it is.
+    PAGES.delete_range(txn, ..through, usize::MAX)?;
     Ok(removed)
 }
 

@@ -121,6 +121,32 @@ async fn an_exported_log_is_cut_off_and_what_seeders_were_told_still_fits() {
     shop.close().await;
 }
 
+#[tokio::test]
+async fn a_cut_that_was_killed_half_way_is_told_of_and_ended_by_the_next() {
+    let shop = Shop::open(Terms::default()).await;
+    shop.buy("o").await;
+    let export = || {
+        let page = shop.ctx.db.read(|txn| page(&shop.ctx.archive, txn, 0)).unwrap();
+        page["entries"].as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let verify = |log: &str| verify_audit(log.as_bytes(), &[], false).unwrap();
+    let log = export();
+    let report = verify(&log);
+    let through = report.last;
+    let removed = shop.ctx.db.write(move |txn| cut_here(txn, through, 1)).await.unwrap();
+    assert_eq!(removed, through - 1);
+    // Nothing is deleted yet; the log begins where it was cut and says so.
+    let first = || shop.ctx.db.read(|txn| AUDIT.first(txn)).unwrap().unwrap().0;
+    assert_eq!(first(), 1);
+    let rest = verify(&export());
+    assert_eq!((rest.first, rest.cut_by), (through, Some(through + 1)));
+    assert_eq!(verify(&format!("{log}\n{}", export())).last, through + 1);
+    let cut = json!({"cmd": "audit-cut", "through": through, "digest": report.head});
+    assert_eq!(shop.control(cut).await.unwrap()["removed"], 0);
+    assert_eq!((first(), verify(&export())), (through, rest));
+    shop.close().await;
+}
+
 fn time_of(line: &str) -> u64 {
     serde_json::from_str::<Line>(line).unwrap().at
 }
