@@ -6,7 +6,7 @@ use protocol::certificate::{MerchantCert, SeederCert};
 use protocol::trust::{Invitation, InvitedRole, JoinLine, KeyPurpose};
 use protocol::{Digest, Nonce, PeerId, Refusal, RefusalCode, Signed};
 use rand::RngExt;
-use store::{StoreError, WriteTransaction};
+use store::{StoreError, Txn, WriteTransaction};
 
 use crate::audit;
 use crate::context::{Context, now_ms};
@@ -80,7 +80,9 @@ pub(crate) async fn merchant(
     check_name(&name)?;
     not_revoked(ctx, &peer)?;
     let now = now_ms();
-    if let Some(record) = ctx.registry.merchant(&peer).map_err(Refused::from)?
+    let known = ctx.registry.merchant(&peer).map_err(Refused::from)?;
+    let is_known = known.is_some();
+    if let Some(record) = known
         && let Ok(cert) = record.cert.peek()
         && !cert.is_due(&record.cert.signer(), &ctx.trust(), now)
     {
@@ -90,6 +92,9 @@ pub(crate) async fn merchant(
     let again = held.is_some_and(|held| {
         ctx.revocations.with(|revoked| MerchantCert::check(&held, &peer, &trust, revoked, now)).is_ok()
     });
+    if !again && !is_known {
+        check_invitation(ctx, &token, InvitedRole::Merchant, now)?;
+    }
     let document = MerchantCert {
         network: ctx.network(),
         merchant: peer,
@@ -132,7 +137,9 @@ pub(crate) async fn seeder(
     check_name(&name)?;
     not_revoked(ctx, &peer)?;
     let now = now_ms();
-    if let Some(record) = ctx.registry.seeder(&peer).map_err(Refused::from)?
+    let known = ctx.registry.seeder(&peer).map_err(Refused::from)?;
+    let is_known = known.is_some();
+    if let Some(record) = known
         && let Ok(cert) = record.cert.peek()
         && !cert.is_due(&record.cert.signer(), &ctx.trust(), now)
     {
@@ -142,6 +149,9 @@ pub(crate) async fn seeder(
     let again = held.is_some_and(|held| {
         ctx.revocations.with(|revoked| SeederCert::check(&held, &peer, &trust, revoked, now)).is_ok()
     });
+    if !again && !is_known {
+        check_invitation(ctx, &token, InvitedRole::Seeder, now)?;
+    }
     let document = SeederCert {
         network: ctx.network(),
         seeder: peer,
@@ -196,14 +206,30 @@ fn not_revoked(ctx: &Context, peer: &PeerId) -> Result<(), Refusal> {
     }
 }
 
-fn use_invitation(txn: &WriteTransaction<'_>, token: &Nonce, role: InvitedRole, now: u64) -> Result<(), Refused> {
+/// Asked before anything is signed or written: anybody may ask with any token, and a write that fails makes all those that
+/// wait with it be written again.
+fn check_invitation(ctx: &Context, token: &Nonce, role: InvitedRole, now: u64) -> Result<(), Refused> {
+    ctx.db.read(|txn| open_invitation(txn, token, role, now)).map(drop)
+}
+
+fn open_invitation(
+    txn: &impl Txn,
+    token: &Nonce,
+    role: InvitedRole,
+    now: u64,
+) -> Result<(Digest, InvitationRecord), Refused> {
     // One answer for all of these: a guess learns nothing from it.
     let bad = || Refused(Refusal::new(RefusalCode::BadInvitation, "this invitation is unknown, used up or over"));
     let digest = token_digest(token);
-    let mut record = INVITATIONS.get(txn, &digest)?.ok_or_else(bad)?;
+    let record = INVITATIONS.get(txn, &digest)?.ok_or_else(bad)?;
     if record.role != role || record.expires_at < now || record.uses_left == 0 {
         return Err(bad());
     }
+    Ok((digest, record))
+}
+
+fn use_invitation(txn: &WriteTransaction<'_>, token: &Nonce, role: InvitedRole, now: u64) -> Result<(), Refused> {
+    let (digest, mut record) = open_invitation(txn, token, role, now)?;
     record.uses_left -= 1;
     match record.uses_left {
         0 => INVITATIONS.delete(txn, &digest).map(drop)?,

@@ -515,3 +515,18 @@ async fn a_transaction_is_shown_with_its_money_and_seeders() {
     assert!(shop.is_revoked(id));
     shop.close().await;
 }
+
+#[tokio::test]
+async fn who_has_no_invitation_is_refused_before_anything_is_signed_or_written() {
+    let shop = Shop::open(Terms::default()).await;
+    let stranger = random_key();
+    let token = protocol::Nonce::from_bytes([7; 16]);
+    let failures = shop.ctx.db.stats().failures;
+    let request = SalesRequest::Enrol { token, name: "Shop".into(), held: None };
+    assert_eq!(code(shop.sales_as(&stranger, request).await), "bad-invitation");
+    let asked = crate::enrol::seeder(&shop.ctx, stranger.peer_id(), token, "S".into(), 1, None).await;
+    assert_eq!(code(asked), "bad-invitation");
+    // A write that fails has those beside it written again.
+    assert_eq!(shop.ctx.db.stats().failures, failures);
+    shop.close().await;
+}
