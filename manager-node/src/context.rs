@@ -8,8 +8,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use delivery::ContentStore;
 use node::{CounterBy, NodeHandle};
-use protocol::trust::{Invitation, JoinLine, Trust};
-use protocol::{Address, NetworkId, PeerAddrs, PeerId};
+use protocol::trust::{Heartbeat, Invitation, JoinLine, Trust};
+use protocol::{Address, NetworkId, PeerAddrs, PeerId, Signed};
 use store::Db;
 
 use crate::archive::Archive;
@@ -70,8 +70,8 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
-    /// Time of the last heartbeat that was signed, unix milliseconds.
-    pub(crate) last_beat: Mutex<u64>,
+    /// The last heartbeat that was signed.
+    pub(crate) last_beat: Mutex<Option<Signed<Heartbeat>>>,
     /// Where reservations and releases are formed.
     pub(crate) workers: Workers,
     /// Held by the publication under way.

@@ -117,3 +117,19 @@ async fn a_clock_that_was_ahead_at_the_start_leaves_no_time_in_the_far_future() 
         shop.close().await;
     }
 }
+
+#[tokio::test]
+async fn however_often_a_heartbeat_is_asked_for_its_time_is_the_clocks() {
+    let shop = Shop::open(Terms::default()).await;
+    let beat = || crate::news::sign_heartbeat(&shop.ctx).unwrap().peek().unwrap();
+    for _ in 0..500 {
+        let at = beat().at;
+        assert!(at <= now_ms(), "{at}");
+    }
+    // What is new is said at once.
+    let before = beat();
+    shop.buy("o").await;
+    let after = beat();
+    assert!(after.at > before.at && after.audit != before.audit);
+    shop.close().await;
+}
