@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -91,26 +91,41 @@ pub(crate) fn collect(store: &Path) -> Result<Files, BackupError> {
     let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let own = store.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut files = vec![(String::new(), own.into_bytes())];
-    walk(folder, "", &mut files)?;
+    walk(folder, "", &mut Vec::new(), &mut files)?;
     Ok(files)
 }
 
-fn walk(folder: &Path, prefix: &str, files: &mut Files) -> Result<(), BackupError> {
+/// Follows links, as does everything that reads these files: a restore puts what they lead to into the folder. `above` are
+/// the folders on the way here, as device and number, into which no link may lead back.
+fn walk(folder: &Path, prefix: &str, above: &mut Vec<(u64, u64)>, files: &mut Files) -> Result<(), BackupError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| BackupError::Io { path, source }
     };
+    let here = fs::metadata(folder).map_err(failed(folder))?;
+    let here = (here.dev(), here.ino());
+    if above.contains(&here) {
+        let reason = "it is a link to a folder that it is in itself; remove it".to_owned();
+        return Err(BackupError::Beside { path: folder.to_owned(), reason });
+    }
+    above.push(here);
     for entry in fs::read_dir(folder).map_err(failed(folder))? {
         let entry = entry.map_err(failed(folder))?;
         let path = entry.path();
-        let kind = entry.file_type().map_err(failed(&path))?;
         let no = |reason: &str| BackupError::Beside { path: path.clone(), reason: reason.to_owned() };
         let name = entry.file_name().into_string().map_err(|_| no("its name is not UTF-8"))?;
         let name_in_folder = format!("{prefix}{name}");
-        if kind.is_dir() && !LARGE.contains(&name.as_str()) {
-            walk(&path, &format!("{name_in_folder}/"), files)?;
-        } else if kind.is_file() && belongs(&name) {
-            if entry.metadata().map_err(failed(&path))?.len() > MAX_FILE {
+        let large = LARGE.contains(&name.as_str());
+        let found = match fs::metadata(&path) {
+            Ok(found) => found,
+            // A link that leads nowhere, of no use: an editor's lock, content whose volume is away.
+            Err(_) if large || !belongs(&name) => continue,
+            Err(error) => return Err(no(&format!("it cannot be read: {error}"))),
+        };
+        if found.is_dir() && !large {
+            walk(&path, &format!("{name_in_folder}/"), above, files)?;
+        } else if found.is_file() && belongs(&name) {
+            if found.len() > MAX_FILE {
                 return Err(no("it is larger than 1 MiB and none of this node's; move it out of the folder"));
             }
             files.push((name_in_folder, fs::read(&path).map_err(failed(&path))?));
@@ -119,6 +134,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Files) -> Result<(), BackupErro
             }
         }
     }
+    above.pop();
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -236,6 +236,32 @@ fn a_folder_comes_back_from_one_file_and_what_is_there_stays() {
     assert_eq!(db.read(|txn| LEFT.range(txn, .., 10)).unwrap(), [(1, Count(1))]);
     // It is an ordinary store again, and can be backed up in its turn.
     assert_eq!(db.backup_folder_to(folder.path().join("second.backup"), false).unwrap(), 2);
+
+    // Keys on another volume are in it as if they were here; what is missing there is not left out without a word.
+    let (far, linked) = (folder.path().join("far"), folder.path().join("linked"));
+    fs::create_dir_all(far.join("content")).unwrap();
+    fs::create_dir(&linked).unwrap();
+    fs::rename(new.join("keys"), far.join("keys")).unwrap();
+    fs::write(far.join("key"), "far").unwrap();
+    symlink(far.join("keys"), linked.join("keys")).unwrap();
+    symlink(far.join("key"), linked.join("key")).unwrap();
+    // Neither what is large is wanted, nor what an editor left.
+    symlink("/nowhere", linked.join("content")).unwrap();
+    symlink("/nowhere", linked.join(".#config.toml")).unwrap();
+    let db = Db::open(linked.join("node.redb"), Options::new(3)).unwrap();
+    let third = folder.path().join("third.backup");
+    db.backup_folder_to(&third, false).unwrap();
+    let back = folder.path().join("back");
+    put_back(&third, &back, "node.redb").unwrap();
+    let text = |name: &str| fs::read_to_string(back.join(name)).unwrap();
+    assert_eq!((text("keys/a.key"), text("key")), ("a".into(), "far".into()));
+    symlink(&linked, far.join("keys/loop")).unwrap();
+    let error = db.backup_folder_to(&third, true).unwrap_err();
+    assert!(matches!(&error, BackupError::Beside { reason, .. } if reason.contains("a link to a folder")), "{error}");
+    fs::remove_file(far.join("keys/loop")).unwrap();
+    fs::remove_file(far.join("key")).unwrap();
+    let error = db.backup_folder_to(&third, true).unwrap_err();
+    assert!(matches!(&error, BackupError::Beside { path, .. } if *path == linked.join("key")), "{error}");
 
     fs::write(&backup, "no backup").unwrap();
     assert!(put_back(&backup, &folder.path().join("third"), "node.redb").is_err());
