@@ -2,44 +2,36 @@
 //! certificate, the catalogue, and whether the manager can be reached at all. All of it is kept, so that a merchant
 //! that starts while the manager is away can take orders.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+mod catalogue;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use node::{NodeHandle, Protocol};
 use protocol::api::{
-    MESH_PROTOCOL, MeshRequest, MeshResponse, ProductInfo, SALES_PROTOCOL, SalesRequest, SalesResponse,
-    TransactionState,
+    MESH_PROTOCOL, MeshRequest, MeshResponse, SALES_PROTOCOL, SalesRequest, SalesResponse, TransactionState,
 };
 use protocol::certificate::MerchantCert;
 use protocol::codec::Wire;
 use protocol::ticket::TransactionData;
 use protocol::trust::{DEFAULT_CLOCK_GRACE_MS, Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationState, Trust};
-use protocol::{Nonce, PeerAddrs, PeerId, ProductId, Refusal, RefusalCode, Signed};
+use protocol::{Nonce, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError, WriteTransaction};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use self::catalogue::Shelf;
 use crate::clock::{back_off, now_ms};
 use crate::config::Config;
-use crate::tables::{CERTIFICATE, KEY_SET, PRODUCTS, REVOKED, Revoked, StoredProduct};
+use crate::tables::{CERTIFICATE, KEY_SET, PRODUCTS, REVOKED, Revoked};
+
+pub(crate) use self::catalogue::MAX_PRODUCTS;
 
 const SALES: Protocol = Protocol::new(SALES_PROTOCOL);
 const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 
-/// Products that are fetched and kept, a few hundred bytes each; what the manager has beyond them is not offered.
-pub(crate) const MAX_PRODUCTS: usize = 100_000;
-/// Longest title, bytes, by the protocol.
-const MAX_TITLE: usize = 200;
-/// A catalogue younger than this is shown as it is, milliseconds: a crowd of buyers asks the manager once a second.
-const FRESH_MS: u64 = 1000;
-/// How long somebody who looks at the products waits for a newer catalogue.
-const FRESH_WAIT: Duration = Duration::from_secs(2);
 /// A certificate that holds is asked for anew no more often than this.
 const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
-/// An unknown product makes the catalogue be fetched at once, but no more often than this: who asks sooner waits.
-const FETCH_PAUSE: Duration = Duration::from_millis(250);
 
 const OTHER_NETWORK: &str = "the sale was made in another network than this shop's join line names now";
 const NO_MANAGER: &str = "the manager of this shop's join line is not one that the network's key set names";
@@ -104,14 +96,6 @@ struct Contact {
     revoked: Option<String>,
 }
 
-/// The catalogue.
-#[derive(Debug, Default)]
-pub(crate) struct Catalogue {
-    pub(crate) products: BTreeMap<ProductId, ProductInfo>,
-    /// When it was last fetched, unix milliseconds; 0 when it comes from the store.
-    pub(crate) fetched_at: u64,
-}
-
 /// The connection to the manager.
 pub(crate) struct Link {
     node: NodeHandle,
@@ -125,12 +109,11 @@ pub(crate) struct Link {
     certificate: RwLock<Option<(PeerId, MerchantCert)>>,
     /// When another certificate was last asked for in vain.
     not_renewed: Mutex<Option<Instant>>,
-    catalogue: RwLock<Arc<Catalogue>>,
+    /// What the manager has on sale.
+    shelf: Shelf,
     contact: Mutex<Contact>,
     reachable: watch::Sender<Option<bool>>,
     wake: Notify,
-    /// When the last fetch of the catalogue began; held while one is under way.
-    fetched: tokio::sync::Mutex<Option<Instant>>,
 }
 
 fn read<T: Clone>(lock: &RwLock<T>) -> T {
@@ -169,11 +152,10 @@ impl Link {
             trust: RwLock::new(trust.map(Arc::new)),
             certificate: RwLock::new(certificate),
             not_renewed: Mutex::default(),
-            catalogue: RwLock::new(Arc::new(Catalogue { products, fetched_at: 0 })),
+            shelf: Shelf::of(products),
             contact: Mutex::new(Contact { revoked, ..Contact::default() }),
             reachable: watch::Sender::new(None),
             wake: Notify::new(),
-            fetched: tokio::sync::Mutex::new(None),
         })
     }
 
@@ -183,10 +165,6 @@ impl Link {
 
     pub(crate) fn certificate(&self) -> Option<MerchantCert> {
         read(&self.certificate).map(|(_, certificate)| certificate)
-    }
-
-    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
-        read(&self.catalogue)
     }
 
     pub(crate) fn join(&self) -> &JoinLine {
@@ -405,60 +383,6 @@ impl Link {
         Ok(())
     }
 
-    /// Fetches the catalogue, unless that was begun by somebody else since `asked`.
-    async fn fetch_catalogue(&self, asked: Instant) -> Result<(), RefreshError> {
-        let mut fetched = self.fetched.lock().await;
-        if let Some(last) = *fetched {
-            if last >= asked {
-                return Ok(());
-            }
-            tokio::time::sleep_until(last + FETCH_PAUSE).await;
-        }
-        *fetched = Some(Instant::now());
-        let products = self.pages().await?;
-        if products != self.catalogue().products {
-            let keep: Vec<_> = products.iter().map(|(id, info)| (*id, StoredProduct(info.clone()))).collect();
-            self.db
-                .write(move |txn| {
-                    PRODUCTS.delete_range(txn, .., MAX_PRODUCTS)?;
-                    keep.iter().try_for_each(|(id, product)| PRODUCTS.put(txn, id, product))
-                })
-                .await?;
-            tracing::info!(products = products.len(), "catalogue changed");
-        }
-        set(&self.catalogue, Arc::new(Catalogue { products, fetched_at: now_ms() }));
-        Ok(())
-    }
-
-    async fn pages(&self) -> Result<BTreeMap<ProductId, ProductInfo>, RefreshError> {
-        let failed = |source| RefreshError::Ask { what: "the catalogue", source };
-        let mut products = BTreeMap::new();
-        let mut after = None;
-        while products.len() < MAX_PRODUCTS {
-            let answer = self.sales(SalesRequest::Products { after }).await;
-            match &answer {
-                Ok(_) => self.note_revoked(None).await?,
-                Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::Revoked => {
-                    self.note_revoked(Some(refusal.detail.clone())).await?;
-                }
-                Err(_) => {}
-            }
-            let SalesResponse::Products(page) = answer.map_err(failed)? else {
-                return Err(failed(AskError::unexpected()));
-            };
-            let full = page.len() >= SalesResponse::PRODUCTS_PAGE;
-            let last = page.iter().map(|product| product.id).max();
-            products.extend(page.into_iter().filter(|p| p.title.len() <= MAX_TITLE).map(|p| (p.id, p)));
-            // A page that does not lead further would be asked for ever.
-            if !full || last <= after {
-                break;
-            }
-            after = last;
-        }
-        products.retain(|_, product| product.price.minor <= protocol::Amount::MAX_MINOR);
-        Ok(products)
-    }
-
     /// Whether the manager sells through this merchant, by its last word: kept, so that a shop that starts while the manager
     /// is away takes no money for what it cannot sell.
     async fn note_revoked(&self, why: Option<String>) -> Result<(), StoreError> {
@@ -481,36 +405,6 @@ impl Link {
         }
         self.contact().revoked = why;
         Ok(())
-    }
-
-    /// A product; one that is not known is looked for at the manager first.
-    pub(crate) async fn product(&self, id: ProductId) -> Option<ProductInfo> {
-        if let Some(product) = self.catalogue().products.get(&id) {
-            return Some(product.clone());
-        }
-        if let Err(error) = self.fetch_catalogue(Instant::now()).await {
-            tracing::debug!(%error, "catalogue not fetched");
-        }
-        self.catalogue().products.get(&id).cloned()
-    }
-
-    /// Looks for news in the catalogue, where the copy here is not of this moment. A manager that is away or slow costs
-    /// the caller only a short wait: what is here is as good as it was.
-    pub(crate) async fn freshen(&self) {
-        if now_ms().saturating_sub(self.catalogue().fetched_at) < FRESH_MS {
-            return;
-        }
-        match tokio::time::timeout(FRESH_WAIT, self.fetch_catalogue(Instant::now())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "catalogue not refreshed"),
-            Err(_) => tracing::debug!("catalogue not refreshed in time"),
-        }
-    }
-
-    /// Products after the given one.
-    pub(crate) fn page(&self, after: Option<ProductId>, limit: usize) -> Vec<ProductInfo> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.catalogue().products.range((from, Bound::Unbounded)).take(limit).map(|(_, p)| p.clone()).collect()
     }
 
     async fn refresh(&self) -> Result<(), RefreshError> {

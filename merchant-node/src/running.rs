@@ -198,7 +198,8 @@ async fn compose(
         supervisor: supervisor.clone(),
     });
 
-    supervisor.spawn_critical("manager link", link.run(config.clone(), supervisor.clone()));
+    supervisor.spawn_critical("manager link", Arc::clone(&link).run(config.clone(), supervisor.clone()));
+    supervisor.spawn_critical("catalogue", link.serve_looks(supervisor.clone()));
     supervisor.spawn_critical("orders", run_chore(Arc::clone(&shop)));
     let listener = Bounded::new(listener, config.http_connections, supervisor.clone());
     serve_http(supervisor, listener, http::router(Arc::clone(&shop)));

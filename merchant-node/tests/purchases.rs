@@ -228,6 +228,33 @@ async fn too_many_purchases_at_once_are_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_what_is_not_on_sale_holds_no_place_of_those_who_buy() {
+    let mut market = Market::new().await;
+    market.config.purchases_at_once = 1;
+    let shop = market.open().await;
+    let good = body(&market.manager, "cash", "a");
+    assert_eq!(shop.post("first", &good).await.status, 201);
+    let mut unknown = good.clone();
+    unknown["product"] = json!(ProductId::new(1, [0; 10]).to_string());
+    market.manager.fault(Fault::HoldProducts);
+    let (looked, bought) = tokio::join!(shop.post("unknown", &unknown), async {
+        eventually("the catalogue is asked for", || async { (market.manager.held() > 0).then_some(()) }).await;
+        let bought = shop.post("good", &good).await;
+        market.manager.fault(Fault::None);
+        bought
+    });
+    assert_eq!(bought.status, 201, "{}", String::from_utf8_lossy(&bought.bytes));
+    assert_eq!(looked.error(), (404, "unknown-product".to_owned()));
+    // Nor does one of them, who gives up, end what others wait for: what is new is sold at once.
+    let new = ProductId::new(2, [1; 10]);
+    market.manager.add_product(new);
+    unknown["product"] = json!(new.to_string());
+    assert_eq!(shop.post("new", &unknown).await.status, 201);
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_manager_away_orders_are_taken_and_go_on_later() {
     let market = Market::new().await;
     let shop = market.open().await;

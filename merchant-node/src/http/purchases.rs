@@ -9,6 +9,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::Nonce;
+use protocol::api::ProductInfo;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -154,13 +155,18 @@ async fn purchase(shop: &Arc<Shop>, request: Request) -> Result<(OrderId, Answer
             return Ok((record.order, answer.clone()));
         }
     }
+    // What is asked of the manager is asked before a place is taken: anybody can ask for what is not on sale.
+    let asked = match known {
+        Some(record) => Asked::Before(record.order),
+        None => Asked::New(Box::new(on_sale(shop, &purchase).await?)),
+    };
     let _place = Arc::clone(&shop.places).try_acquire_owned().map_err(|_| {
         let message = "too many purchases are under way; try again in a moment, with the same Idempotency-Key";
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message).retry_after(1)
     })?;
-    let id = match known {
-        Some(record) => record.order,
-        None => place(shop, &purchase).await?,
+    let id = match asked {
+        Asked::Before(order) => order,
+        Asked::New(product) => place(shop, &purchase, *product).await?,
     };
 
     let mut driven = shop.drive(id);
@@ -181,13 +187,25 @@ fn stops() -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", message).retry_after(5)
 }
 
-/// Checks what can be checked beforehand, and stores the order.
-async fn place(shop: &Arc<Shop>, purchase: &Purchase) -> Result<OrderId, ApiError> {
+/// What a request for a purchase comes to before it has a place.
+enum Asked {
+    /// Its key stands for this order.
+    Before(OrderId),
+    /// It buys this.
+    New(Box<ProductInfo>),
+}
+
+/// The product, if it can be sold now.
+async fn on_sale(shop: &Shop, purchase: &Purchase) -> Result<ProductInfo, ApiError> {
     can_sell(shop).await?;
-    let Some(product) = shop.link.product(purchase.product).await else {
+    shop.link.product(purchase.product).await.ok_or_else(|| {
         let message = format!("there is no product {} on offer; GET /v1/products lists them", purchase.product);
-        return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown-product", message));
-    };
+        ApiError::new(StatusCode::NOT_FOUND, "unknown-product", message)
+    })
+}
+
+/// Checks what can be checked beforehand, and stores the order.
+async fn place(shop: &Arc<Shop>, purchase: &Purchase, product: ProductInfo) -> Result<OrderId, ApiError> {
     let Some(provider) = shop.providers.get(purchase.provider.as_str()) else {
         let names: Vec<_> = shop.providers.keys().copied().collect();
         let message = format!("there is no such payment provider here; there is: {}", names.join(", "));

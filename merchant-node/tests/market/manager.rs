@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     HoldRelease,
     /// Does not answer reservations before the fault is changed.
     HoldReserve,
+    /// Does not give out the catalogue before the fault is changed.
+    HoldProducts,
     /// Transaction data for another client.
     OtherClient,
     /// … for another merchant.
@@ -98,6 +100,8 @@ struct Inner {
     fault: watch::Sender<Fault>,
     reserve_calls: AtomicUsize,
     refund_calls: AtomicUsize,
+    /// Questions about the catalogue that were held.
+    held: AtomicUsize,
 }
 
 /// A fake manager. It can be stopped and started again on the same port.
@@ -171,6 +175,7 @@ impl Manager {
             fault: watch::Sender::new(Fault::None),
             reserve_calls: AtomicUsize::new(0),
             refund_calls: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
         });
         let any = Address::new("/ip4/127.0.0.1/tcp/0").unwrap();
         let mut manager = Manager { inner, keypair, address: any, running: Mutex::new(None) };
@@ -323,6 +328,10 @@ impl Manager {
         self.inner.reserve_calls.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn held(&self) -> usize {
+        self.inner.held.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn refund_calls(&self) -> usize {
         self.inner.refund_calls.load(Ordering::SeqCst)
     }
@@ -355,6 +364,10 @@ impl Inner {
                 if fault == Fault::HoldReserve {
                     self.changed(fault).await;
                 }
+            }
+            SalesRequest::Products { .. } if fault == Fault::HoldProducts => {
+                self.held.fetch_add(1, Ordering::SeqCst);
+                self.changed(fault).await;
             }
             SalesRequest::Release { .. } if fault == Fault::HoldRelease => {
                 let answer = self.answer(peer, request, fault);
