@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::frame::{FrameError, read_message, write_message};
+use crate::hall::Hall;
 use crate::handle::NodeHandle;
 use crate::metrics::NodeMetrics;
 use crate::streams::{AcceptError, AcceptLimits, OpenError, Protocol, Stream};
@@ -76,7 +77,8 @@ pub enum CallError {
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
     /// Calls being answered at once; further ones wait for half a second and are then answered `overloaded`. Four times
-    /// as many may be open whose request is still to come; beyond that, streams wait in a queue and are then dropped.
+    /// as many streams may be open in all. Beyond that, one gives way whose request is still to come, or whose answer nobody
+    /// takes; where there is none such, streams wait in a queue and are then dropped.
     pub concurrent: usize,
     /// Calls of one peer being answered at once; further ones are answered `overloaded`. Keep it well below
     /// `concurrent`: that is what stops one peer from taking all places.
@@ -166,6 +168,7 @@ where
     let open = AcceptLimits { queue: concurrent, per_peer: limits.per_peer.saturating_mul(READING) };
     let mut accept = handle.accept(protocol, open).await?;
     let reading = Arc::new(Semaphore::new(concurrent * READING));
+    let hall = Hall::default();
     let places = Places { all: Arc::new(Semaphore::new(concurrent)), per_peer: limits.per_peer, peers: Arc::default() };
     let counts = handle.counts().clone();
     let calls = supervisor.clone();
@@ -173,8 +176,16 @@ where
     supervisor.spawn(format!("calls {protocol}"), async move {
         loop {
             let next = async {
-                let permit = Arc::clone(&reading).acquire_owned().await.ok()?;
-                Some((permit, accept.next().await?))
+                let stream = accept.next().await?;
+                // Whoever asks something has it with the stream: it waits for nobody who says nothing.
+                let permit = match Arc::clone(&reading).try_acquire_owned() {
+                    Ok(permit) => permit,
+                    Err(_) => {
+                        hall.make_room();
+                        Arc::clone(&reading).acquire_owned().await.ok()?
+                    }
+                };
+                Some((permit, stream))
             };
             let Some((permit, stream)) = (tokio::select! {
                 next = next => next,
@@ -183,9 +194,10 @@ where
                 return;
             };
             let (answer, counts, token, places) = (answer.clone(), counts.clone(), token.clone(), places.clone());
+            let hall = hall.clone();
             calls.spawn(format!("call {protocol}"), async move {
                 tokio::select! {
-                    () = serve_one(stream, limits.io_timeout, permit, places, answer, counts) => {}
+                    () = serve_one(stream, limits.io_timeout, (permit, hall), places, answer, counts) => {}
                     () = token.cancelled() => {}
                 }
             });
@@ -194,7 +206,7 @@ where
     Ok(())
 }
 
-/// Streams being read, for each call that may be answered at once.
+/// Streams open at once, for each call that may be answered at once.
 const READING: usize = 4;
 /// A request is one small frame that the caller sends with the stream: it is there at once, or something is wrong.
 const READ_LIMIT: Duration = Duration::from_secs(3);
@@ -253,7 +265,7 @@ impl Drop for Place {
 async fn serve_one<Req, Resp, F, Fut>(
     mut stream: Stream,
     limit: Duration,
-    reading: OwnedSemaphorePermit,
+    (open, hall): (OwnedSemaphorePermit, Hall),
     places: Places,
     answer: F,
     counts: NodeMetrics,
@@ -268,13 +280,15 @@ async fn serve_one<Req, Resp, F, Fut>(
         counts.calls_failed.inc([protocol.as_str(), reason]);
         tracing::debug!(%peer, %protocol, reason, "call got no answer");
     };
-    let request = match tokio::time::timeout(limit.min(READ_LIMIT), read_message::<Req, _>(&mut stream)).await {
-        Ok(Ok(Some(request))) => request,
-        Ok(Ok(None)) => return failed("no-request"),
-        Ok(Err(FrameError::TooLarge { .. })) => return failed("too-large"),
-        Ok(Err(FrameError::Codec(_))) => return failed("malformed"),
-        Ok(Err(_)) => return failed("stream-failed"),
-        Err(_) => return failed("request-timeout"),
+    let reading = tokio::time::timeout(limit.min(READ_LIMIT), read_message::<Req, _>(&mut stream));
+    let request = match hall.wait(peer).until(reading).await {
+        Some(Ok(Ok(Some(request)))) => request,
+        Some(Ok(Ok(None))) => return failed("no-request"),
+        Some(Ok(Err(FrameError::TooLarge { .. }))) => return failed("too-large"),
+        Some(Ok(Err(FrameError::Codec(_)))) => return failed("malformed"),
+        Some(Ok(Err(_))) => return failed("stream-failed"),
+        Some(Err(_)) => return failed("request-timeout"),
+        None => return failed("request-gave-way"),
     };
     let (place, response) = match places.take(peer).await {
         Ok(place) => (Some(place), answer(peer, request).await),
@@ -283,20 +297,22 @@ async fn serve_one<Req, Resp, F, Fut>(
             (None, Resp::refused(refusal))
         }
     };
-    // The answer is made: a caller that takes it slowly holds a place among those being read and written only.
+    // The answer is made: a caller that takes it slowly holds a place among those being read and written only, and that
+    // for as long as nobody else needs it.
     drop(place);
     let send = async {
         write_message(&mut stream, &response).await?;
         stream.shutdown().await.map_err(FrameError::from)
     };
-    match tokio::time::timeout(limit, send).await {
-        Ok(Ok(())) => {}
-        Ok(Err(FrameError::TooLarge { len, max })) => {
+    match hall.wait(peer).until(tokio::time::timeout(limit, send)).await {
+        Some(Ok(Ok(()))) => {}
+        Some(Ok(Err(FrameError::TooLarge { len, max }))) => {
             tracing::error!(%protocol, len, max, "own answer is longer than the protocol allows");
             failed("own-answer-too-large");
         }
-        Ok(Err(_)) => failed("answer-not-taken"),
-        Err(_) => failed("answer-timeout"),
+        Some(Ok(Err(_))) => failed("answer-not-taken"),
+        Some(Err(_)) => failed("answer-timeout"),
+        None => failed("answer-gave-way"),
     }
-    drop(reading);
+    drop(open);
 }

@@ -14,6 +14,7 @@ mod dir_lock;
 mod door;
 mod frame;
 mod gossip;
+mod hall;
 mod handle;
 mod host;
 mod key_file;

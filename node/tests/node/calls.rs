@@ -182,3 +182,36 @@ async fn streams_that_say_nothing_hold_no_place_of_a_call() {
         node.stop().await;
     }
 }
+
+#[tokio::test]
+async fn streams_that_say_nothing_keep_nobody_from_asking_however_many_there_are() {
+    let (a, b, c) =
+        (TestNode::start(68, |_| {}).await, TestNode::start(69, |_| {}).await, TestNode::start(70, |_| {}).await);
+    let stranger = TestNode::start(71, |_| {}).await;
+    // Four streams may be open, and as many of each peer.
+    serve(&b, CallLimits { concurrent: 1, per_peer: 1, ..LIMITS }).await;
+    let counted = |what: &str| {
+        let line = format!("willcall_node_{what}");
+        if b.metrics().encode().contains(&line) { metric(&b, &line) } else { 0 }
+    };
+    let mut silent = Vec::new();
+    for (number, peer) in [&a, &a, &a, &a, &stranger, &stranger, &stranger, &stranger].into_iter().enumerate() {
+        let mut stream = peer.open(&b.at, DOUBLE, LIMIT).await.unwrap();
+        stream.write_all(&[0]).await.unwrap();
+        stream.flush().await.unwrap();
+        silent.push(stream);
+        eventually(|| async {
+            let came = counted("streams_accepted_total{protocol=\"/test/double/1\"}")
+                + counted("streams_dropped_total{protocol=\"/test/double/1\",reason=\"queue-full\"}");
+            if came == number as u64 + 1 { Ok(()) } else { Err(came) }
+        })
+        .await;
+    }
+    let told: Told = c.call(&b.at, DOUBLE, &ask("gh"), LIMIT).await.unwrap();
+    assert_eq!(told.text, "ghgh");
+    assert_counted(&b, "request-gave-way").await;
+    drop(silent);
+    for node in [a, b, c, stranger] {
+        node.stop().await;
+    }
+}
