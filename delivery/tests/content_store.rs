@@ -20,8 +20,8 @@ use fixture::{CHUNK, Product, World, listing};
 use protocol::manifest::{MAX_CHUNK_SIZE, MAX_CHUNKS, Segment};
 use protocol::{ChunkSet, Digest, Signed};
 use willcall_delivery::{
-    Content, ContentStore, CreateError, FRESH_MS, FinishError, ReadError, ReadVerifiedError, SegmentError, WriteError,
-    free_space,
+    Content, ContentError, ContentStore, CreateError, FRESH_MS, FinishError, ReadError, ReadVerifiedError,
+    SegmentError, WriteError, free_space,
 };
 
 fn setup(chunks: usize) -> (tempfile::TempDir, ContentStore, Product) {
@@ -202,6 +202,40 @@ fn damaged_metadata_are_refused_by_name_and_the_rest_stays_usable() {
     store = reopened(store);
     assert_eq!((store.list().len(), store.damaged().len()), (2, 0));
     assert_eq!(store.get(&products[0].digest).unwrap().have(), set(0..1));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn metadata_that_cannot_be_read_cost_one_content_and_not_the_others() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = ContentStore::open(folder.path()).unwrap();
+    let products: Vec<Product> = (1..=3).map(|n| world.product(n * CHUNK)).collect();
+    for product in &products {
+        let content = product.create(&store);
+        content.write_verified_chunk(0, &mut product.chunk(0).to_vec()).unwrap();
+        content.sync().unwrap();
+    }
+    let file = |n: usize, name: &str| folder.path().join(products[n].digest.to_string()).join(name);
+    // Reading what nothing is mapped to fails as a bad sector does.
+    for (n, name) in [(1, "have"), (2, "manifest")] {
+        fs::remove_file(file(n, name)).unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", file(n, name)).unwrap();
+    }
+    store = reopened(store);
+    assert_eq!(store.list().len(), 1);
+    let damaged = store.damaged();
+    for (n, name) in [(1, "have"), (2, "manifest")] {
+        let (_, found) = damaged.iter().find(|(digest, _)| *digest == products[n].digest).unwrap();
+        assert_eq!(found.file, file(n, name));
+    }
+    assert_eq!(store.recover(&products[1].digest).unwrap().have(), set(0..1));
+    let error = store.recover(&products[2].digest).unwrap_err();
+    assert!(matches!(error, ContentError::Damaged(_)), "{error}");
+    let restored = store.restore(&products[2].signed, &products[2].manifest, &|| true).unwrap();
+    assert_eq!(restored.have(), set(0..1));
+    store = reopened(store);
+    assert_eq!((store.list().len(), store.damaged().len()), (3, 0));
 }
 
 #[test]

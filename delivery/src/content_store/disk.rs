@@ -122,7 +122,14 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         file.sync_all()?;
         exchange(&beside, path)
     };
-    write().at(path, DOING)?;
+    match write().at(path, DOING) {
+        // What it had changed places with before may lie on a bad sector.
+        Err(error) if error.is_damage() => {
+            remove(&beside)?;
+            write().at(path, DOING)?;
+        }
+        written => written?,
+    }
     sync_folder(path.parent().unwrap_or(path))
 }
 

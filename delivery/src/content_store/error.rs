@@ -29,6 +29,19 @@ pub enum ContentError {
     File(#[from] FileError),
 }
 
+impl ContentError {
+    /// What cannot be read is damaged as what was read and is wrong: it costs the content that it is of, and no other.
+    pub(super) fn or_damaged(self) -> ContentError {
+        match self {
+            ContentError::File(error) if error.is_damage() => {
+                let what = format!("cannot {} it: {}", error.doing, error.source);
+                Damaged { file: error.path, what }.into()
+            }
+            other => other,
+        }
+    }
+}
+
 /// Less space than needed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{needed} bytes are needed at {} and {free} are free: make room there or choose another place", path.display())]

@@ -123,12 +123,15 @@ impl ContentStore {
             }
             // Other names belong to others: a client keeps its own files beside.
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            match Content::open(&path, digest, &*bodies) {
+            match Content::open(&path, digest, &*bodies).map_err(ContentError::or_damaged) {
                 Ok(content) => drop(entries.good.insert(digest, Arc::new(content))),
                 Err(ContentError::File(error)) => return Err(error),
                 Err(ContentError::Damaged(damaged)) => {
                     tracing::warn!(content = %digest, %damaged, "content left out");
-                    let bytes = disk::bytes_in(&path)?;
+                    let bytes = match disk::bytes_in(&path) {
+                        Err(error) if error.is_damage() => 0,
+                        bytes => bytes?,
+                    };
                     entries.damaged.insert(digest, Hurt { why: damaged, bytes });
                 }
             }
@@ -305,7 +308,8 @@ impl ContentStore {
         if let Some(content) = self.get(digest) {
             return Ok(content);
         }
-        let content = Content::open_unnoted(&self.folder(digest), *digest, &*self.inner.bodies)?;
+        let content = Content::open_unnoted(&self.folder(digest), *digest, &*self.inner.bodies);
+        let content = content.map_err(ContentError::or_damaged)?;
         content.mend(go_on)?;
         let report =
             content.verify_all(&mut |_| if go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) });
