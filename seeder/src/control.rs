@@ -331,7 +331,8 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
     let failed = |error: FileError| ControlError::new("disk-failed", error.to_string());
     let (mut results, mut damaged_chunks, mut to_read, mut incomplete) = (Vec::new(), 0, 0, 0_usize);
     let (mut damaged_files, mut unusable) = (0_usize, 0_usize);
-    let listed = seeder.contents.list();
+    // By their digests: whoever holds a content keeps it from being removed, and the last one's turn comes in hours.
+    let listed: Vec<Digest> = seeder.contents.list().iter().map(|content| content.digest()).collect();
     // Those that cannot be used as they are: made good, they have been read.
     for (digest, damaged) in seeder.contents.damaged() {
         let line = Box::pin(scrub::damaged_line(&seeder, digest, &damaged)).await;
@@ -342,8 +343,10 @@ async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, C
         }
         results.push(line);
     }
-    for content in listed {
-        let (digest, listed) = (content.digest(), Arc::clone(&content));
+    for digest in listed {
+        // One that was removed meanwhile is nobody's concern.
+        let Some(content) = seeder.contents.get(&digest) else { continue };
+        let listed = Arc::clone(&content);
         let (seen, mut seeing) = tokio::sync::watch::channel(None);
         let mut checking = std::pin::pin!(scrub::content(&seeder, content, seen));
         let found = loop {
