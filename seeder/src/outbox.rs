@@ -7,10 +7,10 @@ use std::ops::Bound;
 
 use protocol::api::GossipedBatch;
 use protocol::codec;
-use protocol::receipt::{Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
+use protocol::receipt::{Ack, Completion, Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
 use protocol::trust::KeyPurpose;
 use protocol::{Digest, Nonce, Refusal, RefusalCode, Signed};
-use store::{Db, Step, StoreError};
+use store::{Db, Step, StoreError, WriteTransaction};
 
 use crate::clock::{is_due, now_ms};
 use crate::context::Seeder;
@@ -60,6 +60,9 @@ struct Chosen {
     chunks: u32,
 }
 
+/// What a batch has of a delivery.
+type Done = (AccountKey, Signed<Ack>, Option<Signed<Completion>>);
+
 /// Puts receipts that are due into one batch. `None` when none is; at most [`ReceiptBatch::MAX_RECEIPTS`] go at a time.
 /// Only one caller at a time.
 pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>, BatchError> {
@@ -76,30 +79,14 @@ pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>,
     }
     let (record, lines) = seal(seeder, &state, &chosen, now)?;
     let number = state.next;
-    let done: Vec<_> = chosen.iter().map(|c| (c.key, c.receipt.ack.clone(), c.receipt.completion.clone())).collect();
+    let done: Vec<Done> = chosen.iter().map(|c| (c.key, c.receipt.ack.clone(), c.receipt.completion.clone())).collect();
     let count = lines.len() as u64;
-    seeder
-        .db
-        .write_step(Step::SeederBatch, move |txn| {
-            BATCHES.put(txn, &number, &record)?;
-            for (index, line) in (0u16..).zip(&lines) {
-                LINES.put(txn, &(number, index), line)?;
-            }
-            let mut next = OUTBOX.get(txn, &())?.unwrap_or_else(|| state.clone());
-            next.next = number + 1;
-            next.running = record.running;
-            OUTBOX.put(txn, &(), &next)?;
-            for (key, ack, completion) in &done {
-                IN_BATCH.put(txn, key, &InBatch(number))?;
-                // One that came meanwhile stays due.
-                let now = ACCOUNTS.get(txn, key)?.map(|record| record.account);
-                if now.is_none_or(|account| account.ack.as_ref() == Some(ack) && account.completion == *completion) {
-                    DUE.delete(txn, key)?;
-                }
-            }
-            Ok::<_, StoreError>(())
-        })
-        .await?;
+    let stored =
+        seeder.db.write_step(Step::SeederBatch, move |txn| store_batch(txn, &state, &record, &lines, &done)).await?;
+    if !stored {
+        // They are due in the new outbox.
+        return Ok(None);
+    }
     seeder.counts.batches.inc();
     seeder.counts.receipts.inc_by(count);
     for line in &chosen {
@@ -108,6 +95,38 @@ pub(crate) async fn make_batch(seeder: &Seeder, now: u64) -> Result<Option<u64>,
         }
     }
     Ok(Some(number))
+}
+
+/// Stores a batch that was sealed as the next one of an outbox. False, and nothing is stored, where that was begun anew
+/// meanwhile: no batch of one outbox may follow those of another.
+fn store_batch(
+    txn: &WriteTransaction<'_>,
+    sealed_as: &OutboxState,
+    record: &BatchRecord,
+    lines: &[ReceiptLine],
+    done: &[Done],
+) -> Result<bool, StoreError> {
+    let number = sealed_as.next;
+    let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(false) };
+    if (state.incarnation, state.next) != (sealed_as.incarnation, number) {
+        return Ok(false);
+    }
+    BATCHES.put(txn, &number, record)?;
+    for (index, line) in (0u16..).zip(lines) {
+        LINES.put(txn, &(number, index), line)?;
+    }
+    state.next = number + 1;
+    state.running = record.running;
+    OUTBOX.put(txn, &(), &state)?;
+    for (key, ack, completion) in done {
+        IN_BATCH.put(txn, key, &InBatch(number))?;
+        // One that came meanwhile stays due.
+        let now = ACCOUNTS.get(txn, key)?.map(|record| record.account);
+        if now.is_none_or(|account| account.ack.as_ref() == Some(ack) && account.completion == *completion) {
+            DUE.delete(txn, key)?;
+        }
+    }
+    Ok(true)
 }
 
 fn choose(db: &Db, now: u64, interval_ms: u64) -> Result<(OutboxState, Vec<Chosen>), StoreError> {
@@ -356,4 +375,69 @@ pub(crate) async fn prune(db: &Db, covered_before: u64) -> Result<bool, StoreErr
         Ok(old.len() == PRUNE_STEP)
     })
     .await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::{Keypair, NetworkId};
+    use store::Options;
+
+    use super::*;
+    use crate::tables::{Due, SCHEMA};
+
+    fn sealed(state: &OutboxState) -> BatchRecord {
+        let place = OutboxPlace {
+            network: NetworkId::from_bytes([0; 32]),
+            incarnation: state.incarnation,
+            number: state.next,
+            previous: state.running,
+        };
+        let (none, seeder) = (ReceiptBatch { receipts: Vec::new() }, Keypair::from_seed(&[8; 32]));
+        let batch = SealedBatch::seal(&none, &place, &seeder, seeder.peer_id(), 1, &mut rand::rng()).unwrap();
+        let running = batch.peek().unwrap().running();
+        BatchRecord { batch, running, made_at: 1 }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_was_sealed_for_an_outbox_before_this_one_is_not_put_into_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("db"), Options::new(SCHEMA)).unwrap();
+        let (key, client) = ([7; 52], Keypair::from_seed(&[3; 32]));
+        let ack = Ack {
+            network: NetworkId::from_bytes([0; 32]),
+            delivery: protocol::receipt::DeliveryId {
+                transaction: protocol::TransactionId::new(1, [0; 10]),
+                delivery: 1,
+            },
+            manifest: Digest::from_bytes([1; 32]),
+            seeder: client.peer_id(),
+            chunks: protocol::ChunkSet::from_range(0..1),
+            at: 5,
+        };
+        let done: Vec<Done> = vec![(key, Signed::sign(&ack, &client), None)];
+        let store = |state: &OutboxState| {
+            let (state, record, done) = (state.clone(), sealed(state), done.clone());
+            db.write(move |txn| {
+                DUE.put(txn, &key, &Due { at: 0 })?;
+                store_batch(txn, &state, &record, &[], &done)
+            })
+        };
+        let first = open(&db).await.unwrap();
+        assert!(store(&first).await.unwrap());
+        let second = state(&db).unwrap().unwrap();
+        assert_eq!(second.next, 2);
+        // While the next one was being sealed.
+        start_over(&db).await.unwrap();
+        let anew = state(&db).unwrap().unwrap();
+        for old in [first, second] {
+            assert!(!store(&old).await.unwrap());
+            assert_eq!(state(&db).unwrap().unwrap(), anew);
+            assert!(next_unmarked(&db, 0).unwrap().is_none());
+            assert!(db.read(|txn| DUE.get(txn, &key)).unwrap().is_some(), "it is due still");
+        }
+        assert!(store(&anew).await.unwrap());
+        assert_eq!(next_unmarked(&db, 0).unwrap().map(|(number, _)| number), Some(1));
+        assert!(db.read(|txn| DUE.get(txn, &key)).unwrap().is_none());
+    }
 }

@@ -222,7 +222,11 @@ impl Post {
                     // The manager answers with how far it is; a batch that it passes over must not be asked for ever.
                     Ok(Sent::Through(marked.max(number)))
                 }
-                Ok(outbox::Marked::NotOurs) => self.later("the manager marked another outbox"),
+                // To the manager this batch is one of another outbox: it will never mark this one.
+                Ok(outbox::Marked::NotOurs) => {
+                    tracing::warn!("the manager marked another outbox");
+                    self.start_over().await
+                }
                 Ok(outbox::Marked::Outdated) => self.later("the manager's mark is from before its newest restore"),
                 Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => self.start_over().await,
                 Err(TakeError::Refused(refusal)) => self.later(refusal),
