@@ -26,8 +26,8 @@ use crate::swarm::{Gossip, StartError};
 pub const MAX_GOSSIP_BYTES: usize = 64 * 1024;
 /// Room for topic and framing around a message of the largest size.
 const FRAMING: usize = 4 * 1024;
-/// Messages waiting to be sent to one peer; further ones are dropped. At 64 KiB each at most 16 MiB.
-const SEND_QUEUE: usize = 256;
+/// Messages waiting to be sent to one peer; further ones are dropped. At 64 KiB each at most 2 MiB.
+const SEND_QUEUE: usize = 32;
 
 /// A node that stopped may join the mesh of a topic again after this long. In the library ten seconds: longer than a
 /// restart takes, and its first messages would go to nobody.
@@ -386,6 +386,9 @@ pub(crate) fn behaviour(config: &NodeConfig) -> Result<Gossip, StartError> {
         .duplicate_cache_time(config.gossip_memory)
         .unsubscribe_backoff(REJOIN_AFTER)
         .connection_handler_queue_len(SEND_QUEUE)
+        // In the library all who are subscribed get what this node publishes, and for each that does not read it is kept. So
+        // only the topic's mesh gets it, and whoever asks. What must arrive has another way.
+        .flood_publish(false)
         .build()
         .map_err(|error| setup(error.to_string()))?;
     let filter = MaxCountSubscriptionFilter {

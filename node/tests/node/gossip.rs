@@ -165,3 +165,37 @@ async fn a_node_that_restarts_is_heard_and_in_the_mesh_again() {
     }
     a.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_node_publishes_is_kept_for_few_however_many_listen() {
+    const LISTENERS: u8 = 24;
+    /// Members of a mesh, at most.
+    const MESH: u64 = 12;
+    const MESSAGES: u8 = 10;
+    const LEN: usize = 32 * 1024;
+    // No housekeeping, in which neighbours ask for what they have not got.
+    let quiet = |config: &mut node::NodeConfig| config.gossip_heartbeat = Duration::from_secs(3600);
+    let a = TestNode::start(180, quiet).await;
+    let _at_a = a.subscribe(TOPIC, 16).await.unwrap();
+    let (mut listeners, (heard, mut hearing)) = (Vec::new(), tokio::sync::mpsc::unbounded_channel());
+    for seed in 0..LISTENERS {
+        let listener = TestNode::start(181 + seed, quiet).await;
+        let (mut topic, heard) = (listener.subscribe(TOPIC, 16).await.unwrap(), heard.clone());
+        listener.supervisor.spawn("listens", async move {
+            while let Some(message) = topic.next().await {
+                let _ = heard.send(message.data.first().copied());
+            }
+        });
+        listener.connect(&a.at, LIMIT).await.unwrap();
+        listeners.push(listener);
+    }
+    for n in 0..MESSAGES {
+        publish(&a, &vec![n; LEN]).await;
+        while within(hearing.recv()).await.unwrap() != Some(n) {}
+    }
+    let sent = metric(&a, "willcall_node_tcp_sent_bytes_total");
+    assert!(sent < (u64::from(MESSAGES) * MESH + 12) * LEN as u64, "{sent}");
+    for node in listeners.into_iter().chain([a]) {
+        node.stop().await;
+    }
+}
