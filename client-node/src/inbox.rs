@@ -163,7 +163,7 @@ async fn take_mail(home: &Home, link: &Link, network: NetworkId, mail: MailItem)
     match ask_ticket(link, transaction, network, home.peer_id()).await {
         Ok(envelope) => {
             let (library, checked) = (home.library(), is_good(&envelope, home.peer_id(), link));
-            item.new = blocking(move || library.put_ticket(transaction, &envelope, checked, now_ms(), None)).await?;
+            item.new = blocking(move || library.put_ticket(transaction, &envelope, checked, now_ms())).await?;
             tracing::info!(step = 8, %transaction, "ticket received from the mailbox");
         }
         // Revoked and refunded ones have none: the list still shows them.

@@ -379,14 +379,10 @@ impl Library {
         envelope: &TicketEnvelope,
         checked: bool,
         now: u64,
-        attempt: Option<Digest>,
     ) -> Result<bool, LibraryError> {
         let envelope = envelope.clone();
         self.with(move |db| {
             db.write_step_blocking(Step::ClientTicket, move |txn| {
-                if let Some(attempt) = &attempt {
-                    ATTEMPTS.delete(txn, attempt)?;
-                }
                 let found = DELIVERIES.get(txn, &transaction)?;
                 let is_new = found.is_none();
                 let mut delivery = found.unwrap_or_else(|| Delivery::new(envelope.clone(), now));
@@ -456,9 +452,10 @@ impl Library {
         })
     }
 
+    /// The next attempt at the same is another purchase.
     pub(crate) fn end_attempt(&self, purchase: Digest) -> Result<(), LibraryError> {
         self.with(move |db| {
-            db.write_blocking(move |txn| {
+            db.write_step_blocking(Step::ClientBought, move |txn| {
                 ATTEMPTS.delete(txn, &purchase)?;
                 Ok(())
             })

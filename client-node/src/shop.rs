@@ -1,5 +1,6 @@
 //! The buyer's side of a merchant's HTTP interface. A purchase moves money, so its name (the idempotency key) is
-//! written down before the request is sent: the same command after a crash asks for the same purchase, not a second.
+//! written down before the request is sent, and kept until the buyer has what was bought: the same command after a crash,
+//! or where its answer could not be written, asks for the same purchase, not a second.
 
 use std::time::Duration;
 
@@ -67,6 +68,9 @@ pub struct Purchase {
     pub ticket: Option<TicketEnvelope>,
     /// It is in this home's library.
     pub in_library: bool,
+    /// What the library remembers it by, until it is [`handed_over`].
+    #[serde(skip)]
+    attempt: Option<Digest>,
 }
 
 fn as_line<S: serde::Serializer>(ticket: &Option<TicketEnvelope>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -203,7 +207,8 @@ pub async fn products(merchant_url: &str) -> Result<Vec<Offer>, ShopError> {
     Ok(offers)
 }
 
-/// Buys. Where this home is the client, the ticket is in its library when this returns.
+/// Buys. Where this home is the client, the ticket is in its library when this returns. Until it is [`handed_over`],
+/// calling it again with the same request gives the same purchase.
 ///
 /// # Errors
 /// [`ShopError`]. Unless the merchant refused for good, calling it again with the same request goes on with the same
@@ -221,35 +226,48 @@ pub async fn buy(home: &Home, request: BuyRequest) -> Result<Purchase, ShopError
             client.as_bytes(),
         ],
     );
-    let key = match &request.idempotency_key {
+    let (key, attempt) = match &request.idempotency_key {
         Some(key) if !(1..=64).contains(&key.len()) || !key.bytes().all(|b| (0x20..0x7f).contains(&b)) => {
             return Err(ShopError::Key);
         }
-        Some(key) => key.clone(),
+        // Remembered by whoever chose it; an attempt under a key of this client's own is another purchase.
+        Some(key) => (key.clone(), None),
         None => {
             let (library, fresh) = (home.library(), format!("{:032x}", rand::random::<u128>()));
-            blocking(move || library.begin_attempt(purchase, fresh, now_ms())).await?
+            (blocking(move || library.begin_attempt(purchase, fresh, now_ms())).await?, Some(purchase))
         }
     };
-    let result = shop.purchase(&request, client, &key).await;
+    let result = shop.purchase(&request, client, &key, attempt).await;
     if result.as_ref().is_err_and(ShopError::is_final) {
-        let library = home.library();
-        blocking(move || library.end_attempt(purchase)).await?;
+        end_attempt(home, attempt).await?;
     }
     let mut made = result?;
-    if let (Some(ticket), Some(transaction)) = (&made.ticket, made.transaction) {
-        let (library, ticket, ours) = (home.library(), ticket.clone(), client == home.peer_id());
-        blocking(move || match ours {
-            true => library.put_ticket(transaction, &ticket, false, now_ms(), Some(purchase)).map(drop),
-            false => library.end_attempt(purchase),
-        })
-        .await?;
-        made.in_library = ours;
-        if ours {
-            tracing::info!(step = 8, %transaction, order = %made.order, "ticket received from merchant");
-        }
+    if let (Some(ticket), Some(transaction)) = (&made.ticket, made.transaction)
+        && client == home.peer_id()
+    {
+        let (library, ticket) = (home.library(), ticket.clone());
+        blocking(move || library.put_ticket(transaction, &ticket, false, now_ms())).await?;
+        made.in_library = true;
+        tracing::info!(step = 8, %transaction, order = %made.order, "ticket received from merchant");
     }
     Ok(made)
+}
+
+/// The buyer has what was bought: buying the same again is another purchase. To be called last, when nothing can fail any
+/// more that the buyer would repeat it for. One without a ticket is not over.
+///
+/// # Errors
+/// [`LibraryError`].
+pub async fn handed_over(home: &Home, purchase: &Purchase) -> Result<(), LibraryError> {
+    match purchase.ticket {
+        Some(_) => end_attempt(home, purchase.attempt).await,
+        None => Ok(()),
+    }
+}
+
+async fn end_attempt(home: &Home, attempt: Option<Digest>) -> Result<(), LibraryError> {
+    let (library, Some(attempt)) = (home.library(), attempt) else { return Ok(()) };
+    blocking(move || library.end_attempt(attempt)).await
 }
 
 #[derive(Deserialize)]
@@ -311,7 +329,13 @@ impl Shop {
         Ok(Shop { base, client })
     }
 
-    async fn purchase(&self, request: &BuyRequest, client: PeerId, key: &str) -> Result<Purchase, ShopError> {
+    async fn purchase(
+        &self,
+        request: &BuyRequest,
+        client: PeerId,
+        key: &str,
+        attempt: Option<Digest>,
+    ) -> Result<Purchase, ShopError> {
         let deadline = Instant::now() + request.wait;
         let body = serde_json::json!({
             "product": request.product,
@@ -335,6 +359,7 @@ impl Shop {
                     amount: order.amount,
                     ticket: Some(ticket),
                     in_library: false,
+                    attempt,
                 });
             }
             if matches!(order.state.as_str(), "declined" | "cancelled" | "expired" | "refunded" | "failed") {
@@ -351,6 +376,7 @@ impl Shop {
                     amount: order.amount,
                     ticket: None,
                     in_library: false,
+                    attempt,
                 });
             }
             tokio::time::sleep(POLL).await;

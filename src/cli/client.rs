@@ -1,4 +1,4 @@
-//! The client's commands: a buyer needs one (`buy`), whoever receives needs one (`fetch`).
+//! The client's commands: whoever receives needs one (`fetch`); the buyer's are in `shop`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,17 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use client_node::{
-    AskError, BuyRequest, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange,
-    LinkOptions, Target, VerifyTarget,
+    AskError, DeliveryState, FetchOptions, FetchPhase, FetchProgress, FileState, Home, LimitChange, LinkOptions,
+    Target, VerifyTarget,
 };
 use node::units::{parse_rate, parse_time};
 use protocol::trust::JoinLine;
-use protocol::{PeerAddrs, PeerId, ProductId, TransactionId};
+use protocol::{PeerAddrs, TransactionId};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::new_file::{new_place, write_whole};
 use super::output::{self, Answer, field};
 use super::{Global, parse_peer, progress, text_argument};
 
@@ -80,38 +79,6 @@ pub(crate) fn passphrase_of(key: &Path) -> Result<Option<zeroize::Zeroizing<Stri
 pub(crate) struct IdArgs {
     #[command(flatten)]
     home: HomeArgs,
-}
-
-/// Flags of `buy`.
-#[derive(Debug, Args)]
-pub(crate) struct BuyArgs {
-    /// Product id, from `willcall products`
-    product: ProductId,
-    /// The merchant's address, e.g. `https://shop.example`
-    #[arg(long, value_name = "URL")]
-    merchant: String,
-    /// Voucher code that pays
-    #[arg(long, value_name = "CODE")]
-    voucher: String,
-    /// Peer ID that receives the goods [default: this client]
-    #[arg(long, value_name = "PEER")]
-    client: Option<PeerId>,
-    /// Write the ticket to this file
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// The purchase's name at the merchant: repeating it does not buy twice [default: one is chosen and remembered]
-    #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
-    #[command(flatten)]
-    home: HomeArgs,
-}
-
-/// Flags of `products`.
-#[derive(Debug, Args)]
-pub(crate) struct ProductsArgs {
-    /// The merchant's address, e.g. `https://shop.example`
-    #[arg(long, value_name = "URL")]
-    merchant: String,
 }
 
 /// Flags of `inbox`.
@@ -206,65 +173,6 @@ pub(crate) fn id(args: &IdArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
     let peer = home.peer_id();
     Answer::new(json!({"peer": peer, "home": home.dir()}), peer.to_string()).print(global.json)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `willcall buy`
-pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
-    // Before anything is paid.
-    args.output.as_deref().map(new_place).transpose()?;
-    let home = args.home.open()?;
-    let request = BuyRequest {
-        merchant_url: args.merchant,
-        product: args.product,
-        provider: "prepaid".to_owned(),
-        token: args.voucher,
-        client: args.client,
-        idempotency_key: args.idempotency_key,
-        wait: Duration::from_secs(60),
-    };
-    let bought = client_node::buy(&home, request).await?;
-    let transaction = bought.transaction.map(|t| t.to_string());
-    let mut text = format!("order {}, {}", bought.order, bought.state);
-    if let Some(amount) = bought.amount {
-        text.push_str(&format!(", {amount}"));
-    }
-    if let Some(transaction) = &transaction {
-        text.push_str(&format!("\ntransaction {transaction}"));
-    }
-    match (&bought.ticket, &args.output) {
-        (Some(ticket), Some(path)) => {
-            write_whole(path, &ticket.to_file_bytes())?;
-            text.push_str(&format!("\nticket in {}; it opens the goods for {} only", path.display(), bought.client));
-        }
-        (Some(ticket), None) => text.push_str(&format!("\n{ticket}")),
-        (None, _) => text.push_str("\nthe shop has not released it yet; `willcall inbox` will show it"),
-    }
-    let json = json!({
-        "order": bought.order, "transaction": transaction, "state": bought.state, "client": bought.client,
-        "amount": bought.amount, "ticket": bought.ticket.as_ref().map(ToString::to_string),
-        "in_library": bought.in_library,
-    });
-    Answer::new(json, text).print(global.json)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `willcall products`
-pub(crate) async fn products(args: ProductsArgs, global: &Global) -> Result<ExitCode> {
-    let offers = client_node::products(&args.merchant).await?;
-    let table = offers
-        .iter()
-        .map(|o| {
-            vec![
-                o.id.to_string(),
-                o.title.clone(),
-                o.price.to_string(),
-                o.plain_bytes.map_or_else(String::new, output::bytes),
-            ]
-        })
-        .collect();
-    let text = output::table(&["product", "title", "price", "size"], table);
-    Answer::new(json!({"products": offers}), text).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod output;
 mod progress;
 mod scenario;
 mod seeder;
+mod shop;
 mod testnet;
 
 use std::path::PathBuf;
@@ -80,9 +81,9 @@ enum Command {
     /// Show this client's peer ID (made at first use): what a buyer designates
     Id(client::IdArgs),
     /// Buy a product at a merchant, for this client or for another
-    Buy(client::BuyArgs),
+    Buy(shop::BuyArgs),
     /// List the products of a merchant
-    Products(client::ProductsArgs),
+    Products(shop::ProductsArgs),
     /// List the tickets that wait for this client at the manager
     Inbox(client::InboxArgs),
     /// Fetch what a ticket stands for; goes on where an earlier fetch stopped
@@ -184,8 +185,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Command::Merchant(command) => Box::pin(merchant::run(command, global)).await,
             Command::Seeder(command) => Box::pin(seeder::run(command, global)).await,
             Command::Id(args) => client::id(&args, global),
-            Command::Buy(args) => Box::pin(client::buy(args, global)).await,
-            Command::Products(args) => Box::pin(client::products(args, global)).await,
+            Command::Buy(args) => Box::pin(shop::buy(args, global)).await,
+            Command::Products(args) => Box::pin(shop::products(args, global)).await,
             Command::Inbox(args) => Box::pin(client::inbox(args, global)).await,
             Command::Fetch(args) => Box::pin(client::fetch(args, global)).await,
             Command::Limit(args) => client::limit(&args, global).await,

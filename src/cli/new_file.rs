@@ -33,6 +33,12 @@ pub(crate) fn new_place(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The same, having seen that a file can be made there: for what cannot be taken back once it is done.
+pub(crate) fn try_place(path: &Path) -> Result<()> {
+    // It has no name that stays.
+    NewFile::begin(path).map(drop)
+}
+
 fn there(path: &Path) -> anyhow::Error {
     anyhow::anyhow!("cannot write {}: it exists already; name another file, or move that one away", path.display())
 }

@@ -60,6 +60,8 @@ steps! {
     MerchantAnswer = "merchant.answer",
     /// A ticket is in the client's library.
     ClientTicket = "client.ticket",
+    /// The buyer was told what was bought: the same command is another purchase from here on.
+    ClientBought = "client.bought",
     /// A content's folder is in its place.
     ContentMade = "content.made",
     /// Where in the product's files each chunk belongs is known, for a client that has the key.

@@ -64,7 +64,9 @@ impl Client {
             idempotency_key: None,
             wait: LIMIT,
         };
-        Ok(Box::pin(client_node::buy(&self.home, request)).await?)
+        let bought = Box::pin(client_node::buy(&self.home, request)).await?;
+        client_node::handed_over(&self.home, &bought).await.map_err(client_node::ShopError::from)?;
+        Ok(bought)
     }
 
     /// Begins to fetch; see [`Client::options`] for the usual options.

@@ -63,9 +63,10 @@ const OF_SEEDER: [Step; 7] = [
     Step::SeederStatement,
     Step::SeederRestored,
 ];
-const OF_CLIENT: [Step; 14] = [
+const OF_CLIENT: [Step; 15] = [
     Step::ClientAttempt,
     Step::ClientTicket,
+    Step::ClientBought,
     Step::ContentMade,
     Step::ClientLaidOut,
     Step::ContentNoted,
@@ -462,19 +463,24 @@ impl Matrix {
     fn client_dies(&mut self, product: &Value, steps: &[Step]) {
         let mut points: Vec<String> =
             steps.iter().flat_map(|step| SIDES.map(|side| format!("{} {side}", step.name()))).collect();
-        // With the ticket in the library the purchase is over; to repeat it would be another one.
-        let bought = format!("{} after", Step::ClientTicket.name());
+        // Until the buyer was told, the same command is for the same purchase; from then on it would be another one.
+        let bought = format!("{} after", Step::ClientBought.name());
         let mut sales = 0;
         while !points.is_empty() {
             sales += 1;
             assert!(sales <= 2 * steps.len(), "never came to {points:?}");
             let buyer = self.buyer(product);
-            self.command_dies(&buyer.buying, &mut points, &bought);
+            self.command_dies(&buyer.buying, &mut points, &bought, || {
+                // Where it died with the ticket in its place, the next try puts it there anew.
+                let _ = fs::remove_file(&buyer.fetching[1]);
+            });
             let home = self.network.path(&format!("client-{}", self.buyers));
-            let id = text(&run(args!["status", "--home", home]).ok()["deliveries"][0], "transaction");
+            let status = run(args!["status", "--home", home]).ok();
+            assert_eq!(status["deliveries"].as_array().unwrap().len(), 1, "bought more than once: {status}");
+            let id = text(&status["deliveries"][0], "transaction");
             let mut fetching = buyer.fetching.clone();
             fetching[1] = id.clone().into();
-            self.command_dies(&fetching, &mut points, "");
+            self.command_dies(&fetching, &mut points, "", || {});
             same(&self.goods, &buyer.out.join("goods.bin"));
             self.sales.push((id, End::Settled));
         }
@@ -506,7 +512,7 @@ impl Matrix {
             fs::write(place.join("b"), "my own").unwrap();
             let points = steps.iter().flat_map(|step| SIDES.map(|side| format!("{} {side}", step.name())));
             for point in points {
-                self.command_dies(&buyer.fetching, &mut vec![point.clone()], &point);
+                self.command_dies(&buyer.fetching, &mut vec![point.clone()], &point, || {});
                 assert!(place.join("mine").exists() && place.join("sub/save").exists(), "{point}");
                 for name in names {
                     // Whole, or not there, or the buyer's still.
@@ -527,8 +533,8 @@ impl Matrix {
     }
 
     /// Repeats a command until it gets through; each time but the last it dies at another point, and no more after it
-    /// died at `last`.
-    fn command_dies(&mut self, command: &[OsString], points: &mut Vec<String>, last: &str) {
+    /// died at `last`. `again` is done before each try but the first.
+    fn command_dies(&mut self, command: &[OsString], points: &mut Vec<String>, last: &str, again: impl Fn()) {
         let file = self.network.path("client.crash");
         for point in points.clone() {
             fs::write(&file, &point).unwrap();
@@ -544,6 +550,7 @@ impl Matrix {
             if was_last {
                 return;
             }
+            again();
         }
         let done = program(command).arg("--json").output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::support::{LIMIT, LISTEN, Network, args, run, run_plain, text};
+use super::support::{LIMIT, LISTEN, Network, args, program, run, run_plain, text};
 
 /// Puts `line` into a node's settings in place of the one with its key, or at the end.
 fn set(dir: &Path, line: &str) {
@@ -225,12 +225,21 @@ fn purchases_and_tickets() {
     // A ticket that would have no place is not paid for.
     let orders = || network.of("merchant", args!["orders"]).ok()["orders"].as_array().unwrap().len();
     let before = orders();
-    for (place, why) in [("none/ticket", "there is no folder"), ("manager", "is a folder"), ("song/x", "not a folder")]
-    {
+    let places = [("none/ticket", "there is no folder"), ("manager", "is a folder"), ("song/x", "not a folder")];
+    // The last one is a folder in which nobody makes files.
+    for (place, why) in places.into_iter().chain([("/proc/ticket", "")]) {
         let place = network.path(place).display().to_string();
         buy(&id, &shop, &network.voucher, &["-o", &place]).refused(&["cannot write", &place, why]);
     }
     assert_eq!(orders(), before);
+    // Nor is one paid for twice that was bought, and of which the buyer could not be told.
+    let buying = network.buying(&product, "unheard");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let unheard = program(&buying).stdout(full).output().unwrap();
+    assert!(!unheard.status.success(), "{}", String::from_utf8_lossy(&unheard.stderr));
+    assert_eq!(orders(), before + 1);
+    run(buying).ok();
+    assert_eq!(orders(), before + 1);
 
     let bought = network.buy(&product, "client");
     let fetch = |ticket: &std::ffi::OsStr, home: &str| {

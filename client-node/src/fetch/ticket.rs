@@ -51,7 +51,7 @@ pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) ->
     }
     let (library, transaction) = (home.library(), data.transaction);
     let envelope = blocking(move || {
-        if library.put_ticket(transaction, &envelope, false, now_ms(), None)? {
+        if library.put_ticket(transaction, &envelope, false, now_ms())? {
             tracing::info!(step = 8, %transaction, "ticket received");
         }
         let known = library.get(&transaction)?.filter(|known| known.checked).map(|known| known.envelope);
@@ -262,7 +262,7 @@ fn judge(
 /// Notes a ticket that was checked.
 async fn note(home: &Home, purchase: &Purchase) -> Result<(), LibraryError> {
     let (library, transaction, envelope) = (home.library(), purchase.transaction, purchase.envelope.clone());
-    blocking(move || library.put_ticket(transaction, &envelope, true, now_ms(), None)).await.map(drop)
+    blocking(move || library.put_ticket(transaction, &envelope, true, now_ms())).await.map(drop)
 }
 
 /// Why there is no new lease.

@@ -84,18 +84,18 @@ fn a_checked_ticket_is_not_replaced_by_an_unchecked_or_older_one() {
     };
     let title = || library.get(&sale.transaction).unwrap().unwrap().envelope.title;
     let older = titled("older");
-    assert!(library.put_ticket(sale.transaction, &titled("unchecked"), false, now_ms(), None).unwrap());
-    assert!(!library.put_ticket(sale.transaction, &titled("other"), false, now_ms(), None).unwrap());
+    assert!(library.put_ticket(sale.transaction, &titled("unchecked"), false, now_ms()).unwrap());
+    assert!(!library.put_ticket(sale.transaction, &titled("other"), false, now_ms()).unwrap());
     assert_eq!(title(), "other");
     let mut keyless = titled("checked");
     keyless.grant = None;
-    library.put_ticket(sale.transaction, &keyless, true, now_ms(), None).unwrap();
-    library.put_ticket(sale.transaction, &titled("forged"), false, now_ms(), None).unwrap();
+    library.put_ticket(sale.transaction, &keyless, true, now_ms()).unwrap();
+    library.put_ticket(sale.transaction, &titled("forged"), false, now_ms()).unwrap();
     assert_eq!(title(), "checked");
     assert!(library.get(&sale.transaction).unwrap().unwrap().envelope.grant.is_some(), "the key is kept");
     let later = older.ticket.lease.peek().unwrap().issued_at < keyless.ticket.lease.peek().unwrap().issued_at;
     if later {
-        library.put_ticket(sale.transaction, &older, true, now_ms(), None).unwrap();
+        library.put_ticket(sale.transaction, &older, true, now_ms()).unwrap();
         assert_eq!(title(), "checked");
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::world::{Files, Sale, World, keypair, noise};
 use crate::home::Home;
-use crate::shop::{BuyRequest, ShopError, buy, products};
+use crate::shop::{BuyRequest, ShopError, buy, handed_over, products};
 
 type Answers = Arc<dyn Fn(u32, Option<Value>) -> Response + Send + Sync>;
 
@@ -129,11 +129,33 @@ async fn a_sale_puts_the_ticket_into_the_library() {
     assert_eq!(purchase.amount.unwrap().to_string(), "9.99 USD");
     assert!(purchase.in_library);
     assert!(buyer.home.library().get(&buyer.sale.transaction).unwrap().is_some());
-    // Buying the same again is a new purchase.
+    // The same again is the same purchase until the buyer has it, and a new one from then on.
+    let purchase = buy(&buyer.home, buyer.request(&shop)).await.unwrap();
+    handed_over(&buyer.home, &purchase).await.unwrap();
     buy(&buyer.home, buyer.request(&shop)).await.unwrap();
     let keys = shop.shop.keys.lock().unwrap().clone();
-    assert_eq!(keys.len(), 2);
-    assert_ne!(keys[0], keys[1]);
+    assert_eq!(keys.len(), 3);
+    assert_eq!(keys[0], keys[1]);
+    assert_ne!(keys[1], keys[2]);
+}
+
+#[tokio::test]
+async fn what_is_bought_under_a_given_key_leaves_an_attempt_under_another_alone() {
+    let buyer = buyer();
+    let (pending, sold) = (json!({ "id": "0123abcd", "state": "pending" }), buyer.sold());
+    let shop = shop(move |n, _| answer(201, if n == 1 { &sold } else { &pending })).await;
+    let request = |key: Option<&str>| BuyRequest {
+        idempotency_key: key.map(str::to_owned),
+        wait: Duration::ZERO,
+        ..buyer.request(&shop)
+    };
+    for key in [None, Some("mine"), None] {
+        let purchase = buy(&buyer.home, request(key)).await.unwrap();
+        handed_over(&buyer.home, &purchase).await.unwrap();
+    }
+    let keys = shop.shop.keys.lock().unwrap().clone();
+    assert_eq!((keys.len(), keys[1].as_str()), (3, "mine"));
+    assert_eq!(keys[0], keys[2], "pending still");
 }
 
 #[tokio::test]
@@ -148,6 +170,10 @@ async fn a_gift_is_not_put_into_the_buyers_library() {
     let purchase = buy(&buyer.home, BuyRequest { client: Some(friend), ..buyer.request(&shop) }).await.unwrap();
     assert!(!purchase.in_library && purchase.ticket.is_some());
     assert!(buyer.home.library().list().unwrap().is_empty());
+    // Nothing else remembers a gift: where the buyer was not told, the same command is for the same one.
+    buy(&buyer.home, BuyRequest { client: Some(friend), ..buyer.request(&shop) }).await.unwrap();
+    let keys = shop.shop.keys.lock().unwrap().clone();
+    assert_eq!(keys[0], keys[1]);
     // The same ticket for ourselves was not what we bought.
     let error = buy(&buyer.home, buyer.request(&shop)).await.unwrap_err();
     assert!(matches!(&error, ShopError::OtherTicket { .. }), "{error}");

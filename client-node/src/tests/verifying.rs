@@ -51,7 +51,7 @@ fn deliver(files: &Files, only: &[&str]) -> Delivered {
     let layout = Layout::new(out.join("unpacked"), listed, selection, payload(&product.manifest));
     let unpacked = unpack(&mut plain, &layout, &mut |_| true).unwrap();
     keep_records(&home, &product.digest, &unpacked.inventory, &product.values).unwrap();
-    home.library().put_ticket(sale.transaction, &envelope, true, now_ms(), None).unwrap();
+    home.library().put_ticket(sale.transaction, &envelope, true, now_ms()).unwrap();
     let (signed, place) = (product.signed.clone(), unpacked.top.clone());
     home.library()
         .update(sale.transaction, move |delivery| {
