@@ -37,7 +37,7 @@ pub use place::PlaceError;
 pub use plain::PlainError;
 pub use running::{AskError, DownloadLimits, LimitChange, limit, progress_of};
 pub use settings::{Settings, SettingsError};
-pub use shop::{BuyRequest, Offer, Purchase, ShopError, buy, handed_over, products};
+pub use shop::{BuyRequest, Offer, Purchase, ShopError, buy, handed_over, is_unencrypted, products};
 pub use status::{DeliveryStatus, status};
 pub use unpack::UnpackError;
 pub use verify::{FileReport, FileState, VerifyError, VerifyReport, VerifyTarget, verify};

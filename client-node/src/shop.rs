@@ -184,6 +184,11 @@ impl ShopError {
     }
 }
 
+/// Would payment data go to this merchant without encryption?
+pub fn is_unencrypted(merchant_url: &str) -> bool {
+    Shop::new(merchant_url).is_ok_and(|shop| shop.base.scheme() == "http" && !is_loopback(&shop.base))
+}
+
 /// What a merchant sells.
 ///
 /// # Errors
@@ -314,9 +319,6 @@ impl Shop {
         if !base.path().ends_with('/') {
             let path = format!("{}/", base.path());
             base.set_path(&path);
-        }
-        if base.scheme() == "http" && !is_loopback(&base) {
-            tracing::warn!(url = %base, "payment data go to this merchant without encryption");
         }
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -462,6 +464,11 @@ impl Answer {
                 message: printable(&error.message, 500),
             },
             Err(_) if self.status.is_redirection() => self.garbage("it points elsewhere; give the final address"),
+            // A merchant has words of its own; something before it has none, and says that it is not there.
+            Err(_) if matches!(self.status.as_u16(), 502..=504) => ShopError::Unreachable {
+                url: self.url.clone(),
+                why: format!("something before it answered in its place (HTTP {})", self.status.as_u16()),
+            },
             Err(_) => self.garbage("its error has no code and message"),
         }
     }

@@ -47,11 +47,17 @@ pub(crate) struct ProductsArgs {
     merchant: String,
 }
 
+/// What helps in any case: a home that knows no network yet has no inbox, and a gift comes into none here.
+const PENDING: &str = "the shop has not released it yet; repeat this command to get the ticket, it does not pay twice";
+
 /// `willcall buy`
 pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
     // Before anything is paid.
     args.output.as_deref().map(try_place).transpose()?;
     let home = args.home.open()?;
+    if client_node::is_unencrypted(&args.merchant) {
+        output::note("the voucher goes to this merchant without encryption: whoever is on the way can read it");
+    }
     let request = BuyRequest {
         merchant_url: args.merchant,
         product: args.product,
@@ -80,11 +86,13 @@ pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
             // It is paid for: what was bought is said all the same.
             Err(error) => {
                 text.push_str(&format!("\n{ticket}"));
-                unwritten = Some(format!("{error:#}; it is bought, and the same command does not buy it twice"));
+                unwritten = Some(format!("{error:#}; it is bought, and this command, repeated, does not pay twice"));
             }
         },
         (Some(ticket), None) => text.push_str(&format!("\n{ticket}")),
-        (None, _) => text.push_str("\nthe shop has not released it yet; `willcall inbox` will show it"),
+        // Whoever asked for the file goes on to use it.
+        (None, Some(path)) => unwritten = Some(format!("{} is not written: {PENDING}", path.display())),
+        (None, None) => text.push_str(&format!("\n{PENDING}")),
     }
     let mut json = json!({
         "order": bought.order, "transaction": transaction, "state": bought.state, "client": bought.client,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::world::{Files, Sale, World, keypair, noise};
 use crate::home::Home;
-use crate::shop::{BuyRequest, ShopError, buy, handed_over, products};
+use crate::shop::{BuyRequest, ShopError, buy, handed_over, is_unencrypted, products};
 
 type Answers = Arc<dyn Fn(u32, Option<Value>) -> Response + Send + Sync>;
 
@@ -220,6 +220,45 @@ async fn what_is_not_answered_for_good_is_asked_again_under_the_same_key() {
         buy(&buyer.home, buyer.request(&shop)).await.unwrap();
         let keys = shop.shop.keys.lock().unwrap().clone();
         assert_eq!(keys[0], keys[1], "case {bad}");
+    }
+}
+
+#[tokio::test]
+async fn what_stands_before_a_shop_that_is_away_is_not_taken_for_the_shop() {
+    let buyer = buyer();
+    let pending = json!({ "id": "0123abcd", "state": "pending" });
+    let page = |status: u16| (StatusCode::from_u16(status).unwrap(), "<html>nginx</html>").into_response();
+    // In place of the answer, and of a question after the order.
+    let sold = buyer.sold();
+    let shop_ = shop(move |n, _| match n {
+        0 => page(502),
+        1 => page(503),
+        2 => answer(202, &pending),
+        3..=6 => page(504),
+        _ => answer(200, &sold),
+    })
+    .await;
+    assert!(buy(&buyer.home, buyer.request(&shop_)).await.unwrap().in_library);
+    let keys = shop_.shop.keys.lock().unwrap().clone();
+    assert!(keys.len() == 3 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+
+    let shop_ = shop(move |_, _| page(503)).await;
+    let error = buy(&buyer.home, buyer.request(&shop_)).await.unwrap_err();
+    assert!(matches!(&error, ShopError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("HTTP 503") && error.to_string().contains("will not pay twice"), "{error}");
+}
+
+#[test]
+fn a_line_that_anybody_can_read_is_known() {
+    for (url, open) in [
+        ("http://shop.example/", true),
+        ("http://10.0.0.1:4680", true),
+        ("http://127.0.0.1:4680", false),
+        ("http://[::1]:4680/", false),
+        ("https://shop.example/", false),
+        ("nonsense", false),
+    ] {
+        assert_eq!(is_unencrypted(url), open, "{url}");
     }
 }
 
