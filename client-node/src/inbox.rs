@@ -7,9 +7,12 @@ use protocol::trust::{JoinLine, RevocationState};
 use protocol::{NetworkId, PeerId, TransactionId};
 
 use crate::home::{FileError, Home, blocking, now_ms};
-use crate::library::{self, LibraryError};
+use crate::library::{self, LibraryError, Put};
 use crate::link::{Link, LinkOptions, ManagerError, TrustError};
 use crate::shop::printable;
+
+/// Two networks, or a manager and whoever wrote a ticket, gave two sales one number.
+pub(crate) const OTHER_SALE: &str = "another purchase of this number is in the library, and was checked";
 
 /// Pages read from one mailbox: ten thousand purchases; older ones are reached by their transaction id.
 const MAX_PAGES: usize = 100;
@@ -156,15 +159,21 @@ async fn take_mail(home: &Home, link: &Link, network: NetworkId, mail: MailItem)
         InboxItem { network, transaction, title, state, released_at, plain_bytes, new: false, problem: None };
     let library = home.library();
     let known = blocking(move || library.get(&transaction)).await?;
-    // A purchase that went to another device and came back: the ticket of before is void.
-    if known.is_some_and(|known| library::generation(&known.envelope) >= generation) {
+    // A purchase that went to another device and came back: the ticket of before is void. And one that nobody checked may
+    // be anybody's.
+    if known.is_some_and(|known| known.checked && library::generation(&known.envelope) >= generation) {
         return Ok(item);
     }
     match ask_ticket(link, transaction, network, home.peer_id()).await {
         Ok(envelope) => {
             let (library, checked) = (home.library(), is_good(&envelope, home.peer_id(), link));
-            item.new = blocking(move || library.put_ticket(transaction, &envelope, checked, now_ms())).await?;
-            tracing::info!(step = 8, %transaction, "ticket received from the mailbox");
+            match blocking(move || library.put_ticket(transaction, &envelope, checked, now_ms())).await? {
+                Put::Other => item.problem = Some(OTHER_SALE.to_owned()),
+                put => {
+                    item.new = put == Put::New;
+                    tracing::info!(step = 8, %transaction, "ticket received from the mailbox");
+                }
+            }
         }
         // Revoked and refunded ones have none: the list still shows them.
         Err(TicketError::Manager(error @ ManagerError::Refused(_))) => item.problem = Some(error.to_string()),

@@ -111,6 +111,17 @@ pub(crate) struct Delivery {
     pub(crate) trouble: Option<Trouble>,
 }
 
+/// What became of a ticket that was put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// There was none of this sale.
+    New,
+    /// There was one, which may be the better one.
+    Known,
+    /// Nothing: under its number is another sale, whose ticket was checked.
+    Other,
+}
+
 /// A purchase that was sent and not yet answered for good.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Attempt {
@@ -371,23 +382,31 @@ impl Library {
         self.with(move |db| db.write_step_blocking(step, move |txn| changed(txn, transaction, &change)))
     }
 
-    /// Puts a ticket in: true when its transaction was not there before. One that was `checked` against the network's
-    /// keys is replaced only by another such one that is not older: anybody can write a ticket.
+    /// Puts a ticket in. One that was `checked` against its network's keys is replaced only by another such one of the same
+    /// sale that is not older: anybody can write a ticket, and any network's manager can give a sale any number.
     pub(crate) fn put_ticket(
         &self,
         transaction: TransactionId,
         envelope: &TicketEnvelope,
         checked: bool,
         now: u64,
-    ) -> Result<bool, LibraryError> {
+    ) -> Result<Put, LibraryError> {
         let envelope = envelope.clone();
         self.with(move |db| {
             db.write_step_blocking(Step::ClientTicket, move |txn| {
                 let found = DELIVERIES.get(txn, &transaction)?;
-                let is_new = found.is_none();
-                let mut delivery = found.unwrap_or_else(|| Delivery::new(envelope.clone(), now));
+                let mut delivery = match found {
+                    Some(known) if is_same_sale(&known.envelope, &envelope) => known,
+                    Some(known) if known.checked => return Ok(Put::Other),
+                    // One that was never good leaves nothing to its successor.
+                    _ => {
+                        let new = Delivery { checked, ..Delivery::new(envelope.clone(), now) };
+                        DELIVERIES.put(txn, &transaction, &new)?;
+                        return Ok(Put::New);
+                    }
+                };
                 let newer = checked && issued(&envelope) >= issued(&delivery.envelope);
-                if is_new || !delivery.checked || newer {
+                if !delivery.checked || newer {
                     let moved = generation(&envelope) != generation(&delivery.envelope);
                     let before = delivery.envelope.grant.take().filter(|_| !moved);
                     delivery.envelope = envelope.clone();
@@ -405,7 +424,7 @@ impl Library {
                     }
                 }
                 DELIVERIES.put(txn, &transaction, &delivery)?;
-                Ok(is_new)
+                Ok(Put::Known)
             })
         })
     }
@@ -460,6 +479,14 @@ impl Library {
                 Ok(())
             })
         })
+    }
+}
+
+/// Are both tickets of one sale? Its data are formed once, and stay when a purchase moves or gets another lease.
+pub(crate) fn is_same_sale(one: &TicketEnvelope, other: &TicketEnvelope) -> bool {
+    match (one.ticket.data.peek(), other.ticket.data.peek()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }
 

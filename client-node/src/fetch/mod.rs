@@ -243,6 +243,12 @@ pub enum FetchError {
     /// The ticket contradicts itself.
     #[error("the ticket does not hold: {0}; ask the merchant for it again")]
     BadTicket(Refusal),
+    /// It is of another sale than the one that is known by its number.
+    #[error(
+        "this ticket is not of the purchase {0} that is in the library and was checked: it is another one under the same \
+         number; ask whoever gave it"
+    )]
+    OtherSale(TransactionId),
     /// The ticket begins later.
     #[error("{0}; compare this machine's clock with the time, then fetch again")]
     Clock(Refusal),
@@ -358,7 +364,10 @@ impl FetchError {
     /// The machine-readable cause that the library keeps.
     pub fn cause(&self) -> &'static str {
         match self {
-            FetchError::ReadTicket { .. } | FetchError::TicketFile { .. } | FetchError::BadTicket(_) => "bad-ticket",
+            FetchError::ReadTicket { .. }
+            | FetchError::TicketFile { .. }
+            | FetchError::BadTicket(_)
+            | FetchError::OtherSale(_) => "bad-ticket",
             FetchError::OtherClient { .. } => "wrong-client",
             FetchError::Clock(refusal) if clock(refusal).is_off() => "clock-off",
             FetchError::Clock(refusal) | FetchError::Revoked(refusal) => refusal_cause(refusal.code),

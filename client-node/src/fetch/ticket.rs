@@ -16,14 +16,14 @@ use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 use super::key::{Patience, current, current_at_once};
 use super::{FetchError, FetchOptions, Purchase, Target};
 use crate::home::{Home, blocking, now_ms};
-use crate::inbox::{TicketError, ask_ticket, ask_ticket_instead};
-use crate::library::{LibraryError, issued};
+use crate::inbox::{OTHER_SALE, TicketError, ask_ticket, ask_ticket_instead};
+use crate::library::{LibraryError, Put, is_same_sale, issued};
 use crate::link::{Link, ManagerError, wants_newer_keys};
 
 /// To compare this clock with the manager's, before a fetch ends for its sake.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The purchase that is meant, with the newest ticket at hand; it is in the library afterwards.
+/// The purchase that is meant, with the newest ticket at hand; the library has a ticket of it afterwards.
 pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) -> Result<Purchase, FetchError> {
     let envelope = match target {
         Target::Envelope(envelope) => *envelope,
@@ -50,13 +50,17 @@ pub(super) async fn find(home: &Home, target: Target, options: &FetchOptions) ->
         return Err(FetchError::OtherClient { ticket_for: lease.client, here: home.peer_id() });
     }
     let (library, transaction) = (home.library(), data.transaction);
-    let envelope = blocking(move || {
-        if library.put_ticket(transaction, &envelope, false, now_ms())? {
+    let envelope = blocking(move || match library.get(&transaction)? {
+        None => {
+            library.put_ticket(transaction, &envelope, false, now_ms())?;
             tracing::info!(step = 8, %transaction, "ticket received");
+            Ok(envelope)
         }
-        let known = library.get(&transaction)?.filter(|known| known.checked).map(|known| known.envelope);
+        // Either may be the good one: this one is put in once it was checked.
+        Some(known) if !known.checked => Ok(envelope),
+        Some(known) if !is_same_sale(&known.envelope, &envelope) => Err(FetchError::OtherSale(transaction)),
         // An older ticket of a purchase that goes on by a renewed one.
-        Ok::<_, LibraryError>(known.filter(|known| issued(known) > issued(&envelope)).unwrap_or(envelope))
+        Some(known) => Ok(Some(known.envelope).filter(|known| issued(known) > issued(&envelope)).unwrap_or(envelope)),
     })
     .await?;
     Ok(Purchase { transaction, network: data.network, envelope })
@@ -150,7 +154,9 @@ pub(super) async fn check(
         let refusal = match judge(&purchase.envelope, home.peer_id(), &trust, &revoked, now) {
             Ok(lease) => {
                 let (data, _) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
-                note(home, &purchase).await?;
+                if !note(home, &purchase).await? {
+                    return Err(FetchError::OtherSale(purchase.transaction));
+                }
                 return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
             }
             Err(refusal) => refusal,
@@ -259,10 +265,10 @@ fn judge(
     Ok(envelope.ticket.check(&admission)?.lease)
 }
 
-/// Notes a ticket that was checked.
-async fn note(home: &Home, purchase: &Purchase) -> Result<(), LibraryError> {
+/// Notes a ticket that was checked. False where it is of another sale than the one known.
+async fn note(home: &Home, purchase: &Purchase) -> Result<bool, LibraryError> {
     let (library, transaction, envelope) = (home.library(), purchase.transaction, purchase.envelope.clone());
-    blocking(move || library.put_ticket(transaction, &envelope, true, now_ms())).await.map(drop)
+    Ok(blocking(move || library.put_ticket(transaction, &envelope, true, now_ms())).await? != Put::Other)
 }
 
 /// Why there is no new lease.
@@ -311,7 +317,9 @@ async fn ask_again(
     }
     let lease = judged?;
     let purchase = Purchase { envelope, ..purchase.clone() };
-    note(home, &purchase).await?;
+    if !note(home, &purchase).await? {
+        return Err(TicketError::Other(OTHER_SALE).into());
+    }
     // What was bought on completion has one lease, which comes again.
     if lease != checked.lease {
         tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");

@@ -1,12 +1,13 @@
 //! The library under several commands at once, and under tickets that anybody may have written.
 
 use protocol::manifest::KeyPolicy;
+use protocol::ticket::TicketEnvelope;
 use protocol::trust::{JoinLine, Trust};
 use protocol::{Digest, PeerAddrs};
 
 use super::world::{Files, Sale, World, keypair, noise};
 use crate::home::{Home, now_ms};
-use crate::library::LibraryError;
+use crate::library::{LibraryError, Put};
 
 #[test]
 fn commands_on_one_home_take_turns_and_a_stuck_one_is_named() {
@@ -84,20 +85,44 @@ fn a_checked_ticket_is_not_replaced_by_an_unchecked_or_older_one() {
     };
     let title = || library.get(&sale.transaction).unwrap().unwrap().envelope.title;
     let older = titled("older");
-    assert!(library.put_ticket(sale.transaction, &titled("unchecked"), false, now_ms()).unwrap());
-    assert!(!library.put_ticket(sale.transaction, &titled("other"), false, now_ms()).unwrap());
+    let put =
+        |envelope: &TicketEnvelope, checked| library.put_ticket(sale.transaction, envelope, checked, now_ms()).unwrap();
+    assert_eq!(put(&titled("unchecked"), false), Put::New);
+    assert_eq!(put(&titled("other"), false), Put::Known);
     assert_eq!(title(), "other");
     let mut keyless = titled("checked");
     keyless.grant = None;
-    library.put_ticket(sale.transaction, &keyless, true, now_ms()).unwrap();
-    library.put_ticket(sale.transaction, &titled("forged"), false, now_ms()).unwrap();
+    assert_eq!(put(&keyless, true), Put::Known);
+    assert_eq!(put(&titled("forged"), false), Put::Known);
     assert_eq!(title(), "checked");
     assert!(library.get(&sale.transaction).unwrap().unwrap().envelope.grant.is_some(), "the key is kept");
     let later = older.ticket.lease.peek().unwrap().issued_at < keyless.ticket.lease.peek().unwrap().issued_at;
     if later {
-        library.put_ticket(sale.transaction, &older, true, now_ms()).unwrap();
+        put(&older, true);
         assert_eq!(title(), "checked");
     }
+    // Another sale under the same number, however well it is signed.
+    let elsewhere = Sale { generation: 1, formed_at: sale.formed_at + 1, ..sale.clone() };
+    let other = world.ticket(&product, home.peer_id(), &elsewhere);
+    assert_eq!(put(&other, true), Put::Other);
+    let kept = library.get(&sale.transaction).unwrap().unwrap();
+    assert!(kept.envelope.ticket == keyless.ticket && kept.envelope.grant.is_some());
+}
+
+#[test]
+fn a_ticket_that_was_never_good_leaves_nothing_to_a_good_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(dir.path(), None).unwrap();
+    let (world, library) = (World::new(), home.library());
+    let product = world.publish(&Files::single("x", noise(3, 1)), KeyPolicy::AtRelease);
+    let sale = Sale::new(vec![], vec![]);
+    let forged = world.ticket(&product, home.peer_id(), &Sale { generation: 9, formed_at: 1, ..sale.clone() });
+    let mut good = world.ticket(&product, home.peer_id(), &sale);
+    good.grant = None;
+    assert_eq!(library.put_ticket(sale.transaction, &forged, false, now_ms()).unwrap(), Put::New);
+    assert_eq!(library.put_ticket(sale.transaction, &good, true, now_ms()).unwrap(), Put::New);
+    let known = library.get(&sale.transaction).unwrap().unwrap();
+    assert!(known.checked && known.envelope == good, "the key of another ticket is none of this one");
 }
 
 #[test]

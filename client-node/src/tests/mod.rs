@@ -16,6 +16,7 @@ mod fetching;
 mod in_place;
 mod library;
 mod network;
+mod other_sales;
 mod shopping;
 mod unpacking;
 mod verifying;

@@ -144,7 +144,7 @@ impl World {
             client,
             merchant: self.merchant.peer_id(),
             remuneration: Digest::from_bytes([0; 32]),
-            formed_at: now,
+            formed_at: sale.formed_at,
         };
         let signed_data = Signed::sign(&data, &self.key);
         let endorsement = Endorsement {
@@ -206,6 +206,8 @@ pub(super) struct Sale {
     /// How far the manager's clock is ahead of this one, milliseconds.
     pub(super) ahead: u64,
     pub(super) generation: u32,
+    /// When the manager formed it, unix milliseconds.
+    pub(super) formed_at: u64,
 }
 
 impl Sale {
@@ -219,6 +221,7 @@ impl Sale {
             lifetime: 7 * 24 * HOUR,
             ahead: 0,
             generation: 0,
+            formed_at: now_ms(),
         }
     }
 }
