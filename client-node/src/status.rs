@@ -107,6 +107,7 @@ fn describe(transaction: TransactionId, delivery: &Delivery) -> DeliveryStatus {
         reported: delivery.reported,
         received_at: delivery.received_at,
         finished_at: delivery.finished_at,
-        trouble: delivery.trouble.clone(),
+        // Was noted where a second command came in the way of a fetch: whether that one runs is seen.
+        trouble: delivery.trouble.clone().filter(|trouble| trouble.cause != "running"),
     }
 }

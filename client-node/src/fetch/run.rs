@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use delivery::{Content, ContentStore, Pace, Rate};
 use node::{DirLock, DirLockError};
 use protocol::receipt::Completion;
+use protocol::ticket::TicketEnvelope;
 use protocol::{ChunkSet, Digest, Refusal, Signed, TransactionId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,7 +25,7 @@ use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, P
 use crate::home::{At, FileError, Home, blocking, make_private_dir, now_ms, sweep};
 use crate::in_place::{InPlace, InPlaceBodies};
 use crate::layout::{Layout, Unpacked};
-use crate::library::{Delivery, DeliveryState, Trouble};
+use crate::library::{Delivery, DeliveryState, Trouble, is_same_sale};
 use crate::link::Link;
 use crate::place::{make_work_dir, work_dir};
 use crate::plain::{Plain, PlainError, Stored, payload};
@@ -50,8 +51,8 @@ pub(super) async fn run(
         found = ticket::find(home, target, &options) => found?,
         () = cancel.cancelled() => return Err(FetchError::Cancelled),
     };
-    let transaction = found.transaction;
-    let title = printable(&found.envelope.title, 200);
+    let (transaction, tried) = (found.transaction, found.envelope.clone());
+    let title = printable(&tried.title, 200);
     progress.send_modify(|p| (p.transaction, p.title) = (Some(transaction), title.clone()));
     let result = fetch_purchase(home, found, out, options, &progress, &cancel).await;
     match result {
@@ -66,17 +67,28 @@ pub(super) async fn run(
             for source in error.sources() {
                 tracing::info!(seeder = %source.peer, reason = source.last_reason, bytes = source.bytes, "seeder at the end");
             }
-            note_trouble(home, transaction, &error).await;
+            note_trouble(home, transaction, tried, &error).await;
             Err(error)
         }
     }
 }
 
-async fn note_trouble(home: &Home, transaction: TransactionId, error: &FetchError) {
+/// Keeps why a purchase did not get further. What is wrong with the command alone, or with a ticket that is not the one in
+/// the library, is nothing of the purchase.
+async fn note_trouble(home: &Home, transaction: TransactionId, tried: TicketEnvelope, error: &FetchError) {
+    if matches!(error, FetchError::Running { .. }) {
+        return;
+    }
+    let bad_ticket = matches!(error, FetchError::BadTicket(_));
+    let is_its_own = move |delivery: &Delivery| {
+        let another = delivery.envelope.ticket != tried.ticket;
+        is_same_sale(&delivery.envelope, &tried) && !(bad_ticket && delivery.checked && another)
+    };
     let trouble = Trouble { cause: error.cause().to_owned(), detail: printable(&error.to_string(), 500), at: now_ms() };
     let library = home.library();
     let ended = error.is_final();
     let note = move |delivery: &mut Delivery| match ended {
+        _ if !is_its_own(delivery) => {}
         true => delivery.refuse(trouble.clone()),
         false => delivery.trouble = Some(trouble.clone()),
     };

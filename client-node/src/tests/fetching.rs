@@ -222,6 +222,10 @@ async fn a_running_fetch_says_how_far_it_is_and_is_told_how_fast_it_may_go() {
             (Some("fetching"), Some(1)),
             "{told}"
         );
+        // A second one comes in its way, and leaves no trace.
+        let second = client.fetch_with(Target::Transaction(transaction), options()).await.unwrap_err();
+        assert!(matches!(second, FetchError::Running { .. }), "{second}");
+        assert_eq!(status(&client.home).await.unwrap()[0].trouble, None);
         let none = LimitChange::default();
         let before = limit(&client.home, transaction, none).await.unwrap();
         assert_eq!(before, DownloadLimits { process: 0, transfer: 1000 });

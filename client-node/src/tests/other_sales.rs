@@ -83,3 +83,19 @@ async fn a_ticket_that_nobody_signed_stands_in_no_good_ones_way() {
     }
     net.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_another_ticket_is_not_noted_of_a_good_purchase() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(10)]).await;
+    let client = Client::new();
+    let good = net.ticket(client.home.peer_id());
+    let error = client.fetch(&good).await.unwrap_err();
+    assert_eq!(error.cause(), "overloaded", "{error}");
+    let mut damaged = good.clone();
+    damaged.ticket.lease = Signed::sign(&good.ticket.lease.peek().unwrap(), &keypair(66));
+    let error = client.fetch(&damaged).await.unwrap_err();
+    assert!(matches!(error, FetchError::BadTicket(_)), "{error}");
+    let now = status(&client.home).await.unwrap().remove(0);
+    assert_eq!((now.state, now.trouble.unwrap().cause.as_str()), (DeliveryState::Fetching, "overloaded"));
+    net.stop().await;
+}
