@@ -2,6 +2,7 @@
 //! more of the line. It answers on a socket in the delivery's own folder, for as long as it runs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use delivery::Pace;
 use node::{ControlCallError, ControlError, ControlServer, ControlStartError, Supervisor, control_call};
@@ -11,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::fetch::FetchProgress;
 use crate::home::Home;
+
+/// A fetch answers at once, from what it has in memory.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Limits of a fetch, bytes per second; 0 for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -37,6 +41,12 @@ pub enum AskError {
     /// It does not run.
     #[error("{0} is not being fetched at the moment; limits for the next time are --limit and the home's config.toml")]
     NotRunning(TransactionId),
+    /// It does not answer.
+    #[error(
+        "{0} is being fetched by a process that does not answer; it may be stopped (Ctrl-Z, fg lets it go on), or its disk \
+         hangs"
+    )]
+    Silent(TransactionId),
     /// It runs and could not be asked.
     #[error(transparent)]
     Control(ControlCallError),
@@ -116,10 +126,15 @@ pub async fn limit(home: &Home, transaction: TransactionId, change: LimitChange)
 }
 
 async fn ask(home: &Home, transaction: TransactionId, request: &Value) -> Result<Value, AskError> {
-    match control_call(&home.delivery_dir(&transaction), request, |_| {}).await {
-        Ok(answer) => Ok(answer),
+    let dir = home.delivery_dir(&transaction);
+    // A process that is stopped is connected to all the same, by the system.
+    match tokio::time::timeout(ANSWER_WITHIN, control_call(&dir, request, |_| {})).await {
+        Ok(Ok(answer)) => Ok(answer),
         // One that just ended is one that does not run.
-        Err(ControlCallError::NotRunning { .. } | ControlCallError::NoAnswer) => Err(AskError::NotRunning(transaction)),
-        Err(error) => Err(AskError::Control(error)),
+        Ok(Err(ControlCallError::NotRunning { .. } | ControlCallError::NoAnswer)) => {
+            Err(AskError::NotRunning(transaction))
+        }
+        Ok(Err(error)) => Err(AskError::Control(error)),
+        Err(_) => Err(AskError::Silent(transaction)),
     }
 }

@@ -428,15 +428,17 @@ pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode>
         Some(transaction) => vec![transaction],
         None => client_node::status(&home).await?.into_iter().map(|delivery| delivery.transaction).collect(),
     };
-    let mut fetches = Vec::new();
+    let (mut fetches, mut silent) = (Vec::new(), Vec::new());
     for transaction in meant {
         match client_node::limit(&home, transaction, change).await {
             Ok(limits) => fetches.push((transaction, limits)),
             Err(AskError::NotRunning(_)) if args.transaction.is_none() => {}
+            // The others are told all the same.
+            Err(error @ AskError::Silent(_)) if args.transaction.is_none() => silent.push((transaction, error)),
             Err(error) => return Err(error.into()),
         }
     }
-    if fetches.is_empty() && change != LimitChange::default() {
+    if fetches.is_empty() && silent.is_empty() && change != LimitChange::default() {
         bail!(
             "nothing is being fetched at the moment, so nothing was changed; limits for the next time are fetch --limit \
              and the home's config.toml"
@@ -445,20 +447,27 @@ pub(crate) async fn limit(args: &LimitArgs, global: &Global) -> Result<ExitCode>
     let rate = |rate| if rate == 0 { "none".to_owned() } else { format!("{}/s", output::bytes(rate)) };
     let table =
         fetches.iter().map(|(id, limits)| vec![id.to_string(), rate(limits.transfer), rate(limits.process)]).collect();
-    let text = match fetches.is_empty() {
-        true => "nothing is being fetched at the moment".to_owned(),
-        false => output::table(&["transaction", "transfer", "process"], table),
+    let mut text = match fetches.is_empty() {
+        true if silent.is_empty() => "nothing is being fetched at the moment".to_owned(),
+        _ => output::table(&["transaction", "transfer", "process"], table),
     };
+    for (_, error) in &silent {
+        text.push_str(&format!("\n{error}"));
+    }
     let listed: Vec<Value> = fetches
         .iter()
         .map(|(id, limits)| json!({"transaction": id, "transfer": limits.transfer, "process": limits.process}))
         .collect();
-    Answer::new(json!({"fetches": listed}), text).print(global.json)?;
-    Ok(ExitCode::SUCCESS)
+    let unheard: Vec<TransactionId> = silent.iter().map(|(id, _)| *id).collect();
+    Answer::new(json!({"fetches": listed, "silent": unheard}), text).print(global.json)?;
+    Ok(if silent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A running fetch in a line: how far, and why not further.
 fn moving(progress: &Value) -> String {
+    if let Some(silent) = progress.get("silent").and_then(Value::as_str) {
+        return silent.to_owned();
+    }
     let transfer = progress.get("transfer").unwrap_or(&Value::Null);
     let number = |name: &str| transfer.get(name).and_then(Value::as_u64).unwrap_or(0);
     let mut text = format!(
@@ -485,7 +494,11 @@ pub(crate) async fn status(args: &StatusArgs, global: &Global) -> Result<ExitCod
     let mut running = serde_json::Map::new();
     // Also those that are done: they may be fetched once more.
     for delivery in &mut deliveries {
-        if let Some(progress) = client_node::progress_of(&home, delivery.transaction).await? {
+        let progress = match client_node::progress_of(&home, delivery.transaction).await {
+            Err(AskError::Silent(_)) => Some(json!({"silent": "its process does not answer; it may be stopped"})),
+            progress => progress?,
+        };
+        if let Some(progress) = progress {
             let number = |name: &str| progress.get("transfer")?.get(name)?.as_u64();
             if let (Some(have), Some(total @ 1..)) = (number("have_bytes"), number("total_bytes"))
                 && delivery.state != DeliveryState::Done

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::network::{Net, Vice};
-use super::world::{Files, PAYLOAD, World, keypair, listing, noise};
+use super::world::{Files, PAYLOAD, Sale, World, keypair, listing, noise};
 use crate::fetch::{FetchError, FetchOptions, FetchOutcome, FetchPhase, FetchProgress, Target, fetch};
 use crate::home::{Home, now_ms};
 use crate::inbox::inbox;
@@ -236,6 +236,23 @@ async fn a_running_fetch_says_how_far_it_is_and_is_told_how_fast_it_may_go() {
     album().assert_in(&outcome.unwrap().path);
     assert_eq!(progress_of(&client.home, transaction).await.unwrap(), None);
     net.stop().await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_stopped_holds_up_nobody_who_asks() {
+    let client = Client::new();
+    let transaction = Sale::new(Vec::new(), Vec::new()).transaction;
+    let (supervisor, dir) = (node::Supervisor::new(), client.home.delivery_dir(&transaction));
+    std::fs::create_dir_all(&dir).unwrap();
+    // Connected to, and asked, as a process is that gets no time.
+    let stopped = node::ControlServer::start(&supervisor, &dir, |_, _| std::future::pending()).await.unwrap();
+    let asked = async {
+        assert!(matches!(progress_of(&client.home, transaction).await, Err(AskError::Silent(_))));
+        assert!(matches!(limit(&client.home, transaction, LimitChange::default()).await, Err(AskError::Silent(_))));
+    };
+    tokio::time::timeout(LIMIT, asked).await.expect("it hangs");
+    drop(stopped);
+    supervisor.shutdown(LIMIT).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
