@@ -42,7 +42,8 @@ async fn revocations_and_statements_of_after_the_backup_are_reconciled() {
     let deliver = async |network: &Network, buyer: &str| {
         let buyer = network.client(buyer).await.unwrap();
         let (id, ticket) = network.ticket(&buyer, product.product).await.unwrap();
-        buyer.fetch_all(by_ticket(&ticket)).await.unwrap();
+        // So slowly that the seeder has a part in it beside the origin.
+        buyer.fetch(by_ticket(&ticket), Client::slow_options(200 * KIB)).done().await.unwrap();
         network.until_state(id, "settled").await.unwrap();
         network.manager.control(json!({"cmd": "statements-make"})).await.unwrap();
         id
