@@ -27,14 +27,8 @@ struct Heard {
 
 wire!(Heard => 16);
 
-/// Notes that something of a transaction was acknowledged, which came in at `at`. The time of this moment stands for it, on
-/// the writer's thread: by the time when it came in nothing was stored of it, and the manager may have signed just that.
+/// Notes that something of a transaction was acknowledged: in whatever order it is told, the first time stays.
 pub(crate) fn heard(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
-    heard_at(txn, id, at.max(now_ms()))
-}
-
-/// The same at its time: in whatever order it is told, the first stays.
-pub(crate) fn heard_at(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
     match HEARD.get(txn, &id)? {
         Some(first) if first.at <= at => Ok(()),
         _ => HEARD.put(txn, &id, &Heard { at }),
@@ -126,11 +120,11 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
     })
 }
 
-/// The same with the manager's word that nothing had been acknowledged by `by`. `now` is of the writer's thread: what was
-/// being counted then is stored and seen here, or dated later.
+/// The same with the manager's word that nothing had been acknowledged by `by`.
 fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<EvidencePack, SaleError> {
-    if by >= now {
-        let detail = format!("{by} ms is not over yet (it is {now} ms here), and of that time nothing can be said yet");
+    if by > now {
+        let detail =
+            format!("{by} ms is still to come (it is {now} ms here), and of that time nothing can be said yet");
         return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
     }
     let Whole { sale, first_at, .. } = ctx.db.read(|txn| whole(ctx, txn, id))?;
@@ -140,8 +134,7 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
             format!("the sale was formed at {formed_at} ms, after {by} ms: of a time before it nothing is said");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
-    // What was counted since `now` is of the time after it.
-    if let Some(first) = first_at.filter(|first| *first > now_ms()) {
+    if let Some(first) = first_at.filter(|first| *first > now) {
         let detail = format!(
             "something came in that is dated {first} ms, when this manager's clock was ahead (it is {now} ms now): of the \
              time before nothing can be said"
@@ -186,12 +179,10 @@ pub(crate) struct EvidenceArgs {
 
 /// Writes the file that the operator asked for.
 pub(crate) fn control(ctx: &Context, args: EvidenceArgs) -> Result<Value, SaleError> {
+    let now = now_ms();
     let pack = match args.non_delivery {
-        true => {
-            let now = ctx.db.write_blocking(|_| Ok::<_, StoreError>(now_ms()))?;
-            non_delivery(ctx, args.id, args.by.unwrap_or(now.saturating_sub(1)), now)?
-        }
-        false => pack(ctx, args.id, now_ms())?,
+        true => non_delivery(ctx, args.id, args.by.unwrap_or(now), now)?,
+        false => pack(ctx, args.id, now)?,
     };
     let bytes = pack.to_bytes();
     write_new(&args.path, &bytes)?;
