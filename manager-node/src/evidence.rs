@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use protocol::evidence::{DeliveryRecord, EvidencePack, Exporter, NonDelivery};
@@ -27,8 +28,14 @@ struct Heard {
 
 wire!(Heard => 16);
 
-/// Notes that something of a transaction was acknowledged: in whatever order it is told, the first time stays.
+/// Notes that something of a transaction was acknowledged, which came in at `at`. The time of this moment stands for it, on
+/// the writer's thread: by the time when it came in nothing was stored of it, and the manager may have signed just that.
 pub(crate) fn heard(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
+    heard_at(txn, id, at.max(now_ms()))
+}
+
+/// The same at its time: in whatever order it is told, the first stays.
+pub(crate) fn heard_at(txn: &WriteTransaction<'_>, id: TransactionId, at: u64) -> Result<(), StoreError> {
     match HEARD.get(txn, &id)? {
         Some(first) if first.at <= at => Ok(()),
         _ => HEARD.put(txn, &id, &Heard { at }),
@@ -120,7 +127,17 @@ pub(crate) fn pack(ctx: &Context, id: TransactionId, now: u64) -> Result<Evidenc
     })
 }
 
-/// The same with the manager's word that nothing had been acknowledged by `by`.
+/// This moment, once it is over and everything that was being counted in it is stored: what comes now is dated later.
+fn moment(ctx: &Context) -> Result<u64, StoreError> {
+    let now = now_ms();
+    while now_ms() == now {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    ctx.db.write_blocking(|_| Ok::<_, StoreError>(()))?;
+    Ok(now)
+}
+
+/// The same with the manager's word that nothing had been acknowledged by `by`. `now` is such a [`moment`].
 fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<EvidencePack, SaleError> {
     if by > now {
         let detail =
@@ -134,7 +151,8 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
             format!("the sale was formed at {formed_at} ms, after {by} ms: of a time before it nothing is said");
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
-    if let Some(first) = first_at.filter(|first| *first > now) {
+    // What was counted meanwhile is of the time after `now`, and of no wrong clock.
+    if let Some(first) = first_at.filter(|first| *first > now_ms()) {
         let detail = format!(
             "something came in that is dated {first} ms, when this manager's clock was ahead (it is {now} ms now): of the \
              time before nothing can be said"
@@ -179,10 +197,12 @@ pub(crate) struct EvidenceArgs {
 
 /// Writes the file that the operator asked for.
 pub(crate) fn control(ctx: &Context, args: EvidenceArgs) -> Result<Value, SaleError> {
-    let now = now_ms();
     let pack = match args.non_delivery {
-        true => non_delivery(ctx, args.id, args.by.unwrap_or(now), now)?,
-        false => pack(ctx, args.id, now)?,
+        true => {
+            let now = moment(ctx)?;
+            non_delivery(ctx, args.id, args.by.unwrap_or(now), now)?
+        }
+        false => pack(ctx, args.id, now_ms())?,
     };
     let bytes = pack.to_bytes();
     write_new(&args.path, &bytes)?;

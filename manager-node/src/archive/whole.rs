@@ -70,7 +70,7 @@ impl Whole {
             COMPLETIONS.put(txn, &(*id, *number), signed)?;
         }
         if let Some(at) = self.first_at {
-            evidence::heard(txn, *id, at)?;
+            evidence::heard_at(txn, *id, at)?;
         }
         ledger::put_back(txn, &self.postings)
     }

@@ -337,6 +337,26 @@ async fn the_manager_signs_that_nothing_came_in_and_gives_a_merchant_its_own_evi
 }
 
 #[tokio::test]
+async fn what_is_counted_after_the_manager_signed_that_nothing_came_in_is_dated_after_it() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n");
+    // A batch came in, and waits to be counted.
+    let came_in = now_ms();
+    wait_past(came_in).await;
+    let asked = json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true});
+    shop.control(asked.clone()).await.unwrap();
+    let pack = EvidencePack::from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+    let by = pack.verify(&shop.ctx.trust().root()).facts.nothing_acknowledged_by.unwrap();
+    shop.ctx.db.write(move |txn| crate::evidence::heard(txn, id, came_in)).await.unwrap();
+    let first = shop.ctx.db.read(|txn| crate::evidence::first_at(txn, &id)).unwrap().unwrap();
+    assert!(came_in <= by && by < first, "{came_in} {by} {first}");
+    assert!(shop.control(asked).await.is_err());
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn what_a_client_signed_is_heard_whether_it_counts_or_not() {
     let shop = Shop::open(Terms::default()).await;
     let folder = tempfile::tempdir().unwrap();
