@@ -318,6 +318,7 @@ struct RevokeArgs {
 async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
     let args: RevokeArgs = parse(request.clone())?;
     let invalid = |e: protocol::ids::IdError| bad_request(e.to_string());
+    let mut void = None;
     let epoch = match args.kind.as_str() {
         "seeder" => revoke_seeder(ctx, args.id.parse().map_err(invalid)?).await?,
         "merchant" => {
@@ -337,7 +338,18 @@ async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlErro
             }
             ctx.revocations.revoke(Added { transactions: vec![id], ..Added::default() }).await.map_err(failed)?
         }
-        "content" => revoke_content(ctx, &args.id).await?,
+        "content" => {
+            let (epoch, content) = revoke_content(ctx, &args.id).await?;
+            let looked = key_change::taken_down(ctx, content).await.map_err(|error| {
+                let why = error.message;
+                let text = format!(
+                    "taken down (epoch {epoch}), but who has paid and gets nothing is not known: {why}; repeat it"
+                );
+                ControlError::new("internal", text)
+            })?;
+            void = Some(looked);
+            epoch
+        }
         other => {
             return Err(bad_request(format!(
                 "'{other}' cannot be revoked: it is seeder, merchant, transaction or content"
@@ -345,7 +357,7 @@ async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlErro
         }
     };
     tracing::warn!(kind = args.kind, id = args.id, epoch, "revoked");
-    Ok(json!({ "kind": args.kind, "id": args.id, "epoch": epoch }))
+    Ok(json!({ "kind": args.kind, "id": args.id, "epoch": epoch, "void": void }))
 }
 
 async fn revoke_seeder(ctx: &Context, peer: PeerId) -> Result<u64, ControlError> {
@@ -363,7 +375,7 @@ async fn revoke_seeder(ctx: &Context, peer: PeerId) -> Result<u64, ControlError>
 }
 
 /// A takedown: off sale, off every seeder's list, and purged by whoever holds it.
-async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<u64, ControlError> {
+async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<(u64, ContentId), ControlError> {
     let found = find_product(ctx, text).map_err(failed)?;
     let Some((id, content, manifest)) = found else {
         return Err(not_found(format!("no product, content or manifest is called {text}")));
@@ -387,7 +399,7 @@ async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<u64, ControlEr
         Ok(given_back) => info!(%content, given_back, "held payments given back after the takedown"),
         Err(error) => warn!(%content, %error, "held payments are given back later"),
     }
-    Ok(epoch)
+    Ok((epoch, content))
 }
 
 fn find_product(ctx: &Context, text: &str) -> Result<Option<(ProductId, ContentId, Digest)>, StoreError> {

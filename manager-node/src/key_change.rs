@@ -10,7 +10,7 @@ use node::ControlError;
 use protocol::api::{News, TransactionState};
 use protocol::manifest::Manifest;
 use protocol::trust::{KeyPurpose, KeySet, KeyState, Trust};
-use protocol::{PeerId, Signed, codec};
+use protocol::{ContentId, Digest, PeerId, Signed, codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::StoreError;
@@ -20,7 +20,7 @@ use crate::context::{Context, now_ms};
 use crate::keys::{self, ManagerKeys, purpose_name};
 use crate::rotate::{Change, OldKey, next_set};
 use crate::tables::{MANIFESTS, PRODUCTS};
-use crate::transactions::SALES;
+use crate::transactions::{SALES, Sale};
 use crate::{news, statements};
 
 /// Products and purchases that are listed in one answer; all are counted.
@@ -146,8 +146,7 @@ fn void_goods(ctx: &Context, is_void: impl Fn(&Signed<Manifest>, u64) -> bool) -
             Ok(ControlFlow::Continue(()))
         })
     })?;
-    let (mut products, mut purchases) = (Vec::new(), Vec::new());
-    let (mut product_count, mut purchase_count) = (0u64, 0u64);
+    let (mut products, mut product_count) = (Vec::new(), 0u64);
     if !manifests.is_empty() {
         ctx.db.read(|txn| {
             PRODUCTS.scan::<StoreError>(txn, .., |id, record| {
@@ -159,25 +158,60 @@ fn void_goods(ctx: &Context, is_void: impl Fn(&Signed<Manifest>, u64) -> bool) -
                     }
                 }
                 Ok(ControlFlow::Continue(()))
-            })?;
-            SALES.scan::<StoreError>(txn, .., |id, sale| {
-                let waiting = matches!(sale.state, TransactionState::Released | TransactionState::Delivering);
-                if waiting && manifests.contains(&sale.manifest) {
-                    purchase_count += 1;
-                    if purchases.len() < LISTED {
-                        purchases.push(json!({
-                            "transaction": id, "order": sale.request.order, "merchant": sale.merchant,
-                            "title": sale.title,
-                        }));
-                    }
+            })
+        })?;
+    }
+    let (purchases, purchase_count) = undelivered(ctx, &manifests, |_| true)?;
+    Ok(json!({
+        "products": products, "product_count": product_count, "purchases": purchases, "purchase_count": purchase_count,
+    }))
+}
+
+/// Purchases of these manifests that are not delivered, as far as they are `meant`: some of them, and how many there are.
+fn undelivered(
+    ctx: &Context,
+    manifests: &HashSet<Digest>,
+    meant: impl Fn(&Sale) -> bool,
+) -> Result<(Vec<Value>, u64), StoreError> {
+    let (mut purchases, mut count) = (Vec::new(), 0u64);
+    if manifests.is_empty() {
+        return Ok((purchases, count));
+    }
+    ctx.db.read(|txn| {
+        SALES.scan::<StoreError>(txn, .., |id, sale| {
+            let waiting = matches!(sale.state, TransactionState::Released | TransactionState::Delivering);
+            if waiting && manifests.contains(&sale.manifest) && meant(&sale) {
+                count += 1;
+                if purchases.len() < LISTED {
+                    purchases.push(json!({
+                        "transaction": id, "order": sale.request.order, "merchant": sale.merchant, "title": sale.title,
+                    }));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    Ok((purchases, count))
+}
+
+/// After a takedown: purchases of the content that were paid for and not delivered. Their buyers get nothing any more, and
+/// in the books they end as if they had. Those whose payment is held are given back by themselves.
+pub(crate) async fn taken_down(ctx: &Arc<Context>, content: ContentId) -> Result<Value, ControlError> {
+    let work = Arc::clone(ctx);
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut manifests = HashSet::new();
+        work.db.read(|txn| {
+            MANIFESTS.scan::<StoreError>(txn, .., |digest, signed| {
+                if signed.peek().is_ok_and(|manifest| manifest.content == content) {
+                    manifests.insert(digest);
                 }
                 Ok(ControlFlow::Continue(()))
             })
         })?;
-    }
-    Ok(json!({
-        "products": products, "product_count": product_count, "purchases": purchases, "purchase_count": purchase_count,
-    }))
+        undelivered(&work, &manifests, |sale| !sale.awaits_completion())
+    });
+    let (purchases, count) = looking.await.map_err(failed)?.map_err(failed)?;
+    Ok(json!({"purchases": purchases, "purchase_count": count}))
 }
 
 /// A signed key set.

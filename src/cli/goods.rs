@@ -104,7 +104,7 @@ pub(crate) async fn republish(args: RepublishArgs, global: &Global) -> Result<Ex
     Ok(if failed_any { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What a revoked catalogue key takes with it, and what to do; empty where that is nothing.
+/// What a revoked catalogue key or a takedown takes with it, and what to do; empty where that is nothing.
 pub(crate) fn void(void: Option<&Value>) -> String {
     let Some(void) = void else { return String::new() };
     let number = |name: &str| void.get(name).and_then(Value::as_u64).unwrap_or_default();

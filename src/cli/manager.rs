@@ -405,11 +405,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
                 Revocable::Content => "content",
             };
             let request = json!({"cmd": "revoke", "kind": kind, "id": args.id, "unknown": args.unknown});
-            ask(&args.dir.path(), request, global, |a| format!("revoked; epoch {}", field(a, "epoch"))).await
+            let text = |a: &Value| format!("revoked; epoch {}{}", field(a, "epoch"), goods::void(a.get("void")));
+            ask(&args.dir.path(), request, global, text).await
         }
         Command::Takedown(args) => {
             let request = json!({"cmd": "revoke", "kind": "content", "id": args.id});
-            ask(&args.dir.path(), request, global, |a| format!("taken down; epoch {}", field(a, "epoch"))).await
+            let text = |a: &Value| format!("taken down; epoch {}{}", field(a, "epoch"), goods::void(a.get("void")));
+            ask(&args.dir.path(), request, global, text).await
         }
         Command::Statements(command) => statements(command, global).await,
         Command::Payouts(args) => payouts(&args, global).await,

@@ -135,9 +135,15 @@ async fn who_paid_before_a_takedown_gets_the_key_after_it() {
 async fn what_is_sold_with_its_key_is_as_it_was_after_a_takedown() {
     let shop = Shop::open(Terms::default()).await;
     let (id, _) = shop.buy("o").await;
-    takedown(&shop).await;
+    let (delivered, _) = shop.buy("p").await;
+    Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(delivered, 0, 0..10)]).await;
+    let asked = json!({"cmd": "revoke", "kind": "content", "id": shop.product});
+    let answer = shop.running.control(asked).await.unwrap();
     assert_eq!(code(shop.ticket(id).await), "revoked");
     assert_eq!((shop.state(id), is_captured(&shop, id)), (TransactionState::Released, true));
+    // Who has paid and gets nothing is named: in the books it ends like a delivery.
+    let void = &answer["void"];
+    assert_eq!((&void["purchase_count"], &void["purchases"][0]["transaction"]), (&json!(1), &json!(id)));
     shop.close().await;
 }
 
