@@ -190,11 +190,15 @@ impl<T> PageArgs<T> {
     }
 }
 
+/// After which line the next page begins, where there may be one.
+fn next<K: Copy, V>(page: &[(K, V)], limit: usize) -> Option<K> {
+    page.last().filter(|_| page.len() == limit).map(|(key, _)| *key)
+}
+
 fn products(ctx: &Context, args: &PageArgs<ProductId>) -> Result<Value, ControlError> {
     let page = ctx.catalogue.record_page(args.after, args.limit(), |_| true).map_err(failed)?;
     let lines: Result<Vec<Value>, _> = page.iter().map(|(id, record)| product_json(ctx, *id, record)).collect();
-    let next = (page.len() == args.limit()).then(|| page.last().map(|(id, _)| *id)).flatten();
-    Ok(json!({ "products": lines?, "next": next }))
+    Ok(json!({ "products": lines?, "next": next(&page, args.limit()) }))
 }
 
 fn product_json(ctx: &Context, id: ProductId, record: &crate::tables::ProductRecord) -> Result<Value, ControlError> {
@@ -247,6 +251,7 @@ fn product(ctx: &Context, args: &ProductArgs) -> Result<Value, ControlError> {
 
 fn merchants(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError> {
     let page = ctx.registry.merchants(args.after, args.limit()).map_err(failed)?;
+    let next = next(&page, args.limit());
     let lines: Vec<Value> = page
         .into_iter()
         .map(|(peer, record)| {
@@ -260,12 +265,13 @@ fn merchants(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlErr
             })
         })
         .collect();
-    Ok(json!({ "merchants": lines }))
+    Ok(json!({ "merchants": lines, "next": next }))
 }
 
 fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError> {
     let (now, origin) = (now_ms(), ctx.registry.origin());
     let page = ctx.registry.seeders(args.after, args.limit()).map_err(failed)?;
+    let next = next(&page, args.limit());
     let mut lines = Vec::with_capacity(page.len());
     for (peer, record) in page {
         let here = |txn: &ReadTransaction| is_here(txn, &peer, &record, now, ctx.config.seeder_away_ms);
@@ -287,7 +293,7 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
             "clock": { "state": clock.as_str(), "off_by_ms": clock.off_by_ms(), "text": clock.to_string() },
             "trouble": trouble,
             "addresses": record.addrs,
-            "held": ctx.registry.held_by(&peer, MAX_PAGE).map_err(failed)?.len(),
+            "held": ctx.registry.held_count(&peer).map_err(failed)?,
             "capacity": record.capacity,
             "free": record.free,
             "deliveries": record.deliveries,
@@ -299,7 +305,7 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
             "revoked": ctx.revocations.with(|revoked| revoked.has_peer(&peer)),
         }));
     }
-    Ok(json!({ "seeders": lines }))
+    Ok(json!({ "seeders": lines, "next": next }))
 }
 
 fn not_found(message: String) -> ControlError {

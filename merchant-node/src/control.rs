@@ -100,7 +100,8 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
         Command::VouchersList { after, limit } => {
             let limit = limit.unwrap_or(MAX_LINES).min(MAX_LINES);
             let vouchers = shop.prepaid.list(after, limit).map_err(|e| failed(&e))?;
-            Ok(json!({ "vouchers": vouchers.iter().map(voucher).collect::<Vec<_>>() }))
+            let next = vouchers.last().filter(|_| vouchers.len() == limit).map(|voucher| voucher.id);
+            Ok(json!({ "vouchers": vouchers.iter().map(voucher).collect::<Vec<_>>(), "next": next }))
         }
         Command::Orders { limit } => {
             let orders = shop.newest(limit.unwrap_or(100).min(MAX_LINES)).map_err(|e| failed(&e))?;

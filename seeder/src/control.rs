@@ -305,8 +305,10 @@ fn clock_json(clock: ClockState) -> Value {
 fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
     let marked = outbox::state(&seeder.db)?.map_or(0, |state| state.marked);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let (due, lines) =
-        seeder.db.read(|txn| Ok::<_, StoreError>((DUE.range(txn, .., limit)?, LINES.range_back(txn, .., limit)?)))?;
+    let (due, lines, total) = seeder.db.read(|txn| {
+        let total = DUE.len(txn)?.saturating_add(LINES.len(txn)?);
+        Ok::<_, StoreError>((DUE.range(txn, .., limit)?, LINES.range_back(txn, .., limit)?, total))
+    })?;
     // One that is due is queued: its transaction is the first part of its key.
     let queued = due.iter().filter_map(|(key, _)| {
         let transaction = protocol::TransactionId::from_bytes(*key.first_chunk::<16>()?);
@@ -324,7 +326,7 @@ fn receipts(seeder: &Seeder, limit: u64) -> Result<Value, StoreError> {
             "state": if *batch <= marked { "marked" } else { "sent" },
         })
     });
-    Ok(json!({ "receipts": queued.chain(batched).take(limit).collect::<Vec<_>>() }))
+    Ok(json!({ "receipts": queued.chain(batched).take(limit).collect::<Vec<_>>(), "total": total }))
 }
 
 async fn scrub(seeder: Arc<Seeder>, progress: ProgressSender) -> Result<Value, ControlError> {

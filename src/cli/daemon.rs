@@ -95,6 +95,36 @@ pub(crate) async fn ask(
     Ok(ExitCode::SUCCESS)
 }
 
+/// A list of the node that runs over `dir`, a page after the other until nothing is left of it.
+pub(crate) async fn call_all(dir: &Path, mut request: Value, name: &str) -> Result<Vec<Value>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut page = call(dir, request.clone()).await?;
+        if let Some(Value::Array(more)) = page.get_mut(name) {
+            lines.append(more);
+        }
+        match (page.get("next"), request.as_object_mut()) {
+            (Some(next), Some(fields)) if !next.is_null() => drop(fields.insert("after".to_owned(), next.clone())),
+            _ => return Ok(lines),
+        }
+    }
+}
+
+/// Asks for a whole list, and prints it by `text`.
+pub(crate) async fn ask_all(
+    dir: &Path,
+    request: Value,
+    name: &str,
+    global: &Global,
+    text: impl FnOnce(&Value) -> String,
+) -> Result<ExitCode> {
+    let lines = call_all(dir, request, name).await?;
+    let answer = Value::Object([(name.to_owned(), Value::Array(lines))].into_iter().collect());
+    let text = if global.json { String::new() } else { text(&answer) };
+    Answer::new(answer, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Asks the node that runs over `dir`.
 pub(crate) async fn call(dir: &Path, request: Value) -> Result<Value> {
     Ok(node::control_call(dir, &request, |_| {}).await?)

@@ -10,10 +10,10 @@ use protocol::ProductId;
 use serde_json::{Value, json};
 
 use super::Global;
-use super::daemon::call;
+use super::daemon::{call, call_all};
 use super::facts::{listed, money};
 use super::manager::DirArgs;
-use super::output::{self, Answer, field, rows};
+use super::output::{self, Answer, field};
 
 /// Flags of `republish`.
 #[derive(Debug, Args)]
@@ -30,15 +30,7 @@ pub(crate) struct RepublishArgs {
 
 /// Every product, a page after the other.
 async fn all_products(dir: &Path) -> Result<Vec<Value>> {
-    let (mut lines, mut after) = (Vec::new(), Value::Null);
-    loop {
-        let page = call(dir, json!({"cmd": "products", "after": after})).await?;
-        lines.extend(rows(&page, "products").iter().cloned());
-        after = page.get("next").cloned().unwrap_or(Value::Null);
-        if after.is_null() {
-            return Ok(lines);
-        }
-    }
+    call_all(dir, json!({"cmd": "products"}), "products").await
 }
 
 /// Lists the catalogue.

@@ -14,7 +14,7 @@ use super::daemon::{self, RunArgs, ask};
 use super::facts::{listed, page};
 use super::new_file::new_place;
 use super::output::{self, Answer, field, rows};
-use super::{Global, backup, config_edit, goods, progress};
+use super::{Global, backup, books, config_edit, goods, progress};
 
 /// Commands of the manager.
 #[derive(Debug, Subcommand)]
@@ -45,8 +45,8 @@ pub(crate) enum Command {
     Transactions(DirArgs),
     /// Show one transaction: state, deliveries, receipts
     Transaction(TransactionArgs),
-    /// Show the ledger: every entry, every balance
-    Ledger(DirArgs),
+    /// Show the ledger: the newest postings, and every balance
+    Ledger(books::LedgerArgs),
     /// List the newest receipts and what became of them
     Receipts(DirArgs),
     /// Make a transaction, an enrolment or content void
@@ -57,9 +57,9 @@ pub(crate) enum Command {
     Refund(TransactionArgs),
     /// Statements of account of seeders
     #[command(subcommand)]
-    Statements(Statements),
+    Statements(books::Statements),
     /// List what is to be paid out to seeders
-    Payouts(PayoutArgs),
+    Payouts(books::PayoutArgs),
     /// Put everything that is signed of a transaction into a file that proves itself
     Evidence(EvidenceArgs),
     /// The network's keys: list, replace or revoke them while the manager runs
@@ -230,52 +230,6 @@ pub(crate) struct TakedownArgs {
     dir: DirArgs,
 }
 
-/// Commands about statements.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Statements {
-    /// Make statements now of whatever is in none yet
-    Make(StatementArgs),
-    /// List the newest statement of each seeder, or all of one
-    List(StatementArgs),
-    /// Write a seeder's statements into a file that proves itself
-    Export(StatementFileArgs),
-}
-
-/// Flags of commands about statements.
-#[derive(Debug, Args)]
-pub(crate) struct StatementArgs {
-    /// Only of this seeder
-    #[arg(long, value_name = "PEER")]
-    seeder: Option<protocol::PeerId>,
-    #[command(flatten)]
-    dir: DirArgs,
-}
-
-/// Flags of `statements export`.
-#[derive(Debug, Args)]
-pub(crate) struct StatementFileArgs {
-    /// The seeder
-    seeder: protocol::PeerId,
-    /// File to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
-    /// From this number on
-    #[arg(long, default_value_t = 1)]
-    first: u64,
-    #[command(flatten)]
-    dir: DirArgs,
-}
-
-/// Flags of `payouts`.
-#[derive(Debug, Args)]
-pub(crate) struct PayoutArgs {
-    /// Comma-separated values, for a spreadsheet or a bank
-    #[arg(long)]
-    csv: bool,
-    #[command(flatten)]
-    dir: DirArgs,
-}
-
 /// Flags of `evidence`.
 #[derive(Debug, Args)]
 pub(crate) struct EvidenceArgs {
@@ -373,11 +327,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         }
         Command::Merchants(dir) => {
             let columns = &["peer", "name", "enrolled_at", "until", "revoked"];
-            ask(&dir.path(), json!({"cmd": "merchants"}), global, |a| listed(a, "merchants", columns)).await
+            let text = |a: &Value| listed(a, "merchants", columns);
+            daemon::ask_all(&dir.path(), json!({"cmd": "merchants"}), "merchants", global, text).await
         }
         Command::Seeders(dir) => {
             let columns = &["peer", "name", "origin", "here", "held", "free", "capacity", "revoked", "trouble"];
-            ask(&dir.path(), json!({"cmd": "seeders"}), global, |a| listed(a, "seeders", columns)).await
+            let text = |a: &Value| listed(a, "seeders", columns);
+            daemon::ask_all(&dir.path(), json!({"cmd": "seeders"}), "seeders", global, text).await
         }
         Command::Transactions(dir) => {
             let columns = &["id", "state", "title", "price", "client", "formed_at"];
@@ -392,7 +348,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request = json!({"cmd": "transaction", "id": args.transaction});
             ask(&args.dir.path(), request, global, page).await
         }
-        Command::Ledger(dir) => ask(&dir.path(), json!({"cmd": "ledger"}), global, ledger).await,
+        Command::Ledger(args) => books::ledger(&args, global).await,
         Command::Receipts(dir) => {
             let columns = &["at", "seeder", "transaction", "delivery", "chunks", "status", "reason"];
             ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| listed(a, "receipts", columns)).await
@@ -413,8 +369,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let text = |a: &Value| format!("taken down; epoch {}{}", field(a, "epoch"), goods::void(a.get("void")));
             ask(&args.dir.path(), request, global, text).await
         }
-        Command::Statements(command) => statements(command, global).await,
-        Command::Payouts(args) => payouts(&args, global).await,
+        Command::Statements(command) => books::statements(command, global).await,
+        Command::Payouts(args) => books::payouts(&args, global).await,
         Command::Audit(command) => super::audit::run(command, global).await,
         Command::Keys(command) => super::keys::run(command, global).await,
         Command::Evidence(args) => {
@@ -522,52 +478,6 @@ async fn publish(args: PublishArgs, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
-    match command {
-        Statements::Make(args) => {
-            let request = json!({"cmd": "statements-make", "seeder": args.seeder});
-            ask(&args.dir.path(), request, global, |a| listed(a, "made", &["seeder", "first", "last"])).await
-        }
-        Statements::List(args) => {
-            let columns =
-                &["seeder", "number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
-            let request = json!({"cmd": "statements", "seeder": args.seeder});
-            ask(&args.dir.path(), request, global, |a| listed(a, "statements", columns)).await
-        }
-        Statements::Export(args) => {
-            let path = new_place(&args.output)?;
-            let request = json!({"cmd": "statement-file", "seeder": args.seeder, "first": args.first, "path": path});
-            ask(&args.dir.path(), request, global, super::seeder::statements_written).await
-        }
-    }
-}
-
-/// Every page of what is to be paid out.
-async fn payouts(args: &PayoutArgs, global: &Global) -> Result<ExitCode> {
-    let columns =
-        ["seeder", "currency", "stated_minor", "owed_minor", "carried_micros", "statement", "statement_until"];
-    let (mut lines, mut after) = (Vec::new(), Value::Null);
-    loop {
-        let page = daemon::call(&args.dir.path(), json!({"cmd": "payouts", "after": after})).await?;
-        lines.extend(rows(&page, "payouts").iter().cloned());
-        after = page.get("next").cloned().unwrap_or(Value::Null);
-        if after.is_null() {
-            break;
-        }
-    }
-    let answer = json!({ "payouts": lines });
-    let text = match args.csv {
-        // Peer IDs, currency codes and numbers: nothing in them needs quotes.
-        true => {
-            let row = |line: &Value| columns.map(|column| field(line, column)).join(",");
-            std::iter::once(columns.join(",")).chain(lines.iter().map(row)).collect::<Vec<_>>().join("\n")
-        }
-        false => listed(&answer, "payouts", &columns),
-    };
-    Answer::new(answer, text).print(global.json)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 async fn payment(args: PaymentArgs, global: &Global) -> Result<ExitCode> {
     let amount = Amount::parse(&args.amount, args.currency)?;
     let account = match args.account {
@@ -590,44 +500,4 @@ async fn invite(args: &InviteArgs, global: &Global) -> Result<ExitCode> {
     };
     let request = json!({"cmd": "invite", "role": role, "uses": args.uses});
     ask(&args.dir.path(), request, global, |a| field(a, "join")).await
-}
-
-fn ledger(answer: &Value) -> String {
-    let mut entries = Vec::new();
-    for posting in rows(answer, "postings") {
-        for entry in rows(posting, "entries") {
-            let minor = entry.get("minor").and_then(Value::as_i64).unwrap_or_default();
-            let (debit, credit) =
-                if minor > 0 { (minor.to_string(), String::new()) } else { (String::new(), (-minor).to_string()) };
-            entries.push(vec![
-                field(posting, "memo"),
-                field(entry, "account"),
-                debit,
-                credit,
-                field(entry, "currency"),
-            ]);
-        }
-    }
-    let balances = rows(answer, "accounts")
-        .iter()
-        .map(|b| vec![field(b, "account"), field(b, "minor"), field(b, "currency")])
-        .collect();
-    let trial = rows(answer, "trial_balance")
-        .iter()
-        .map(|t| {
-            format!(
-                "{}: debits {} credits {} balanced {}",
-                field(t, "currency"),
-                field(t, "debit"),
-                field(t, "credit"),
-                field(t, "balanced")
-            )
-        })
-        .collect::<Vec<_>>();
-    format!(
-        "{}\n\n{}\n\n{}",
-        output::table(&["posting", "account", "debit", "credit", "currency"], entries),
-        output::table(&["account", "balance", "currency"], balances),
-        trial.join("\n")
-    )
 }

@@ -148,7 +148,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, codes).await
         }
         Command::Vouchers(Vouchers::List(dir)) => {
-            ask(&dir.path(), json!({"cmd": "vouchers-list"}), global, vouchers).await
+            daemon::ask_all(&dir.path(), json!({"cmd": "vouchers-list"}), "vouchers", global, vouchers).await
         }
         Command::Orders(dir) => {
             let columns = &["order", "stage", "transaction", "amount", "client", "created_at"];

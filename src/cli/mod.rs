@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod books;
 mod client;
 mod config_edit;
 mod daemon;

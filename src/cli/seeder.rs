@@ -83,6 +83,9 @@ pub(crate) struct InitArgs {
 pub(crate) struct ReceiptsArgs {
     #[command(flatten)]
     dir: DirArgs,
+    /// How many, 1000 at most
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    limit: u64,
     #[command(subcommand)]
     command: Option<ReceiptsCommand>,
 }
@@ -187,9 +190,16 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request = json!({"cmd": "explain", "id": args.id});
             ask(&args.dir.path(), request, global, |a| output::field(a, "summary")).await
         }
-        Command::Receipts(ReceiptsArgs { dir, command: None }) => {
+        Command::Receipts(ReceiptsArgs { dir, limit, command: None }) => {
             let columns = &["id", "transaction", "chunks", "state", "at"];
-            ask(&dir.path(), json!({"cmd": "receipts"}), global, |a| listed(a, "receipts", columns)).await
+            let text = |answer: &serde_json::Value| {
+                let shown = output::rows(answer, "receipts").len() as u64;
+                let total = answer.get("total").and_then(serde_json::Value::as_u64);
+                let more = total.filter(|total| *total > shown);
+                let more = more.map(|total| format!("\nthe newest {shown} of {total}; --limit shows more of them"));
+                listed(answer, "receipts", columns) + &more.unwrap_or_default()
+            };
+            ask(&dir.path(), json!({"cmd": "receipts", "limit": limit}), global, text).await
         }
         Command::Statements(args) => statements(args, global).await,
         Command::Limit(args) => {

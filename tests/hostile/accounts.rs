@@ -111,6 +111,21 @@ fn money_keys_and_backups_are_refused_where_they_are_not_what_was_meant() {
     pay("merchant-due", &seeder, "r1").refused(&[&seeder, "no merchant"]);
     pay("merchant-due", &merchant, "r1").ok();
     network.assert_books();
+    // Lists that are longer than an answer are whole, and where one is not, it says so.
+    for count in ["1000", "7"] {
+        network.of("merchant", args!["vouchers", "issue", "1.00", "--currency", "USD", "--count", count]).ok();
+    }
+    let listed = network.of("merchant", args!["vouchers", "list"]).ok();
+    let mut ids: Vec<String> = listed["vouchers"].as_array().unwrap().iter().map(|line| text(line, "id")).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), 1008, "with the one that the shop had");
+    pay("merchant-due", &merchant, "r2").ok();
+    let books = network.of("manager", args!["ledger", "--limit", "1"]).ok();
+    assert_eq!((books["postings"].as_array().unwrap().len(), &books["posting_count"]), (1, &2.into()));
+    let told = network.of_plain("manager", args!["ledger", "--limit", "1"]).stdout;
+    assert!(told.contains("1 of 2 postings; older ones: --before 2"), "{told}");
+    let oldest = network.of("manager", args!["ledger", "--before", books["next"].to_string()]).ok();
+    assert_eq!((&oldest["postings"][0]["number"], &oldest["next"]), (&1.into(), &Value::Null));
 
     // Whoever has the root key sees what is signed, and files that are mixed up are named.
     let (request, signed) = (network.path("request"), network.path("signed"));

@@ -287,11 +287,14 @@ pub(crate) fn trial_balance(txn: &impl Txn) -> Result<BTreeMap<Currency, Trial>,
 }
 
 /// The newest `limit` postings of those that did not move out with their transaction, oldest of them first, all balances but those of single escrows, and the trial balance.
-pub(crate) fn to_json(txn: &impl Txn, limit: usize) -> Result<Value, StoreError> {
-    let mut postings = POSTINGS.range_back(txn, .., limit)?;
+pub(crate) fn to_json(txn: &impl Txn, before: Option<u64>, limit: usize) -> Result<Value, StoreError> {
+    let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut postings = POSTINGS.range_back(txn, (Bound::Unbounded, end), limit)?;
     postings.reverse();
+    let first = POSTINGS.first(txn)?.map(|(number, _)| number);
+    let next = postings.first().map(|(number, _)| *number).filter(|oldest| first.is_some_and(|first| first < *oldest));
     let postings: Vec<Value> = postings.iter().map(|(number, posting)| posting.to_json(*number)).collect();
-    let mut accounts = Vec::new();
+    let (mut accounts, mut accounts_left_out) = (Vec::new(), 0u64);
     let mut escrow: BTreeMap<Currency, i64> = BTreeMap::new();
     BALANCES.scan::<StoreError>(txn, .., |(currency, account), Balance(minor)| {
         let currency = currency_of(currency)?;
@@ -300,6 +303,8 @@ pub(crate) fn to_json(txn: &impl Txn, limit: usize) -> Result<Value, StoreError>
             *sum = sum.saturating_add(minor);
         } else if accounts.len() < MAX_ACCOUNTS_SHOWN {
             accounts.push(json!({"account": account, "minor": minor, "currency": currency}));
+        } else {
+            accounts_left_out += 1;
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -313,7 +318,10 @@ pub(crate) fn to_json(txn: &impl Txn, limit: usize) -> Result<Value, StoreError>
             })
         })
         .collect();
-    Ok(json!({"postings": postings, "accounts": accounts, "trial_balance": trial}))
+    Ok(json!({
+        "postings": postings, "next": next, "posting_count": POSTINGS.len(txn)?, "accounts": accounts,
+        "accounts_left_out": accounts_left_out, "trial_balance": trial,
+    }))
 }
 
 /// Most balances in one answer to the control socket, whose lines are at most 1 MiB.

@@ -15,7 +15,7 @@ use crate::archive::{Archive, Kind, Place};
 
 pub(crate) use explain::explain;
 pub(crate) use make::{after, make, start, step};
-pub(crate) use payouts::{file, list, make_now, payouts};
+pub(crate) use payouts::{After, file, list, make_now, payouts};
 pub(crate) use renew::renew_all;
 
 /// What happened to a seeder's account, in order, until the statement that tells of it is old.

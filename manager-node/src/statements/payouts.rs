@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use protocol::evidence::{EvidencePack, StatementFile};
 use protocol::statement::{PARTS_PER_MINOR, Statement};
 use protocol::{Currency, PeerId, Refusal, RefusalCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{StoreError, Txn};
 
@@ -60,26 +60,57 @@ fn micros(parts: u128) -> u64 {
 }
 
 /// Statements, newest first: of one seeder, or the newest of each.
-pub(crate) fn list(ctx: &Context, txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> Result<Value, SaleError> {
-    let mut lines = Vec::new();
+pub(crate) fn list(
+    ctx: &Context,
+    txn: &impl Txn,
+    seeder: Option<PeerId>,
+    after: Option<After>,
+    limit: usize,
+) -> Result<Value, SaleError> {
+    let (mut lines, mut next) = (Vec::new(), None);
     match seeder {
         Some(seeder) => {
             let newest = BOOKS.get(txn, &seeder)?.map_or(0, |books| books.number);
-            for number in (1..=newest).rev().take(limit) {
+            let last = match after {
+                Some(After::Statement(number)) => newest.min(number.saturating_sub(1)),
+                _ => newest,
+            };
+            for number in (1..=last).rev() {
+                if lines.len() >= limit {
+                    next = Some(After::Statement(number.saturating_add(1)));
+                    break;
+                }
                 let Some(signed) = get(&ctx.archive, txn, seeder, number)? else { break };
                 lines.extend(signed.peek().ok().map(|statement| line(&statement)));
             }
         }
-        None => BOOKS.scan::<StoreError>(txn, .., |seeder, books| {
-            if lines.len() >= limit {
-                return Ok(ControlFlow::Break(()));
-            }
-            let newest = STATEMENTS.get(txn, &(seeder, books.number))?;
-            lines.extend(newest.and_then(|signed| signed.peek().ok()).map(|statement| line(&statement)));
-            Ok(ControlFlow::Continue(()))
-        })?,
+        None => {
+            let start = match after {
+                Some(After::Seeder(seeder)) => Bound::Excluded(seeder),
+                _ => Bound::Unbounded,
+            };
+            let mut last = None;
+            BOOKS.scan::<StoreError>(txn, (start, Bound::Unbounded), |seeder, books| {
+                if lines.len() >= limit {
+                    next = last.map(After::Seeder);
+                    return Ok(ControlFlow::Break(()));
+                }
+                last = Some(seeder);
+                let newest = STATEMENTS.get(txn, &(seeder, books.number))?;
+                lines.extend(newest.and_then(|signed| signed.peek().ok()).map(|statement| line(&statement)));
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
     }
-    Ok(json!({"statements": lines}))
+    Ok(json!({"statements": lines, "next": next}))
+}
+
+/// Where a list of statements goes on: of all seeders after one of them, of one seeder before the statement of a number.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum After {
+    Statement(u64),
+    Seeder(PeerId),
 }
 
 fn line(statement: &Statement) -> Value {

@@ -101,6 +101,58 @@ async fn whoever_has_no_statement_may_ask_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_list_that_is_longer_than_a_page_says_where_it_goes_on() {
+    let shop = Shop::open(Terms::default()).await;
+    for n in 0..2 {
+        let (id, _) = shop.buy(&format!("{n}")).await;
+        for seeder in 0..3 {
+            Outbox::of(&shop, seeder).send(&shop, vec![shop.receipt(id, seeder, 0..4)]).await;
+        }
+        shop.control(json!({"cmd": "statements-make"})).await.unwrap();
+    }
+    let pages = async |mut request: serde_json::Value, name: &str, field: &str| {
+        let mut found = Vec::new();
+        loop {
+            let answer = shop.running.control(request.clone()).await.unwrap();
+            let lines = answer[name].as_array().unwrap();
+            found.push(lines.iter().map(|line| line[field].clone()).collect::<Vec<_>>());
+            if answer["next"].is_null() {
+                return found;
+            }
+            request["after"] = answer["next"].clone();
+        }
+    };
+    let mut peers: Vec<_> = shop.seeders.iter().map(|seeder| seeder.peer_id()).collect();
+    peers.sort();
+    let peers: Vec<_> = peers.iter().map(|peer| json!(peer)).collect();
+    for (cmd, field) in [("seeders", "peer"), ("statements", "seeder")] {
+        let found = pages(json!({"cmd": cmd, "limit": 2}), cmd, field).await;
+        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1], "{cmd}");
+        assert_eq!(found.concat(), peers, "{cmd}");
+    }
+    let of_one = json!({"cmd": "statements", "seeder": peers[0], "limit": 1});
+    assert_eq!(pages(of_one, "statements", "number").await, [[json!(2)], [json!(1)]]);
+    assert_eq!(pages(json!({"cmd": "merchants"}), "merchants", "peer").await.len(), 1);
+    // The ledger from its newest posting on.
+    let whole = shop.control(json!({"cmd": "ledger"})).await.unwrap();
+    let numbers = |answer: &serde_json::Value| -> Vec<u64> {
+        answer["postings"].as_array().unwrap().iter().map(|line| line["number"].as_u64().unwrap()).collect()
+    };
+    let (all, mut found, mut before) = (numbers(&whole), Vec::new(), json!(null));
+    assert_eq!((&whole["next"], &whole["posting_count"]), (&json!(null), &json!(all.len())));
+    loop {
+        let page = shop.control(json!({"cmd": "ledger", "limit": 1, "before": before})).await.unwrap();
+        found.splice(0..0, numbers(&page));
+        before = page["next"].clone();
+        if before.is_null() {
+            break;
+        }
+    }
+    assert_eq!(found, all);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn statements_are_proven_offline_and_a_changed_one_is_named() {
     let shop = Shop::open(Terms::default()).await;
     sold(&shop).await;

@@ -77,6 +77,21 @@ struct PayoutPage {
 }
 
 #[derive(Deserialize)]
+struct LedgerPage {
+    limit: Option<usize>,
+    /// Postings before this number.
+    before: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct StatementPage {
+    limit: Option<usize>,
+    /// Only of this one.
+    seeder: Option<protocol::PeerId>,
+    after: Option<statements::After>,
+}
+
+#[derive(Deserialize)]
 struct One {
     id: TransactionId,
 }
@@ -145,6 +160,10 @@ fn parse<T: serde::de::DeserializeOwned>(request: Value) -> Result<T, Refusal> {
     serde_json::from_value(request).map_err(|e| Refusal::new(RefusalCode::Malformed, e.to_string()))
 }
 
+fn lines(limit: Option<usize>) -> usize {
+    limit.unwrap_or(LINES).min(MOST_LINES)
+}
+
 fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
     match cmd {
         "transaction" => {
@@ -192,14 +211,20 @@ fn run(ctx: &Context, cmd: &str, request: Value) -> Result<Value, SaleError> {
             let Archive { verify } = parse(request)?;
             Ok(archive::report(ctx, verify)?)
         }
+        "ledger" => {
+            let LedgerPage { limit, before } = parse(request)?;
+            Ok(ctx.db.read(|txn| ledger::to_json(txn, before, lines(limit)))?)
+        }
+        "statements" => {
+            let StatementPage { limit, seeder, after } = parse(request)?;
+            ctx.db.read(|txn| statements::list(ctx, txn, seeder, after, lines(limit)))
+        }
         "record-payment" => record_payment(ctx, parse(request)?),
         _ => {
             let listing: Listing = parse(request)?;
-            let limit = listing.limit.unwrap_or(LINES).min(MOST_LINES);
+            let limit = lines(listing.limit);
             ctx.db.read(|txn| match cmd {
-                "ledger" => Ok(ledger::to_json(txn, limit)?),
                 "receipts" => Ok(receipts::to_json(txn, listing.seeder, limit)?),
-                "statements" => statements::list(ctx, txn, listing.seeder, limit),
                 _ => Ok(list(ctx, txn, &listing, limit)?),
             })
         }

@@ -1,0 +1,171 @@
+//! The books of a manager: the ledger, statements of account, and what is to be paid out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::Global;
+use super::daemon::{self, ask};
+use super::facts::listed;
+use super::manager::DirArgs;
+use super::new_file::new_place;
+use super::output::{self, Answer, field, rows};
+
+/// Flags of `ledger`.
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    /// How many postings, 1000 at most
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    limit: u64,
+    /// Only postings before this number
+    #[arg(long, value_name = "NUMBER")]
+    before: Option<u64>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Commands about statements.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Statements {
+    /// Make statements now of whatever is in none yet
+    Make(StatementArgs),
+    /// List the newest statement of each seeder, or all of one
+    List(StatementArgs),
+    /// Write a seeder's statements into a file that proves itself
+    Export(StatementFileArgs),
+}
+
+/// Flags of commands about statements.
+#[derive(Debug, Args)]
+pub(crate) struct StatementArgs {
+    /// Only of this seeder
+    #[arg(long, value_name = "PEER")]
+    seeder: Option<protocol::PeerId>,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `statements export`.
+#[derive(Debug, Args)]
+pub(crate) struct StatementFileArgs {
+    /// The seeder
+    seeder: protocol::PeerId,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// From this number on
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Flags of `payouts`.
+#[derive(Debug, Args)]
+pub(crate) struct PayoutArgs {
+    /// Comma-separated values, for a spreadsheet or a bank
+    #[arg(long)]
+    csv: bool,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Makes, lists or exports statements.
+pub(crate) async fn statements(command: Statements, global: &Global) -> Result<ExitCode> {
+    match command {
+        Statements::Make(args) => {
+            let request = json!({"cmd": "statements-make", "seeder": args.seeder});
+            ask(&args.dir.path(), request, global, |a| listed(a, "made", &["seeder", "first", "last"])).await
+        }
+        Statements::List(args) => {
+            let columns =
+                &["seeder", "number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
+            let request = json!({"cmd": "statements", "seeder": args.seeder});
+            let text = |a: &Value| listed(a, "statements", columns);
+            daemon::ask_all(&args.dir.path(), request, "statements", global, text).await
+        }
+        Statements::Export(args) => {
+            let path = new_place(&args.output)?;
+            let request = json!({"cmd": "statement-file", "seeder": args.seeder, "first": args.first, "path": path});
+            ask(&args.dir.path(), request, global, super::seeder::statements_written).await
+        }
+    }
+}
+
+/// Every page of what is to be paid out.
+pub(crate) async fn payouts(args: &PayoutArgs, global: &Global) -> Result<ExitCode> {
+    let columns =
+        ["seeder", "currency", "stated_minor", "owed_minor", "carried_micros", "statement", "statement_until"];
+    let lines = daemon::call_all(&args.dir.path(), json!({"cmd": "payouts"}), "payouts").await?;
+    let answer = json!({ "payouts": lines });
+    let text = match args.csv {
+        // Peer IDs, currency codes and numbers: nothing in them needs quotes.
+        true => {
+            let row = |line: &Value| columns.map(|column| field(line, column)).join(",");
+            std::iter::once(columns.join(",")).chain(lines.iter().map(row)).collect::<Vec<_>>().join("\n")
+        }
+        false => listed(&answer, "payouts", &columns),
+    };
+    Answer::new(answer, text).print(global.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the ledger.
+pub(crate) async fn ledger(args: &LedgerArgs, global: &Global) -> Result<ExitCode> {
+    let request = json!({"cmd": "ledger", "limit": args.limit, "before": args.before});
+    ask(&args.dir.path(), request, global, ledger_text).await
+}
+
+fn ledger_text(answer: &Value) -> String {
+    let mut entries = Vec::new();
+    for posting in rows(answer, "postings") {
+        for entry in rows(posting, "entries") {
+            let minor = entry.get("minor").and_then(Value::as_i64).unwrap_or_default();
+            let (debit, credit) =
+                if minor > 0 { (minor.to_string(), String::new()) } else { (String::new(), (-minor).to_string()) };
+            entries.push(vec![
+                field(posting, "memo"),
+                field(entry, "account"),
+                debit,
+                credit,
+                field(entry, "currency"),
+            ]);
+        }
+    }
+    let balances = rows(answer, "accounts")
+        .iter()
+        .map(|b| vec![field(b, "account"), field(b, "minor"), field(b, "currency")])
+        .collect();
+    let trial = rows(answer, "trial_balance")
+        .iter()
+        .map(|t| {
+            format!(
+                "{}: debits {} credits {} balanced {}",
+                field(t, "currency"),
+                field(t, "debit"),
+                field(t, "credit"),
+                field(t, "balanced")
+            )
+        })
+        .collect::<Vec<_>>();
+    let (shown, number) =
+        (rows(answer, "postings").len() as u64, |name: &str| answer.get(name).and_then(Value::as_u64));
+    let total = number("posting_count").unwrap_or_default();
+    let cut = match number("next") {
+        Some(next) => format!("\n{shown} of {total} postings; older ones: --before {next}, more at once: --limit 1000"),
+        None if shown < total => format!("\nthe oldest {shown} of {total} postings"),
+        None => String::new(),
+    };
+    let left_out = number("accounts_left_out").filter(|left_out| *left_out > 0);
+    let left_out = left_out.map(|count| format!("\n{count} accounts are not shown; `manager payouts` has all seeders"));
+    format!(
+        "{}{cut}\n\n{}{}\n\n{}",
+        output::table(&["posting", "account", "debit", "credit", "currency"], entries),
+        output::table(&["account", "balance", "currency"], balances),
+        left_out.unwrap_or_default(),
+        trial.join("\n")
+    )
+}
