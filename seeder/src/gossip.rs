@@ -22,10 +22,11 @@ use crate::outbox;
 const QUEUE: usize = 64;
 /// Seeders whose rate is watched; beyond it the one heard longest ago is forgotten.
 const WATCHED: usize = 4096;
-/// Batches that a seeder may send at once, and every minute: twice what the busiest one makes.
-const BURST: f64 = 240.0;
-/// Batches a millisecond that a seeder may send for long.
-const PER_MS: f64 = 120.0 / 60_000.0;
+/// Batches of a seeder that may come at once, and every minute: twice what the busiest one makes.
+const NEW: Bound = Bound { at_once: 240.0, per_ms: 120.0 / 60_000.0 };
+/// As much of what is so old that the mesh has forgotten it. A seeder sends a few of these again while the manager does not
+/// mark them; but anybody may say all of them again, and that is not to keep its new ones out.
+const OLD: Bound = Bound { at_once: 60.0, per_ms: 30.0 / 60_000.0 };
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +102,16 @@ async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> 
             taken
         }
         News::Mark(mark) => match outbox::take_mark(seeder, &mark).await {
-            Ok(outbox::Marked::UpTo(_)) => {
+            Ok(outbox::Marked::UpTo { new: true, .. }) => {
                 seeder.wake.post.notify_one();
                 Ok(Update::Taken)
             }
+            Ok(outbox::Marked::UpTo { new: false, .. } | outbox::Marked::Outdated) => Ok(Update::NotNewer),
+            // It is for others. The mesh has forgotten an old one, and forwards it as often as somebody says it again.
+            Ok(outbox::Marked::NotOurs) if is_old(seeder, mark.peek().map_or(0, |mark| mark.at)) => {
+                Ok(Update::NotNewer)
+            }
             Ok(outbox::Marked::NotOurs) => Ok(Update::Taken),
-            Ok(outbox::Marked::Outdated) => Ok(Update::NotNewer),
             // Good, and about batches that this seeder does not have: the others may still want it.
             Err(TakeError::Refused(refusal)) if refusal.code == RefusalCode::BadReceipt => Ok(Update::Taken),
             Err(error) => Err(error),
@@ -134,6 +139,12 @@ async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> 
             _ => Verdict::Pass,
         },
     })
+}
+
+/// Did the manager say this before the mesh forgot it? By its own clock: this one may be wrong.
+fn is_old(seeder: &Seeder, at: u64) -> bool {
+    let newest = seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
+    newest.saturating_sub(at) > seeder.config.gossip_memory_ms
 }
 
 /// A heartbeat says what is new elsewhere: what is missing here is fetched at once.
@@ -205,8 +216,10 @@ async fn pass_shard(seeder: Arc<Seeder>, shard: u16, rates: Arc<tokio::sync::Mut
                     }
                     if is_to_blame(refusal.code) { Verdict::Blame(refusal.code) } else { Verdict::Pass }
                 }
-                Ok(sender) => {
-                    let (in_rate, first) = rates.lock().await.take(sender, now_ms());
+                Ok((sender, at)) => {
+                    let now = now_ms();
+                    let is_old = now.abs_diff(at) > seeder.config.gossip_memory_ms;
+                    let (in_rate, first) = rates.lock().await.take(sender, is_old, now);
                     if first {
                         // Its enrolment is proven: it may take part in the DHT.
                         let _ = seeder.node.add_dht_peer(PeerAddrs::from(sender)).await;
@@ -219,36 +232,67 @@ async fn pass_shard(seeder: Arc<Seeder>, shard: u16, rates: Arc<tokio::sync::Mut
     }
 }
 
-/// Is this a batch that its sender may publish here? Gives the sender.
-fn judge_batch(seeder: &Seeder, trust: &Trust, message: &GossipMessage, now: u64) -> Result<PeerId, Refusal> {
-    codec::decode::<GossipedBatch>(&message.data)?.check(&message.topic, trust, &seeder.network.revoked(), now)
+/// Is this a batch that its sender may publish here? Gives the sender, and when it was made by its clock.
+fn judge_batch(seeder: &Seeder, trust: &Trust, message: &GossipMessage, now: u64) -> Result<(PeerId, u64), Refusal> {
+    let gossiped = codec::decode::<GossipedBatch>(&message.data)?;
+    let sender = gossiped.check(&message.topic, trust, &seeder.network.revoked(), now)?;
+    Ok((sender, gossiped.batch.peek().map_or(0, |batch| batch.at)))
 }
 
-/// How fast each seeder publishes: a bucket of tokens each.
+/// How fast batches of each seeder come: two buckets of tokens each.
 #[derive(Debug, Default)]
 struct Rates {
-    // Tokens left, and when they were counted (unix milliseconds).
-    seeders: HashMap<PeerId, (f64, u64)>,
+    seeders: HashMap<PeerId, Rate>,
+}
+
+#[derive(Debug)]
+struct Rate {
+    new: Bucket,
+    old: Bucket,
+    /// Unix milliseconds.
+    heard: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    at_once: f64,
+    per_ms: f64,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    /// When they were counted, unix milliseconds.
+    at: u64,
+}
+
+impl Bucket {
+    fn take(&mut self, bound: Bound, now: u64) -> bool {
+        // Milliseconds since the last one, at most ten minutes, are exact in a float.
+        let passed = u32::try_from(now.saturating_sub(self.at).min(600_000)).unwrap_or(0);
+        self.tokens = (self.tokens + f64::from(passed) * bound.per_ms).min(bound.at_once);
+        self.at = now;
+        let enough = self.tokens >= 1.0;
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
+    }
 }
 
 impl Rates {
-    /// Takes a token: is the sender within its rate, and is it heard for the first time?
-    fn take(&mut self, sender: PeerId, now: u64) -> (bool, bool) {
+    /// Takes a token for a new batch or an old one: is it within its sender's rate, and is that heard for the first time?
+    fn take(&mut self, sender: PeerId, is_old: bool, now: u64) -> (bool, bool) {
         let first = !self.seeders.contains_key(&sender);
         if first && self.seeders.len() >= WATCHED {
-            let oldest = self.seeders.iter().min_by_key(|(_, (_, at))| *at).map(|(peer, _)| *peer);
+            let oldest = self.seeders.iter().min_by_key(|(_, rate)| rate.heard).map(|(peer, _)| *peer);
             oldest.and_then(|peer| self.seeders.remove(&peer));
         }
-        let (tokens, at) = self.seeders.entry(sender).or_insert((BURST, now));
-        // Milliseconds since the last one, at most a minute, are exact in a float.
-        let passed = u32::try_from(now.saturating_sub(*at).min(600_000)).unwrap_or(0);
-        *tokens = (*tokens + f64::from(passed) * PER_MS).min(BURST);
-        *at = now;
-        let enough = *tokens >= 1.0;
-        if enough {
-            *tokens -= 1.0;
-        }
-        (enough, first)
+        let full = |bound: Bound| Bucket { tokens: bound.at_once, at: now };
+        let rate = self.seeders.entry(sender).or_insert_with(|| Rate { new: full(NEW), old: full(OLD), heard: now });
+        rate.heard = now;
+        let in_rate = if is_old { rate.old.take(OLD, now) } else { rate.new.take(NEW, now) };
+        (in_rate, first)
     }
 }
 
@@ -264,12 +308,19 @@ mod tests {
             bytes.iter_mut().zip(n.to_le_bytes()).for_each(|(to, from)| *to = from);
             PeerId::from_bytes(bytes)
         };
-        let taken = (0..1000).filter(|_| rates.take(peer(1), 0).0).count();
+        let taken = (0..1000).filter(|_| rates.take(peer(1), false, 0).0).count();
         assert_eq!(taken, 240);
-        assert!(rates.take(peer(1), 1000).0, "two more each second");
+        assert!(rates.take(peer(1), false, 1000).0, "two more each second");
         for n in 0..5000 {
-            rates.take(peer(n), 2000);
+            rates.take(peer(n), false, 2000);
         }
         assert_eq!(rates.seeders.len(), WATCHED);
+    }
+    #[test]
+    fn old_batches_that_somebody_says_again_take_nothing_from_new_ones() {
+        let (mut rates, peer) = (Rates::default(), PeerId::from_bytes([1; 32]));
+        assert_eq!((0..1000).filter(|_| rates.take(peer, true, 0).0).count(), 60);
+        assert_eq!((0..1000).filter(|_| rates.take(peer, false, 0).0).count(), 240);
+        assert_eq!((0..10).filter(|_| rates.take(peer, true, 4000).0).count(), 2);
     }
 }

@@ -10,7 +10,7 @@ use protocol::codec;
 use protocol::receipt::{Ack, Completion, Mark, OutboxPlace, Receipt, ReceiptBatch, SealedBatch};
 use protocol::trust::KeyPurpose;
 use protocol::{Digest, Nonce, Refusal, RefusalCode, Signed};
-use store::{Db, Step, StoreError, WriteTransaction};
+use store::{Db, Step, StoreError, Txn, WriteTransaction};
 
 use crate::clock::{is_due, now_ms};
 use crate::context::Seeder;
@@ -212,8 +212,13 @@ pub(crate) fn gossiped(seeder: &Seeder, batch: Signed<SealedBatch>) -> Result<Ve
 /// What became of a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Marked {
-    /// It is this outbox's, and up to its number everything is safe.
-    UpTo(u64),
+    /// It is this outbox's, and up to this number everything is safe.
+    UpTo {
+        /// Of the batch.
+        number: u64,
+        /// That was not known yet.
+        new: bool,
+    },
     /// It is another seeder's, or of an outbox before this one.
     NotOurs,
     /// It is from before a restore of the manager, which may have lost since what this says is safe.
@@ -235,51 +240,69 @@ pub(crate) async fn take_mark(seeder: &Seeder, signed: &Signed<Mark>) -> Result<
     if mark.seeder != seeder.peer {
         return Ok(Marked::NotOurs);
     }
-    let taken = mark.clone();
-    let result = seeder
-        .db
-        .write_step(Step::SeederMark, move |txn| {
-            let Some(mut state) = OUTBOX.get(txn, &())? else { return Ok(None) };
-            if taken.incarnation != state.incarnation {
-                return Ok(None);
-            }
-            if taken.restore < state.restore {
-                return Ok(Some(Ok((Marked::Outdated, false))));
-            }
-            if taken.number <= state.marked && taken.restore <= state.restore {
-                return Ok(Some(Ok((Marked::UpTo(state.marked), false))));
-            }
-            let running = match taken.number {
-                0 => Some(Digest::from_bytes([0; 32])),
-                number => BATCHES.get(txn, &number)?.map(|record| record.running),
+    // Anybody may say an old one again, as often as it likes: a write is for those that say something new.
+    let weighed = match seeder.db.read(|txn| weigh(txn, &mark))? {
+        Weighed::New(_) => {
+            let taken = mark.clone();
+            let write = move |txn: &WriteTransaction<'_>| {
+                let weighed = weigh(txn, &taken)?;
+                if let Weighed::New(state) = &weighed {
+                    OUTBOX.put(txn, &(), state)?;
+                }
+                Ok::<_, StoreError>(weighed)
             };
-            // Absent: marked long ago and pruned, or never made.
-            let Some(running) = running else { return Ok(Some(Err(taken.number))) };
-            if running != taken.running {
-                return Ok(Some(Err(taken.number)));
-            }
-            // After a restore the manager may have less than it had: what it lost is sent again.
-            state.marked = taken.number;
-            state.restore = state.restore.max(taken.restore);
-            OUTBOX.put(txn, &(), &state)?;
-            Ok::<_, StoreError>(Some(Ok((Marked::UpTo(state.marked), true))))
-        })
-        .await?;
-    match result {
-        None => Ok(Marked::NotOurs),
-        Some(Ok((marked, new))) => {
-            if let (Marked::UpTo(number), true) = (marked, new) {
-                log_marked(seeder, number);
-            }
-            Ok(marked)
+            seeder.db.write_step(Step::SeederMark, write).await?
         }
-        Some(Err(number)) => {
-            let detail = format!("the manager's mark names batch {number} otherwise than it is here");
+        nothing_new => nothing_new,
+    };
+    match weighed {
+        Weighed::Known(marked) => Ok(marked),
+        Weighed::New(state) => {
+            log_marked(seeder, state.marked);
+            Ok(Marked::UpTo { number: state.marked, new: true })
+        }
+        Weighed::Wrong => {
+            let detail = format!("the manager's mark names batch {} otherwise than it is here", mark.number);
             seeder.notes.receipts.set(detail.clone());
             tracing::error!("{detail}");
             Err(Refusal::new(RefusalCode::BadReceipt, detail).into())
         }
     }
+}
+
+/// What a mark of this seeder says.
+#[derive(Clone)]
+enum Weighed {
+    /// Nothing new.
+    Known(Marked),
+    /// This is how the outbox stands by it.
+    New(OutboxState),
+    /// It names another batch than this outbox's.
+    Wrong,
+}
+
+fn weigh(txn: &impl Txn, mark: &Mark) -> Result<Weighed, StoreError> {
+    let Some(mut state) = OUTBOX.get(txn, &())?.filter(|state| state.incarnation == mark.incarnation) else {
+        return Ok(Weighed::Known(Marked::NotOurs));
+    };
+    if mark.restore < state.restore {
+        return Ok(Weighed::Known(Marked::Outdated));
+    }
+    if mark.number <= state.marked && mark.restore <= state.restore {
+        return Ok(Weighed::Known(Marked::UpTo { number: state.marked, new: false }));
+    }
+    let running = match mark.number {
+        0 => Some(Digest::from_bytes([0; 32])),
+        number => BATCHES.get(txn, &number)?.map(|record| record.running),
+    };
+    // Absent: marked long ago and pruned, or never made.
+    if running != Some(mark.running) {
+        return Ok(Weighed::Wrong);
+    }
+    // After a restore the manager may have less than it had: what it lost is sent again.
+    state.marked = mark.number;
+    state.restore = state.restore.max(mark.restore);
+    Ok(Weighed::New(state))
 }
 
 fn log_marked(seeder: &Seeder, number: u64) {

@@ -215,7 +215,7 @@ impl Post {
         let answer = seeder.manager.ask(&MeshRequest::Receipts(record.batch)).await;
         match answer {
             Ok(MeshResponse::Mark(mark)) => match outbox::take_mark(&seeder, &mark).await {
-                Ok(outbox::Marked::UpTo(marked)) => {
+                Ok(outbox::Marked::UpTo { number: marked, .. }) => {
                     tracing::debug!(batch = number, marked, "receipts confirmed");
                     seeder.notes.receipts.clear();
                     self.rewound = self.rewound && marked < self.gossiped;

@@ -5,6 +5,7 @@
 mod check;
 mod count;
 mod log;
+mod repeats;
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -32,6 +33,7 @@ use crate::sales::blocking;
 use crate::transactions::{SaleError, chore};
 
 pub(crate) use log::to_json;
+pub(crate) use repeats::Repeats;
 
 /// How far each outbox of a seeder was taken.
 pub(crate) fn covered(txn: &impl Txn, seeder: &PeerId) -> Result<Vec<Covered>, StoreError> {
@@ -45,28 +47,59 @@ pub(crate) async fn start(_ctx: Arc<Context>, _supervisor: &Supervisor) -> Resul
     Ok(())
 }
 
-/// Takes a batch that `peer` signed, whichever way it came, and gives the mark that it is safe. A number that was taken
-/// before gets the newest mark of its outbox.
+/// Takes a batch that `peer` signed and brought, and gives the mark that it is safe. A number that was taken before gets the
+/// newest mark of its outbox.
 pub(crate) async fn accept_batch(
     ctx: &Arc<Context>,
     peer: PeerId,
     batch: Signed<SealedBatch>,
 ) -> Result<Signed<Mark>, Refusal> {
     let now = now_ms();
-    let (mark, revoke) = blocking(ctx, move |ctx| accept(ctx, peer, &batch, now)).await?;
-    if revoke && let Err(error) = chore::announce(ctx).await {
-        warn!(%error, "revocation waits");
-    }
+    let (mark, revoke) = blocking(ctx, move |ctx| {
+        let taken = accept(ctx, peer, &batch, now)?;
+        Ok((mark(ctx, &taken, now), taken.revoke))
+    })
+    .await?;
+    announce(ctx, revoke).await;
     Ok(mark)
 }
 
-/// The mark, and whether something is to be revoked now.
-fn accept(
-    ctx: &Context,
+/// Takes a batch that `peer` signed and anybody may have brought. `None` where everybody was told its mark before, and a
+/// moment ago again.
+pub(crate) async fn accept_gossiped(
+    ctx: &Arc<Context>,
     peer: PeerId,
-    signed: &Signed<SealedBatch>,
-    now: u64,
-) -> Result<(Signed<Mark>, bool), SaleError> {
+    batch: Signed<SealedBatch>,
+    repeats: &Arc<Repeats>,
+) -> Result<Option<Signed<Mark>>, Refusal> {
+    let (now, repeats) = (now_ms(), Arc::clone(repeats));
+    let (mark, revoke) = blocking(ctx, move |ctx| {
+        let taken = accept(ctx, peer, &batch, now)?;
+        let tell = !taken.seen || repeats.may((peer, taken.batch.incarnation), now);
+        Ok((tell.then(|| mark(ctx, &taken, now)), taken.revoke))
+    })
+    .await?;
+    announce(ctx, revoke).await;
+    Ok(mark)
+}
+
+async fn announce(ctx: &Arc<Context>, revoke: bool) {
+    if revoke && let Err(error) = chore::announce(ctx).await {
+        warn!(%error, "revocation waits");
+    }
+}
+
+/// What became of a batch.
+struct Taken {
+    batch: SealedBatch,
+    outbox: count::Outbox,
+    /// It was taken before.
+    seen: bool,
+    /// Something is to be revoked now.
+    revoke: bool,
+}
+
+fn accept(ctx: &Context, peer: PeerId, signed: &Signed<SealedBatch>, now: u64) -> Result<Taken, SaleError> {
     ctx.enrolled_seeder(&peer, now)?;
     let batch = signed.verify(&peer).map_err(|e| e.refusal(RefusalCode::BadReceipt))?;
     if batch.network != ctx.network() {
@@ -79,7 +112,7 @@ fn accept(
     let place = ctx.db.read(|txn| count::place(txn, &batch))?;
     if let count::Place::Seen(outbox) = place {
         debug!(seeder = %peer, number = batch.number, "batch was taken before");
-        return Ok((mark(ctx, &batch, &outbox, now), false));
+        return Ok(Taken { batch, outbox, seen: true, revoke: false });
     }
     let opened = open(ctx, &batch)?;
     let checked = check::all(ctx, peer, opened, now)?;
@@ -89,7 +122,7 @@ fn accept(
     let counting = move |txn: &WriteTransaction<'_>| count::all(txn, &stored, &checked, now, grace_ms);
     let counted = ctx.db.write_step_blocking(Step::ManagerCount, counting)?;
     info!(step = 12, seeder = %peer, number, receipts, counted = counted.counted, "receipts from seeder");
-    Ok((mark(ctx, &batch, &counted.outbox, now), counted.revoke))
+    Ok(Taken { batch, outbox: counted.outbox, seen: false, revoke: counted.revoke })
 }
 
 fn open(ctx: &Context, batch: &SealedBatch) -> Result<ReceiptBatch, Refusal> {
@@ -100,7 +133,7 @@ fn open(ctx: &Context, batch: &SealedBatch) -> Result<ReceiptBatch, Refusal> {
     batch.open(&key)
 }
 
-fn mark(ctx: &Context, batch: &SealedBatch, outbox: &count::Outbox, now: u64) -> Signed<Mark> {
+fn mark(ctx: &Context, Taken { batch, outbox, .. }: &Taken, now: u64) -> Signed<Mark> {
     let mark = Mark {
         network: batch.network,
         seeder: batch.seeder,

@@ -9,7 +9,7 @@ use protocol::trust::KeyPurpose;
 use protocol::{ChunkSet, Currency, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
-use super::accept_batch;
+use super::{Repeats, accept_batch, accept_gossiped};
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
 use crate::tables::{ORDERS, OrderRecord};
@@ -107,6 +107,30 @@ async fn a_batch_is_counted_once_however_often_it_comes() {
     assert_eq!(statuses(&shop).await.last().unwrap().0, "duplicate");
     let counted = shop.delivery(id, 1).unwrap().counting;
     assert_eq!(counted.acked().map(|(_, chunks)| chunks.len()).collect::<Vec<_>>(), [7]);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn the_mark_of_a_batch_that_is_gossiped_again_and_again_is_told_now_and_then() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("o").await;
+    let mut outbox = Outbox::of(&shop, 0);
+    let (peer, repeats) = (outbox.key.peer_id(), std::sync::Arc::default());
+    let batches = [outbox.batch(vec![shop.receipt(id, 0, 0..5)]), outbox.batch(vec![shop.receipt(id, 0, 0..6)])];
+    let gossiped = async |batch: usize, repeats: &std::sync::Arc<Repeats>| {
+        let mark = accept_gossiped(&shop.ctx, peer, batches[batch].clone(), repeats).await.unwrap();
+        mark.map(|mark| mark.peek().unwrap().number)
+    };
+    assert_eq!(gossiped(0, &repeats).await, Some(1));
+    assert_eq!(gossiped(1, &repeats).await, Some(2), "each new one has its mark");
+    // It may have been missed.
+    assert_eq!(gossiped(0, &repeats).await, Some(2));
+    for again in [0, 1, 0, 1] {
+        assert_eq!(gossiped(again, &repeats).await, None);
+    }
+    // Whoever asks for it gets it.
+    let mark = accept_batch(&shop.ctx, peer, batches[0].clone()).await.unwrap();
+    assert_eq!(mark.peek().unwrap().number, 2);
     shop.close().await;
 }
 
