@@ -1,7 +1,7 @@
 //! Who provides a content, when nobody in the ticket's list answers. The table is a hint that strangers could fill
 //! with lies, so only peers that a role vouches for take part in it, and every list in it has an end.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
@@ -49,16 +49,23 @@ pub enum DhtError {
 /// Between two answers of peers that are there.
 const MOMENT: Duration = Duration::from_millis(200);
 
+/// Answers that are waited for, a moment at most, where the first ones name as many as are wanted: a single peer that names
+/// many that do not exist must not be the only one that is heard.
+const ANSWERS: usize = 4;
+
 /// Records of others that give way to one of this node's own at most: a key is free when the last of its providers went.
 const MOST_FOR_OWN: usize = 1024;
 
 type Done = oneshot::Sender<Result<(), DhtError>>;
 
+/// A provider, and the number of the answer that named it first.
+type Found = (usize, PeerAddrs);
+
 #[derive(Debug)]
 pub(crate) enum DhtCommand {
     Provide { key: [u8; 32], reply: Done },
     StopProviding { key: [u8; 32] },
-    Find { key: [u8; 32], found: mpsc::Sender<PeerAddrs>, reply: oneshot::Sender<Result<(), DhtError>> },
+    Find { key: [u8; 32], most: usize, found: mpsc::Sender<Found>, reply: oneshot::Sender<Result<(), DhtError>> },
     Add { peer: PeerAddrs, reply: Done },
     Remove { peer: protocol::PeerId },
     Bootstrap { reply: Done },
@@ -115,19 +122,26 @@ impl NodeHandle {
         timeout: Duration,
         between: Duration,
     ) -> Result<Vec<PeerAddrs>, DhtError> {
-        let (found, mut results) = mpsc::channel(limit.max(1));
-        self.ask_dht(|reply| DhtCommand::Find { key, found, reply }).await?;
-        let mut providers = Vec::new();
+        let most = limit.max(1);
+        let (found, mut results) = mpsc::channel(most.saturating_mul(ANSWERS));
+        self.ask_dht(|reply| DhtCommand::Find { key, most, found, reply }).await?;
+        let mut answers: BTreeMap<usize, Vec<PeerAddrs>> = BTreeMap::new();
         let collect = async {
-            while providers.len() < limit {
-                let wait = if providers.is_empty() { timeout } else { between };
-                let Ok(Some(provider)) = tokio::time::timeout(wait, results.recv()).await else { return };
-                providers.push(provider);
+            let mut count = 0;
+            while count < limit || answers.len() < ANSWERS {
+                let wait = match count {
+                    0 => timeout,
+                    _ if count < limit => between,
+                    _ => between.min(MOMENT),
+                };
+                let Ok(Some((answer, provider))) = tokio::time::timeout(wait, results.recv()).await else { return };
+                answers.entry(answer).or_default().push(provider);
+                count += 1;
             }
         };
         // Time running out is an ordinary end: what was found until then counts.
         let _ = tokio::time::timeout(timeout, collect).await;
-        Ok(providers)
+        Ok(in_turn(answers.into_values().collect(), limit))
     }
 
     /// Lets a peer take part in the DHT: asks it, answers with it, keeps its records. Roles call this for peers whose
@@ -187,8 +201,11 @@ pub(crate) struct DhtState {
 }
 
 struct Find {
-    found: mpsc::Sender<PeerAddrs>,
+    found: mpsc::Sender<Found>,
     seen: HashSet<NetPeerId>,
+    /// Of one answer.
+    most: usize,
+    answers: usize,
 }
 
 impl DhtState {
@@ -253,11 +270,11 @@ impl DhtState {
                 self.wait_for(query, reply);
             }
             DhtCommand::StopProviding { key } => kad.stop_providing(&record_key(&key)),
-            DhtCommand::Find { key, found, reply } => {
+            DhtCommand::Find { key, most, found, reply } => {
                 let room = self.room();
                 if room.is_ok() {
                     let query = kad.get_providers(record_key(&key));
-                    self.finds.insert(query, Find { found, seen: HashSet::new() });
+                    self.finds.insert(query, Find { found, seen: HashSet::new(), most, answers: 0 });
                 }
                 let _ = reply.send(room);
             }
@@ -336,13 +353,16 @@ impl DhtState {
     fn on_found(&mut self, kad: &mut Kad, id: QueryId, key: &RecordKey, providers: HashSet<NetPeerId>) {
         let Some(find) = self.finds.get_mut(&id) else { return };
         let mut done = find.found.is_closed();
+        let (answer, mut left) = (find.answers, find.most);
+        find.answers += 1;
         for peer in providers {
             let Some(ours) = peer_from_libp2p(&peer) else { continue };
-            if find.seen.len() >= find.found.max_capacity() || !find.seen.insert(peer) {
+            if left == 0 || find.seen.len() >= find.found.max_capacity() || !find.seen.insert(peer) {
                 continue;
             }
+            left -= 1;
             let provider = PeerAddrs::new(ours, addresses_of(kad, key, &peer));
-            done |= find.found.try_send(provider).is_err();
+            done |= find.found.try_send((answer, provider)).is_err();
         }
         if (done || find.seen.len() >= find.found.max_capacity())
             && let Some(mut query) = kad.query_mut(&id)
@@ -379,6 +399,20 @@ impl DhtState {
     }
 }
 
+/// Of what each answer named, one after the other, until there are as many as are wanted.
+fn in_turn(answers: Vec<Vec<PeerAddrs>>, limit: usize) -> Vec<PeerAddrs> {
+    let mut answers: Vec<_> = answers.into_iter().map(Vec::into_iter).collect();
+    let mut providers = Vec::new();
+    while providers.len() < limit {
+        let before = providers.len();
+        providers.extend(answers.iter_mut().filter_map(Iterator::next).take(limit - before));
+        if providers.len() == before {
+            break;
+        }
+    }
+    providers
+}
+
 /// What this node's store and the query under way know about a provider's addresses. The library keeps the latter to
 /// itself, but gives it to anyone who is about to dial the peer, which is what the caller is about to do.
 fn addresses_of(kad: &mut Kad, key: &RecordKey, peer: &NetPeerId) -> Vec<protocol::Address> {
@@ -396,4 +430,21 @@ fn addresses_of(kad: &mut Kad, key: &RecordKey, peer: &NetPeerId) -> Vec<protoco
 
 fn record_key(key: &[u8; 32]) -> RecordKey {
     RecordKey::new(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_single_answer_is_all_that_is_heard() {
+        let peer = |n: u8| PeerAddrs::from(protocol::PeerId::from_bytes([n; 32]));
+        let named = |numbers: &[u8]| numbers.iter().map(|n| peer(*n)).collect::<Vec<_>>();
+        let answers = || vec![named(&[1, 2, 3, 4, 5, 6]), named(&[7]), named(&[8, 9])];
+        assert_eq!(in_turn(answers(), 5), named(&[1, 7, 8, 2, 9]));
+        assert_eq!(in_turn(answers(), 2), named(&[1, 7]));
+        assert_eq!(in_turn(answers(), 100).len(), 9);
+        assert_eq!(in_turn(answers(), 0), []);
+        assert_eq!(in_turn(Vec::new(), 5), []);
+    }
 }
