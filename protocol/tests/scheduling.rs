@@ -561,6 +561,25 @@ fn seeders_that_are_all_gone_are_given_up_in_the_end() {
 }
 
 #[test]
+fn a_full_table_has_room_again_when_one_is_forgotten_that_is_not_connected() {
+    let peer = |n: usize| PeerId::from_bytes([[n as u8; 16], [(n >> 8) as u8; 16]].concat().try_into().unwrap());
+    let mut scheduler = Scheduler::new(50, CHUNK, &ChunkSet::new(), SchedulerConfig::default());
+    for n in 0..Scheduler::MAX_SOURCES {
+        assert!(scheduler.add_source(peer(n), NOW));
+    }
+    assert_eq!(scheduler.due_connections(NOW).len(), Scheduler::MAX_SOURCES);
+    scheduler.connected(&peer(0), whole(50), 16, NOW);
+    scheduler.lost(&peer(1), Loss::Failed, NOW, 0);
+    scheduler.lost(&peer(2), Loss::Useless, NOW, 0);
+    let new = peer(Scheduler::MAX_SOURCES);
+    assert!(!scheduler.add_source(new, NOW));
+    assert!(!scheduler.forget(&peer(0)) && !scheduler.forget(&peer(3)) && !scheduler.forget(&new));
+    assert!(scheduler.forget(&peer(1)) && scheduler.forget(&peer(2)) && !scheduler.forget(&peer(2)));
+    assert!(scheduler.add_source(new, NOW) && scheduler.add_source(peer(1), NOW));
+    assert_eq!(scheduler.due_connections(NOW).len(), 2);
+}
+
+#[test]
 fn ten_equal_seeders_share_evenly() {
     let total = 1000;
     let lines: Vec<Line> = (0..10).map(|_| Line::new(200, whole(total))).collect();

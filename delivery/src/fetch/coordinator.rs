@@ -591,7 +591,7 @@ impl Coordinator {
         self.searched = true;
         for target in found {
             let peer = target.peer;
-            match self.book.add(target) {
+            match self.book.add_found(target, |dead| self.scheduler.forget(dead)) {
                 Added::New => self.searched = false,
                 // It may have come back, or be found at another address.
                 Added::Known => self.scheduler.readmit(&peer, now),

@@ -24,6 +24,8 @@ pub(super) struct SourceBook {
 #[derive(Debug)]
 struct Entry {
     target: PeerAddrs,
+    /// A search named it, and nobody else.
+    found: bool,
     last: Option<Last>,
     clock: ClockState,
     closed: bool,
@@ -56,6 +58,7 @@ impl Entry {
     fn new(target: PeerAddrs) -> Self {
         Entry {
             target,
+            found: false,
             last: None,
             clock: ClockState::Unknown,
             closed: false,
@@ -66,6 +69,11 @@ impl Entry {
             chunks: 0,
             bytes: 0,
         }
+    }
+
+    fn leads_nowhere(&self) -> bool {
+        let unreachable = self.last.as_ref().is_some_and(|last| last.unreachable);
+        self.found && unreachable && self.bytes == 0 && !self.owed && !self.banned
     }
 }
 
@@ -91,6 +99,23 @@ impl SourceBook {
         self.entries.insert(peer, Entry::new(target));
         self.spare.push_back(peer);
         Added::New
+    }
+
+    /// Notes a seeder that a search named. Anybody can name many that do not exist: where the book is full, one gives way
+    /// that was found and could not be reached, if it is to be forgotten.
+    pub(super) fn add_found(&mut self, target: PeerAddrs, mut forget: impl FnMut(&PeerId) -> bool) -> Added {
+        let peer = target.peer;
+        if self.entries.len() >= Scheduler::MAX_SOURCES && !self.entries.contains_key(&peer) {
+            let mut dead = self.entries.iter().filter(|(_, entry)| entry.leads_nowhere()).map(|(peer, _)| *peer);
+            if let Some(dead) = dead.find(|peer| forget(peer)) {
+                self.entries.remove(&dead);
+            }
+        }
+        let added = self.add(target);
+        if let (Added::New, Some(entry)) = (added, self.entries.get_mut(&peer)) {
+            entry.found = true;
+        }
+        added
     }
 
     /// Has nothing to do with a seeder, from the beginning.
@@ -397,6 +422,42 @@ mod tests {
 
     fn peer(n: u8) -> PeerId {
         PeerId::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn whoever_was_found_and_is_not_there_gives_way_to_those_found_later() {
+        let key = |n: u16| {
+            let mut bytes = [0; 32];
+            bytes.iter_mut().zip(n.to_be_bytes()).for_each(|(to, from)| *to = from);
+            PeerId::from_bytes(bytes)
+        };
+        let full = u16::try_from(Scheduler::MAX_SOURCES).unwrap_or(u16::MAX);
+        let (mut book, away) = (SourceBook::new(600_000), EndReason::Unreachable("no route".to_owned()));
+        book.add(key(0).into());
+        for n in 1..full {
+            assert_eq!(book.add_found(key(n).into(), |_| false), Added::New);
+        }
+        let mut forgotten = Vec::new();
+        let mut find = |book: &mut SourceBook, n: u16| {
+            book.add_found(key(n).into(), |peer| {
+                forgotten.push(*peer);
+                *peer != key(3)
+            })
+        };
+        assert_eq!(find(&mut book, full), Added::No, "nothing is known of the others yet");
+        book.received(&key(1), 1000, true);
+        for n in 0..5 {
+            book.ended(&key(n), &away);
+        }
+        book.ended(&key(5), &refused(RefusalCode::Overloaded));
+        assert_eq!(find(&mut book, full), Added::New);
+        assert_eq!(find(&mut book, full), Added::Known);
+        assert_eq!(find(&mut book, full + 1), Added::New);
+        // The first was in the lease, the second served, the fourth is being connected to, the sixth is there.
+        assert_eq!(find(&mut book, full + 2), Added::No);
+        assert_eq!(forgotten, [key(2), key(3), key(4), key(3)]);
+        assert_eq!(book.entries.len(), Scheduler::MAX_SOURCES);
+        assert!(!book.entries.contains_key(&key(2)) && !book.entries.contains_key(&key(4)));
     }
 
     fn refused(code: RefusalCode) -> EndReason {

@@ -257,6 +257,16 @@ impl Scheduler {
         }
     }
 
+    /// Makes room for another seeder. False for one that is connected or being connected.
+    pub fn forget(&mut self, peer: &PeerId) -> bool {
+        let idle = |source: &Source| matches!(source.state, State::Waiting(_) | State::GivenUp);
+        let forgets = self.sources.get(peer).is_some_and(idle);
+        if forgets {
+            self.sources.remove(peer);
+        }
+        forgets
+    }
+
     /// A chunk from `peer` arrived, was verified and written.
     pub fn verified(&mut self, peer: &PeerId, chunk: u32, bytes: u32, now: u64) -> Verified {
         let new = self.missing.remove(chunk);
