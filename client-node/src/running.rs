@@ -2,7 +2,7 @@
 //! more of the line. It answers on a socket in the delivery's own folder, for as long as it runs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delivery::Pace;
 use node::{ControlCallError, ControlError, ControlServer, ControlStartError, Supervisor, control_call};
@@ -15,6 +15,9 @@ use crate::home::Home;
 
 /// A fetch answers at once, from what it has in memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Between two looks whether a socket is let go of.
+const AGAIN: Duration = Duration::from_millis(15);
 
 /// Limits of a fetch, bytes per second; 0 for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -68,8 +71,25 @@ impl Limits {
     }
 }
 
-/// Answers until the supervisor stops.
+/// Answers until the supervisor stops. For whoever holds the lock of the purchase.
 pub(crate) async fn answer(
+    supervisor: &Supervisor,
+    home: &Home,
+    transaction: TransactionId,
+    seen: watch::Receiver<FetchProgress>,
+    limits: Limits,
+) -> Result<(), ControlStartError> {
+    let began = Instant::now();
+    loop {
+        match start(supervisor, home, transaction, seen.clone(), limits.clone()).await {
+            // Only a fetch of this process that was dropped a moment ago can answer there still.
+            Err(ControlStartError::InUse { .. }) if began.elapsed() < ANSWER_WITHIN => tokio::time::sleep(AGAIN).await,
+            other => return other.map(drop),
+        }
+    }
+}
+
+async fn start(
     supervisor: &Supervisor,
     home: &Home,
     transaction: TransactionId,

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -125,6 +126,9 @@ pub enum VerifyError {
     /// The key in the ticket does not open, or is not the manifest's.
     #[error("the content key of this delivery cannot be opened with this home's key")]
     NoKey,
+    /// Whoever asked wants no answer any more.
+    #[error("stopped")]
+    Stopped,
     /// The library failed.
     #[error(transparent)]
     Library(#[from] LibraryError),
@@ -149,12 +153,16 @@ fn names(paths: &[PathBuf]) -> String {
 pub async fn verify(
     home: &Home,
     target: VerifyTarget,
-    progress: impl FnMut(u64, u64) + Send + 'static,
+    mut progress: impl FnMut(u64, u64) + Send + 'static,
 ) -> Result<VerifyReport, VerifyError> {
     let home = home.clone();
     blocking(move || {
         let (transaction, delivery, path) = find(&home, target)?;
-        compare(&home, transaction, &delivery, path, progress).map(|(report, _)| report)
+        let progress = move |done, total| {
+            progress(done, total);
+            ControlFlow::Continue(())
+        };
+        look_over(&home, transaction, &delivery, path, progress).map(|(report, _)| report)
     })
     .await
 }
@@ -202,22 +210,14 @@ fn canonical(path: &Path) -> Option<PathBuf> {
     fs::canonicalize(path).ok().or_else(|| Some(fs::canonicalize(parent).ok()?.join(name)))
 }
 
-/// How what was delivered to `path` fares, and the product's list. Blocks.
+/// How what was delivered to `path` fares, and the product's list. `progress` is told bytes read so far and bytes in all, and
+/// may end it. Blocks.
 pub(crate) fn look_over(
     home: &Home,
     transaction: TransactionId,
     delivery: &Delivery,
     path: PathBuf,
-) -> Result<(VerifyReport, FileList), VerifyError> {
-    compare(home, transaction, delivery, path, |_, _| {})
-}
-
-fn compare(
-    home: &Home,
-    transaction: TransactionId,
-    delivery: &Delivery,
-    path: PathBuf,
-    progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(VerifyReport, FileList), VerifyError> {
     let not_delivered = || VerifyError::NotDelivered(transaction);
     let signed = delivery.manifest.as_ref().ok_or_else(not_delivered)?;
@@ -349,7 +349,7 @@ impl<'a> Reader<'a> {
         manifest: &Manifest,
         cipher: &FrameCipher,
         values: &[Option<[u8; 32]>],
-        mut progress: impl FnMut(u64, u64),
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Checked, VerifyError> {
         let total: u64 = self.parts.iter().filter(|part| part.chosen).map(|part| part.size).sum();
         let mut checked = Checked { compared: 0, unproven: 0, bad: Vec::new(), bad_head: false };
@@ -380,7 +380,9 @@ impl<'a> Reader<'a> {
                     within = 0;
                 }
             }
-            progress(self.read, total);
+            if progress(self.read, total).is_break() {
+                return Err(VerifyError::Stopped);
+            }
             self.compare_shares(&shares, &frame);
             let (true, Some(value)) = (known, value) else {
                 checked.unproven += 1;

@@ -315,7 +315,7 @@ const SOON: Duration = Duration::from_secs(1);
 async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressForm>) {
     let (text, json) = (form == Some(ProgressForm::Text), form == Some(ProgressForm::Json));
     let mut bar = progress::Bytes::new("fetching", !text);
-    let (mut unpacking, mut said, mut said_next, mut told) = (false, String::new(), None, None);
+    let (mut stage, mut said, mut said_next, mut told) = ("fetching", String::new(), None, None);
     let mut stood_at = None;
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
@@ -327,17 +327,16 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
             }
             return;
         }
-        let (done, total) = if now.phase == FetchPhase::Unpacking {
-            if !unpacking {
-                unpacking = true;
-                bar.finish();
-                bar = progress::Bytes::new("unpacking", !text);
-            }
-            (now.unpacked_bytes, now.plain_bytes)
-        } else {
-            (now.transfer.have_bytes, now.transfer.total_bytes)
+        let (doing, done, total) = match now.phase {
+            FetchPhase::Checking => ("checking", now.transfer.have_bytes, now.transfer.total_bytes),
+            FetchPhase::Unpacking => ("unpacking", now.unpacked_bytes, now.plain_bytes),
+            _ => ("fetching", now.transfer.have_bytes, now.transfer.total_bytes),
         };
-        let own = if unpacking { done } else { now.transfer.new_bytes.min(done) };
+        if doing != std::mem::replace(&mut stage, doing) {
+            bar.finish();
+            bar = progress::Bytes::new(doing, !text);
+        }
+        let own = if stage == "fetching" { now.transfer.new_bytes.min(done) } else { done };
         bar.set_after(own, done, total);
         if json && total > 0 {
             let step = (now.phase, progress::tenths(done, total));

@@ -182,7 +182,7 @@ impl Drop for Fetch {
 }
 
 fn is_past(phase: FetchPhase) -> bool {
-    !matches!(phase, FetchPhase::Preparing | FetchPhase::Fetching)
+    !matches!(phase, FetchPhase::Preparing | FetchPhase::Checking | FetchPhase::Fetching)
 }
 
 /// What a purchase of this program is fetched by.

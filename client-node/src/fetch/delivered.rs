@@ -2,11 +2,12 @@
 //! of the delivered files, so that only what is damaged, missing or was never chosen comes over the network.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use delivery::{Content, ContentStore, CreateError, SyncError, WriteError};
+use delivery::{Content, ContentStore, CreateError, Progress, SyncError, WriteError};
 use protocol::cipher::{ContentSecret, FrameCipher, TAG_LEN};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::pack::{self, EntryKind, FileList};
@@ -14,7 +15,7 @@ use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use tokio_util::sync::CancellationToken;
 
 use super::finish::{inode_of, outcome_of, what_is_there};
-use super::run::{Reporter, Run};
+use super::run::{Reporter, Run, until};
 use super::ticket::Checked;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase};
 use crate::home::{Home, blocking};
@@ -24,7 +25,10 @@ use crate::library::{Delivery, DeliveryState};
 use crate::place::{clear, work_dir};
 use crate::plain::{Listed, PlainError, listed, payload, plain_length};
 use crate::unpack::{Selection, UnpackError, is_below, selects};
-use crate::verify::{FileState, look_over, read_inventory, read_values};
+use crate::verify::{FileState, VerifyError, look_over, read_inventory, read_values};
+
+/// How often it is told how far reading is.
+const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
 /// Which part of a product a run is to bring.
 #[derive(Clone, Debug)]
@@ -63,14 +67,17 @@ pub(super) enum Standing {
     Wanting(Wanted),
 }
 
-/// Looks at what was delivered into this folder before.
+/// Looks at what was delivered into this folder before: all of it is read, which may take long.
 pub(super) async fn standing(
     home: &Home,
     transaction: TransactionId,
     out: &Path,
     options: &FetchOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
 ) -> Result<Standing, FetchError> {
     let (home, out, only) = (home.clone(), out.to_owned(), options.only.clone());
+    let (progress, cancel) = (progress.clone(), cancel.clone());
     blocking(move || {
         let all = Standing::Wanting(Wanted::of(&only));
         let Some(delivery) = home.library().get(&transaction)? else { return Ok(all) };
@@ -78,8 +85,14 @@ pub(super) async fn standing(
         if delivery.state != DeliveryState::Done || inode_of(&path).is_none() {
             return Ok(all);
         }
-        // Of what cannot be verified everything is asked for; chunks that fit are still taken from it.
-        let Ok((report, list)) = look_over(&home, transaction, &delivery, path.clone()) else { return Ok(all) };
+        let looked = look_over(&home, transaction, &delivery, path.clone(), reading(&progress, &cancel));
+        progress.send_modify(|p| (p.phase, p.transfer) = (FetchPhase::Preparing, Progress::default()));
+        let (report, list) = match looked {
+            Ok(found) => found,
+            Err(VerifyError::Stopped) => return Err(FetchError::Cancelled),
+            // Of what cannot be verified everything is asked for; chunks that fit are still taken from it.
+            Err(_) => return Ok(all),
+        };
         // Names what is not in the product.
         let asked = Selection::of(&list, &only)?;
         // A part that grows to the whole is completed as one, and the manager told so.
@@ -111,6 +124,19 @@ pub(super) async fn standing(
         })
     })
     .await
+}
+
+/// Tells how much of what was delivered is read, until the fetch is stopped.
+fn reading(progress: &Reporter, cancel: &CancellationToken) -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    let mut shown = Instant::now();
+    progress.send_modify(|p| p.phase = FetchPhase::Checking);
+    move |done, total| {
+        if shown.elapsed() > SHOWN_EVERY {
+            shown = Instant::now();
+            progress.send_modify(|p| (p.transfer.have_bytes, p.transfer.total_bytes) = (done, total));
+        }
+        until(cancel)
+    }
 }
 
 /// A run that was killed after its goods were in their place left its work folder behind: where nothing is to come, nothing
@@ -295,7 +321,7 @@ impl Delivered {
                     Err(WriteError::Io(error)) => return Err(error.into()),
                 }
             }
-            if shown.elapsed() > Duration::from_millis(100) {
+            if shown.elapsed() > SHOWN_EVERY {
                 shown = Instant::now();
                 let have = content.bytes_of(&content.have().intersection(needed));
                 progress.send_modify(|p| (p.transfer.have_bytes, p.transfer.total_bytes) = (have, total));

@@ -113,6 +113,8 @@ pub enum FetchPhase {
     /// The ticket is being checked, the network joined.
     #[default]
     Preparing,
+    /// What an earlier fetch delivered is read: `transfer` counts bytes of these files meanwhile.
+    Checking,
     /// Chunks are coming, or awaited.
     Fetching,
     /// Everything is here; the key comes from the manager.

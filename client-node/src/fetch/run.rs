@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use delivery::{Content, ContentStore, Pace, Rate};
-use node::{DirLock, DirLockError};
+use node::{DirLock, DirLockError, Supervisor};
 use protocol::receipt::Completion;
 use protocol::ticket::TicketEnvelope;
 use protocol::{ChunkSet, Digest, Refusal, Signed, TransactionId};
@@ -35,6 +35,9 @@ use crate::unpack::UnpackError;
 
 /// Rounds of transfer and unpacking: one, one more after a renewal, one more after damage on this disk.
 pub(super) const ROUNDS: u32 = 4;
+
+/// For answers under way to commands that asked how far it is.
+const ASKED_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) type Reporter = watch::Sender<FetchProgress>;
 
@@ -102,7 +105,7 @@ async fn fetch_purchase(
     home: &Home,
     purchase: Purchase,
     out: &Path,
-    options: FetchOptions,
+    mut options: FetchOptions,
     progress: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<FetchOutcome, FetchError> {
@@ -122,10 +125,38 @@ async fn fetch_purchase(
         }
     })
     .await?;
-    let wanted = match standing(home, transaction, &out, &options).await? {
+    // From here on other commands may ask how far it is.
+    let own = options.limits.bytes_per_second.take().unwrap_or(0);
+    let limits = Limits { process: Arc::clone(&options.process_pace), transfer: Arc::new(Pace::new(Rate::new(own))) };
+    let pacing = options.limits.pacing.clone();
+    options.limits.pacing = pacing.and(Arc::clone(&limits.process)).and(Arc::clone(&limits.transfer));
+    let asked = Supervisor::new();
+    // Also where this future is dropped before its end.
+    let _stop = asked.token().drop_guard();
+    running::answer(&asked, home, transaction, progress.subscribe(), limits).await?;
+    let result = fetch_asked(home, purchase, out, options, progress, cancel).await;
+    if let Err(error) = asked.shutdown(ASKED_TIMEOUT).await {
+        tracing::warn!(%error, "who asked how far it is has no answer yet");
+    }
+    result
+}
+
+async fn fetch_asked(
+    home: &Home,
+    purchase: Purchase,
+    out: PathBuf,
+    options: FetchOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<FetchOutcome, FetchError> {
+    let transaction = purchase.transaction;
+    let wanted = match standing(home, transaction, &out, &options, progress, cancel).await? {
         Standing::Here(outcome) => {
             clear_away(home, transaction, &out, &options).await?;
-            debts::pay_alone(home, &purchase, &options).await;
+            tokio::select! {
+                () = debts::pay_alone(home, &purchase, &options) => {}
+                () = cancel.cancelled() => {}
+            }
             return Ok(*outcome);
         }
         Standing::Wanting(wanted) => wanted,
@@ -133,31 +164,12 @@ async fn fetch_purchase(
     let mut link = options.link.clone();
     link.seeders.extend(options.sources.iter().chain(&purchase.envelope.sources).cloned());
     let link = Link::start(home, &purchase.envelope.join, link).await?;
-    let result = fetch_asked(home, &link, purchase, (out.clone(), wanted), options, progress, cancel).await;
+    let result = fetch_linked(home, &link, purchase, (out.clone(), wanted), options, progress, cancel).await;
     link.stop().await;
     if result.as_ref().is_err_and(FetchError::is_final) {
         discard(home, transaction, Some(out)).await;
     }
     result
-}
-
-/// Fetches while other commands may ask how far it is.
-async fn fetch_asked(
-    home: &Home,
-    link: &Link,
-    purchase: Purchase,
-    goal: (PathBuf, Wanted),
-    mut options: FetchOptions,
-    progress: &Reporter,
-    cancel: &CancellationToken,
-) -> Result<FetchOutcome, FetchError> {
-    let own = options.limits.bytes_per_second.take().unwrap_or(0);
-    let limits = Limits { process: Arc::clone(&options.process_pace), transfer: Arc::new(Pace::new(Rate::new(own))) };
-    let pacing = options.limits.pacing.clone();
-    options.limits.pacing = pacing.and(Arc::clone(&limits.process)).and(Arc::clone(&limits.transfer));
-    let transaction = purchase.transaction;
-    let _asked = running::answer(link.supervisor(), home, transaction, progress.subscribe(), limits).await?;
-    fetch_linked(home, link, purchase, goal, options, progress, cancel).await
 }
 
 async fn fetch_linked(
@@ -373,9 +385,12 @@ impl Run<'_> {
     }
 
     async fn forget_damaged(&self, checked: &Checked) -> Result<(), FetchError> {
-        let Some(content) = self.store.get(&checked.manifest) else { return Ok(()) };
-        let found = blocking(move || content.verify_all(&mut |_| ControlFlow::Continue(()))).await?;
+        let (Some(content), stop) = (self.store.get(&checked.manifest), self.cancel.clone()) else { return Ok(()) };
+        let found = blocking(move || content.verify_all(&mut |_| until(&stop))).await?;
         self.lost(&found.damaged);
+        if !found.whole {
+            return Err(FetchError::Cancelled);
+        }
         self.note_fetching().await
     }
 
@@ -441,13 +456,7 @@ impl Run<'_> {
     /// Reads these chunks again; those that are damaged are not held any more. Is everything sound?
     async fn prove(&self, manifest: &Digest, chunks: ChunkSet, stop: CancellationToken) -> Result<bool, FetchError> {
         let Some(content) = self.store.get(manifest).filter(|_| !chunks.is_empty()) else { return Ok(true) };
-        let proven = move || {
-            content.verify(&chunks, &mut |_| match stop.is_cancelled() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            })
-        };
-        let found = blocking(proven).await?;
+        let found = blocking(move || content.verify(&chunks, &mut |_| until(&stop))).await?;
         self.lost(&found.damaged);
         if !found.whole {
             return Err(FetchError::Cancelled);
@@ -555,6 +564,14 @@ impl Run<'_> {
         }
         self.transfer(checked, tally, Some(chunks)).await?;
         self.content(checked)
+    }
+}
+
+/// Reading goes on until this is cancelled.
+pub(super) fn until(stop: &CancellationToken) -> ControlFlow<()> {
+    match stop.is_cancelled() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
     }
 }
 

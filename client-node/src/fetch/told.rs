@@ -30,7 +30,11 @@ impl Run<'_> {
         if !known.reported && !self.reports_late(checked, known.completion).await? {
             return Ok(());
         }
-        match ticket::renew(self.home, self.link, checked).await {
+        let renewed = tokio::select! {
+            renewed = ticket::renew(self.home, self.link, checked) => renewed,
+            () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
+        };
+        match renewed {
             Ok(renewed) => *checked = renewed,
             Err(error) => tracing::info!(transaction = %self.transaction, error, "no further delivery was opened"),
         }

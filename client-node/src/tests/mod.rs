@@ -10,6 +10,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod again;
 mod beginning;
 mod clocks;
 mod fetching;
