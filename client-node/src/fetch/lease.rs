@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::acks::AckFiles;
-use super::run::Run;
-use super::ticket::{self, Checked};
-use super::{FetchProgress, LeaseView};
+use super::run::{Run, millis};
+use super::ticket::{self, Checked, NotOpened};
+use super::{FetchProgress, LeaseView, Waiting};
 use crate::home::now_ms;
 
 /// A try that is under way ends at about this time: a call to the manager has as long.
@@ -57,6 +57,9 @@ impl Run<'_> {
             self.tell_lease(lease, next, problem.clone());
             let gone = key_is_gone(&progress.borrow_and_update()) && now >= gone_next;
             let replaced_at = stuck.look(&progress.borrow().transfer).filter(|_| may_replace);
+            if replaced_at.is_none() {
+                self.tell_not_opened(None);
+            }
             if replaced_at.is_some_and(|at| at <= Instant::now()) {
                 // Chunks that were lost on the line buy their room back; a paid delivery is not given up for them.
                 if !self.lost_what_it_acknowledged(checked).await {
@@ -74,6 +77,9 @@ impl Run<'_> {
                     Ok(_) => tracing::info!(transaction = %self.transaction, "the manager opens no further delivery"),
                     Err(error) => {
                         tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
+                        let why = NotOpened::by(&error);
+                        self.tell_not_opened(Some(&why));
+                        checked.not_opened = Some(why);
                     }
                 }
                 stuck.asked();
@@ -140,6 +146,17 @@ impl Run<'_> {
             acks.any(|ack| !have.is_superset(&ack.chunks))
         });
         looked.await.unwrap_or(false)
+    }
+
+    /// Seeders wait for what only the manager can give.
+    pub(super) fn tell_not_opened(&self, why: Option<&NotOpened>) {
+        let next_try = now_ms().saturating_add(millis(REPLACE_AGAIN));
+        let waiting = why.map(|why| Waiting { cause: why.stall.clone(), detail: why.why.clone(), next_try });
+        self.progress.send_if_modified(|p: &mut FetchProgress| {
+            let changed = p.waiting != waiting;
+            p.waiting = waiting;
+            changed
+        });
     }
 
     fn tell_lease(&self, lease: &Lease, next_try: u64, problem: Option<String>) {

@@ -307,6 +307,16 @@ pub enum FetchError {
         /// Why there is no new lease.
         renewal: String,
     },
+    /// Seeders do not send again what came before, and no further delivery of it was opened.
+    #[error("{transfer}; what came before comes again in a further delivery only, and none was opened: {why}")]
+    NotOpened {
+        /// How the transfer ended.
+        transfer: delivery::FetchError,
+        /// Why there is none.
+        why: String,
+        /// The same for machines.
+        cause: &'static str,
+    },
     /// No seeder takes the lease any more, and there is no other lease yet. The purchase may be good all the same.
     #[error("the lease is void ({refusal}) and was not replaced: {renewal}; fetch again to go on")]
     LeaseVoid {
@@ -383,7 +393,7 @@ impl FetchError {
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),
             FetchError::LeaseOver { .. } => "ticket-expires",
-            FetchError::LeaseVoid { cause, .. } => cause,
+            FetchError::NotOpened { cause, .. } | FetchError::LeaseVoid { cause, .. } => cause,
             FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
             FetchError::OnlyWithoutKey => "only-without-key",
             FetchError::Key(ManagerError::Refused(refusal)) => refusal.code.as_str(),
@@ -403,11 +413,19 @@ impl FetchError {
 }
 
 impl FetchError {
+    fn not_opened(
+        ticket::NotOpened { why, cause, .. }: ticket::NotOpened,
+        transfer: delivery::FetchError,
+    ) -> FetchError {
+        FetchError::NotOpened { transfer, why, cause }
+    }
+
     /// Every seeder that was tried, where the fetch ended for their sake.
     pub fn sources(&self) -> &[SourceReport] {
         match self {
             FetchError::Transfer(transfer)
             | FetchError::TheirClocks { transfer, .. }
+            | FetchError::NotOpened { transfer, .. }
             | FetchError::LeaseOver { transfer, .. } => transfer.sources(),
             _ => &[],
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use delivery::StallCause;
 use protocol::clock::ClockState;
 use protocol::codec::Wire;
 use protocol::deliver::Credential;
@@ -124,6 +125,27 @@ pub(super) struct Checked {
     pub(super) revoked: Arc<RevocationState>,
     /// Why an over lease could not be renewed; seeders that know the delivery may go on with it for a while.
     pub(super) not_renewed: Option<String>,
+    /// Why there is no further delivery of what came before and is needed again: seeders send little of it in this one.
+    pub(super) not_opened: Option<NotOpened>,
+}
+
+/// Why the manager opened no further delivery.
+#[derive(Clone, Debug)]
+pub(super) struct NotOpened {
+    pub(super) why: String,
+    pub(super) cause: &'static str,
+    pub(super) stall: StallCause,
+}
+
+impl NotOpened {
+    pub(super) fn by(error: &RenewError) -> NotOpened {
+        let stall = match error.refusal().map(|said| said.code) {
+            None => StallCause::ManagerAway,
+            Some(RefusalCode::Overloaded) => StallCause::Overloaded,
+            Some(code) => StallCause::AllRefused { code },
+        };
+        NotOpened { why: error.to_string(), cause: error.cause(), stall }
+    }
 }
 
 impl Checked {
@@ -157,7 +179,15 @@ pub(super) async fn check(
                 if !note(home, &purchase).await? {
                     return Err(FetchError::OtherSale(purchase.transaction));
                 }
-                return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
+                return Ok(Checked {
+                    purchase,
+                    lease,
+                    manifest: data.manifest,
+                    trust,
+                    revoked,
+                    not_renewed,
+                    not_opened: None,
+                });
             }
             Err(refusal) => refusal,
         };
@@ -202,7 +232,15 @@ pub(super) async fn check(
             }
             RefusalCode::Expired if not_renewed.is_some() => {
                 let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
-                return Ok(Checked { purchase, lease, manifest: data.manifest, trust, revoked, not_renewed });
+                return Ok(Checked {
+                    purchase,
+                    lease,
+                    manifest: data.manifest,
+                    trust,
+                    revoked,
+                    not_renewed,
+                    not_opened: None,
+                });
             }
             RefusalCode::NotYetValid | RefusalCode::Expired => {
                 return Err(FetchError::Clock(compared(link, &trust, refusal).await));
@@ -282,6 +320,27 @@ pub(super) enum RenewError {
     Library(#[from] LibraryError),
 }
 
+impl RenewError {
+    /// The manager's no, or what is wrong with what it gave.
+    fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) | RenewError::Refused(said) => {
+                Some(said)
+            }
+            RenewError::Ask(_) | RenewError::Library(_) => None,
+        }
+    }
+
+    /// The same for machines.
+    fn cause(&self) -> &'static str {
+        match (self.refusal(), self) {
+            (Some(said), _) => said.code.as_str(),
+            (None, RenewError::Library(_)) => "disk",
+            (None, _) => "manager-away",
+        }
+    }
+}
+
 /// A new lease from the manager, checked and noted: why not, where there is none.
 pub(super) async fn renew(home: &Home, link: &Link, checked: &Checked) -> Result<Checked, String> {
     try_renew(home, link, checked).await.map_err(|error| error.to_string())
@@ -325,28 +384,23 @@ async fn ask_again(
         tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
     }
     let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
-    Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None })
+    Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None, not_opened: None })
 }
 
 /// No seeder takes the lease any more, and why there is no other yet. Where the manager signed that the purchase `moved` on,
 /// and gives this client no other, it is another one's.
 pub(super) fn void(refusal: Refusal, error: &RenewError, moved: bool) -> FetchError {
-    let cause = match error {
+    match error {
         RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
-            return FetchError::Revoked(said.clone());
+            FetchError::Revoked(said.clone())
         }
         RenewError::Ask(TicketError::Manager(ManagerError::Refused(said)))
             if moved && said.code == RefusalCode::NotEntitled =>
         {
-            return FetchError::Moved(refusal);
+            FetchError::Moved(refusal)
         }
-        RenewError::Ask(TicketError::Manager(ManagerError::Refused(said))) | RenewError::Refused(said) => {
-            said.code.as_str()
-        }
-        RenewError::Ask(_) => "manager-away",
-        RenewError::Library(_) => "disk",
-    };
-    FetchError::LeaseVoid { refusal, renewal: error.to_string(), cause }
+        _ => FetchError::LeaseVoid { refusal, renewal: error.to_string(), cause: error.cause() },
+    }
 }
 
 /// From half of its life on a lease is renewed, so that one that is needed is hardly ever over.

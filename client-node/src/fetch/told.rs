@@ -13,7 +13,7 @@ use store::Step;
 
 use super::key::{complete, complete_for_key, open_grant};
 use super::run::Run;
-use super::ticket::{self, Checked};
+use super::ticket::{self, Checked, NotOpened};
 use super::{FetchError, FetchPhase};
 use crate::home::{blocking, now_ms};
 use crate::inbox::ask_ticket;
@@ -31,12 +31,15 @@ impl Run<'_> {
             return Ok(());
         }
         let renewed = tokio::select! {
-            renewed = ticket::renew(self.home, self.link, checked) => renewed,
+            renewed = ticket::try_renew(self.home, self.link, checked) => renewed,
             () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
         };
         match renewed {
             Ok(renewed) => *checked = renewed,
-            Err(error) => tracing::info!(transaction = %self.transaction, error, "no further delivery was opened"),
+            Err(error) => {
+                tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
+                checked.not_opened = Some(NotOpened::by(&error));
+            }
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::key::{Patience, TOLD_AFTER, renewed};
 use super::run::{ROUNDS, Run, millis};
 use super::sources::known_sources;
 use super::tally::{Late, Tally};
-use super::ticket::{self, Checked};
+use super::ticket::{self, Checked, NotOpened};
 use crate::home::{blocking, now_ms};
 use crate::in_place::InPlace;
 use crate::inbox::{TicketError, ask_ticket};
@@ -120,7 +120,7 @@ impl Run<'_> {
                         Ok(_) => return Err(FetchError::Transfer(transfer)),
                         Err(error) => {
                             tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
-                            return Err(FetchError::Transfer(transfer));
+                            return Err(FetchError::not_opened(NotOpened::by(&error), transfer));
                         }
                     }
                     self.owe(&before).await?;
@@ -138,6 +138,9 @@ impl Run<'_> {
                         && ticket::clock_by_manager(self.link, &checked.trust).await == ClockState::Good
                     {
                         return Err(FetchError::TheirClocks { theirs, transfer });
+                    }
+                    if let Some(why) = checked.not_opened.take().filter(|_| is_window_used_up(&transfer)) {
+                        return Err(FetchError::not_opened(why, transfer));
                     }
                     return Err(match checked.not_renewed.clone() {
                         Some(renewal) => FetchError::LeaseOver { transfer, renewal },
@@ -363,6 +366,7 @@ impl Run<'_> {
             done = transferred => done,
             never = Box::pin(self.keep_lease(&mut renewed, &credential, &cancel, may_replace)) => match never {},
         };
+        self.tell_not_opened(None);
         // All of it came just before it was to go on in a further delivery: it was this one.
         if result.is_err() || renewed.lease.delivery == delivery.delivery {
             *checked = renewed;
@@ -532,6 +536,11 @@ fn is_allowance_spent(transfer: &delivery::FetchError) -> bool {
     let delivery::FetchError::NoSource { sources, .. } = transfer else { return false };
     let mut said = sources.iter().filter_map(|source| source.last_refusal.as_ref());
     said.any(|refusal| refusal.code == RefusalCode::AllowanceSpent)
+}
+
+/// They wait for acknowledgements of what this client had acknowledged before and lost, or never got.
+fn is_window_used_up(transfer: &delivery::FetchError) -> bool {
+    matches!(transfer, delivery::FetchError::NoSource { cause: StallCause::WindowUsedUp, .. })
 }
 
 fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {
