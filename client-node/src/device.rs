@@ -6,19 +6,19 @@ use std::collections::BTreeSet;
 use protocol::api::{MailboxRequest, MailboxResponse, TransactionState};
 use protocol::entitlement::Move;
 use protocol::trust::JoinLine;
-use protocol::{NetworkId, PeerId, Signed, TransactionId};
+use protocol::{NetworkId, PeerId, RefusalCode, Signed, TransactionId};
 
 use crate::fetch::refuse;
 use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{self, InboxError};
-use crate::library::{self, LibraryError, Trouble};
+use crate::library::{self, DeliveryState, LibraryError, Trouble};
 use crate::link::{Link, LinkOptions, ManagerError};
 use crate::shop::printable;
 
 /// Which purchases go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MoveChoice {
-    /// Everything that the mailboxes of this home have.
+    /// Everything that the mailboxes of this home have, and what its library has and did not see go.
     All,
     /// These.
     Some(BTreeSet<TransactionId>),
@@ -36,7 +36,7 @@ pub struct MoveItem {
     pub network: Option<NetworkId>,
     /// The generation that began, where it moved.
     pub generation: Option<u32>,
-    /// Why it did not move.
+    /// Why it did not move, or is not known to have.
     pub problem: Option<String>,
 }
 
@@ -54,6 +54,8 @@ struct Candidate {
     transaction: TransactionId,
     title: String,
     generation: u32,
+    /// By the library alone, and not because it was named.
+    guessed: bool,
 }
 
 /// Moves purchases of this home to the peer `to`, in the network of `join` or in all that are known. Doing it again is
@@ -109,33 +111,43 @@ async fn move_in(
 ) -> Result<Vec<MoveItem>, InboxError> {
     link.trust().await?;
     let mut items = Vec::new();
+    // Who asked hears of each what became of it, also where the manager goes away on the way.
+    let mut away = false;
     for candidate in candidates(home, link, network, choice).await? {
-        let word = Move {
-            network,
-            transaction: candidate.transaction,
-            to,
-            generation: candidate.generation.saturating_add(1),
-            at: now_ms(),
-        };
-        let request = MailboxRequest::Move { word: Signed::sign(&word, home.keypair()) };
-        let (generation, problem) = match link.mailbox(&request).await {
-            Ok(MailboxResponse::Moved { generation }) => (Some(generation), None),
-            Ok(_) => return Err(ManagerError::Unfitting("a move").into()),
-            Err(error @ ManagerError::Refused(_)) => (None, Some(error.to_string())),
-            Err(error) => return Err(error.into()),
-        };
-        if generation.is_some() {
-            note_moved(home, candidate.transaction, to).await?;
-            tracing::info!(transaction = %candidate.transaction, %to, "purchase moved");
+        let Candidate { transaction, title, generation, guessed } = candidate;
+        let mut item = MoveItem { transaction, title, network: Some(network), generation: None, problem: None };
+        if away {
+            item.problem = Some("not asked for, because the manager went away; repeat the command".to_owned());
+            items.push(item);
+            continue;
         }
-        let Candidate { transaction, title, .. } = candidate;
-        items.push(MoveItem { transaction, title, network: Some(network), generation, problem });
+        let word = Move { network, transaction, to, generation: generation.saturating_add(1), at: now_ms() };
+        let request = MailboxRequest::Move { word: Signed::sign(&word, home.keypair()) };
+        match link.mailbox(&request).await {
+            Ok(MailboxResponse::Moved { generation }) => {
+                item.generation = Some(generation);
+                tracing::info!(%transaction, %to, "purchase moved");
+                if let Err(error) = note_moved(home, transaction, to).await {
+                    item.problem = Some(format!("not noted here: {error}"));
+                }
+            }
+            Ok(_) => item.problem = Some(ManagerError::Unfitting("a move").to_string()),
+            // It was another's all the time.
+            Err(ManagerError::Refused(said)) if guessed && said.code == RefusalCode::NotEntitled => continue,
+            Err(error) => {
+                away = matches!(error, ManagerError::Away { .. });
+                let unknown =
+                    if away { "; it may have moved all the same, which repeating the command tells" } else { "" };
+                item.problem = Some(format!("{error}{unknown}"));
+            }
+        }
+        items.push(item);
     }
     Ok(items)
 }
 
-/// What the mailbox has of the choice; and, of purchases that were named, those that only the library knows: the answer
-/// to an earlier try may have been lost.
+/// What the mailbox has of the choice; and those that only the library knows: the answer to an earlier try may have been
+/// lost.
 async fn candidates(
     home: &Home,
     link: &Link,
@@ -147,26 +159,28 @@ async fn candidates(
         MoveChoice::Some(wanted) => wanted.contains(id),
     };
     let is_gone = |state| matches!(state, TransactionState::Refunded | TransactionState::Revoked);
-    let mut found: Vec<Candidate> = inbox::list(link)
-        .await?
+    let mails = inbox::list(link).await?;
+    let listed: BTreeSet<TransactionId> = mails.iter().map(|mail| mail.transaction).collect();
+    let (library, all) = (home.library(), *choice == MoveChoice::All);
+    let known = blocking(move || library.list()).await?.into_iter().filter(|(id, known)| {
+        let here = known.envelope.join.network() == network && is_wanted(id);
+        // A purchase that was named is asked for whatever became of it.
+        here && !(all && (listed.contains(id) || known.state == DeliveryState::Refused))
+    });
+    let mut found: Vec<Candidate> = mails
         .into_iter()
         .filter(|mail| is_wanted(&mail.transaction) && !is_gone(mail.state))
         .map(|mail| Candidate {
             transaction: mail.transaction,
             title: printable(&mail.title, 200),
             generation: mail.generation,
+            guessed: false,
         })
         .collect();
-    let MoveChoice::Some(wanted) = choice else { return Ok(found) };
-    for transaction in wanted.iter().copied() {
-        if found.iter().any(|candidate| candidate.transaction == transaction) {
-            continue;
-        }
-        let library = home.library();
-        let known = blocking(move || library.get(&transaction)).await?;
-        if let Some(known) = known.filter(|known| known.envelope.join.network() == network) {
-            let title = printable(&known.envelope.title, 200);
-            found.push(Candidate { transaction, title, generation: library::generation(&known.envelope) });
+    for (transaction, known) in known {
+        if found.iter().all(|candidate| candidate.transaction != transaction) {
+            let (title, generation) = (printable(&known.envelope.title, 200), library::generation(&known.envelope));
+            found.push(Candidate { transaction, title, generation, guessed: all });
         }
     }
     Ok(found)

@@ -53,7 +53,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         .iter()
         .map(|item| {
             let what = match (&item.generation, &item.problem) {
-                (Some(generation), _) => format!("moved, generation {generation}"),
+                (Some(generation), None) => format!("moved, generation {generation}"),
+                (Some(generation), Some(problem)) => format!("moved, generation {generation}; {problem}"),
                 (None, problem) => problem.clone().unwrap_or_default(),
             };
             vec![item.transaction.to_string(), item.title.clone(), what]
@@ -67,7 +68,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         text.push_str("\nOn the new device: willcall inbox, then willcall fetch TRANSACTION");
     }
     let failed: Vec<Value> = moves.failed.iter().map(|(n, e)| json!({"network": n, "error": e.to_string()})).collect();
-    let whole = failed.is_empty() && moves.items.iter().all(|item| item.generation.is_some());
+    let whole = failed.is_empty() && moves.items.iter().all(|item| item.generation.is_some() && item.problem.is_none());
     Answer::new(json!({"to": args.to, "items": moves.items, "failed": failed}), text).print(global.json)?;
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

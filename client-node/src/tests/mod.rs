@@ -16,6 +16,7 @@ mod clocks;
 mod fetching;
 mod in_place;
 mod library;
+mod moving;
 mod network;
 mod other_sales;
 mod shopping;

@@ -1,7 +1,7 @@
 //! A manager and seeders on real sockets, just enough of them for a client: they answer truly, unless told otherwise.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use protocol::api::{
     TransactionState,
 };
 use protocol::deliver::{self, ClientMessage, Credential, Grant, SeederMessage};
+use protocol::entitlement::Move;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::serving::{ServeAccount, ServeAction, ServeMachine, ServeTerms};
 use protocol::ticket::{Admission, TicketEnvelope};
 use protocol::trust::{RevocationEpoch, RevocationState, Trust};
-use protocol::{Address, ChunkSet, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
+use protocol::{Address, ChunkSet, PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use tokio::io::AsyncWriteExt;
 
 use super::world::{Product, Sale, World, keypair};
@@ -54,6 +55,10 @@ pub(super) struct Manager {
     pub(super) epochs: Mutex<Vec<Signed<RevocationEpoch>>>,
     /// What the mailbox says instead of giving a ticket.
     pub(super) refuses: Mutex<Option<Refusal>>,
+    /// What moved, and the generation that began.
+    pub(super) moves: Mutex<Vec<(TransactionId, u32)>>,
+    /// Goes away with so many moves, before it answers the last one; 0 for never.
+    pub(super) leaves_after: AtomicUsize,
 }
 
 impl Net {
@@ -72,6 +77,8 @@ impl Net {
             peer: Mutex::default(),
             epochs: Mutex::default(),
             refuses: Mutex::default(),
+            moves: Mutex::default(),
+            leaves_after: AtomicUsize::new(0),
         });
         let manager_at = manager.start(&supervisor).await;
         let mut seeders = Vec::new();
@@ -140,7 +147,9 @@ impl Manager {
                 let mailbox = Arc::clone(&mailbox);
                 async move {
                     mailbox.be_there().await;
-                    mailbox.mailbox(peer, request)
+                    let answer = mailbox.mailbox(peer, request);
+                    mailbox.be_there().await;
+                    answer
                 }
             },
         )
@@ -169,7 +178,7 @@ impl Manager {
     }
 
     fn mailbox(&self, peer: PeerId, request: MailboxRequest) -> MailboxResponse {
-        let tickets = self.tickets.lock().unwrap();
+        let mut tickets = self.tickets.lock().unwrap();
         let mine = |envelope: &&TicketEnvelope| envelope.ticket.lease.peek().unwrap().client == peer;
         let id = |envelope: &TicketEnvelope| envelope.ticket.data.peek().unwrap().transaction;
         let not_entitled = || MailboxResponse::Refused(Refusal::new(RefusalCode::NotEntitled, "no such ticket"));
@@ -219,7 +228,22 @@ impl Manager {
                 self.complaints.lock().unwrap().push((seeder, chunk));
                 MailboxResponse::Noted
             }
-            MailboxRequest::Move { .. } => not_entitled(),
+            MailboxRequest::Move { word } => {
+                let said = Move::check(&word, &peer, &self.world.network).unwrap();
+                let (step, mut moves) = ((said.transaction, said.generation), self.moves.lock().unwrap());
+                let here = tickets.iter().position(|envelope| id(envelope) == said.transaction && mine(&envelope));
+                match here {
+                    _ if moves.contains(&step) => {}
+                    Some(here) => {
+                        tickets.remove(here);
+                        moves.push(step);
+                        let left = moves.len() == self.leaves_after.load(Ordering::SeqCst);
+                        self.away.fetch_or(left, Ordering::SeqCst);
+                    }
+                    None => return not_entitled(),
+                }
+                MailboxResponse::Moved { generation: said.generation }
+            }
         }
     }
 }
