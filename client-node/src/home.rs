@@ -217,6 +217,16 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), FileError> {
     fs::File::open(path).and_then(|dir| dir.sync_all()).at("sync the folder", path)
 }
 
+/// A path in an answer, which is text: what is not UTF-8 in it is replaced.
+pub(crate) fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// The same for several.
+pub(crate) fn all_as_text<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
 /// Runs blocking work off the async threads. A panic in it goes on here.
 pub(crate) async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
     match tokio::task::spawn_blocking(work).await {

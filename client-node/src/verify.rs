@@ -16,7 +16,7 @@ use protocol::pack::{self, Entry, EntryKind, FileList};
 use protocol::{Digest, TransactionId};
 
 use crate::fetch::open_grant;
-use crate::home::{FileError, Home, blocking, read_file};
+use crate::home::{FileError, Home, as_text, blocking, read_file};
 use crate::layout::Inventory;
 use crate::library::{Delivery, DeliveryState, LibraryError};
 use crate::plain::payload;
@@ -67,6 +67,7 @@ pub struct VerifyReport {
     /// Whose goods.
     pub transaction: TransactionId,
     /// Where they are.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Every file, and the folders and links that are not as they were sold, in the order of the product's list.
     pub files: Vec<FileReport>,

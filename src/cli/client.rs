@@ -172,7 +172,7 @@ pub(crate) struct StatusArgs {
 pub(crate) fn id(args: &IdArgs, global: &Global) -> Result<ExitCode> {
     let home = args.home.open()?;
     let peer = home.peer_id();
-    Answer::new(json!({"peer": peer, "home": home.dir()}), peer.to_string()).print(global.json)?;
+    Answer::new(json!({"peer": peer, "home": home.dir().to_string_lossy()}), peer.to_string()).print(global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -350,8 +350,8 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
             }
         }
         let (why, next, data) = match (&now.waiting, &now.transfer.stalled) {
-            (Some(waiting), _) => (waiting.detail.clone(), Some(waiting.next_try), json!(waiting)),
-            (None, Some(stall)) => (stall.cause.to_string(), stall.next_try, json!(stall)),
+            (Some(waiting), _) => (waiting.detail.clone(), Some(waiting.next_try), object(waiting)),
+            (None, Some(stall)) => (stall.cause.to_string(), stall.next_try, object(stall)),
             (None, None) => (String::new(), None, Value::Null),
         };
         // That one thing is waited for no longer does not mean that anything moves: another may be waited for next.
@@ -370,6 +370,11 @@ async fn show(mut seen: watch::Receiver<FetchProgress>, form: Option<ProgressFor
         }
     }
     bar.finish();
+}
+
+/// The same for programs. A path in it may be no text.
+fn object(why: &impl serde::Serialize) -> Value {
+    serde_json::to_value(why).unwrap_or_else(|error| json!({"cause": "unnamed", "detail": error.to_string()}))
 }
 
 /// How far it is, for programs.

@@ -1,5 +1,6 @@
 //! How commands answer: one JSON object with `--json`, text for people otherwise; results on standard output, all else
-//! on standard error. A closed pipe (`willcall … | head`) is no error.
+//! on standard error. A closed pipe (`willcall … | head`) is no error. Names of goods, files and peers are other people's:
+//! what a terminal would obey is not among what is printed.
 
 use std::io::{self, Write};
 
@@ -20,7 +21,7 @@ impl Answer {
 
     /// Writes it to standard output.
     pub(crate) fn print(&self, json: bool) -> Result<()> {
-        let text = if json { self.json.to_string() } else { self.text.clone() };
+        let text = if json { self.json.to_string() } else { harmless(&self.text) };
         line(&text)
     }
 }
@@ -36,7 +37,12 @@ pub(crate) fn line(text: &str) -> Result<()> {
 
 /// One line to standard error. Nothing can be done where even that fails.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// Text without control characters other than line breaks and tabs.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
 /// `1536` -> `1.5 KiB`.
@@ -75,4 +81,15 @@ pub(crate) fn time(ms: u64) -> String {
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
         .map_or_else(|| "-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_a_terminal_nothing() {
+        let name = "\u{1b}]52;c;cm0=\u{7}\u{9b}31m\rlast\nline\tend";
+        assert_eq!(harmless(name), "\u{fffd}]52;c;cm0=\u{fffd}\u{fffd}31m\u{fffd}last\nline\tend");
+    }
 }

@@ -127,7 +127,7 @@ impl Bytes {
         if self.said.is_some() {
             output::note(&format!("{}: {text}", self.what));
         } else {
-            self.bar.println(format!("{}: {text}", self.what));
+            self.bar.println(format!("{}: {}", self.what, output::harmless(text)));
         }
     }
 

@@ -1,7 +1,9 @@
 //! What lies in a delivery's folder is the buyer's: a second fetch brings what is missing or damaged, from the goods that
 //! are there as far as they go, and takes nothing away.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -301,4 +303,29 @@ fn killed_with_the_goods_in_their_place_nothing_is_left_to_do() {
     let shown = delivery(&bought);
     assert_eq!((&shown["state"], &shown["trouble"]), (&json!("done"), &Value::Null), "{shown}");
     assert!(verified(&bought, &place).0);
+}
+
+#[test]
+fn names_that_a_terminal_obeys_and_folders_that_are_no_text() {
+    let network = Network::start(1);
+    let goods = network.path("goods\u{1b}]52;c;cm0=\u{7}");
+    fs::write(&goods, bytes(5, 1000)).unwrap();
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let odd = network.path("").join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+    fs::create_dir(&odd).unwrap();
+    let fetching = args!["fetch", &bought.ticket, "--home", &bought.home];
+    let fetch = |more: Vec<OsString>| program(&[fetching.clone(), more].concat()).current_dir(&odd).output().unwrap();
+    // Where the folder, or the home, is no text, what is said of it is.
+    let first = fetch(args!["--json"]);
+    let answer: Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert!(first.status.success() && text(&answer, "path").contains("odd-\u{fffd}"), "{answer}");
+    same(&goods, &odd.join(goods.file_name().unwrap()));
+    let again = fetch(Vec::new());
+    let said = String::from_utf8(again.stdout).unwrap();
+    assert!(again.status.success() && said.contains("is here already"), "{said}");
+    assert!(said.contains("goods\u{fffd}]52;c;cm0=\u{fffd}") && !said.contains('\u{1b}'), "{said}");
+    let asking = args!["id", "--json"];
+    let id = program(&asking).env("WILLCALL_HOME", &odd).output().unwrap();
+    assert!(id.status.success(), "{}", String::from_utf8_lossy(&id.stderr));
 }

@@ -32,7 +32,7 @@ use protocol::{NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, TextError, Tr
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::home::{FileError, Home, now_ms};
+use crate::home::{FileError, Home, all_as_text, as_text, now_ms};
 use crate::library::{DeliveryState, LibraryError};
 use crate::link::{LinkOptions, ManagerError, TrustError};
 use crate::place::PlaceError;
@@ -202,6 +202,7 @@ pub struct FetchOutcome {
     /// Bytes of these files.
     pub plain_bytes: u64,
     /// Where they are: a file, or a folder with them.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Each seeder's part.
     pub sources: Vec<SourceReport>,
@@ -212,6 +213,7 @@ pub struct FetchOutcome {
     /// Nothing was fetched: all of it was in its place already, and was found sound.
     pub already_here: bool,
     /// What stood where a file belongs and is another one: it lies here now.
+    #[serde(serialize_with = "all_as_text")]
     pub kept_aside: Vec<PathBuf>,
 }
 
