@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use delivery::{FetchLimits, SettleJob};
 use futures::StreamExt;
+use node::DirLock;
 use protocol::deliver::Credential;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::{Lease, Ticket, TransactionData};
@@ -59,21 +60,34 @@ async fn all(home: &Home) -> Result<Vec<(DeliveryId, Debt)>, LibraryError> {
     blocking(move || library.debts(AT_ONCE)).await
 }
 
-/// Pays what is owed in the network of `link`, but for the purchase `busy`, whose own fetch does that. Failing is no
-/// matter of the fetch that it runs beside: the next one tries again.
-pub(super) async fn pay(home: &Home, link: &Link, busy: Option<TransactionId>) {
+/// Pays what is owed in the network of `link`, but for purchases that are being fetched: their own fetches do that, and a
+/// second stream would end the first. `own` is the one whose lock this fetch holds; it is paid for where nothing of it is
+/// fetched, and is `idle`. Failing is no matter of the fetch that it runs beside: the next one tries again.
+pub(super) async fn pay(home: &Home, link: &Link, own: TransactionId, idle: bool) {
     let debts = match all(home).await {
         Ok(debts) => debts,
         Err(error) => return tracing::warn!(%error, "what seeders are owed is not known"),
     };
-    let others = debts.into_iter().filter(|(delivery, _)| Some(delivery.transaction) != busy);
-    let paying = others.map(|(delivery, debt)| async move {
+    let paying = debts.into_iter().map(|(delivery, debt)| async move {
+        if is_busy(home, delivery.transaction, own, idle).await {
+            return;
+        }
         if let Err(error) = pay_one(home, link, delivery, debt).await {
             tracing::warn!(transaction = %delivery.transaction, %error, "what seeders are owed stays owed");
         }
     });
     let paying = futures::stream::iter(paying).buffer_unordered(SIDE_BY_SIDE).collect::<()>();
     let _ = tokio::time::timeout(LIMIT, paying).await;
+}
+
+/// Is it being fetched, here or by another process?
+async fn is_busy(home: &Home, transaction: TransactionId, own: TransactionId, idle: bool) -> bool {
+    if transaction == own {
+        return !idle;
+    }
+    let dir = home.delivery_dir(&transaction);
+    // Only looked at: who comes to fetch it now is not to be told that somebody does.
+    blocking(move || DirLock::is_held(&dir)).await
 }
 
 /// Pays beside a fetch, and for a moment after it is over.
@@ -165,7 +179,7 @@ pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchO
     }
     match Link::start(home, &purchase.envelope.join, options.link.clone()).await {
         Ok(link) => {
-            let _ = tokio::time::timeout(ALONE, pay(home, &link, None)).await;
+            let _ = tokio::time::timeout(ALONE, pay(home, &link, purchase.transaction, true)).await;
             link.stop().await;
         }
         Err(error) => tracing::warn!(%error, "what seeders are owed stays owed"),

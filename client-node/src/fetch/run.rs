@@ -246,7 +246,7 @@ async fn fetch_linked(
     let over = CancellationToken::new();
     let paying = async {
         tokio::select! {
-            () = debts::beside(Box::pin(debts::pay(home, link, Some(transaction))), over.cancelled()) => {}
+            () = debts::beside(Box::pin(debts::pay(home, link, transaction, false)), over.cancelled()) => {}
             () = cancel.cancelled() => {}
         }
     };

@@ -19,6 +19,7 @@ mod library;
 mod moving;
 mod network;
 mod other_sales;
+mod owed;
 mod shopping;
 mod unpacking;
 mod verifying;
