@@ -36,7 +36,7 @@ pub use link::{LinkOptions, ManagerError, TrustError};
 pub use place::PlaceError;
 pub use plain::PlainError;
 pub use running::{AskError, DownloadLimits, LimitChange, limit, progress_of};
-pub use settings::{Settings, SettingsError};
+pub use settings::{Settings, SettingsError, check_rate};
 pub use shop::{BuyRequest, Offer, Purchase, ShopError, buy, handed_over, is_unencrypted, products};
 pub use status::{DeliveryStatus, status};
 pub use unpack::UnpackError;

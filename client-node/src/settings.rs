@@ -10,15 +10,35 @@ use crate::home::{FileError, Home, read_file};
 /// Longest file, bytes: it has a few lines.
 const MAX: usize = 64 * 1024;
 
+/// Least bytes per second that a limit may be: a seeder lets go of whoever takes less than some 9 kB in each.
+const LEAST_RATE: u64 = 16_000;
+
+/// A limit, bytes per second, that a fetch can go by; 0 for none.
+///
+/// # Errors
+/// One line for people.
+pub fn check_rate(rate: u64) -> Result<u64, String> {
+    match rate {
+        1..LEAST_RATE => Err(format!(
+            "{rate} bytes per second are too few: seeders let go of whoever is so slow; give 16kB, more, or none"
+        )),
+        _ => Ok(rate),
+    }
+}
+
+fn rate<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    check_rate(node::units::size(deserializer)?).map_err(serde::de::Error::custom)
+}
+
 /// The file's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
     /// Bytes per second that all transfers of one process take together at most; 0 for no limit. Default: 0.
-    #[serde(deserialize_with = "node::units::size")]
+    #[serde(deserialize_with = "rate")]
     pub download_limit: u64,
     /// Bytes per second that each transfer takes at most, where the command does not say otherwise. Default: 0.
-    #[serde(deserialize_with = "node::units::size")]
+    #[serde(deserialize_with = "rate")]
     pub download_limit_per_transfer: u64,
     /// Look for seeders on the local network by multicast (mDNS). Default: true.
     pub lan: bool,
@@ -74,11 +94,11 @@ mod tests {
         let home = Home::open(root.path(), None).unwrap();
         assert_eq!(home.settings().unwrap(), Settings::default());
         let file = home.dir().join("config.toml");
-        std::fs::write(&file, "download-limit = 5\n").unwrap();
-        assert_eq!(home.settings().unwrap(), Settings { download_limit: 5, ..Settings::default() });
+        std::fs::write(&file, "download-limit = 16000\n").unwrap();
+        assert_eq!(home.settings().unwrap(), Settings { download_limit: 16_000, ..Settings::default() });
         std::fs::write(&file, "download-limit = \"5MB\"\ndownload-limit-per-transfer = \"none\"\n").unwrap();
         assert_eq!(home.settings().unwrap(), Settings { download_limit: 5_000_000, ..Settings::default() });
-        for bad in ["\"5 parsecs\"", "-1", "true"] {
+        for bad in ["\"5 parsecs\"", "-1", "true", "5", "\"15.9kB\""] {
             std::fs::write(&file, format!("lan = true\ndownload-limit = {bad}\n")).unwrap();
             let error = home.settings().unwrap_err().to_string();
             assert!(error.contains("config.toml") && error.contains("line 2"), "{error}");

@@ -108,7 +108,7 @@ pub(crate) struct FetchArgs {
     #[arg(long, value_name = "LINE")]
     join: Option<String>,
     /// Most bytes a second, e.g. 5MB, or none; `willcall limit` changes it meanwhile [default: the home's config.toml]
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = limit_of)]
     limit: Option<u64>,
     /// Give up when nothing new came for this long, e.g. 10m; time in which this machine slept does not count
     /// [default: 2m for seeders, 10m for a manager that is needed]
@@ -123,6 +123,11 @@ pub(crate) struct FetchArgs {
     progress: Option<Option<ProgressForm>>,
     #[command(flatten)]
     home: HomeArgs,
+}
+
+/// A limit that a fetch can go by.
+fn limit_of(text: &str) -> Result<u64, String> {
+    client_node::check_rate(parse_rate(text)?)
 }
 
 /// For whom progress is shown.
@@ -152,10 +157,10 @@ pub(crate) struct LimitArgs {
     /// The running fetch that is meant [default: all of this home]
     transaction: Option<TransactionId>,
     /// Bytes per second of the transfer, e.g. 5MB, or none
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = limit_of)]
     download: Option<u64>,
     /// Bytes per second of all transfers of its process, e.g. 5MB, or none
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = limit_of)]
     process: Option<u64>,
     #[command(flatten)]
     home: HomeArgs,

@@ -293,6 +293,8 @@ fn purchases_and_tickets() {
     assert!(!network.path("typo").exists());
     let limit = args!["limit", "--home", network.path("client"), "--download", "1MB"];
     run(limit).refused(&["nothing is being fetched", "--limit", "config.toml"]);
+    let crawl = args!["limit", "--home", network.path("client"), "--download", "15kB"];
+    assert!(run_plain(crawl).stderr.contains("give 16kB"));
     let (_, arrived) = bought.fetch(&network.path("out"));
     assert_eq!(fs::read(arrived).unwrap(), b"la la la");
     network.of("manager", args!["transaction", absent]).refused(&["no transaction", absent]);
