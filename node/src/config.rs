@@ -88,8 +88,8 @@ pub struct Limits {
     pub dht_providers_per_key: usize,
     /// Peers that may be in the DHT with us; further ones are refused. 32 bytes each.
     pub dht_peers: usize,
-    /// Connected peers of the DHT that are not in this node's table, for a role to look at; further ones are passed over
-    /// until they connect again. 32 bytes each.
+    /// Connected peers of the DHT that are not in this node's table, for a role to look at; beyond it, the first are passed
+    /// over until they connect again. 64 bytes each.
     pub dht_newcomers: usize,
     /// DHT questions under way at once; further ones fail with [`crate::DhtError::Busy`].
     pub dht_queries: usize,

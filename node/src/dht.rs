@@ -1,7 +1,7 @@
 //! Who provides a content, when nobody in the ticket's list answers. The table is a hint that strangers could fill
 //! with lies, so only peers that a role vouches for take part in it, and every list in it has an end.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
@@ -192,6 +192,8 @@ pub(crate) struct DhtState {
     members: Members,
     announced: Announced,
     newcomers: watch::Sender<BTreeSet<protocol::PeerId>>,
+    /// In the order in which they came.
+    came: VecDeque<protocol::PeerId>,
     finds: HashMap<QueryId, Find>,
     waits: HashMap<QueryId, Done>,
     max_newcomers: usize,
@@ -214,6 +216,7 @@ impl DhtState {
             members,
             announced: Announced::default(),
             newcomers: watch::Sender::default(),
+            came: VecDeque::new(),
             finds: HashMap::new(),
             waits: HashMap::new(),
             max_newcomers: limits.dht_newcomers,
@@ -231,13 +234,26 @@ impl DhtState {
     pub(crate) fn on_gone(&mut self, peer: &NetPeerId) {
         if let Some(peer) = peer_from_libp2p(peer) {
             self.newcomers.send_if_modified(|newcomers| newcomers.remove(&peer));
+            self.came.retain(|known| *known != peer);
         }
     }
 
     fn met(&mut self, peer: &NetPeerId) {
         let Some(peer) = peer_from_libp2p(peer) else { return };
-        let most = self.max_newcomers;
-        self.newcomers.send_if_modified(|newcomers| newcomers.len() < most && newcomers.insert(peer));
+        let (most, came) = (self.max_newcomers, &mut self.came);
+        self.newcomers.send_if_modified(|newcomers| {
+            if most == 0 || !newcomers.insert(peer) {
+                return false;
+            }
+            came.push_back(peer);
+            // Whoever has been here for longest was looked at most often.
+            while newcomers.len() > most
+                && let Some(first) = came.pop_front()
+            {
+                newcomers.remove(&first);
+            }
+            true
+        });
     }
 
     pub(crate) fn on_command(&mut self, kad: Option<&mut Kad>, command: DhtCommand) {
@@ -435,6 +451,24 @@ fn record_key(key: &[u8; 32]) -> RecordKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_came_first_makes_room_for_those_who_are_met_now() {
+        let mut state = DhtState::new(&Limits { dht_newcomers: 2, ..Limits::default() }, Members::default());
+        let ours = |n: u8| protocol::Keypair::from_seed(&[n; 32]).peer_id();
+        let theirs = |n: u8| peer_to_libp2p(&ours(n)).into_iter().collect::<Vec<_>>();
+        let mut now = |come: &[u8], go: &[u8]| {
+            come.iter().flat_map(|n| theirs(*n)).for_each(|peer| state.met(&peer));
+            go.iter().flat_map(|n| theirs(*n)).for_each(|peer| state.on_gone(&peer));
+            assert_eq!(state.came.len(), state.newcomers.borrow().len());
+            state.newcomers.borrow().clone()
+        };
+        let these = |numbers: &[u8]| numbers.iter().map(|n| ours(*n)).collect::<BTreeSet<_>>();
+        assert_eq!(now(&[1, 2, 1], &[]), these(&[1, 2]));
+        assert_eq!(now(&[3], &[]), these(&[2, 3]));
+        assert_eq!(now(&[4], &[3]), these(&[4]));
+        assert_eq!(now(&[5, 6], &[]), these(&[5, 6]));
+    }
 
     #[test]
     fn no_single_answer_is_all_that_is_heard() {

@@ -12,6 +12,7 @@ use node::Protocol;
 use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse};
 use protocol::certificate::SeederCert;
 use protocol::{Address, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
+use rand::seq::SliceRandom;
 use store::StoreError;
 use tokio::time::Instant;
 
@@ -27,7 +28,10 @@ const REMEMBERED: usize = 256;
 const NEAR: usize = 20;
 /// Introductions under way at once.
 const AT_ONCE: usize = 8;
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// They are connected, so whoever wants to answers at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Introductions before those who came meanwhile are looked at: anybody may come, and say nothing.
+const A_ROUND: usize = 32;
 /// That somebody was met again is written down no more often than this, milliseconds.
 const NOTE_EVERY_MS: u64 = 60 * 60 * 1000;
 
@@ -81,13 +85,14 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
         let here = newcomers.borrow_and_update().clone();
         // Those who left are met anew; so there are never more entries than newcomers.
         waiting.retain(|peer, _| here.contains(peer));
+        let mut more = false;
         // Without a certificate of its own it has nothing to show.
         if let Ok(certificate) = seeder.network.certificate(now_ms()) {
             let now = Instant::now();
-            let due = here.into_iter().filter(|peer| waiting.get(peer).is_none_or(|(_, at)| *at <= now));
-            let mut answers = stream::iter(due.collect::<Vec<_>>())
-                .map(|peer| introduce(&seeder, peer, certificate.clone()))
-                .buffer_unordered(AT_ONCE);
+            let due;
+            (due, more) = this_round(here, |peer| waiting.get(peer).map(|(_, at)| *at), now);
+            let mut answers =
+                stream::iter(due).map(|peer| introduce(&seeder, peer, certificate.clone())).buffer_unordered(AT_ONCE);
             while let Some((peer, outcome)) = answers.next().await {
                 match outcome {
                     Ok(()) => drop(waiting.remove(&peer)),
@@ -101,7 +106,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
                 }
             }
         }
-        let next = waiting.values().map(|(_, at)| *at).min();
+        let next = if more { Some(Instant::now()) } else { waiting.values().map(|(_, at)| *at).min() };
         let retry = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -116,6 +121,21 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
             () = retry => {}
         }
     }
+}
+
+/// Who is introduced to now, and whether more are due: those first that were never tried, then those that have been due for
+/// longest, and no one's key gives it a better place.
+fn this_round(
+    here: BTreeSet<PeerId>,
+    due_at: impl Fn(&PeerId) -> Option<Instant>,
+    now: Instant,
+) -> (Vec<PeerId>, bool) {
+    let mut due: Vec<PeerId> = here.into_iter().filter(|peer| due_at(peer).is_none_or(|at| at <= now)).collect();
+    due.shuffle(&mut rand::rng());
+    due.sort_by_key(|peer| due_at(peer));
+    let more = due.len() > A_ROUND;
+    due.truncate(A_ROUND);
+    (due, more)
 }
 
 async fn introduce(seeder: &Seeder, peer: PeerId, certificate: Signed<SeederCert>) -> (PeerId, Result<(), TakeError>) {
@@ -257,4 +277,26 @@ async fn forget_revoked(seeder: &Seeder) -> Result<(), StoreError> {
             Ok::<_, StoreError>(())
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_was_never_tried_comes_before_those_who_say_nothing() {
+        let peer = |n: u16| {
+            let mut bytes = [0; 32];
+            bytes.iter_mut().zip(n.to_be_bytes()).for_each(|(to, from)| *to = from);
+            PeerId::from_bytes(bytes)
+        };
+        let now = Instant::now();
+        let (silent, new): (BTreeSet<PeerId>, PeerId) = ((0..512).map(peer).collect(), peer(600));
+        let here: BTreeSet<PeerId> = silent.iter().copied().chain([new]).collect();
+        let due_at = |peer: &PeerId| silent.contains(peer).then_some(now);
+        let (due, more) = this_round(here.clone(), due_at, now);
+        assert_eq!((due.len(), due.first(), more), (A_ROUND, Some(&new), true));
+        let (due, more) = this_round(here, |peer| due_at(peer).map(|at| at + Duration::from_secs(1)), now);
+        assert_eq!((due, more), (vec![new], false));
+    }
 }

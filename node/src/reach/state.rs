@@ -27,7 +27,7 @@ use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 const SLOTS: usize = 2;
 /// Addresses told for each slot: a relay's TCP and QUIC address, of both families.
 const ADDRESSES_PER_SLOT: usize = 4;
-/// Relays known; further ones are not noticed.
+/// Relays known; beyond it, those that nobody vouches for make room for those that somebody does.
 const OFFERS: usize = 64;
 /// A node that others do get through to learns it in this time, and takes no slot.
 const GRACE: Duration = Duration::from_secs(2);
@@ -309,11 +309,23 @@ impl ReachState {
         addresses.truncate(PeerAddrs::MAX_ADDRS);
         if let Some(offer) = self.offers.get_mut(peer_id) {
             offer.addresses = addresses;
-        } else if self.offers.len() < OFFERS {
+        } else if self.offers.len() < OFFERS || (self.is_vouched(peer_id) && self.make_room()) {
             let not_before = Instant::now() + GRACE;
             let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, mend: not_before, trouble: None };
             self.offers.insert(*peer_id, offer);
         }
+    }
+
+    fn is_vouched(&self, relay: &PeerId) -> bool {
+        self.known.contains_key(relay) || self.members.contains(relay)
+    }
+
+    /// Anybody can say that it is a relay; only those that are vouched for are ever asked.
+    fn make_room(&mut self) -> bool {
+        let idle = |offer: &Offer| matches!(offer.slot, Slot::None);
+        let useless = self.offers.iter().find(|(relay, offer)| idle(offer) && !self.is_vouched(relay));
+        let Some(useless) = useless.map(|(relay, _)| *relay) else { return false };
+        self.offers.remove(&useless).is_some()
     }
 
     fn on_relayed(&self, event: &relay::Event) {
