@@ -1,8 +1,8 @@
 //! Ports that the system chose stay the same after a restart: join lines and tickets name them, and a node that came
 //! back somewhere else could not be found.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
 use protocol::Address;
@@ -61,8 +61,12 @@ pub fn remember(dir: &Path, actual: &[Address]) -> io::Result<()> {
         }
     }
     let partial = dir.join("ports.partial");
-    fs::write(&partial, text)?;
-    fs::rename(partial, dir.join(FILE))
+    let mut file = File::create(&partial)?;
+    file.write_all(text.as_bytes())?;
+    // On disk before it has the name: an empty one after a power cut would mean other ports than tickets and routers say.
+    file.sync_all()?;
+    fs::rename(partial, dir.join(FILE))?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
