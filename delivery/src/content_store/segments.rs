@@ -60,11 +60,17 @@ impl Segments {
         }
         // Read without the lock: two who read the same at once do no harm.
         let read = self.read(manifest, index)?;
-        match &read {
-            Some(segment) => self.cache().remember(index, Arc::clone(segment)),
-            None => drop(self.cache().absent.insert(index)),
+        let mut cache = self.cache();
+        if let Some(segment) = &read {
+            cache.remember(index, Arc::clone(segment));
+            return Ok(read);
         }
-        Ok(read)
+        // Stored since it was read.
+        let stored = cache.recent.iter().find(|(i, _)| *i == index).map(|(_, segment)| Arc::clone(segment));
+        if stored.is_none() {
+            cache.absent.insert(index);
+        }
+        Ok(stored)
     }
 
     fn read(&self, manifest: &Manifest, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
