@@ -161,16 +161,19 @@ async fn make_room(
     let (whole, mut all): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|candidate| candidate.whole);
     all.extend(whole);
     // First what has copies enough. Only where that does not do, the manager is asked for more copies elsewhere.
-    let (mut kept, mut let_go) = (Vec::new(), false);
+    let (mut kept, mut let_go, mut trouble) = (Vec::new(), false, None);
     for batch in all.chunks(ASKED_AT_ONCE) {
         if left.is_none() {
-            return None;
+            break;
         }
         let asked = batch.iter().map(|candidate| candidate.digest).collect();
         let may_go = |released: &HashSet<Digest>| seeder.letting_go.set(released.clone());
         let released = match ask(seeder, asked, false, may_go).await {
             Ok((released, _)) => released,
-            Err(error) => return Some(format!("above the quota, and {error}")),
+            Err(error) => {
+                trouble = Some(format!("above the quota, and {error}"));
+                break;
+            }
         };
         let_go |= !released.is_empty();
         for candidate in batch {
@@ -188,8 +191,8 @@ async fn make_room(
         seeder.wake.sync.notify_one();
     }
     // For an order only that goes which has copies enough.
-    if left.is_none() || !overfull {
-        return None;
+    if left.is_none() || !overfull || trouble.is_some() {
+        return trouble;
     }
     let mut moving = Vec::new();
     let mut planned = *left;
