@@ -279,7 +279,7 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
     allowed(seeder, &manifest)?;
     let shared = Arc::clone(seeder);
     let made = tokio::task::spawn_blocking(move || {
-        let _alone = shared.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = shared.placing.lock().unwrap_or_else(PoisonError::into_inner);
         // What lies there damaged is counted, and makes room for itself.
         let damaged = shared.contents.damaged_bytes(&digest);
         let (needed, free) = (manifest.length, shared.room().free.saturating_add(damaged));
@@ -295,6 +295,8 @@ async fn place(seeder: &Arc<Seeder>, trust: &Arc<Trust>, digest: Digest) -> Resu
         match shared.contents.create(&signed, &manifest) {
             Err(CreateError::Damaged(damaged)) => {
                 tracing::warn!(content = %digest, %damaged, "making a damaged content good");
+                // Its room is taken, and to read all of it takes hours: other copies get their places meanwhile.
+                drop(alone);
                 restore(&shared, &signed, &manifest).map_err(|error| error.to_string())
             }
             made => made.map_err(|error| error.to_string()),
