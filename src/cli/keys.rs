@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use node::units::parse_time;
 use protocol::PeerId;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::Global;
 use super::daemon::{ask, call};
@@ -16,7 +17,7 @@ use super::facts::listed;
 use super::goods::void;
 use super::key_files::{self, Request};
 use super::manager::DirArgs;
-use super::new_file::write_whole;
+use super::new_file::{new_place, write_whole};
 use super::output::{Answer, field, rows};
 
 /// Commands about keys.
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     NextRoot(NextRootArgs),
     /// Sign, with the root key, that another key is to follow it; the file is kept until it is needed
     Handover(HandoverArgs),
+    /// Write a root key, or a client's key, to a file that opens by a passphrase only
+    Seal(SealArgs),
     /// Let another root key take over: the network keeps its name, and join lines stay good
     ChangeRoot(ChangeRootArgs),
 }
@@ -150,6 +153,16 @@ pub(crate) struct HandoverArgs {
     output: PathBuf,
 }
 
+/// Flags of `seal`.
+#[derive(Debug, Args)]
+pub(crate) struct SealArgs {
+    /// The key's file, such as `root.key`. Nodes start without a passphrase: theirs stay as they are
+    key: PathBuf,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
 /// Flags of `change-root`.
 #[derive(Debug, Args)]
 pub(crate) struct ChangeRootArgs {
@@ -212,6 +225,19 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             Answer::new(json!({"path": args.output, "root": args.key}), text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Seal(args) => {
+            if node::key_is_sealed(&args.key)? {
+                bail!("{} is sealed already", args.key.display());
+            }
+            let (keypair, output) = (node::load_key(&args.key, None)?, new_place(&args.output)?);
+            node::save_key(&output, &keypair, Some(&new_passphrase(&args.output)?))?;
+            let (key, sealed) = (args.key.display(), args.output.display());
+            let text = format!(
+                "sealed key in {sealed}\nNobody opens it without the passphrase. Use it once (--root-key), then remove {key}"
+            );
+            Answer::new(json!({"path": args.output, "key": keypair.peer_id()}), text).print(global.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ChangeRoot(args) => {
             if args.root.root_key.is_none() && args.root.request.is_none() {
                 bail!("name the new root key with --root-key, or write a --request for where it is");
@@ -225,6 +251,28 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, text).await
         }
     }
+}
+
+/// A passphrase for a new file: what is mistyped would be lost.
+fn new_passphrase(file: &Path) -> Result<Zeroizing<String>> {
+    let passphrase = match std::env::var("WILLCALL_PASSPHRASE") {
+        Ok(passphrase) => Zeroizing::new(passphrase),
+        Err(_) => {
+            let ask = |prompt: String| {
+                let typed = rpassword::prompt_password(prompt).context("cannot ask for a passphrase")?;
+                Ok::<_, anyhow::Error>(Zeroizing::new(typed))
+            };
+            let typed = ask(format!("Passphrase for {}: ", file.display()))?;
+            if *typed != *ask("The same again: ".to_owned())? {
+                bail!("these are two passphrases; nothing was written");
+            }
+            typed
+        }
+    };
+    if passphrase.is_empty() {
+        bail!("an empty passphrase seals nothing");
+    }
+    Ok(passphrase)
 }
 
 async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global) -> Result<ExitCode> {

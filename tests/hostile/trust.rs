@@ -7,7 +7,7 @@ use protocol::trust::{AuditHead, Heartbeat};
 use protocol::{Digest, Keypair, NetworkId, Signed};
 use serde_json::Value;
 
-use super::support::{Network, args, bytes, run, run_plain, text, until};
+use super::support::{Network, args, bytes, program, run, run_plain, text, until};
 
 #[test]
 fn operators_change_keys_check_the_log_and_take_content_down() {
@@ -25,7 +25,21 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
     }
     network.of("manager", args!["keys", "rotate", "ticket"]).refused(&["there is no root key"]);
     let rotated = network.of("manager", args!["keys", "rotate", "ticket", "--request", &request]).ok();
-    run(args!["manager", "keys", "sign", &request, "--root-key", away.join("root.key"), "-o", &signed]).ok();
+    // And there it opens by a passphrase only.
+    let sealed = away.join("root.sealed");
+    let with = |words: &str, command: &[std::ffi::OsString]| {
+        let done = program(command).env("WILLCALL_PASSPHRASE", words).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let seal = args!["manager", "keys", "seal", away.join("root.key"), "-o", &sealed];
+    assert!(with("", &seal).1.contains("empty passphrase") && !sealed.exists());
+    assert!(with("open sesame", &seal).0);
+    assert!(with("open sesame", &seal).1.contains("exists already"));
+    fs::remove_file(away.join("root.key")).unwrap();
+    let sign = args!["manager", "keys", "sign", &request, "--root-key", &sealed, "-o", &signed];
+    let (_, why) = with("open barley", &sign);
+    assert!(why.contains("the passphrase does not open") && !signed.exists(), "{why}");
+    assert!(with("open sesame", &sign).0);
     network.of("manager", args!["keys", "install", &signed]).ok();
     let listed = network.of("manager", args!["keys", "list"]).ok();
     let state = |key: &str| {
