@@ -324,7 +324,7 @@ struct RevokeArgs {
 async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlError> {
     let args: RevokeArgs = parse(request.clone())?;
     let invalid = |e: protocol::ids::IdError| bad_request(e.to_string());
-    let mut void = None;
+    let (mut void, mut given_back) = (None, None);
     let epoch = match args.kind.as_str() {
         "seeder" => revoke_seeder(ctx, args.id.parse().map_err(invalid)?).await?,
         "merchant" => {
@@ -345,7 +345,8 @@ async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlErro
             ctx.revocations.revoke(Added { transactions: vec![id], ..Added::default() }).await.map_err(failed)?
         }
         "content" => {
-            let (epoch, content) = revoke_content(ctx, &args.id).await?;
+            let (epoch, content, refunded) = revoke_content(ctx, &args.id).await?;
+            given_back = Some(refunded);
             let looked = key_change::taken_down(ctx, content).await.map_err(|error| {
                 let why = error.message;
                 let text = format!(
@@ -363,7 +364,7 @@ async fn revoke(ctx: &Arc<Context>, request: Value) -> Result<Value, ControlErro
         }
     };
     tracing::warn!(kind = args.kind, id = args.id, epoch, "revoked");
-    Ok(json!({ "kind": args.kind, "id": args.id, "epoch": epoch, "void": void }))
+    Ok(json!({ "kind": args.kind, "id": args.id, "epoch": epoch, "void": void, "given_back": given_back }))
 }
 
 async fn revoke_seeder(ctx: &Context, peer: PeerId) -> Result<u64, ControlError> {
@@ -381,7 +382,8 @@ async fn revoke_seeder(ctx: &Context, peer: PeerId) -> Result<u64, ControlError>
 }
 
 /// A takedown: off sale, off every seeder's list, and purged by whoever holds it.
-async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<(u64, ContentId), ControlError> {
+/// The epoch, the content, and how many held payments went back.
+async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<(u64, ContentId, usize), ControlError> {
     let found = find_product(ctx, text).map_err(failed)?;
     let Some((id, content, manifest)) = found else {
         return Err(not_found(format!("no product, content or manifest is called {text}")));
@@ -400,12 +402,17 @@ async fn revoke_content(ctx: &Arc<Context>, text: &str) -> Result<(u64, ContentI
     // Those whom the epoch's gossip misses fetch it when they report.
     holders.into_iter().for_each(|peer| ctx.placements.nudge(peer));
     // Nothing is paid for what nobody gets any more. What fails here is given back when its client asks, or in its time.
-    match sales::withheld::taken_down(ctx, content).await {
-        Ok(0) => {}
-        Ok(given_back) => info!(%content, given_back, "held payments given back after the takedown"),
-        Err(error) => warn!(%content, %error, "held payments are given back later"),
+    let given_back = match sales::withheld::taken_down(ctx, content).await {
+        Ok(given_back) => given_back,
+        Err(error) => {
+            warn!(%content, %error, "held payments are given back later");
+            0
+        }
+    };
+    if given_back > 0 {
+        info!(%content, given_back, "held payments given back after the takedown");
     }
-    Ok((epoch, content))
+    Ok((epoch, content, given_back))
 }
 
 fn find_product(ctx: &Context, text: &str) -> Result<Option<(ProductId, ContentId, Digest)>, StoreError> {

@@ -96,6 +96,13 @@ pub(crate) async fn republish(args: RepublishArgs, global: &Global) -> Result<Ex
     Ok(if failed_any { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// What else came of a revocation: payments that went back, and purchases that cannot be delivered.
+pub(crate) fn taken(answer: &Value) -> String {
+    let back = answer.get("given_back").and_then(Value::as_u64).filter(|back| *back > 0);
+    let back = back.map(|back| format!("\n{back} purchases were not completed: the payments that were held go back"));
+    format!("{}{}", back.unwrap_or_default(), void(answer.get("void")))
+}
+
 /// What a revoked catalogue key or a takedown takes with it, and what to do; empty where that is nothing.
 pub(crate) fn void(void: Option<&Value>) -> String {
     let Some(void) = void else { return String::new() };

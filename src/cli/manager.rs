@@ -361,12 +361,12 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
                 Revocable::Content => "content",
             };
             let request = json!({"cmd": "revoke", "kind": kind, "id": args.id, "unknown": args.unknown});
-            let text = |a: &Value| format!("revoked; epoch {}{}", field(a, "epoch"), goods::void(a.get("void")));
+            let text = |a: &Value| format!("revoked; epoch {}{}", field(a, "epoch"), goods::taken(a));
             ask(&args.dir.path(), request, global, text).await
         }
         Command::Takedown(args) => {
             let request = json!({"cmd": "revoke", "kind": "content", "id": args.id});
-            let text = |a: &Value| format!("taken down; epoch {}{}", field(a, "epoch"), goods::void(a.get("void")));
+            let text = |a: &Value| format!("taken down; epoch {}{}", field(a, "epoch"), goods::taken(a));
             ask(&args.dir.path(), request, global, text).await
         }
         Command::Statements(command) => books::statements(command, global).await,

@@ -346,7 +346,7 @@ pub enum FetchError {
     #[error("this product's key comes only when all of it is here; fetch it without --only")]
     OnlyWithoutKey,
     /// The manager does not give the key.
-    #[error("everything is here, but the manager gives no key: {0}; fetch again to go on")]
+    #[error("everything is here, but the manager gives no key: {0}; {advice}", advice = key_advice(.0))]
     Key(ManagerError),
     /// The key that came is none.
     #[error("the key in the ticket cannot be opened with this home's key; ask the merchant for the ticket again")]
@@ -372,6 +372,20 @@ pub enum FetchError {
     /// Stopped by the user.
     #[error("stopped; what was fetched is kept, fetch again to go on")]
     Cancelled,
+}
+
+/// What is to be done where a manager gives no key.
+fn key_advice(error: &ManagerError) -> &'static str {
+    match error {
+        ManagerError::Refused(refusal) if refusal.code == RefusalCode::NotEntitled => {
+            "it may have come back from a backup from before this purchase: ask the shop, which gives back what it holds for \
+             a sale that is forgotten"
+        }
+        ManagerError::Refused(refusal) if refusal.code == RefusalCode::Revoked => {
+            "ask the shop what became of the payment"
+        }
+        _ => "fetch again to go on",
+    }
 }
 
 impl FetchError {

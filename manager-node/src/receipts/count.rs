@@ -232,7 +232,7 @@ fn one(
         }
     }
     info!(step = 12, transaction = %id.transaction, delivery = id.delivery, %seeder, new_chunks, "receipt counted");
-    after_count(txn, id, &mut delivery, sale.as_mut(), now, grace_ms)?;
+    after_count(txn, id, &mut delivery, sale.as_mut(), now, grace_ms, good.forgetful_before)?;
 
     let (claimed, limit) = (delivery.counting.claimed_bytes(&delivery.layout), delivery.claim_limit);
     // Receipts that are on their way when the lease ends may be honest ones, and are waited for. Whoever goes on to claim

@@ -5,6 +5,7 @@ use protocol::api::TransactionState;
 use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
+use protocol::settling::Counting;
 use protocol::ticket::Payer;
 use protocol::{Amount, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
@@ -13,8 +14,8 @@ use tracing::info;
 use super::exposure::{booked, unexpose};
 use super::state::is_taken_back;
 use super::{
-    Closed, DUE, Delivery, Event, Generation, MOVES, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError, VOIDED,
-    Voided, drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
+    ACKS, Closed, DUE, Delivery, Event, Generation, MOVES, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError,
+    VOIDED, Voided, drop_reservation, get_delivery, internal, put_delivery, put_sale, taken_back,
 };
 use crate::audit;
 use crate::context::Context;
@@ -22,7 +23,9 @@ use crate::ledger::{Bill, Source, pay_seeders, post};
 
 /// Takes sale and delivery on after something was counted, and stores both: delivering, delivered once everything was
 /// acknowledged or the client signed the completion, captured then where the policy says so, and closed once whole.
-/// A completed delivery of which receipts are missing stays open for `grace_ms`.
+/// A completed delivery of which receipts are missing stays open for `grace_ms`, and so does, after a restore, what is whole
+/// by what was downloaded since: of a sale from before, seeders have receipts that were forgotten, and send them again.
+/// `forgetful_before` is the time of that restore, where it is not longer ago.
 pub(crate) fn after_count(
     txn: &WriteTransaction<'_>,
     id: DeliveryId,
@@ -30,6 +33,7 @@ pub(crate) fn after_count(
     sale: Option<&mut Sale>,
     now: u64,
     grace_ms: u64,
+    forgetful_before: Option<u64>,
 ) -> Result<(), SaleError> {
     let whole = delivery.counting.is_whole(&delivery.layout);
     let completed = delivery.counting.is_completed();
@@ -59,7 +63,13 @@ pub(crate) fn after_count(
     if sale.state != before && sale.state == TransactionState::Delivered {
         info!(step = 12, transaction = %id.transaction, whole, completed, "delivered");
     }
-    if whole && counts {
+    let waited_for = match forgetful_before {
+        Some(before) if whole && counts && is_of_after(txn, id, sale, before)? => Some(before.saturating_add(grace_ms)),
+        _ => None,
+    };
+    if let Some(until) = waited_for {
+        move_due(txn, id, delivery, delivery.due_at.min(until))?;
+    } else if whole && counts {
         close(txn, id, delivery, Some(sale), now)?;
     } else if completed {
         let soonest = delivery.due_at.min(now.saturating_add(grace_ms));
@@ -71,6 +81,15 @@ pub(crate) fn after_count(
         put_sale(txn, &id.transaction, Some(before), sale)?;
     }
     Ok(())
+}
+
+/// Was a sale from before `restored` downloaded since, as far as its acknowledgements say?
+fn is_of_after(txn: &WriteTransaction<'_>, id: DeliveryId, sale: &Sale, restored: u64) -> Result<bool, SaleError> {
+    if sale.formed_at >= restored {
+        return Ok(false);
+    }
+    let acks = ACKS.prefix(txn, &(id.transaction, id.delivery), Counting::MAX_SEEDERS)?;
+    Ok(acks.iter().any(|(_, ack)| ack.peek().is_ok_and(|ack| ack.at >= restored)))
 }
 
 /// Ends a delivery of which more was acknowledged than its lease allows. Seeders hear that the lease is void, as after a

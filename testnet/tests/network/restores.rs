@@ -269,7 +269,8 @@ async fn who_had_fetched_again_after_the_backup_fetches_once_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sold_after_a_restore_before_a_seeder_was_asked() {
     show_logs();
-    let mut network = Network::start(Plan::new(1).copies(2)).await.unwrap();
+    let plan = Plan::new(1).copies(2).manager(|config| config.close_grace_ms = 3000);
+    let mut network = Network::start(plan).await.unwrap();
     let (_, banned) = network.publish_noise("banned", 100 * KIB, &Terms::default()).await.unwrap();
     let terms = Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() };
     let (_, fair) = network.publish_noise("fair", 200 * KIB, &terms).await.unwrap();

@@ -123,3 +123,34 @@ async fn receipts_whose_time_ran_out_while_the_manager_was_away_or_forgot_them_a
         shop.close().await;
     }
 }
+
+/// The buyer downloads again before the seeders of the first time are back: what they send again counts beside it.
+#[tokio::test]
+async fn a_download_after_a_restore_does_not_take_the_pay_of_those_whose_receipts_were_forgotten() {
+    let terms = Terms { config: Config { close_grace_ms: 60_000, ..Terms::default().config }, ..Terms::default() };
+    let shop = Shop::open(terms).await;
+    let (id, _) = shop.buy("1").await;
+    let before = [shop.receipt(id, 0, 0..6), shop.receipt(id, 1, 6..10)];
+    let shop = Box::pin(shop.restored()).await;
+    let restored_at = shop.ctx.restored_at.unwrap();
+    wait_past(restored_at).await;
+    Outbox::of(&shop, 2).send(&shop, vec![shop.receipt(id, 2, 0..10)]).await;
+    assert_eq!(shop.state(id), TransactionState::Delivered);
+    assert!(shop.delivery(id, 1).unwrap().closed.is_none());
+    for (n, receipt) in before.into_iter().enumerate() {
+        Outbox::of(&shop, n).send(&shop, vec![receipt]).await;
+    }
+    chore::step(&shop.ctx, restored_at.max(shop.ctx.started_at) + 60_000).await.unwrap();
+    assert_eq!(shop.state(id), TransactionState::Settled);
+    for seeder in &shop.seeders {
+        let owed = -shop.balance(&format!("seeder:{}", seeder.peer_id())).await;
+        assert!(owed > 0, "{owed}");
+    }
+    // Where only those of before come again, nothing is waited for.
+    let (other, _) = shop.buy("2").await;
+    let first = shop.receipt(other, 0, 0..10);
+    let shop = Box::pin(shop.restored()).await;
+    Outbox::of(&shop, 0).send(&shop, vec![first]).await;
+    assert_eq!(shop.state(other), TransactionState::Settled);
+    shop.close().await;
+}
