@@ -39,6 +39,10 @@ pub(crate) fn withheld(
     let (revoked, moved_on) =
         ctx.revocations.with(|revoked| (revoked.has_transaction(id), revoked.has_moved_on(id, sale.generation)));
     let refused = |detail: &str| Refusal::new(RefusalCode::Revoked, detail);
+    // It may have been given back: no word of a completion takes the payment before that is known.
+    if held && let Err(refusal) = ctx.knows_what_it_revoked() {
+        return Ok(Some(Withheld { refusal, give_back: false }));
+    }
     if revoked {
         let refusal = refused("the purchase was revoked");
         return Ok(Some(Withheld { refusal, give_back: held && !waiting }));
