@@ -116,6 +116,11 @@ impl Standing {
         self.here.union(&self.awaited).filter(|peer| !self.quitting.contains(*peer)).count()
     }
 
+    /// Seeders that are here and stay.
+    pub(crate) fn present(&self) -> usize {
+        self.here.iter().filter(|peer| !self.quitting.contains(*peer)).count()
+    }
+
     /// Whether the seeder will not have this content.
     pub(crate) fn turns_down(&self, peer: &PeerId, manifest: &Digest) -> bool {
         self.unwanted.get(manifest).is_some_and(|peers| peers.contains(peer))

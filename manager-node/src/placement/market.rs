@@ -166,7 +166,8 @@ impl Market {
             let ordered = self.order(&to, manifest, length);
             // Where there are fewer seeders than copies to be, room is not what is missing.
             let stay = |peer: &&PeerId| self.standing.here.contains(*peer) && !self.leaves(peer);
-            let able = self.standing.able().saturating_sub(self.standing.unable(&manifest));
+            // Who is away has no room either, and may well have its copy.
+            let able = self.standing.present().saturating_sub(self.standing.unable(&manifest));
             let has = |peer: &&PeerId| stay(peer) && !self.turns_down(peer, &manifest);
             let others = able.saturating_sub(there.iter().chain(&ordered).filter(has).count());
             // Nor where a copy is not ordered again yet at somebody who has room for it.

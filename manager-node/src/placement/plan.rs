@@ -194,6 +194,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn room_is_not_what_is_missing_where_a_seeder_is_away() {
+        let (shop, peers) = market(3).await;
+        let [here, away_with_it, away_without] = peers[..] else { panic!() };
+        report(&shop, here, true).await;
+        report(&shop, away_with_it, true).await;
+        report(&shop, away_without, false).await;
+        ordered(&shop).await;
+        away(&shop, away_with_it).await;
+        away(&shop, away_without).await;
+        assert_eq!(plan(&shop.ctx, now_ms()).unwrap().lacking, HashMap::new());
+        shop.close().await;
+    }
+
+    #[tokio::test]
     async fn a_copy_at_a_seeder_that_is_away_does_not_hold_up_one_that_wants_to_leave() {
         let (shop, peers) = market(6).await;
         assert_eq!(shop.ctx.config.copies, 3);
