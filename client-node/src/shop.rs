@@ -2,6 +2,7 @@
 //! written down before the request is sent, and kept until the buyer has what was bought: the same command after a crash,
 //! or where its answer could not be written, asks for the same purchase, not a second.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use protocol::manifest::KeyPolicy;
@@ -47,6 +48,9 @@ pub struct BuyRequest {
     pub idempotency_key: Option<String>,
     /// How long to wait for a ticket that does not come at once.
     pub wait: Duration,
+    /// Where the ticket is to be written: nothing is bought where a file is by then, which another process may just have
+    /// written for the same purchase.
+    pub place: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -110,6 +114,12 @@ pub enum ShopError {
         url: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// The ticket's place was taken before anything was bought.
+    #[error("cannot write {}: it exists by now, and nothing was bought; the same command may have run beside this one", path.display())]
+    PlaceTaken {
+        /// The file.
+        path: PathBuf,
     },
     /// The given idempotency key cannot be sent.
     #[error("an idempotency key is 1 to 64 printable ASCII characters")]
@@ -239,7 +249,16 @@ pub async fn buy(home: &Home, request: BuyRequest) -> Result<Purchase, ShopError
         Some(key) => (key.clone(), None),
         None => {
             let (library, fresh) = (home.library(), format!("{:032x}", rand::random::<u128>()));
-            (blocking(move || library.begin_attempt(purchase, fresh, now_ms())).await?, Some(purchase))
+            let chosen = fresh.clone();
+            let key = blocking(move || library.begin_attempt(purchase, chosen, now_ms())).await?;
+            // An attempt that was begun before ends only after its file is there: this is another purchase.
+            if key == fresh
+                && let Some(path) = request.place.as_ref().filter(|path| path.symlink_metadata().is_ok())
+            {
+                end_attempt(home, Some(purchase)).await?;
+                return Err(ShopError::PlaceTaken { path: path.clone() });
+            }
+            (key, Some(purchase))
         }
     };
     let result = shop.purchase(&request, client, &key, attempt).await;

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use node::ControlError;
 use protocol::api::{News, TransactionState};
 use protocol::manifest::Manifest;
-use protocol::trust::{KeyPurpose, KeySet, KeyState, Trust};
+use protocol::trust::{KeyEntry, KeyPurpose, KeySet, KeyState, Trust};
 use protocol::{ContentId, Digest, PeerId, Signed, codec};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -104,6 +104,10 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
         (None, Some(key), None, None) => Change::Revoke { key },
         _ => return Err(failed("one thing is changed at a time: a purpose's key, a key to revoke, or the root key")),
     };
+    let stolen = match change {
+        Change::Rotate { purpose, old: OldKey::Revoke } => Some(purpose),
+        _ => None,
+    };
     let (work, margin) = (Arc::clone(ctx), args.margin_ms.min(MAX_MARGIN_MS));
     let made = tokio::task::spawn_blocking(move || {
         let (set, report) = next_set(&work.dir, &work.trust(), change, now_ms(), margin).map_err(failed)?;
@@ -113,13 +117,19 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, args: PrepareArgs) -> Result<Val
             revoked(key) && was.key_set().keys.iter().any(|e| e.key == *key && e.state != KeyState::Revoked)
         };
         let affected = void_goods(&work, |signed, _| newly(&signed.signer())).map_err(failed)?;
-        Ok::<_, ControlError>((set, report, affected))
+        // Whoever took the one from this folder has those that were replaced before, too.
+        let mut also = Vec::new();
+        if let Some(purpose) = stolen {
+            let retiring = |e: &&KeyEntry| e.purpose == purpose && matches!(e.state, KeyState::Retiring { .. });
+            also.extend(set.keys.iter().filter(retiring).map(|entry| entry.key));
+        }
+        Ok::<_, ControlError>((set, report, affected, also))
     });
-    let (set, report, affected) = made.await.map_err(failed)??;
+    let (set, report, affected, also) = made.await.map_err(failed)??;
     Ok(json!({
         "request": codec::encode(&set), "in_force": codec::encode(ctx.trust().signed_key_set()),
         "version": report.version, "key": report.key, "replaced": report.replaced, "lost": report.lost,
-        "own": report.own,
+        "own": report.own, "still_good": also,
         "void": affected,
     }))
 }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use protocol::{Amount, Currency};
 use serde_json::{Value, json};
 
 use super::Global;
 use super::daemon::{self, ask};
-use super::facts::listed;
+use super::facts::{listed, page};
 use super::manager::DirArgs;
 use super::new_file::new_place;
 use super::output::{self, Answer, field, rows};
@@ -119,13 +120,35 @@ pub(crate) async fn ledger(args: &LedgerArgs, global: &Global) -> Result<ExitCod
     ask(&args.dir.path(), request, global, ledger_text).await
 }
 
+/// Minor units as people write them, in the currency that stands beside: `-99.99`. As they are where that is not known.
+pub(crate) fn minor_amount(minor: i64, beside: &Value) -> String {
+    let currency = beside.get("currency").and_then(|code| serde_json::from_value::<Currency>(code.clone()).ok());
+    let Some(currency) = currency else { return minor.to_string() };
+    let amount = Amount { minor: minor.unsigned_abs(), currency }.to_string();
+    let number = amount.split(' ').next().unwrap_or_default();
+    format!("{}{number}", if minor < 0 { "-" } else { "" })
+}
+
+/// What a merchant has and may come to owe.
+pub(crate) fn credit_text(answer: &Value) -> String {
+    let mut shown = answer.clone();
+    for name in ["due", "earned", "open", "owed", "deposit", "limit"] {
+        if let Some(value) = shown.get_mut(name)
+            && let Some(minor) = value.as_i64()
+        {
+            *value = json!(minor_amount(minor, answer));
+        }
+    }
+    page(&shown)
+}
+
 fn ledger_text(answer: &Value) -> String {
     let mut entries = Vec::new();
     for posting in rows(answer, "postings") {
         for entry in rows(posting, "entries") {
             let minor = entry.get("minor").and_then(Value::as_i64).unwrap_or_default();
-            let (debit, credit) =
-                if minor > 0 { (minor.to_string(), String::new()) } else { (String::new(), (-minor).to_string()) };
+            let amount = minor_amount(minor.saturating_abs(), entry);
+            let (debit, credit) = if minor > 0 { (amount, String::new()) } else { (String::new(), amount) };
             entries.push(vec![
                 field(posting, "memo"),
                 field(entry, "account"),
@@ -137,7 +160,10 @@ fn ledger_text(answer: &Value) -> String {
     }
     let balances = rows(answer, "accounts")
         .iter()
-        .map(|b| vec![field(b, "account"), field(b, "minor"), field(b, "currency")])
+        .map(|b| {
+            let minor = b.get("minor").and_then(Value::as_i64).unwrap_or_default();
+            vec![field(b, "account"), minor_amount(minor, b), field(b, "currency")]
+        })
         .collect();
     let trial = rows(answer, "trial_balance")
         .iter()
@@ -145,8 +171,8 @@ fn ledger_text(answer: &Value) -> String {
             format!(
                 "{}: debits {} credits {} balanced {}",
                 field(t, "currency"),
-                field(t, "debit"),
-                field(t, "credit"),
+                minor_amount(t.get("debit").and_then(Value::as_i64).unwrap_or_default(), t),
+                minor_amount(t.get("credit").and_then(Value::as_i64).unwrap_or_default(), t),
                 field(t, "balanced")
             )
         })

@@ -300,7 +300,15 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
             true => own,
             false => format!("\nnames keys of this manager that the network has not seen (void if stolen): {own}"),
         };
-        format!("new key {key}\nreplaces {replaced}{lost}{own}")
+        let still = rows(prepared, "still_good").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+        let still = match still.is_empty() {
+            true => still,
+            false => format!(
+                "\nreplaced before, and good for what they signed until their time is over: {still}; where they were stolen, \
+                 too: willcall manager keys revoke KEY"
+            ),
+        };
+        format!("new key {key}\nreplaces {replaced}{lost}{own}{still}")
     };
     let in_force: Vec<u8> = serde_json::from_value(prepared.get("in_force").cloned().unwrap_or_default())
         .context("the manager answered without its key set")?;

@@ -387,7 +387,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             let request = json!({
                 "cmd": "credit", "merchant": args.merchant, "currency": args.currency, "limit_minor": limit,
             });
-            ask(&args.dir.path(), request, global, page).await
+            ask(&args.dir.path(), request, global, books::credit_text).await
         }
         Command::Archive(args) => {
             ask(&args.dir.path(), json!({"cmd": "archive", "verify": args.verify}), global, page).await

@@ -66,6 +66,7 @@ pub(crate) async fn buy(args: BuyArgs, global: &Global) -> Result<ExitCode> {
         client: args.client,
         idempotency_key: args.idempotency_key,
         wait: Duration::from_secs(60),
+        place: args.output.clone(),
     };
     let bought = client_node::buy(&home, request).await?;
     let transaction = bought.transaction.map(|t| t.to_string());

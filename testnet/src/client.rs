@@ -62,6 +62,7 @@ impl Client {
             token: voucher.to_owned(),
             client,
             idempotency_key: None,
+            place: None,
             wait: LIMIT,
         };
         let bought = Box::pin(client_node::buy(&self.home, request)).await?;

@@ -71,6 +71,7 @@ fn two_hundred_over(transport: &str) {
             token: voucher.clone(),
             client: Some(client.peer_id()),
             idempotency_key: None,
+            place: None,
             wait: LIMIT,
         };
         let keys = (0..CLIENTS).map(|n| Keypair::from_seed(&blake3::hash(&n.to_le_bytes()).into()));

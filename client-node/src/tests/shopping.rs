@@ -98,6 +98,7 @@ impl Buyer {
             token: "SECRET-CODE".to_owned(),
             client: None,
             idempotency_key: None,
+            place: None,
             wait: Duration::from_secs(20),
         }
     }
@@ -146,6 +147,7 @@ async fn what_is_bought_under_a_given_key_leaves_an_attempt_under_another_alone(
     let shop = shop(move |n, _| answer(201, if n == 1 { &sold } else { &pending })).await;
     let request = |key: Option<&str>| BuyRequest {
         idempotency_key: key.map(str::to_owned),
+        place: None,
         wait: Duration::ZERO,
         ..buyer.request(&shop)
     };
@@ -156,6 +158,27 @@ async fn what_is_bought_under_a_given_key_leaves_an_attempt_under_another_alone(
     let keys = shop.shop.keys.lock().unwrap().clone();
     assert_eq!((keys.len(), keys[1].as_str()), (3, "mine"));
     assert_eq!(keys[0], keys[2], "pending still");
+}
+
+/// Two of the same command at once: the one that comes to it when the other is done buys nothing.
+#[tokio::test]
+async fn where_the_ticket_was_written_meanwhile_nothing_is_bought() {
+    let buyer = buyer();
+    let sold = buyer.sold();
+    let shop = shop(move |_, _| answer(201, &sold)).await;
+    let place = buyer.home.dir().join("x.ticket");
+    let request = || BuyRequest { place: Some(place.clone()), ..buyer.request(&shop) };
+    let first = buy(&buyer.home, request()).await.unwrap();
+    std::fs::write(&place, "the ticket").unwrap();
+    // It is the same purchase until the buyer has it.
+    buy(&buyer.home, request()).await.unwrap();
+    handed_over(&buyer.home, &first).await.unwrap();
+    let error = buy(&buyer.home, request()).await.unwrap_err();
+    assert!(matches!(error, ShopError::PlaceTaken { .. }), "{error}");
+    std::fs::remove_file(&place).unwrap();
+    buy(&buyer.home, request()).await.unwrap();
+    let keys = shop.shop.keys.lock().unwrap().clone();
+    assert!(keys.len() == 3 && keys[0] == keys[1] && keys[1] != keys[2], "{keys:?}");
 }
 
 #[tokio::test]

@@ -305,6 +305,7 @@ async fn nothing_is_sold_after_a_restore_before_a_seeder_was_asked() {
         token: network.voucher(10_000).await.unwrap(),
         client: None,
         idempotency_key: None,
+        place: None,
         wait: Duration::from_millis(100),
     };
     let ordered = client_node::buy(other.home(), order).await.unwrap();
