@@ -114,7 +114,8 @@ pub(crate) async fn answer(shop: Arc<Shop>, addresses: Addresses, request: Value
             let mut shown = line(&shop, &found);
             if let Value::Object(fields) = &mut shown {
                 fields.insert("key".into(), json!(found.key));
-                fields.insert("reservation_expires_at".into(), json!(found.expires_at));
+                fields
+                    .insert("reservation_expires_at".into(), json!((found.expires_at > 0).then_some(found.expires_at)));
                 fields.insert("policy".into(), json!(found.policy.map(protocol::manifest::KeyPolicy::as_str)));
                 fields.insert("ticket".into(), json!(ticket.map(|ticket| ticket.to_string())));
             }
@@ -208,6 +209,7 @@ fn status(shop: &Shop, addresses: &Addresses) -> Result<Value, ControlError> {
     let certificate = shop.link.certificate();
     let revoked = shop.link.revoked();
     let reachable = *shop.link.reachable().borrow();
+    let (waiting, waits) = shop.desk.waiting();
     Ok(json!({
         "role": "merchant",
         "peer": shop.me(),
@@ -227,7 +229,7 @@ fn status(shop: &Shop, addresses: &Addresses) -> Result<Value, ControlError> {
         },
         "products": catalogue.products.len(),
         "products_fetched_at": catalogue.fetched_at,
-        "orders": { "total": orders, "open": open },
+        "orders": { "total": orders, "open": open, "waiting": waiting, "waits": waits },
         "vouchers": vouchers,
         "health": shop.health(),
     }))

@@ -76,6 +76,13 @@ impl Desk {
         self.state().waiting.get(id).map(|waiting| waiting.why.clone())
     }
 
+    /// How many orders wait, and why that one does which was tried most often.
+    pub(crate) fn waiting(&self) -> (usize, Option<String>) {
+        let state = self.state();
+        let longest = state.waiting.values().max_by_key(|waiting| waiting.failures);
+        (state.waiting.len(), longest.map(|waiting| waiting.why.clone()))
+    }
+
     pub(crate) fn note(&self, id: OrderId, why: String) {
         let until = Instant::now();
         self.state().waiting.insert(id, Waiting { failures: 0, until, why });

@@ -316,6 +316,9 @@ async fn nothing_is_sold_after_a_restore_before_a_seeder_was_asked() {
     };
     let refused = || async { at_shop().await.to_string().contains("came back from a backup").then_some(()) };
     until("the shop being told why", refused).await.unwrap();
+    let status = network.merchants[0].control(json!({"cmd": "status"})).await.unwrap();
+    assert_eq!(status["orders"]["waiting"], 1, "{status}");
+    assert!(status["orders"]["waits"].as_str().unwrap().contains("came back from a backup"), "{status}");
     let trouble = network.manager.control(json!({"cmd": "status"})).await.unwrap()["trouble"].to_string();
     assert!(trouble.contains("came back from a backup") && trouble.contains("revoke seeder"), "{trouble}");
     // The origin has all of the ciphertext; the key is what is not given out.
