@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Those who wait for their peer. What bounds their number is the caller's.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Hall(Arc<Mutex<Waits>>);
+pub struct Hall(Arc<Mutex<Waits>>);
 
 #[derive(Debug, Default)]
 struct Waits {
@@ -22,7 +22,7 @@ struct Waits {
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub struct Waiting {
     hall: Hall,
     peer: PeerId,
     number: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Waiting {
 
 impl Hall {
     /// A stream of `peer` begins to wait.
-    pub(crate) fn wait(&self, peer: PeerId) -> Waiting {
+    pub fn wait(&self, peer: PeerId) -> Waiting {
         let crowded_out = CancellationToken::new();
         let mut waits = self.lock();
         let number = waits.next;
@@ -42,7 +42,7 @@ impl Hall {
     }
 
     /// Makes one give way, if any waits.
-    pub(crate) fn make_room(&self) {
+    pub fn make_room(&self) {
         let mut waits = self.lock();
         let silent_since = |of: &BTreeMap<u64, CancellationToken>| of.keys().next().copied();
         let most = waits.peers.iter().max_by_key(|(_, of)| (of.len(), Reverse(silent_since(of))));
@@ -56,6 +56,16 @@ impl Hall {
         }
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.lock().peers.values().map(BTreeMap::len).sum()
+    }
+
+    /// Does nobody wait?
+    pub fn is_empty(&self) -> bool {
+        self.lock().peers.is_empty()
+    }
+
     // Whoever panicked while holding it was between plain map operations.
     fn lock(&self) -> MutexGuard<'_, Waits> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,6 +73,16 @@ impl Hall {
 }
 
 impl Waiting {
+    /// Returns when it is to give way.
+    pub async fn crowded_out(&self) {
+        self.crowded_out.cancelled().await;
+    }
+
+    /// Is it to give way?
+    pub fn is_crowded_out(&self) -> bool {
+        self.crowded_out.is_cancelled()
+    }
+
     /// What the peer is waited for, or `None` when this one has to give way.
     pub(crate) async fn until<T>(self, what: impl Future<Output = T>) -> Option<T> {
         let done = tokio::select! {

@@ -39,6 +39,7 @@ pub use dht::DhtError;
 pub use dir_lock::{DirLock, DirLockError};
 pub use frame::{FrameError, read_frame, read_message, write_frame, write_message};
 pub use gossip::{GossipMessage, GossipReceiver, MAX_GOSSIP_BYTES, PublishError, SubscribeError};
+pub use hall::{Hall, Waiting};
 pub use handle::{Node, NodeHandle, Stopped};
 pub use key_file::{KeyFileError, create_key, key_is_sealed, load_key, load_or_create_key, save_key};
 pub use metrics::{CounterBy, Metrics};

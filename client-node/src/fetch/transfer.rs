@@ -538,9 +538,11 @@ fn is_allowance_spent(transfer: &delivery::FetchError) -> bool {
     said.any(|refusal| refusal.code == RefusalCode::AllowanceSpent)
 }
 
-/// They wait for acknowledgements of what this client had acknowledged before and lost, or never got.
+/// They wait for acknowledgements of what this client had acknowledged before and lost, or never got; or were greeted again
+/// for that and have not said so yet.
 fn is_window_used_up(transfer: &delivery::FetchError) -> bool {
-    matches!(transfer, delivery::FetchError::NoSource { cause: StallCause::WindowUsedUp, .. })
+    let delivery::FetchError::NoSource { cause, .. } = transfer else { return false };
+    matches!(cause, StallCause::WindowUsedUp | StallCause::Silent)
 }
 
 fn lease_end(error: &delivery::FetchError) -> Option<LeaseEnd> {

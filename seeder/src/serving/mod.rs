@@ -63,7 +63,7 @@ pub(crate) async fn start(seeder: &Arc<Seeder>) -> Result<(), AcceptError> {
         while let Some(stream) = accept.next().await {
             let peer = stream.peer();
             let waiting = match seeder.deliveries.check(peer) {
-                Ok(()) => Ok(seeder.deliveries.wait()),
+                Ok(()) => Ok(seeder.deliveries.wait(peer)),
                 Err(refusal) => match Arc::clone(&turning_away).try_acquire_owned() {
                     Ok(turn) => Err((refusal, turn)),
                     Err(_) => {
@@ -103,7 +103,7 @@ async fn turn_away(seeder: &Seeder, mut stream: Stream, refusal: Refusal) {
     }
 }
 
-async fn serve(seeder: &Arc<Seeder>, mut stream: Stream, waiting: places::Waiting, turning_away: &Semaphore) {
+async fn serve(seeder: &Arc<Seeder>, mut stream: Stream, waiting: node::Waiting, turning_away: &Semaphore) {
     let peer = stream.peer();
     seeder.counts.deliveries.inc();
     let admitted = match Box::pin(admit(seeder, &mut stream, waiting)).await {
@@ -144,7 +144,7 @@ struct Shown {
 async fn admit(
     seeder: &Arc<Seeder>,
     stream: &mut Stream,
-    waiting: places::Waiting,
+    waiting: node::Waiting,
 ) -> Result<Option<driver::Driver>, Refused> {
     let said = tokio::select! {
         biased;

@@ -1,12 +1,13 @@
 //! The bounds of the delivery service: places in all and for each peer, memory for chunks, and one stream at a time for
 //! each delivery, whose newest stream takes over from the one before.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use delivery::Rate;
+use node::{Hall, Waiting};
 use protocol::{PeerId, Refusal, RefusalCode};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -43,38 +44,12 @@ pub(crate) struct Deliveries {
     ahead: Arc<Semaphore>,
     peers: Arc<Mutex<HashMap<PeerId, u32>>>,
     turns: Arc<Mutex<HashMap<AccountKey, Arc<Turns>>>>,
-    hall: Arc<Hall>,
+    /// Streams that have shown nothing yet, and how many there may be.
+    hall: Hall,
+    most_waiting: usize,
     checks: Semaphore,
     /// What all of them share.
     upload: Rate,
-}
-
-/// Streams that have shown nothing yet. Keys cost nothing, and so does saying nothing: where there are too many, those give
-/// way that have been silent for longest.
-struct Hall {
-    most: usize,
-    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
-    next: AtomicU64,
-}
-
-/// One of them, until it is dropped.
-pub(crate) struct Waiting {
-    number: u64,
-    crowded_out: CancellationToken,
-    hall: Arc<Hall>,
-}
-
-impl Waiting {
-    /// Returns when it is to give way.
-    pub(crate) async fn crowded_out(&self) {
-        self.crowded_out.cancelled().await;
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        lock(&self.hall.waiting).remove(&self.number);
-    }
 }
 
 /// A place for one stream, given back when dropped.
@@ -119,11 +94,8 @@ impl Deliveries {
             turns: Arc::default(),
             checks: Semaphore::new(CHECKS),
             upload,
-            hall: Arc::new(Hall {
-                most: (config.max_deliveries as usize).saturating_mul(WAITING).max(1),
-                waiting: Mutex::default(),
-                next: AtomicU64::new(0),
-            }),
+            hall: Hall::default(),
+            most_waiting: (config.max_deliveries as usize).saturating_mul(WAITING).max(1),
         }
     }
 
@@ -150,19 +122,12 @@ impl Deliveries {
         self.checks.try_acquire().map_err(|_| overloaded("more tickets are shown at once than this seeder can check"))
     }
 
-    /// For a stream that is to show a ticket.
-    pub(crate) fn wait(&self) -> Waiting {
-        let hall = Arc::clone(&self.hall);
-        let (number, crowded_out) = (hall.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
-        let mut waiting = lock(&hall.waiting);
-        if waiting.len() >= hall.most
-            && let Some((_, oldest)) = waiting.pop_first()
-        {
-            oldest.cancel();
+    /// For a stream of `peer` that is to show a ticket.
+    pub(crate) fn wait(&self, peer: PeerId) -> Waiting {
+        if self.hall.len() >= self.most_waiting {
+            self.hall.make_room();
         }
-        waiting.insert(number, crowded_out.clone());
-        drop(waiting);
-        Waiting { number, crowded_out, hall }
+        self.hall.wait(peer)
     }
 
     /// Streams being served, and how many there may be.
@@ -365,17 +330,18 @@ mod tests {
     #[test]
     fn those_who_have_been_silent_for_longest_give_way() {
         let deliveries = deliveries(|config| config.max_deliveries = 2);
-        let mut waiting: Vec<Waiting> = (0..10).map(|_| deliveries.wait()).collect();
-        let out = |waiting: &[Waiting]| waiting.iter().filter(|one| one.crowded_out.is_cancelled()).count();
+        let peer = |n: u8| PeerId::from_bytes([n; 32]);
+        let mut waiting: Vec<Waiting> = (0..10).map(|n| deliveries.wait(peer(n))).collect();
+        let out = |waiting: &[Waiting]| waiting.iter().filter(|one| one.is_crowded_out()).count();
         let (oldest, others) = waiting.split_at(2);
         assert_eq!((out(oldest), out(others)), (2, 0));
         assert!(deliveries.check(PeerId::from_bytes([1; 32])).is_ok(), "they hold no place");
         // Whoever has shown a ticket waits no more, and makes room.
         waiting.truncate(5);
-        waiting.extend((0..5).map(|_| deliveries.wait()));
+        waiting.extend((10..15).map(|n| deliveries.wait(peer(n))));
         assert_eq!(out(&waiting), 2);
         drop(waiting);
-        assert!(lock(&deliveries.hall.waiting).is_empty());
+        assert!(deliveries.hall.is_empty());
     }
 
     #[tokio::test]
