@@ -114,6 +114,8 @@ fn accept(ctx: &Context, peer: PeerId, signed: &Signed<SealedBatch>, now: u64) -
         debug!(seeder = %peer, number = batch.number, "batch was taken before");
         return Ok(Taken { batch, outbox, seen: true, revoke: false });
     }
+    // What it has on completions would be lost where it cannot be told yet whether they count: the seeder keeps it.
+    ctx.knows_what_it_revoked()?;
     let opened = open(ctx, &batch)?;
     let checked = check::all(ctx, peer, opened, now)?;
     let (number, receipts) = (batch.number, checked.len());

@@ -154,3 +154,25 @@ async fn a_download_after_a_restore_does_not_take_the_pay_of_those_whose_receipt
     assert_eq!(shop.state(other), TransactionState::Settled);
     shop.close().await;
 }
+
+/// A completion that comes before it is known what was given back is not lost: its seeder is to send it again.
+#[tokio::test]
+async fn no_batch_is_taken_before_it_is_known_what_was_revoked() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, _) = shop.buy("1").await;
+    let shop = Box::pin(shop.restored()).await;
+    let known = |known| shop.ctx.recalled.store(known, std::sync::atomic::Ordering::Release);
+    known(false);
+    let mut receipt = shop.receipt(id, 0, 0..10);
+    let delivery = protocol::receipt::DeliveryId { transaction: id, delivery: 1 };
+    receipt.completion = Some(shop.completion(delivery));
+    let batch = Outbox::of(&shop, 0).batch(vec![receipt]);
+    let take = async || crate::receipts::accept_batch(&shop.ctx, shop.seeders[0].peer_id(), batch.clone()).await;
+    let refusal = take().await.unwrap_err();
+    assert!(refusal.code == RefusalCode::Overloaded && refusal.retry_after_ms > 0, "{refusal}");
+    assert_eq!(shop.state(id), TransactionState::Released);
+    known(true);
+    take().await.unwrap();
+    assert!(shop.sale(id).release.unwrap().captured);
+    shop.close().await;
+}
