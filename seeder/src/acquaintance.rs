@@ -68,6 +68,9 @@ impl Acquaintances {
     }
 }
 
+/// Whoever answered and is in no table all the same is introduced to again after this.
+const NOT_PLACED: Duration = Duration::from_secs(600);
+
 /// Introduces this seeder to those it meets until it stops.
 pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
@@ -95,7 +98,11 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
                 stream::iter(due).map(|peer| introduce(&seeder, peer, certificate.clone())).buffer_unordered(AT_ONCE);
             while let Some((peer, outcome)) = answers.next().await {
                 match outcome {
-                    Ok(()) => drop(waiting.remove(&peer)),
+                    // One that the table has leaves the newcomers. Whoever stays had no address that is of use, or found no room.
+                    Ok(()) => {
+                        let later = (BackOff::new(seeder.config.retry_ms), Instant::now() + NOT_PLACED);
+                        waiting.insert(peer, later);
+                    }
                     Err(TakeError::Store(error)) => return Err(error),
                     Err(error) => {
                         tracing::debug!(%peer, %error, "not acquainted yet");

@@ -1,7 +1,7 @@
 //! What every service and chore of a seeder shares, made once at the start.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,24 @@ pub(crate) struct Upload {
     pub(crate) shares: Arc<Shares>,
     /// Each delivery.
     pub(crate) per_delivery: Rate,
+    /// Deliveries that have a chunk to send.
+    pub(crate) sending: Arc<AtomicU32>,
+}
+
+/// One of those, until it is dropped.
+pub(crate) struct Sending(Arc<AtomicU32>);
+
+impl Sending {
+    pub(crate) fn begin(all: &Arc<AtomicU32>) -> Sending {
+        all.fetch_add(1, Relaxed);
+        Sending(Arc::clone(all))
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Upload {
@@ -78,6 +96,7 @@ impl Upload {
             // One line, which is busy with one piece at a time.
             shares: Shares::new(1),
             per_delivery: Rate::new(per_delivery),
+            sending: Arc::default(),
         }
     }
 }
@@ -212,7 +231,7 @@ impl Seeder {
         let chunks = Arc::new(ChunkReader::new(counts.clone(), Arc::clone(&suspects)));
         let reads = Shares::new(parts.config.reads_at_once);
         let upload = Upload::new(parts.config.upload_limit, parts.config.upload_limit_per_delivery);
-        let deliveries = Deliveries::new(&parts.config, upload.process.rate().clone());
+        let deliveries = Deliveries::new(&parts.config, &upload);
         Seeder {
             peer: parts.keypair.peer_id(),
             keypair: parts.keypair,

@@ -11,6 +11,7 @@ use protocol::deliver::Credential;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::{Lease, Ticket, TransactionData};
 use protocol::{PeerAddrs, Refusal, Signed, TransactionId};
+use tokio_util::sync::CancellationToken;
 
 use super::acks::AckFiles;
 use super::ticket::Checked;
@@ -172,14 +173,18 @@ fn terms(debt: &Debt) -> Result<(TransactionData, Lease), Refusal> {
 }
 
 /// Pays what is owed in the network of a purchase that needs no fetching: then nobody else connects to it.
-pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchOptions) {
+pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchOptions, cancel: &CancellationToken) {
     let ours = |(_, debt): &(DeliveryId, Debt)| terms(debt).is_ok_and(|(data, _)| data.network == purchase.network);
     if !all(home).await.is_ok_and(|debts| debts.iter().any(ours)) {
         return;
     }
     match Link::start(home, &purchase.envelope.join, options.link.clone()).await {
         Ok(link) => {
-            let _ = tokio::time::timeout(ALONE, pay(home, &link, purchase.transaction, true)).await;
+            // Its node is to end in any case.
+            tokio::select! {
+                _ = tokio::time::timeout(ALONE, pay(home, &link, purchase.transaction, true)) => {}
+                () = cancel.cancelled() => {}
+            }
             link.stop().await;
         }
         Err(error) => tracing::warn!(%error, "what seeders are owed stays owed"),

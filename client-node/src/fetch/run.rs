@@ -153,10 +153,7 @@ async fn fetch_asked(
     let wanted = match standing(home, transaction, &out, &options, progress, cancel).await? {
         Standing::Here(outcome) => {
             clear_away(home, transaction, &out, &options).await?;
-            tokio::select! {
-                () = debts::pay_alone(home, &purchase, &options) => {}
-                () = cancel.cancelled() => {}
-            }
+            debts::pay_alone(home, &purchase, &options, cancel).await;
             return Ok(*outcome);
         }
         Standing::Wanting(wanted) => wanted,

@@ -29,7 +29,7 @@ impl Run<'_> {
         let (link, home) = (self.link.clone(), self.home.clone());
         let (transaction, network) = (self.transaction, checked.purchase.network);
         let key = *provider_key(&network, &checked.manifest).as_bytes();
-        let taken_back = Arc::clone(&self.taken_back);
+        let (taken_back, generation) = (Arc::clone(&self.taken_back), checked.lease.generation);
         Arc::new(move || {
             let (link, home, taken_back) = (link.clone(), home.clone(), Arc::clone(&taken_back));
             async move {
@@ -38,7 +38,10 @@ impl Run<'_> {
                 let ticket = async {
                     match ask_ticket(&link, transaction, network, home.peer_id()).await {
                         Ok(envelope) => envelope.sources,
-                        Err(TicketError::Manager(ManagerError::Refused(said))) if said.code == RefusalCode::Revoked => {
+                        // After moves a manager that came back from a backup says so of a lease that is good.
+                        Err(TicketError::Manager(ManagerError::Refused(said)))
+                            if said.code == RefusalCode::Revoked && generation == 0 =>
+                        {
                             *taken_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
                             Vec::new()
                         }

@@ -323,7 +323,7 @@ impl Run<'_> {
                 let now = transfer.borrow_and_update().clone();
                 // A transfer that moves goes on: what seeders still send was paid for when they began.
                 let stands_still = || now.stalled.is_some() && self.is_taken_back();
-                if goes_on && stands_still() {
+                if goes_on && may_replace && stands_still() {
                     cancel.cancel();
                 }
                 if place.is_none()

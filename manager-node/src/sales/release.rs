@@ -81,13 +81,15 @@ fn look(
     if let Some(answer) = repeated(ctx, &sale, &endorsement)? {
         return Ok(Formed::Before(answer));
     }
+    // Asked first: what becomes known after that is in the revocations that are looked at.
+    let known = ctx.knows_what_it_revoked();
     // After a restore the books may not know that it was released and taken back.
     if ctx.revocations.with(|revoked| revoked.has_transaction(&id)) {
         return Err(Refusal::new(RefusalCode::Revoked, "the purchase was revoked").into());
     }
     let record = ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
-    ctx.knows_what_it_revoked()?;
+    known?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;
     // As it was reserved: a key may have been revoked since, and the product be published anew.

@@ -36,13 +36,14 @@ pub(crate) fn withheld(
     let restored_at = evidence::restored_at(ctx, sale, now)?;
     let waiting = restored_at.is_some_and(|at| now < at.saturating_add(ctx.config.close_grace_ms));
     let held = sale.awaits_completion();
-    let (revoked, moved_on) =
-        ctx.revocations.with(|revoked| (revoked.has_transaction(id), revoked.has_moved_on(id, sale.generation)));
-    let refused = |detail: &str| Refusal::new(RefusalCode::Revoked, detail);
-    // It may have been given back: no word of a completion takes the payment before that is known.
+    // It may have been given back: no word of a completion takes the payment before that is known. Asked before the
+    // revocations are looked at, which are there when it is.
     if held && let Err(refusal) = ctx.knows_what_it_revoked() {
         return Ok(Some(Withheld { refusal, give_back: false }));
     }
+    let (revoked, moved_on) =
+        ctx.revocations.with(|revoked| (revoked.has_transaction(id), revoked.has_moved_on(id, sale.generation)));
+    let refused = |detail: &str| Refusal::new(RefusalCode::Revoked, detail);
     if revoked {
         let refusal = refused("the purchase was revoked");
         return Ok(Some(Withheld { refusal, give_back: held && !waiting }));

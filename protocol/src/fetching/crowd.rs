@@ -10,8 +10,9 @@ const FIRST: usize = 2;
 const SOON_MS: u64 = 4_000;
 /// One that is added is judged by what comes after this time, milliseconds.
 const TRIAL_MS: u64 = 6_000;
-/// When it brought nothing, another is tried after this time, milliseconds.
+/// When it brought nothing, another is tried after this time, milliseconds; twice as long each time, up to the other.
 const AGAIN_MS: u64 = 30_000;
+const MOST_MS: u64 = 600_000;
 /// Where each of them takes longer for a chunk, others are looked for, milliseconds.
 const SLOW_MS: u64 = 30_000;
 /// Less for each of them, bytes per second, and seeders begin to take their client for a hostile one.
@@ -24,6 +25,8 @@ pub struct Crowd {
     most: usize,
     kept: usize,
     trial: Trial,
+    /// Pause after a trial that brought nothing: longer and longer while none does.
+    again_ms: u64,
 }
 
 /// How many seeders are to be busy.
@@ -47,13 +50,15 @@ impl Crowd {
     /// For chunks of so many bytes.
     pub fn new(chunk_size: u32) -> Self {
         let chunk_size = u64::from(chunk_size.max(1));
-        Crowd { chunk_size, most: FIRST, kept: usize::MAX, trial: Trial::NotBefore(0) }
+        Crowd { chunk_size, most: FIRST, kept: usize::MAX, trial: Trial::NotBefore(0), again_ms: AGAIN_MS }
     }
 
     /// Would a chunk from each of those who are busy take so long at this rate that others are worth looking for?
     pub fn is_slow(&self, rate: Option<u64>, busy: usize) -> bool {
         let busy = u64::try_from(busy).unwrap_or(u64::MAX);
-        rate.is_some_and(|rate| rate.saturating_mul(SLOW_MS) / 1000 < self.chunk_size.saturating_mul(busy))
+        // Not where more of them were tried, and brought nothing: it is the line then.
+        self.kept == usize::MAX
+            && rate.is_some_and(|rate| rate.saturating_mul(SLOW_MS) / 1000 < self.chunk_size.saturating_mul(busy))
     }
 
     /// Seeders that may owe something at once, when so many bytes per second come from all of them together, `None` while
@@ -68,12 +73,16 @@ impl Crowd {
         let ample = usize::try_from(rate.saturating_mul(SOON_MS) / 1000 / self.chunk_size).unwrap_or(usize::MAX);
         if ample > self.most {
             (self.most, self.kept, self.trial) = (ample, usize::MAX, Trial::NotBefore(now));
+            self.again_ms = AGAIN_MS;
             return self.most;
         }
         let bearable = usize::try_from(rate / LEAST_RATE).unwrap_or(usize::MAX).max(1);
         match self.trial {
-            // Whoever was let go of has brought what it owed.
-            Trial::NotBefore(at) if now >= at && busy >= self.most && busy <= self.kept => {
+            // Whoever was let go of has to bring what it owes first.
+            Trial::NotBefore(_) if busy > self.kept => {
+                self.trial = Trial::NotBefore(now.saturating_add(self.again_ms));
+            }
+            Trial::NotBefore(at) if now >= at && busy >= self.most => {
                 let until = now.saturating_add(TRIAL_MS);
                 let more = if self.most <= bearable { (self.most / 2).max(1) } else { 1 };
                 self.trial = Trial::Since { rate, busy, most: self.most, until };
@@ -84,10 +93,16 @@ impl Crowd {
                 let added = u64::try_from(busy.min(self.most).saturating_sub(those)).unwrap_or(u64::MAX);
                 let each = before / u64::try_from(those).unwrap_or(u64::MAX).max(1);
                 let helps = rate >= before.saturating_add(each.saturating_mul(added) / 2) && added > 0;
-                if !helps {
-                    (self.most, self.kept) = (most, those);
+                match () {
+                    () if helps => self.again_ms = AGAIN_MS,
+                    // Nobody was there who could have been asked.
+                    () if added == 0 => self.most = most,
+                    () => {
+                        (self.most, self.kept) = (most, those);
+                        self.again_ms = self.again_ms.saturating_mul(2).min(MOST_MS);
+                    }
                 }
-                self.trial = Trial::NotBefore(if helps { now } else { now.saturating_add(AGAIN_MS) });
+                self.trial = Trial::NotBefore(if helps { now } else { now.saturating_add(self.again_ms) });
             }
             Trial::NotBefore(_) | Trial::Since { .. } => {}
         }

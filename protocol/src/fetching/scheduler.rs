@@ -372,17 +372,19 @@ impl Scheduler {
             return self.connected_sources().map(|(peer, c)| (peer, !self.is_busy(c, now))).collect();
         }
         let chunk_ms = |peer: &PeerId| self.each_ms(peer);
-        let busy = self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now));
-        let (mut usual, mut measured) = (0.0, 0.0);
-        for each in busy.filter_map(|(peer, _)| chunk_ms(&peer)) {
-            (usual, measured) = (usual + each, measured + 1.0);
-        }
-        let usual = if measured > 0.0 { usual / measured } else { 0.0 };
+        let mean = |of: &mut dyn Iterator<Item = PeerId>| {
+            let (sum, count) =
+                of.filter_map(|peer| chunk_ms(&peer)).fold((0.0, 0.0), |(sum, n), each| (sum + each, n + 1.0));
+            (count > 0.0).then(|| sum / count)
+        };
+        let busy = || self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now));
+        let all = || self.connected_sources().map(|(peer, _)| peer);
+        let usual = mean(&mut busy().map(|(peer, _)| peer)).or_else(|| mean(&mut all())).unwrap_or(0.0);
         let place = |(peer, connected): (PeerId, &Connected)| {
             let number = self.sources.get(&peer).map_or(usize::MAX, |source| source.number);
             let idle = !self.is_busy(connected, now);
             let (class, each) = match chunk_ms(&peer) {
-                Some(each) if !idle || each < usual => (0, each),
+                Some(each) if !idle || each <= usual => (0, each),
                 None => (1, 0.0),
                 Some(each) => (2, each),
             };

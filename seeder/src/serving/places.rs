@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::reading::PART;
 use super::{overloaded, shutting_down};
 use crate::config::Config;
+use crate::context::Upload;
 use crate::tables::AccountKey;
 
 /// Unit in which memory is counted, bytes: the smallest chunk.
@@ -48,8 +49,9 @@ pub(crate) struct Deliveries {
     hall: Hall,
     most_waiting: usize,
     checks: Semaphore,
-    /// What all of them share.
+    /// The limit that all of them share, and how many have something to send.
     upload: Rate,
+    sending: Arc<AtomicU32>,
 }
 
 /// A place for one stream, given back when dropped.
@@ -77,8 +79,7 @@ pub(crate) struct Turn {
 }
 
 impl Deliveries {
-    /// `upload` is the limit for all of them, which may change.
-    pub(crate) fn new(config: &Config, upload: Rate) -> Self {
+    pub(crate) fn new(config: &Config, upload: &Upload) -> Self {
         let pool = |bytes: u64| {
             let units = usize::try_from(bytes / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
@@ -93,7 +94,8 @@ impl Deliveries {
             peers: Arc::default(),
             turns: Arc::default(),
             checks: Semaphore::new(CHECKS),
-            upload,
+            upload: upload.process.rate().clone(),
+            sending: Arc::clone(&upload.sending),
             hall: Hall::default(),
             most_waiting: (config.max_deliveries as usize).saturating_mul(WAITING).max(1),
         }
@@ -153,10 +155,11 @@ impl Deliveries {
         overloaded(what)
     }
 
-    /// All deliveries go forward alike: beyond what the line feeds none of them would get a chunk in time.
+    /// All deliveries go forward alike: beyond what the line feeds none of them would get a chunk in time. Those that were
+    /// asked for nothing take no part of it.
     fn feeds_another(&self) -> Result<(), Refusal> {
         let limit = self.upload.get();
-        if limit > 0 && u64::from(self.load().0) >= (limit / LEAST_RATE).max(LEAST_STREAMS) {
+        if limit > 0 && u64::from(self.sending.load(Ordering::Relaxed)) >= (limit / LEAST_RATE).max(LEAST_STREAMS) {
             return Err(self.full(LINE_TAKEN));
         }
         Ok(())
@@ -282,11 +285,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::context::Sending;
 
     fn deliveries(edit: impl FnOnce(&mut Config)) -> Deliveries {
         let mut config = Config::default();
         edit(&mut config);
-        Deliveries::new(&config, Rate::new(0))
+        Deliveries::new(&config, &Upload::new(0, 0))
     }
 
     #[test]
@@ -309,22 +313,24 @@ mod tests {
 
     #[test]
     fn no_more_are_served_at_once_than_the_upload_limit_feeds() {
-        let upload = Rate::new(100 * 1024);
-        let deliveries = Deliveries::new(&Config::default(), upload.clone());
+        let upload = Upload::new(100 * 1024, 0);
+        let deliveries = Deliveries::new(&Config::default(), &upload);
         let peer = |n: u8| PeerId::from_bytes([n; 32]);
-        let mut held: Vec<Place> = (0..6).map(|n| deliveries.place(peer(n)).unwrap()).collect();
-        for refused in [deliveries.place(peer(6)).err().unwrap(), deliveries.check(peer(6)).unwrap_err()] {
+        // Streams that nothing was asked of.
+        let _idle: Vec<Place> = (0..20).map(|n| deliveries.place(peer(n)).unwrap()).collect();
+        let mut sending: Vec<Sending> = (0..6).map(|_| Sending::begin(&upload.sending)).collect();
+        for refused in [deliveries.place(peer(20)).err().unwrap(), deliveries.check(peer(20)).unwrap_err()] {
             assert!(refused.code == RefusalCode::Overloaded && refused.retry_after_ms > 0, "{refused}");
         }
         assert_eq!(deliveries.turned_away(), 2);
         // It is changed while the seeder runs.
-        upload.set(0);
-        held.push(deliveries.place(peer(6)).unwrap());
-        upload.set(1);
-        held.truncate(4);
-        assert!(deliveries.place(peer(7)).is_err());
-        held.pop();
-        deliveries.place(peer(7)).unwrap();
+        upload.process.rate().set(0);
+        deliveries.place(peer(20)).unwrap();
+        upload.process.rate().set(1);
+        sending.truncate(4);
+        assert!(deliveries.place(peer(20)).is_err());
+        sending.pop();
+        deliveries.place(peer(20)).unwrap();
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use super::Shares;
 use super::reading::{Ahead, Chunk, Reading};
 use crate::chunks::ChunkError;
-use crate::context::Upload;
+use crate::context::{Sending, Upload};
 use crate::counts::Counts;
 
 /// Bytes of a chunk that a client is to take in the time for them: some 9 kB a second.
@@ -87,6 +87,7 @@ pub(super) struct Line {
     own: Pacing,
     process: Pacing,
     shared: Arc<Shares>,
+    sending: Arc<AtomicU32>,
 }
 
 impl Line {
@@ -96,6 +97,7 @@ impl Line {
             own: Pacing::new([Arc::new(Pace::new(upload.per_delivery.clone()))]),
             process: Pacing::new([Arc::clone(&upload.process)]),
             shared: Arc::clone(&upload.shares),
+            sending: Arc::clone(&upload.sending),
         }
     }
 
@@ -136,6 +138,7 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
                 in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
             }
             Outgoing::Chunk { index, ahead } => {
+                let _sending = Sending::begin(&way.upload.sending);
                 let chunk = way.reading.chunk(index, ahead);
                 let length = chunk.length;
                 if send_chunk(&mut writer, chunk, progress, way).await? {
