@@ -155,6 +155,28 @@ mod tests {
     }
 
     #[test]
+    fn on_a_slow_line_one_more_is_tried_seldom_and_not_before_it_brought_what_it_owes() {
+        let mut crowd = Crowd::new(MIB);
+        // Two are busy all the time; whoever is added owes two chunks, which take long.
+        let (mut busy, mut owes_until, mut trials, mut three) = (2, None, 0, 0);
+        /// Four hours, in tenths of a second.
+        const LONG: u64 = 4 * 36_000;
+        for tenth in 0..LONG {
+            let now = tenth * 100;
+            let room = crowd.room(Some(20_000), busy, now);
+            if busy == 2 && room.most > busy {
+                (busy, owes_until, trials) = (3, Some(now + 2 * 157_000), trials + 1);
+            }
+            if owes_until.is_some_and(|until| now >= until) {
+                (busy, owes_until) = (2, None);
+            }
+            three += u64::from(busy == 3);
+        }
+        assert!(trials > 1, "the line may be another by then");
+        assert!(three < LONG / 2, "{three} of {LONG}");
+    }
+
+    #[test]
     fn a_line_that_becomes_faster_is_filled() {
         let mut crowd = Crowd::new(MIB);
         for tenth in 0..100 {
