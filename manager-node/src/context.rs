@@ -101,6 +101,12 @@ impl Context {
         self.restored_at.map(|at| came_back(at, now, self.running_ms(), self.config.clock_grace_ms))
     }
 
+    /// The same, where it is no longer ago than what was forgotten is waited for: sales from before it may be known better by
+    /// others.
+    pub(crate) fn forgetful_before(&self, now: u64) -> Option<u64> {
+        self.came_back(now).filter(|at| now < at.saturating_add(self.config.close_grace_ms))
+    }
+
     /// Where this manager can be reached: the configured external addresses, else those it listens on.
     pub(crate) fn own_addrs(&self) -> PeerAddrs {
         let addresses = match self.config.external.as_slice() {

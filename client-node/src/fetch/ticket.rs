@@ -129,6 +129,18 @@ pub(super) struct Checked {
     pub(super) not_opened: Option<NotOpened>,
 }
 
+impl Checked {
+    fn new(
+        purchase: Purchase,
+        lease: Lease,
+        manifest: protocol::Digest,
+        trust: Arc<Trust>,
+        revoked: Arc<RevocationState>,
+    ) -> Checked {
+        Checked { purchase, lease, manifest, trust, revoked, not_renewed: None, not_opened: None }
+    }
+}
+
 /// Why the manager opened no further delivery.
 #[derive(Clone, Debug)]
 pub(super) struct NotOpened {
@@ -179,15 +191,7 @@ pub(super) async fn check(
                 if !note(home, &purchase).await? {
                     return Err(FetchError::OtherSale(purchase.transaction));
                 }
-                return Ok(Checked {
-                    purchase,
-                    lease,
-                    manifest: data.manifest,
-                    trust,
-                    revoked,
-                    not_renewed,
-                    not_opened: None,
-                });
+                return Ok(Checked { not_renewed, ..Checked::new(purchase, lease, data.manifest, trust, revoked) });
             }
             Err(refusal) => refusal,
         };
@@ -232,15 +236,7 @@ pub(super) async fn check(
             }
             RefusalCode::Expired if not_renewed.is_some() => {
                 let (data, lease) = peek(&purchase.envelope).map_err(FetchError::BadTicket)?;
-                return Ok(Checked {
-                    purchase,
-                    lease,
-                    manifest: data.manifest,
-                    trust,
-                    revoked,
-                    not_renewed,
-                    not_opened: None,
-                });
+                return Ok(Checked { not_renewed, ..Checked::new(purchase, lease, data.manifest, trust, revoked) });
             }
             RefusalCode::NotYetValid | RefusalCode::Expired => {
                 return Err(FetchError::Clock(compared(link, &trust, refusal).await));
@@ -384,7 +380,7 @@ async fn ask_again(
         tracing::info!(transaction = %purchase.transaction, until = lease.end, "lease renewed");
     }
     let (manifest, revoked) = (checked.manifest, Arc::clone(revoked));
-    Ok(Checked { purchase, lease, manifest, trust, revoked, not_renewed: None, not_opened: None })
+    Ok(Checked::new(purchase, lease, manifest, trust, revoked))
 }
 
 /// No seeder takes the lease any more, and why there is no other yet. Where the manager signed that the purchase `moved` on,

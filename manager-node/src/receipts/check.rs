@@ -112,8 +112,7 @@ fn check(
     let withheld = sale.map_or(Ok(None), |sale| withheld(ctx, &id.transaction, &sale, now))?;
     let archived = known.filter(|delivery| delivery.closed.is_some());
     let generation = ctx.revocations.with(|revoked| revoked.generation(&id.transaction));
-    let waits = |at: &u64| now < at.saturating_add(ctx.config.close_grace_ms);
-    let forgetful_before = ctx.came_back(now).filter(waits);
+    let forgetful_before = ctx.forgetful_before(now);
     Ok(Good { delivery: id, ack, completion, withheld, generation, forgetful_before, replication, archived })
 }
 

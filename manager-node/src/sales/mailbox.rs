@@ -409,7 +409,7 @@ fn try_complete(
     Completion::check(&signed, &client, &ctx.network(), delivery_id, &sale.manifest)?;
     withheld::check(ctx, id, client, &sale, now)?;
     let grace_ms = ctx.config.close_grace_ms;
-    let forgetful_before = ctx.came_back(now).filter(|at| now < at.saturating_add(grace_ms));
+    let forgetful_before = ctx.forgetful_before(now);
     let sale = ctx.db.write_step_blocking(Step::ManagerComplete, move |txn| {
         let (mut sale, mut release) = entitled(SALES.get(txn, &id)?, &client)?;
         let mut delivery = get_delivery(txn, delivery_id)?

@@ -177,13 +177,13 @@ async fn what_a_node_publishes_is_kept_for_few_however_many_listen() {
     let quiet = |config: &mut node::NodeConfig| config.gossip_heartbeat = Duration::from_secs(3600);
     let a = TestNode::start(180, quiet).await;
     let _at_a = a.subscribe(TOPIC, 16).await.unwrap();
-    let (mut listeners, (heard, mut hearing)) = (Vec::new(), tokio::sync::mpsc::unbounded_channel());
+    let (mut listeners, (heard, mut hearing)) = (Vec::new(), tokio::sync::mpsc::channel(64));
     for seed in 0..LISTENERS {
         let listener = TestNode::start(181 + seed, quiet).await;
         let (mut topic, heard) = (listener.subscribe(TOPIC, 16).await.unwrap(), heard.clone());
         listener.supervisor.spawn("listens", async move {
             while let Some(message) = topic.next().await {
-                let _ = heard.send(message.data.first().copied());
+                let _ = heard.send(message.data.first().copied()).await;
             }
         });
         listener.connect(&a.at, LIMIT).await.unwrap();

@@ -300,9 +300,9 @@ async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes
     let stranger = Client::new(12).await;
     let _silent = stranger.open(&at).await;
 
-    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (told, mut hears) = tokio::sync::mpsc::channel(64);
     let draining = tokio::spawn(async move {
-        node::control_call(&dir, &json!({ "cmd": "drain" }), |facts| drop(told.send(facts))).await
+        node::control_call(&dir, &json!({ "cmd": "drain" }), |facts| drop(told.try_send(facts))).await
     });
     let facts = hears.recv().await.unwrap();
     assert_eq!((&facts["deliveries"], &facts["contents"]), (&json!(1), &json!(2)), "{facts}");
