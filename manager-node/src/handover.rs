@@ -261,12 +261,6 @@ pub(crate) fn leaving(txn: &impl Txn, now: u64) -> Result<HashSet<(PeerId, Diges
     Ok(found)
 }
 
-/// Whether the seeder wants to let go of this copy: it is no good source then.
-pub(crate) fn is_leaving(txn: &impl Txn, peer: PeerId, manifest: &Digest, now: u64) -> Result<bool, StoreError> {
-    let record = LEAVING.get(txn, &(peer, *manifest))?;
-    Ok(record.is_some_and(|record| still_meant(record.asked_at, now)))
-}
-
 /// Whether what a seeder last said then is still meant.
 pub(crate) fn still_meant(said_at: u64, now: u64) -> bool {
     now.saturating_sub(said_at) <= STILL_MEANT_MS

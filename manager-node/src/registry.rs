@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::clocks::{self, Clocks, Right};
 use crate::handover;
-use crate::sources;
+use crate::sources::{self, Holders};
 use crate::tables::{
     GIVEN_UP, HELD, HOLDERS, LEAVING, MANAGER, MANIFESTS, MERCHANTS, MerchantRecord, PENDING, SEEDERS, STOPPED,
     SeederRecord,
@@ -47,6 +47,7 @@ pub(crate) struct Registry {
     unsaid: Mutex<HashMap<PeerId, HashSet<Digest>>>,
     /// When anybody was last heard before the start, unix milliseconds.
     listened_until: u64,
+    holders: Holders,
     /// What the clocks of seeders show.
     pub(crate) clocks: Clocks,
     clock_grace_ms: u64,
@@ -72,6 +73,7 @@ impl Registry {
             said: Mutex::default(),
             unsaid: Mutex::default(),
             listened_until,
+            holders: Holders::default(),
             clocks: Clocks::default(),
             clock_grace_ms,
         })
@@ -211,12 +213,22 @@ impl Registry {
     /// but always among them. How they are chosen is in `sources`.
     pub(crate) fn sources_for(&self, manifest: &Digest, now: u64, limit: usize) -> Result<Vec<PeerAddrs>, StoreError> {
         let origin = self.origin();
-        let mut found = self.db.read(|txn| sources::holders(txn, manifest, origin, now, self.away_ms))?;
-        // By such a clock no lease of now is good; and who leaves turns everybody away.
+        let holders = self.holders.of(&self.db, manifest)?;
         let right = self.right_time(now);
-        found.retain(|(peer, _)| !self.clock_by(peer, right).is_off() && !self.leaves(peer));
-        let full = |peer: &PeerId| self.lock_said().get(peer).is_some_and(Said::is_full);
-        let found = found.into_iter().map(|(peer, record)| (full(&peer), peer, record)).collect();
+        let mut found = Vec::with_capacity(holders.len());
+        {
+            let said = self.lock_said();
+            for holder in holders.iter() {
+                let said = said.get(&holder.peer);
+                let offset = said.and_then(|said| said.offset);
+                // By such a clock no lease of now is good; and who leaves turns everybody away.
+                let turns_away = offset.is_some_and(|offset| right.of_seeder(offset).is_off())
+                    || said.is_some_and(|said| said.leaving);
+                if Some(holder.peer) != origin && holder.serves(now, self.away_ms) && !turns_away {
+                    found.push((said.is_some_and(Said::is_full), holder));
+                }
+            }
+        }
         let mut sources = sources::spread(found, limit.saturating_sub(usize::from(origin.is_some())));
         if let Some(origin) = origin.filter(|_| limit > 0) {
             let mut addrs = self.addresses(&origin)?;

@@ -210,6 +210,12 @@ impl Db {
             .unwrap_or_else(|panic| Err(StoreError::Panicked(panic_text(panic.as_ref())).into()))
     }
 
+    /// How often something was written to these tables since the store was opened. What was made from them in a
+    /// [`read`](Self::read) that began after this was asked is still true for as long as the number stays the same.
+    pub fn changes(&self, tables: &[&'static str]) -> u64 {
+        self.inner.shared.changes.of(tables)
+    }
+
     /// Why the store stopped working, if it did: after the first disk error every call is refused until the store is
     /// opened again.
     pub fn failed(&self) -> Option<String> {

@@ -7,7 +7,7 @@
 //! ends or the table is gone through.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,6 +92,26 @@ impl fmt::Debug for Newest {
     }
 }
 
+/// How often something was written to each table since the store was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Changes(Mutex<HashMap<&'static str, u64>>);
+
+impl Changes {
+    /// Something was written to these tables, and whoever reads from now on sees it.
+    pub(crate) fn note(&self, tables: &[&'static str]) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for table in tables {
+            *counts.entry(table).or_default() += 1;
+        }
+    }
+
+    /// The counts of these tables, added up.
+    pub(crate) fn of(&self, tables: &[&'static str]) -> u64 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.iter().filter_map(|table| counts.get(table)).sum()
+    }
+}
+
 /// A transaction that [`Table`](crate::Table)s are read from and written to. All closures that the writer runs
 /// together share one, and with it the open tables; when one of them fails, both are thrown away and the others run in
 /// new ones.
@@ -119,6 +139,8 @@ struct Held<'t> {
     highest: Option<Option<Vec<u8>>>,
     /// Why not all that was written is in `table`: then nothing of the transaction may be committed.
     failed: Option<StoreError>,
+    /// Whether anything was written.
+    changed: bool,
 }
 
 /// Most bytes that wait for a table: what moves many large rows is not to hold them twice.
@@ -134,6 +156,7 @@ impl<'t> Held<'t> {
     }
 
     fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        self.changed = true;
         let length = |value: &Option<Vec<u8>>| value.as_ref().map_or(0, Vec::len);
         let (key_length, value_length) = (key.len(), length(&value));
         self.bytes += value_length;
@@ -195,6 +218,20 @@ impl<'t> WriteTransaction<'t> {
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         let tables = self.tables.borrow();
         tables.iter().try_for_each(|place| place.table.try_borrow_mut().map_err(|_| in_use(place.name))?.settle())
+    }
+
+    /// The tables that something was written to.
+    ///
+    /// # Errors
+    /// [`StoreError::Misuse`] while one is being changed.
+    pub(crate) fn changed(&self) -> Result<Vec<&'static str>, StoreError> {
+        let mut names = Vec::new();
+        for place in self.tables.borrow().iter() {
+            if place.table.try_borrow().map_err(|_| in_use(place.name))?.changed {
+                names.push(place.name);
+            }
+        }
+        Ok(names)
     }
 
     /// Runs `look` on the table called `name`, which is made if there was none.
@@ -272,6 +309,7 @@ impl<'t> WriteTransaction<'t> {
         let place = self.place(name)?;
         let mut held = place.table.try_borrow_mut().map_err(|_| in_use(name))?;
         held.settle()?;
+        held.changed = true;
         change(&mut held.table)
     }
 
@@ -281,7 +319,14 @@ impl<'t> WriteTransaction<'t> {
             return Ok(Rc::clone(place));
         }
         let table = self.raw.open_table(TableDefinition::new(name))?;
-        let table = RefCell::new(Held { table, pending: BTreeMap::new(), bytes: 0, highest: None, failed: None });
+        let table = RefCell::new(Held {
+            table,
+            pending: BTreeMap::new(),
+            bytes: 0,
+            highest: None,
+            failed: None,
+            changed: false,
+        });
         let place = Rc::new(Place { name, table });
         tables.push(Rc::clone(&place));
         Ok(place)

@@ -12,7 +12,7 @@ use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk::Health;
-use crate::transaction::Newest;
+use crate::transaction::{Changes, Newest};
 use crate::{StoreError, WriteTransaction};
 
 /// Most writes in one transaction. Past some hundred the flush no longer dominates, while the last caller's wait and
@@ -41,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) commits: AtomicU64,
     pub(crate) reruns: AtomicU64,
     pub(crate) newest: Newest,
+    pub(crate) changes: Changes,
 }
 
 /// One caller's write, without its types.
@@ -160,7 +161,9 @@ fn commit(database: &Database, jobs: &mut Jobs, shared: &Shared) -> Result<(), S
         // Before anybody is answered: whoever was reads what it wrote.
         shared.newest.forget();
         match attempted {
-            Ok(Attempt::Committed) => {
+            Ok(Attempt::Committed(tables)) => {
+                // After the older snapshot was forgotten: who reads the count reads from a newer one.
+                shared.changes.note(&tables);
                 shared.health.recovered();
                 shared.commits.fetch_add(1, Relaxed);
                 shared.writes.fetch_add(u64::try_from(size).unwrap_or(u64::MAX), Relaxed);
@@ -205,7 +208,8 @@ fn commit(database: &Database, jobs: &mut Jobs, shared: &Shared) -> Result<(), S
 }
 
 enum Attempt {
-    Committed,
+    /// With the tables that were written to.
+    Committed(Vec<&'static str>),
     /// The job at this place failed and everything was rolled back.
     FailedAt(usize),
     /// The transaction could not be committed for a reason other than the disk, and was rolled back.
@@ -218,22 +222,25 @@ fn attempt(database: &Database, jobs: &mut Jobs, size: usize) -> Result<Attempt,
     let raw = database.begin_write()?;
     let txn = WriteTransaction::over(&raw);
     let failed = jobs.iter_mut().take(size).position(|job| !job.run(&txn));
-    let settled = if failed.is_none() { txn.settle() } else { Ok(()) };
+    let settled = if failed.is_none() { txn.settle().and_then(|()| txn.changed()) } else { Ok(Vec::new()) };
     // Closes the tables, which writes down where their pages are; redb refuses to commit while one is open.
     drop(txn);
     if let Some(place) = failed {
         raw.abort()?;
         return Ok(Attempt::FailedAt(place));
     }
-    if let Err(error) = settled {
-        raw.abort()?;
-        return match error {
-            StoreError::DiskFull { .. } | StoreError::Failed { .. } => Err(error),
-            _ => Ok(Attempt::Spoiled(error)),
-        };
-    }
+    let changed = match settled {
+        Ok(changed) => changed,
+        Err(error) => {
+            raw.abort()?;
+            return match error {
+                StoreError::DiskFull { .. } | StoreError::Failed { .. } => Err(error),
+                _ => Ok(Attempt::Spoiled(error)),
+            };
+        }
+    };
     match raw.commit() {
-        Ok(()) => Ok(Attempt::Committed),
+        Ok(()) => Ok(Attempt::Committed(changed)),
         Err(redb::CommitError::TransactionPoisoned) => {
             Ok(Attempt::Spoiled(StoreError::Misuse("a closure hid a failure of the database".to_owned())))
         }

@@ -338,3 +338,31 @@ fn a_task_that_blocks_on_many_writes_in_a_row_costs_time_and_does_not_hang() {
     });
     assert_eq!(finished.recv_timeout(LIMIT), Ok(true));
 }
+
+const OTHERS: Table<u64, Entry> = Table::new("others");
+
+#[tokio::test]
+async fn changes_are_counted_by_table_and_only_what_was_written_and_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(&folder);
+    let changes = |table: &'static str| db.changes(&[table]);
+    assert_eq!(db.changes(&[ENTRIES.name(), OTHERS.name()]), 0);
+    db.write(|txn| {
+        OTHERS.get(txn, &1)?;
+        ENTRIES.put(txn, &1, &entry("one"))
+    })
+    .await
+    .unwrap();
+    let after = changes(ENTRIES.name());
+    assert!(after > 0);
+    assert_eq!(changes(OTHERS.name()), 0, "it was read only");
+    let failed = db.write(|txn| {
+        OTHERS.put(txn, &1, &entry("one"))?;
+        Err::<(), _>(TestError::Already)
+    });
+    assert_eq!(failed.await, Err(TestError::Already));
+    assert_eq!((changes(ENTRIES.name()), changes(OTHERS.name())), (after, 0), "nothing of it is there");
+    // Also what goes its own way into the table.
+    db.write(|txn| ENTRIES.delete(txn, &1).map(drop)).await.unwrap();
+    assert_eq!(db.changes(&[ENTRIES.name(), OTHERS.name()]), after + 1);
+}

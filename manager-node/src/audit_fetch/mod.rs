@@ -37,7 +37,7 @@ const CONTENTS: usize = 1024;
 const AGAIN_MS: u64 = 60 * 60 * 1000;
 
 /// Seeders that sent something else than the content or did not serve what they report, and have not passed since.
-const FAILED: Table<PeerId, Failure> = Table::new("failed-audits");
+pub(crate) const FAILED: Table<PeerId, Failure> = Table::new("failed-audits");
 
 /// How a seeder failed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
