@@ -121,7 +121,6 @@ async fn payment_on_completion_waits_for_the_client() {
         (TransactionState::Settled, "done", "captured"),
         (TransactionState::Refunded, "refunded", "voided"),
         (TransactionState::Expired, "expired", "voided"),
-        (TransactionState::Revoked, "cancelled", "voided"),
     ] {
         let market = Market::new().await;
         market.manager.policy(KeyPolicy::OnCompletion);
@@ -143,6 +142,64 @@ async fn payment_on_completion_waits_for_the_client() {
         assert_eq!(market.cash.states(), [money]);
         shop.stop().await;
         market.manager.down().await;
+    }
+}
+
+/// The manager's operator takes a sale back before the shop hears that it was completed, or even that it was released.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_payment_of_a_sale_that_is_taken_back_ends_as_in_the_managers_books() {
+    let (at_release, on_completion) = (KeyPolicy::AtRelease, KeyPolicy::OnCompletion);
+    let (revoked, refunded) = (TransactionState::Revoked, TransactionState::Refunded);
+    for (policy, state, captured, end, money) in [
+        (on_completion, revoked, true, "done", "captured"),
+        (on_completion, revoked, false, "cancelled", "voided"),
+        (on_completion, refunded, false, "refunded", "voided"),
+        (at_release, revoked, true, "done", "captured"),
+        (at_release, refunded, true, "refunded", "voided"),
+    ] {
+        for answered in [true, false] {
+            if answered && policy == at_release {
+                // Its payment is taken at once: nothing is left to come in between.
+                continue;
+            }
+            let mut market = Market::new().await;
+            market.config.answer_ms = 300;
+            market.manager.policy(policy);
+            if !answered {
+                market.manager.fault(Fault::HoldRelease);
+            }
+            let shop = market.open().await;
+            eventually("catalogue", || async {
+                (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+            })
+            .await;
+            shop.post("k", &body(&market.manager, "cash", "a")).await;
+            let order =
+                shop.only_order_at(&market.dir, if answered { "awaiting-completion" } else { "reserved" }).await;
+            eventually("released", || async {
+                (market.manager.states() == [TransactionState::Released]).then_some(())
+            })
+            .await;
+            shop.stop().await;
+
+            market.manager.fault(Fault::None);
+            market.manager.knows_captured(captured);
+            market.manager.take_back(&order, state);
+            let shop = market.open().await;
+            shop.at_stage(&market.dir, &order, end).await;
+            assert_eq!(market.cash.states(), [money], "{policy:?} {state:?} {answered}");
+            let show = json!({ "cmd": "order", "order": order });
+            let shown = shop.control(&market.dir, show).await.unwrap();
+            assert_eq!(shown["error"]["code"], state.as_str(), "{shown}");
+            if end == "done" {
+                // Whether the buyer gets it back is the merchant's to say.
+                let refund = json!({ "cmd": "refund", "order": order });
+                assert_eq!(shop.control(&market.dir, refund).await.unwrap()["stage"], "refunded");
+                assert_eq!(market.cash.states(), ["refunded"]);
+            }
+            shop.stop().await;
+            market.manager.down().await;
+        }
     }
 }
 

@@ -182,19 +182,15 @@ async fn judge(
         tracing::info!(%transaction, order = %order.id, "delivered: the payment is captured");
         return shop.completed(order, Ok(())).await;
     }
-    if is_over(state) {
+    // A revoked one may have been completed before: the list of sales taken back says whether its payment is due.
+    if is_over(state) && state != TransactionState::Revoked {
         tracing::info!(%transaction, order = %order.id, state = state.as_str(), "not delivered: the payment is let go");
         let end = match state {
             TransactionState::Expired => Stage::Expired,
             TransactionState::Refunded => Stage::Refunded,
             _ => Stage::Cancelled,
         };
-        let failure = Failure {
-            status: 410,
-            code: state.as_str().to_owned(),
-            message: format!("the sale is {}; the payment was let go", state.as_str()),
-        };
-        return shop.completed(order, Err((end, failure))).await;
+        return shop.completed(order, Err((end, Failure::let_go(state)))).await;
     }
     Ok(())
 }

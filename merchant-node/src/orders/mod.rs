@@ -149,6 +149,13 @@ impl Failure {
         }
     }
 
+    /// Nothing is delivered for it, and nothing was due for it.
+    pub(crate) fn let_go(state: TransactionState) -> Self {
+        let state = state.as_str();
+        let message = format!("the sale is {state}; the payment was let go");
+        Failure { status: 410, code: state.to_owned(), message }
+    }
+
     /// The manager's operator took the sale back.
     pub(crate) fn taken_back(state: TransactionState) -> Self {
         let message = match state {

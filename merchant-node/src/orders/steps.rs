@@ -168,6 +168,9 @@ impl Shop {
         let (ticket, policy) = match self.link.sales(SalesRequest::Release { transaction, endorsement }).await {
             Ok(SalesResponse::Released { ticket, policy }) => (ticket, policy),
             Ok(_) => return Err(unexpected()),
+            Err(AskError::Refused(refusal)) if refusal.code == RefusalCode::Revoked => {
+                return self.released_and_taken_back(order, transaction, refusal).await;
+            }
             Err(error) => return self.refused(order, error),
         };
         if let Err(refusal) =
@@ -185,6 +188,26 @@ impl Shop {
         );
         order.policy = Some(policy);
         Ok(Next { order: at(order, Stage::Released), ticket: Some(ticket) })
+    }
+
+    /// The answer to a release may have been lost, and the sale been taken back since.
+    async fn released_and_taken_back(
+        &self,
+        order: Order,
+        transaction: TransactionId,
+        refusal: Refusal,
+    ) -> Result<Next, Pause> {
+        match self.state_of(transaction).await? {
+            Some(state @ TransactionState::Refunded) => {
+                Ok(order.failing(Stage::Refunded, Failure::taken_back(state)).into())
+            }
+            // Its ticket was in the client's mailbox, and its price may be due: the list of sales taken back says so.
+            Some(TransactionState::Revoked) => {
+                self.desk.nudge.notify_one();
+                Err(Pause("the manager revoked the sale, and is being asked whether its payment is due".to_owned()))
+            }
+            _ => self.refused(order, AskError::Refused(refusal)),
+        }
     }
 
     /// A failed call of step 4 or 7.

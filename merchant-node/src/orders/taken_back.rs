@@ -52,6 +52,7 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
         }
         let mut asked = Asked { restore, ..before };
         let anew = restore != before.restore && before.number > 0;
+        let mut waits = false;
         if anew {
             // A manager that came back from a backup counts from where that was.
             asked.number = 0;
@@ -61,14 +62,17 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
                     tracing::warn!("the manager's list of sales taken back does not count up");
                     return Ok(());
                 }
-                take_back(shop, sale).await?;
+                if !take_back(shop, sale).await? {
+                    waits = true;
+                    break;
+                }
                 asked.number = sale.number;
             }
         }
         if asked != before {
             shop.db.write(move |txn| ASKED.put(txn, &(), &asked)).await?;
         }
-        if !anew && sales.len() < SalesResponse::TAKEN_BACK_PAGE {
+        if waits || !anew && sales.len() < SalesResponse::TAKEN_BACK_PAGE {
             return Ok(());
         }
     }
@@ -146,18 +150,23 @@ async fn tell_refunded(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreErro
     }
 }
 
-/// The order whose sale was taken back: what its buyer paid goes back where the manager's books gave it back, too.
-async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<(), StoreError> {
+/// The order whose sale was taken back: what its buyer paid goes back where the manager's books gave it back, too. False
+/// where the order is not yet as far as its sale: a shop that came back from a backup asks for this one again.
+async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<bool, StoreError> {
     let Ok(id) = sale.order.parse::<OrderId>() else {
         tracing::warn!(order = sale.order.escape_debug().to_string(), "a sale taken back is of no order of this shop");
-        return Ok(());
+        return Ok(true);
     };
     // Again where the order moved meanwhile; it has few stages.
     loop {
-        let known = shop.order(&id)?.filter(|order| order.transaction() == Some(sale.transaction));
+        let known = shop.order(&id)?;
+        if known.as_ref().is_some_and(|order| matches!(order.stage, Stage::Received | Stage::Authorised)) {
+            return Ok(false);
+        }
+        let known = known.filter(|order| order.transaction() == Some(sale.transaction));
         let Some(mut order) = known else {
             tracing::warn!(order = %id, transaction = %sale.transaction, "the sale of an unknown order was taken back");
-            return Ok(());
+            return Ok(true);
         };
         let before = order.stage;
         match (before, sale.state) {
@@ -166,29 +175,38 @@ async fn take_back(shop: &Arc<Shop>, sale: &TakenBack) -> Result<(), StoreError>
                 if order.policy == Some(KeyPolicy::OnCompletion) && !sale.captured =>
             {
                 if order.failure.is_some() {
-                    return Ok(());
+                    return Ok(true);
                 }
                 order.failure = Some(Failure::completed_before());
             }
+            // Reserved: it was released, and the answer to that did not come.
             (
-                Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done,
+                Stage::Reserved | Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done,
                 TransactionState::Refunded,
             ) => {
                 order = order.failing(Stage::Refunded, Failure::taken_back(sale.state));
             }
-            // Its money stays where it is, in the manager's books, too: whether the buyer gets it is the merchant's to say.
-            (Stage::Released | Stage::Completed | Stage::Done, TransactionState::Revoked)
-                if order.failure.is_none() =>
+            // The manager gives no money back that it has in its books: whoever has the goods is not to have it, too.
+            (Stage::Reserved | Stage::Released | Stage::AwaitingCompletion, TransactionState::Revoked)
+                if sale.captured =>
             {
+                order.stage = Stage::Completed;
                 order.failure = Some(Failure::taken_back(sale.state));
             }
-            _ => return Ok(()),
+            (Stage::Reserved | Stage::Released | Stage::AwaitingCompletion, TransactionState::Revoked) => {
+                order = order.failing(Stage::Cancelled, Failure::let_go(sale.state));
+            }
+            // Its money stays where it is, in the manager's books, too: whether the buyer gets it is the merchant's to say.
+            (Stage::Completed | Stage::Done, TransactionState::Revoked) if order.failure.is_none() => {
+                order.failure = Some(Failure::taken_back(sale.state));
+            }
+            _ => return Ok(true),
         }
         if shop.save(before, order, None).await? {
             let state = sale.state.as_str();
             tracing::warn!(order = %id, transaction = %sale.transaction, state, "the manager took the sale back");
             shop.drive(id);
-            return Ok(());
+            return Ok(true);
         }
     }
 }

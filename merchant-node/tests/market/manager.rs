@@ -439,6 +439,9 @@ impl Inner {
                 let word = endorsement.verify(&peer).unwrap();
                 assert_eq!(word.transaction_data, sale.data.digest());
                 assert_eq!(word.payment, sale.request.payment);
+                if matches!(sale.state, TransactionState::Revoked | TransactionState::Refunded) {
+                    return no(RefusalCode::Revoked);
+                }
                 sale.endorsements.push(endorsement.clone());
                 if sale.endorsements[0] != endorsement {
                     return no(RefusalCode::AlreadyReleased);
