@@ -3,7 +3,7 @@
 //! later would never hear of those revocations. Until some have answered it sells nothing and gives out no ticket and no
 //! key: it would sell what was taken down, and give the key to whoever has the money back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,8 +25,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 8;
 /// Seeders looked up at once.
 const PAGE: usize = 256;
-/// Epochs taken from one seeder: a thousand revocations each, far more than lie between a backup and its restore.
-const MAX_EPOCHS: usize = 4096;
+/// Pages of epochs that one seeder is asked for before what it said is taken, and others have their turn. Most epochs name
+/// one sale: thousands of them may have been made between a backup and its restore.
+const PIECE: usize = 64;
 /// Between two rounds over those that did not answer.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The same while nothing is sold for want of an answer.
@@ -44,9 +45,9 @@ const GIVE_UP_MS: u64 = 2 * 24 * 60 * 60 * 1000;
 pub(crate) fn start(ctx: &Arc<Context>, supervisor: &Supervisor) {
     let (ctx, watched) = (Arc::clone(ctx), supervisor.clone());
     supervisor.spawn("revocations from before a restore", async move {
-        let token = watched.token();
+        let (token, mesh) = (watched.token(), Mesh(&ctx));
         tokio::select! {
-            done = recover(&ctx) => if let Err(error) = done {
+            done = recover(&ctx, &mesh) => if let Err(error) = done {
                 watched.fail(format!("revocations from before a restore are not stored: {error}"));
             },
             () = token.cancelled() => {}
@@ -77,7 +78,29 @@ impl Context {
     }
 }
 
-async fn recover(ctx: &Context) -> Result<(), StoreError> {
+/// Whom it asks, and how long it waits in between.
+trait Seeders: Sync {
+    /// The epochs that a seeder has after the given number; none where it does not say.
+    fn epochs(&self, seeder: &PeerAddrs, after: u64) -> impl Future<Output = Option<SeederResponse>> + Send;
+    /// Between two rounds; `heard` once somebody has answered.
+    fn pause(&self, heard: bool) -> impl Future<Output = ()> + Send;
+}
+
+/// Those of the mesh.
+struct Mesh<'a>(&'a Context);
+
+impl Seeders for Mesh<'_> {
+    async fn epochs(&self, seeder: &PeerAddrs, after: u64) -> Option<SeederResponse> {
+        let answer = self.0.node.call(seeder, PROTOCOL, &SeederRequest::Epochs { after }, CALL_TIMEOUT).await;
+        answer.inspect_err(|error| tracing::debug!(peer = %seeder.peer, %error, "not asked for revocations yet")).ok()
+    }
+
+    async fn pause(&self, heard: bool) {
+        tokio::time::sleep(if heard { PAUSE } else { SOON }).await;
+    }
+}
+
+async fn recover(ctx: &Context, seeders: &impl Seeders) -> Result<(), StoreError> {
     if is_done(&ctx.db, ctx.restore)? {
         return Ok(());
     }
@@ -87,15 +110,33 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
         }
     };
     let (mut answered, mut found) = (HashSet::new(), 0);
+    // How far each of the others was heard.
+    let mut places: HashMap<PeerId, u64> = HashMap::new();
     loop {
         let Asked { waiting, all, others } = not_yet(ctx, &answered)?;
+        let over = ctx.running_ms() > GIVE_UP_MS;
+        if over || (waiting.is_empty() && all > 0) {
+            break;
+        }
         for some in waiting.chunks(AT_ONCE) {
-            let told = futures::future::join_all(some.iter().map(|seeder| ask(ctx, seeder))).await;
-            for (seeder, told) in some.iter().zip(told) {
-                if told.whole {
-                    answered.insert(seeder.peer);
+            let mut asked: Vec<&PeerAddrs> = some.iter().collect();
+            while !asked.is_empty() {
+                let asking = asked.iter().map(|seeder| ask(ctx, seeders, seeder, places.get(&seeder.peer).copied()));
+                let told = futures::future::join_all(asking).await;
+                let mut go_on = Vec::new();
+                for (seeder, told) in asked.into_iter().zip(told) {
+                    if told.whole {
+                        answered.insert(seeder.peer);
+                    } else if let Some(after) = told.after {
+                        places.insert(seeder.peer, after);
+                        // The newest come last. What counts for nothing could come without end: the next round will do.
+                        if !told.epochs.is_empty() {
+                            go_on.push(seeder);
+                        }
+                    }
+                    found += take(ctx, told.epochs).await?;
                 }
-                found += take(ctx, told.epochs).await?;
+                asked = go_on;
             }
             if told_by_others(ctx, &answered) >= ENOUGH {
                 recall();
@@ -103,15 +144,14 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
         }
         // All of them were asked now.
         let heard = others == 0 || told_by_others(ctx, &answered) > 0;
-        let over = ctx.running_ms() > GIVE_UP_MS;
-        if heard || over {
+        if heard {
             recall();
         }
-        if (answered.len() >= all && all > 0) || over {
-            break;
+        if waiting.is_empty() || waiting.iter().any(|seeder| !answered.contains(&seeder.peer)) {
+            seeders.pause(heard).await;
         }
-        tokio::time::sleep(if heard { PAUSE } else { SOON }).await;
     }
+    recall();
     let restore = ctx.restore;
     ctx.db
         .write(move |txn| {
@@ -131,7 +171,9 @@ async fn recover(ctx: &Context) -> Result<(), StoreError> {
 /// Seeders whose memory is their own: the origin's may have been put back from the same backup.
 fn told_by_others(ctx: &Context, answered: &HashSet<PeerId>) -> usize {
     let origin = ctx.registry.origin();
-    answered.iter().filter(|peer| Some(**peer) != origin).count()
+    // One that was revoked since is a witness no longer.
+    let counts = |peer: &&PeerId| Some(**peer) != origin && !ctx.revocations.with(|revoked| revoked.has_peer(peer));
+    answered.iter().filter(counts).count()
 }
 
 /// Who is to be asked.
@@ -172,84 +214,95 @@ fn not_yet(ctx: &Context, answered: &HashSet<PeerId>) -> Result<Asked, StoreErro
 #[derive(Default)]
 struct Told {
     epochs: Vec<RevocationEpoch>,
+    /// The last one that was looked at; none where nothing was.
+    after: Option<u64>,
     /// It is to be asked for no more.
     whole: bool,
 }
 
-/// The epochs that a seeder has after the last one that this manager knows of the time before.
-async fn ask(ctx: &Context, seeder: &PeerAddrs) -> Told {
-    let mut told = Told::default();
-    let Ok(mut after) = ctx.revocations.before_restore(ctx.restore) else { return told };
-    let mut passed = 0;
-    loop {
-        let request = SeederRequest::Epochs { after };
-        match ctx.node.call::<_, SeederResponse>(seeder, PROTOCOL, &request, CALL_TIMEOUT).await {
-            Ok(SeederResponse::Epochs(page)) => {
-                let (trust, before) = (ctx.trust(), after);
-                for signed in page {
-                    let opened = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now_ms());
-                    let number = signed.peek().map_or(0, |epoch: RevocationEpoch| epoch.number);
-                    // From there on it is what this manager says itself.
-                    if number <= after || number >= ctx.restore || passed >= MAX_EPOCHS {
-                        told.whole = true;
-                        return told;
-                    }
-                    match opened {
-                        Ok(epoch) => told.epochs.push(epoch),
-                        // The backup may be from before that key: the key set that names it will be shown.
-                        Err(refusal) if refusal.code == RefusalCode::UnknownKey => return told,
-                        // A void key says nothing; where it was given up, the chain that was begun then says all of it again.
-                        Err(_) => {}
-                    }
-                    (after, passed) = (number, passed + 1);
-                }
-                if after == before {
-                    told.whole = true;
-                    return told;
-                }
+/// Some of the epochs that a seeder has after `from`, or after the last one that this manager knows of the time before.
+async fn ask(ctx: &Context, seeders: &impl Seeders, seeder: &PeerAddrs, from: Option<u64>) -> Told {
+    let mut told = Told { after: from, ..Told::default() };
+    let before = ctx.revocations.before_restore(ctx.restore);
+    let Some(mut after) = from.or_else(|| before.ok()) else { return told };
+    for _ in 0..PIECE {
+        let page = match seeders.epochs(seeder, after).await {
+            Some(SeederResponse::Epochs(page)) => page,
+            Some(answer) => {
+                // It may know of some all the same: its database failed, or it is overloaded.
+                tracing::debug!(peer = %seeder.peer, ?answer, "not told of revocations yet");
+                return told;
             }
-            Ok(_) => {
+            None => return told,
+        };
+        let (trust, last) = (ctx.trust(), after);
+        for signed in page {
+            let opened = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now_ms());
+            let number = signed.peek().map_or(0, |epoch: RevocationEpoch| epoch.number);
+            if number <= after {
                 told.whole = true;
                 return told;
             }
-            Err(error) => {
-                tracing::debug!(peer = %seeder.peer, %error, "not asked for revocations yet");
-                return told;
+            // From a restore on most of it is what this manager says itself. Not all, where epochs of the time before were
+            // more than there were seconds.
+            let own = number >= ctx.restore && ctx.revocations.has_made(number, &signed).unwrap_or(false);
+            match opened {
+                Ok(_) if own => {}
+                Ok(epoch) => told.epochs.push(epoch),
+                // The backup may be from before that key: the key set that names it will be shown.
+                Err(refusal) if refusal.code == RefusalCode::UnknownKey => return told,
+                // A void key says nothing; where it was given up, the chain that was begun then says all of it again.
+                Err(_) => {}
             }
+            after = number;
+            told.after = Some(after);
+        }
+        if after == last {
+            told.whole = true;
+            return told;
         }
     }
+    told
 }
 
 /// Says again what is not known here. Gives how many revocations that were.
 async fn take(ctx: &Context, epochs: Vec<RevocationEpoch>) -> Result<usize, StoreError> {
-    let mut found = 0;
+    let (mut all, mut lines) = (Added::default(), Vec::new());
+    let mut last = None;
     for epoch in epochs {
-        let fresh = ctx.revocations.fresh(epoch.added);
-        if fresh.is_empty() {
-            continue;
-        }
-        let Added { transactions, peers, contents, moved } = &fresh;
-        found += transactions.len() + peers.len() + contents.len() + moved.len();
-        for content in contents {
-            withdraw(ctx, content).await?;
-        }
-        let lines: Vec<String> = transactions
-            .iter()
-            .map(|id| format!("transaction {id}"))
+        let (number, fresh) = (epoch.number, ctx.revocations.fresh(epoch.added));
+        last = Some(number);
+        let Added { transactions, peers, contents, moved } = fresh;
+        let names = (transactions.iter().map(|id| format!("transaction {id}")))
             .chain(peers.iter().map(|peer| format!("peer {peer}")))
             .chain(contents.iter().map(|content| format!("content {content}")))
-            .chain(moved.iter().map(|m| format!("transaction {} before generation {}", m.transaction, m.generation)))
-            .collect();
-        let (number, now) = (epoch.number, now_ms());
+            .chain(moved.iter().map(|m| format!("transaction {} before generation {}", m.transaction, m.generation)));
+        lines.extend(names.map(|name| (name, number)));
+        all.transactions.extend(transactions);
+        all.peers.extend(peers);
+        all.contents.extend(contents);
+        all.moved.extend(moved);
+    }
+    let found = lines.len();
+    if found > 0 {
+        for content in &all.contents {
+            withdraw(ctx, content).await?;
+        }
+        let now = now_ms();
         ctx.db
             .write(move |txn| {
-                lines.iter().try_for_each(|line| {
-                    audit::note(txn, now, "recovered", line, format!("revoked by epoch {number}, before the restore"))
+                lines.iter().try_for_each(|(name, number)| {
+                    audit::note(txn, now, "recovered", name, format!("revoked by epoch {number}, before the restore"))
                 })
             })
             .await?;
-        tracing::warn!(epoch = number, "revocations from before the restore are said again: see the audit log");
-        ctx.revocations.revoke(fresh).await?;
+        tracing::warn!(epoch = last, "revocations from before the restore are said again: see the audit log");
+        // Together: an epoch that names one sale has most of its size beside it.
+        ctx.revocations.revoke(all).await?;
+    }
+    // Seeders that hold it would take nothing more of a chain that counts up to there from below.
+    if let Some(last) = last.filter(|last| *last >= ctx.restore) {
+        ctx.revocations.begin_above(last).await?;
     }
     Ok(found)
 }
@@ -264,4 +317,158 @@ async fn withdraw(ctx: &Context, content: &protocol::ContentId) -> Result<(), St
             manifest.map(|manifest| placement::cancel(txn, &manifest)).transpose().map(drop)
         })
         .await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use std::sync::Mutex;
+
+    use protocol::api::SeederReport;
+    use protocol::trust::RevocationState;
+    use protocol::{Digest, Signed, TransactionId};
+    use tokio::sync::{Notify, watch};
+
+    use super::*;
+    use crate::sales::tests::shop::{Shop, Terms};
+
+    /// Seeders as what they say; who is not in it is away.
+    struct Says<'a> {
+        ctx: &'a Context,
+        told: Mutex<HashMap<PeerId, SeederResponse>>,
+        /// It sold before somebody had told all of it.
+        early: Mutex<bool>,
+        rounds: watch::Sender<usize>,
+        next: Notify,
+    }
+
+    impl Says<'_> {
+        fn new(ctx: &Context) -> Says<'_> {
+            let (told, early) = (Mutex::default(), Mutex::default());
+            Says { ctx, told, early, rounds: watch::Sender::new(0), next: Notify::new() }
+        }
+
+        fn tell(&self, peer: PeerId, says: SeederResponse) {
+            self.told.lock().unwrap().insert(peer, says);
+        }
+
+        async fn round(&self, n: usize) {
+            self.rounds.subscribe().wait_for(|rounds| *rounds == n).await.unwrap();
+        }
+    }
+
+    impl Seeders for Says<'_> {
+        async fn epochs(&self, seeder: &PeerAddrs, after: u64) -> Option<SeederResponse> {
+            *self.early.lock().unwrap() |= self.ctx.recalled.load(Ordering::Acquire);
+            let said = self.told.lock().unwrap().get(&seeder.peer)?.clone();
+            let SeederResponse::Epochs(all) = said else { return Some(said) };
+            let from = all.partition_point(|epoch| epoch.peek().unwrap().number <= after);
+            Some(SeederResponse::Epochs(all[from..].iter().take(4).cloned().collect()))
+        }
+
+        async fn pause(&self, _heard: bool) {
+            self.rounds.send_modify(|rounds| *rounds += 1);
+            self.next.notified().await;
+        }
+    }
+
+    /// A shop that came back from a backup, and whose first seeders had reported before.
+    async fn restored(reported: usize) -> Shop {
+        let shop = Shop::open(Terms::default()).await;
+        for seeder in &shop.seeders[..reported] {
+            let report = SeederReport { first: true, ..SeederReport::default() };
+            shop.ctx.registry.report(seeder.peer_id(), report, now_ms()).await.unwrap();
+        }
+        let shop = Box::pin(shop.restored()).await;
+        shop.ctx.recalled.store(false, Ordering::Release);
+        shop
+    }
+
+    /// The epochs of a chain that the manager made and forgot.
+    fn chain(ctx: &Context, first: u64, added: Vec<Added>) -> Vec<Signed<RevocationEpoch>> {
+        let mut previous: Option<Digest> = None;
+        let epochs = (first..).zip(added).map(|(number, added)| {
+            let epoch = RevocationEpoch { network: ctx.network(), number, previous, at: now_ms(), added };
+            let signed = ctx.keys.sign(KeyPurpose::Revocation, &epoch);
+            previous = Some(signed.digest());
+            signed
+        });
+        epochs.collect()
+    }
+
+    #[tokio::test]
+    async fn everything_revoked_since_the_backup_is_heard_before_anything_is_sold() {
+        let shop = restored(1).await;
+        let (ctx, seeder) = (&*shop.ctx, shop.seeders[0].peer_id());
+        let late = Added {
+            transactions: vec![TransactionId::new(7, [7; 10])],
+            peers: vec![shop.merchant.peer_id()],
+            ..Added::default()
+        };
+        // Faster than seconds pass: the newest of them have numbers that the new chain would come to.
+        let mut added = vec![Added::default(); 5000];
+        added.push(late.clone());
+        let forgotten = chain(ctx, ctx.restore - 3000, added);
+        let mut held = RevocationState::default();
+        for signed in &forgotten {
+            held.apply(signed.digest(), &signed.peek().unwrap()).unwrap();
+        }
+        let says = Says::new(ctx);
+        says.tell(seeder, SeederResponse::Epochs(forgotten));
+        recover(ctx, &says).await.unwrap();
+        assert!(!*says.early.lock().unwrap(), "it sold before it had heard the newest");
+        assert!(ctx.recalled.load(Ordering::Acquire) && is_done(&ctx.db, ctx.restore).unwrap());
+        assert_eq!(ctx.revocations.fresh(late), Added::default());
+        // The seeder that holds them follows the manager again.
+        for signed in ctx.revocations.after(held.number(), 10).unwrap() {
+            held.apply(signed.digest(), &signed.peek().unwrap()).unwrap();
+        }
+        assert_eq!(held.number(), ctx.revocations.number());
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn who_refused_or_was_away_is_asked_again_also_where_others_were_revoked_since() {
+        let shop = restored(3).await;
+        let ctx = &*shop.ctx;
+        let [revoked, other, away] = [0, 1, 2].map(|n| shop.seeders[n].peer_id());
+        let says = Says::new(ctx);
+        let peers = |peer| Added { peers: vec![peer], ..Added::default() };
+        for peer in [revoked, other] {
+            says.tell(peer, SeederResponse::Epochs(chain(ctx, 1, vec![peers(revoked)])));
+        }
+        let alone = peers(shop.client.peer_id());
+        let asking = async {
+            says.round(1).await;
+            assert!(ctx.revocations.with(|known| known.has_peer(&revoked)));
+            says.tell(away, SeederResponse::Refused(Refusal::new(RefusalCode::Internal, "its database failed")));
+            says.next.notify_one();
+            says.round(2).await;
+            assert!(!is_done(&ctx.db, ctx.restore).unwrap(), "nobody heard the third");
+            says.tell(away, SeederResponse::Epochs(chain(ctx, 1, vec![peers(revoked), alone.clone()])));
+            says.next.notify_one();
+        };
+        let (recovered, ()) = tokio::join!(recover(ctx, &says), asking);
+        recovered.unwrap();
+        assert_eq!(ctx.revocations.fresh(alone.clone()), Added::default());
+        shop.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_no_answer_after_which_it_sells() {
+        let shop = restored(1).await;
+        let (ctx, seeder) = (&*shop.ctx, shop.seeders[0].peer_id());
+        let says = Says::new(ctx);
+        says.tell(seeder, SeederResponse::Refused(Refusal::new(RefusalCode::Overloaded, "later")));
+        let asking = async {
+            says.round(1).await;
+            assert!(!ctx.recalled.load(Ordering::Acquire));
+            says.tell(seeder, SeederResponse::Epochs(Vec::new()));
+            says.next.notify_one();
+        };
+        let (recovered, ()) = tokio::join!(recover(ctx, &says), asking);
+        recovered.unwrap();
+        assert!(ctx.recalled.load(Ordering::Acquire));
+        shop.close().await;
+    }
 }

@@ -108,6 +108,22 @@ impl Revocations {
         self.begin(restore).await
     }
 
+    /// Is it an epoch that this manager has in its books?
+    pub(crate) fn has_made(&self, number: u64, signed: &Signed<RevocationEpoch>) -> Result<bool, StoreError> {
+        Ok(self.db.read(|txn| EPOCHS.get(txn, &number))?.is_some_and(|held| held == *signed))
+    }
+
+    /// Begins a new chain above an epoch of the time that a restore forgot, where the one in force begins below: whoever
+    /// holds that epoch would wait for its successor.
+    pub(crate) async fn begin_above(&self, number: u64) -> Result<(), StoreError> {
+        let _making = self.making.lock().await;
+        let next = number.saturating_add(1);
+        if !RevocationEpoch::NEW_CHAINS.contains(&next) || self.chain.load(Ordering::Acquire) > number {
+            return Ok(());
+        }
+        self.begin(next).await
+    }
+
     /// Begins a new chain under the time in seconds where a key that signed a part of the one in force is void, or about
     /// to be: nobody who is new could follow that. Keys become void by a new key set, and with time.
     pub(crate) async fn renew(&self, trust: &Trust, now: u64) -> Result<(), StoreError> {
