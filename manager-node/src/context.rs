@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::demand::Demand;
 use crate::keys::ManagerKeys;
 use crate::placement::Placements;
+use crate::receipts::Telling;
 use crate::registry::Registry;
 use crate::revocations::Revocations;
 use crate::workers::Workers;
@@ -68,6 +69,8 @@ pub(crate) struct Context {
     pub(crate) started_at: u64,
     /// The same by a clock that nobody sets.
     pub(crate) started: Instant,
+    /// Marks that everybody was told a moment ago.
+    pub(crate) marks: Telling,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// The last heartbeat that was signed.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use node::{AcceptError, CallLimits, Protocol, Supervisor, serve_calls};
-use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse, News, SeederReport};
+use protocol::api::{MESH_PROTOCOL, MeshRequest, MeshResponse, SeederReport};
 use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 
 use crate::context::{Context, now_ms};
@@ -54,9 +54,7 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
         MeshRequest::Report(report) => take_report(ctx, peer, report, now).await,
         MeshRequest::Receipts(batch) => {
             ctx.enrolled_seeder(&peer, now)?;
-            let mark = receipts::accept_batch(ctx, peer, batch).await?;
-            news::publish(&ctx.node, &ctx.network(), &News::Mark(mark.clone())).await;
-            Ok(MeshResponse::Mark(mark))
+            Ok(MeshResponse::Mark(receipts::accept_batch(ctx, peer, batch).await?))
         }
         MeshRequest::Statement { after } => {
             // Also for those whose certificate is over: what they earned is theirs.

@@ -14,7 +14,7 @@ use store::StoreError;
 use crate::audit;
 use crate::context::{Context, now_ms};
 use crate::newer_keys;
-use crate::receipts::{self, Repeats};
+use crate::receipts;
 use crate::tables::MANAGER;
 
 /// News waiting to be judged: heartbeats and epochs are few, marks of other managers a handful a second.
@@ -49,10 +49,9 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
             }
         }
     });
-    let repeats = Arc::new(Repeats::default());
     for shard in 0..trust.key_set().gossip_shards.max(1) {
         let mut batches = ctx.node.subscribe(&api::receipts_topic_of_shard(&network, shard), BATCH_QUEUE).await?;
-        let (ctx, token, repeats) = (Arc::clone(ctx), supervisor.token(), Arc::clone(&repeats));
+        let (ctx, token) = (Arc::clone(ctx), supervisor.token());
         supervisor.spawn(format!("receipts shard {shard}"), async move {
             loop {
                 let message = tokio::select! {
@@ -60,7 +59,7 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
                     () = token.cancelled() => return,
                 };
                 match message {
-                    Some(message) => take_batch(&ctx, message, &repeats).await,
+                    Some(message) => take_batch(&ctx, message).await,
                     None => return,
                 }
             }
@@ -185,7 +184,7 @@ async fn hear(ctx: &Arc<Context>, message: GossipMessage) {
     }
 }
 
-async fn take_batch(ctx: &Arc<Context>, message: GossipMessage, repeats: &Arc<Repeats>) {
+async fn take_batch(ctx: &Arc<Context>, message: GossipMessage) {
     let Ok(gossiped) = codec::decode::<GossipedBatch>(&message.data) else {
         return message.reject();
     };
@@ -198,7 +197,7 @@ async fn take_batch(ctx: &Arc<Context>, message: GossipMessage, repeats: &Arc<Re
             return if is_to_blame(refusal.code) { message.reject() } else { message.ignore() };
         }
     };
-    match receipts::accept_gossiped(ctx, seeder, gossiped.batch, repeats).await {
+    match receipts::accept_gossiped(ctx, seeder, gossiped.batch).await {
         Ok(Some(mark)) => {
             message.accept();
             publish(&ctx.node, &ctx.network(), &News::Mark(mark)).await;

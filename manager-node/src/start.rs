@@ -27,6 +27,7 @@ use crate::enrol::{self, InviteError};
 use crate::keys::{KeysError, ManagerKeys};
 use crate::placement::Placements;
 use crate::publish::{self, PublishError, PublishProgress, PublishRequest, Published};
+use crate::receipts::Telling;
 use crate::registry::Registry;
 use crate::restore::{Restore, RestoreError};
 use crate::revocations::Revocations;
@@ -191,6 +192,7 @@ async fn start_under(
         recalled,
         started_at: now_ms(),
         started: Instant::now(),
+        marks: Telling::default(),
         refusals,
         last_beat: Mutex::default(),
         workers: Workers::new(),

@@ -5,7 +5,7 @@
 mod check;
 mod count;
 mod log;
-mod repeats;
+mod telling;
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod tests;
 use std::sync::Arc;
 
 use node::Supervisor;
+use protocol::api::News;
 use protocol::receipt::{Mark, ReceiptBatch, SealedBatch};
 use protocol::statement::Covered;
 use protocol::trust::KeyPurpose;
@@ -29,11 +30,12 @@ use tracing::{debug, info, warn};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
+use crate::news;
 use crate::sales::blocking;
 use crate::transactions::{SaleError, chore};
 
 pub(crate) use log::to_json;
-pub(crate) use repeats::Repeats;
+pub(crate) use telling::Telling;
 
 /// How far each outbox of a seeder was taken.
 pub(crate) fn covered(txn: &impl Txn, seeder: &PeerId) -> Result<Vec<Covered>, StoreError> {
@@ -48,19 +50,16 @@ pub(crate) async fn start(_ctx: Arc<Context>, _supervisor: &Supervisor) -> Resul
 }
 
 /// Takes a batch that `peer` signed and brought, and gives the mark that it is safe. A number that was taken before gets the
-/// newest mark of its outbox.
+/// newest mark of its outbox. Everybody else is told it, too, where it may be told.
 pub(crate) async fn accept_batch(
     ctx: &Arc<Context>,
     peer: PeerId,
     batch: Signed<SealedBatch>,
 ) -> Result<Signed<Mark>, Refusal> {
-    let now = now_ms();
-    let (mark, revoke) = blocking(ctx, move |ctx| {
-        let taken = accept(ctx, peer, &batch, now)?;
-        Ok((mark(ctx, &taken, now), taken.revoke))
-    })
-    .await?;
-    announce(ctx, revoke).await;
+    let (mark, tell) = accepted(ctx, peer, batch).await?;
+    if tell {
+        news::publish(&ctx.node, &ctx.network(), &News::Mark(mark.clone())).await;
+    }
     Ok(mark)
 }
 
@@ -70,17 +69,29 @@ pub(crate) async fn accept_gossiped(
     ctx: &Arc<Context>,
     peer: PeerId,
     batch: Signed<SealedBatch>,
-    repeats: &Arc<Repeats>,
 ) -> Result<Option<Signed<Mark>>, Refusal> {
-    let (now, repeats) = (now_ms(), Arc::clone(repeats));
-    let (mark, revoke) = blocking(ctx, move |ctx| {
+    let (mark, tell) = accepted(ctx, peer, batch).await?;
+    Ok(tell.then_some(mark))
+}
+
+/// The mark, and whether everybody may be told it.
+async fn accepted(
+    ctx: &Arc<Context>,
+    peer: PeerId,
+    batch: Signed<SealedBatch>,
+) -> Result<(Signed<Mark>, bool), Refusal> {
+    let now = now_ms();
+    let (mark, tell, revoke) = blocking(ctx, move |ctx| {
         let taken = accept(ctx, peer, &batch, now)?;
-        let tell = !taken.seen || repeats.may((peer, taken.batch.incarnation), now);
-        Ok((tell.then(|| mark(ctx, &taken, now)), taken.revoke))
+        let tell = match taken.seen {
+            true => ctx.marks.again((peer, taken.batch.incarnation), now),
+            false => ctx.marks.first(peer, now),
+        };
+        Ok((mark(ctx, &taken, now), tell, taken.revoke))
     })
     .await?;
     announce(ctx, revoke).await;
-    Ok(mark)
+    Ok((mark, tell))
 }
 
 async fn announce(ctx: &Arc<Context>, revoke: bool) {

@@ -9,7 +9,7 @@ use protocol::trust::KeyPurpose;
 use protocol::{ChunkSet, Currency, Refusal, RefusalCode, Signed, TransactionId};
 use serde_json::json;
 
-use super::{Repeats, accept_batch, accept_gossiped};
+use super::{accept_batch, accept_gossiped, accepted};
 use crate::context::now_ms;
 use crate::sales::tests::shop::{CHUNK, Outbox, Shop, Terms, random_key};
 use crate::tables::{ORDERS, OrderRecord};
@@ -115,22 +115,35 @@ async fn the_mark_of_a_batch_that_is_gossiped_again_and_again_is_told_now_and_th
     let shop = Shop::open(Terms::default()).await;
     let (id, _) = shop.buy("o").await;
     let mut outbox = Outbox::of(&shop, 0);
-    let (peer, repeats) = (outbox.key.peer_id(), std::sync::Arc::default());
+    let peer = outbox.key.peer_id();
     let batches = [outbox.batch(vec![shop.receipt(id, 0, 0..5)]), outbox.batch(vec![shop.receipt(id, 0, 0..6)])];
-    let gossiped = async |batch: usize, repeats: &std::sync::Arc<Repeats>| {
-        let mark = accept_gossiped(&shop.ctx, peer, batches[batch].clone(), repeats).await.unwrap();
+    let gossiped = async |batch: usize| {
+        let mark = accept_gossiped(&shop.ctx, peer, batches[batch].clone()).await.unwrap();
         mark.map(|mark| mark.peek().unwrap().number)
     };
-    assert_eq!(gossiped(0, &repeats).await, Some(1));
-    assert_eq!(gossiped(1, &repeats).await, Some(2), "each new one has its mark");
+    assert_eq!(gossiped(0).await, Some(1));
+    assert_eq!(gossiped(1).await, Some(2), "each new one has its mark");
     // It may have been missed.
-    assert_eq!(gossiped(0, &repeats).await, Some(2));
+    assert_eq!(gossiped(0).await, Some(2));
     for again in [0, 1, 0, 1] {
-        assert_eq!(gossiped(again, &repeats).await, None);
+        assert_eq!(gossiped(again).await, None);
     }
-    // Whoever asks for it gets it.
-    let mark = accept_batch(&shop.ctx, peer, batches[0].clone()).await.unwrap();
-    assert_eq!(mark.peek().unwrap().number, 2);
+    // Whoever asks for it gets it, and nobody else.
+    for _ in 0..3 {
+        let (mark, tell) = accepted(&shop.ctx, peer, batches[0].clone()).await.unwrap();
+        assert_eq!((mark.peek().unwrap().number, tell), (2, false));
+    }
+    // New ones without end are marked as well; what all of the mesh hears of them has a rate.
+    let mut told = 0;
+    for n in 3..=300 {
+        let (mark, tell) = accepted(&shop.ctx, peer, outbox.batch(Vec::new())).await.unwrap();
+        assert_eq!(mark.peek().unwrap().number, n);
+        told += u32::from(tell);
+        if !tell {
+            break;
+        }
+    }
+    assert!((238..298).contains(&told), "{told}");
     shop.close().await;
 }
 
