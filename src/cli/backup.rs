@@ -12,6 +12,10 @@ use super::daemon::ask;
 use super::output::{Answer, field};
 use super::{Global, new_file};
 
+/// What nobody sends a restored manager again.
+pub(super) const BOOK_AGAIN: &str = "Before the next payout: book every payment made since the backup again, with the same \
+                                     reference (`willcall manager payment`; the audit log exported before has them)";
+
 /// Flags of `backup`.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
@@ -58,7 +62,7 @@ pub(crate) async fn backup(role: &str, args: BackupArgs, global: &Global) -> Res
 pub(crate) fn manager(args: &RestoreArgs, global: &Global) -> Result<ExitCode> {
     let dir = folder(args.dir.as_ref(), "manager");
     let (restored, number) = manager_node::restore_backup(&args.file, &dir)?;
-    let more = format!("restore number {number}: seeders will send again what the backup may lack");
+    let more = format!("restore number {number}: seeders will send again what the backup may lack\n{BOOK_AGAIN}");
     report("manager", &dir, &restored, Some((number, more)), global)
 }
 

@@ -396,7 +396,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Restore(args) => backup::manager(&args, global),
         Command::Restored(args) => {
             let number = manager_node::mark_restored(&args.dir.path(), args.above)?;
-            let text = format!("restore number {number}; start the manager now");
+            let text = format!("restore number {number}; start the manager now\n{}", backup::BOOK_AGAIN);
             Answer::new(json!({"restore": number}), text).print(global.json)?;
             Ok(ExitCode::SUCCESS)
         }

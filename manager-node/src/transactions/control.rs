@@ -444,6 +444,8 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
         if let Account::MerchantDue(merchant) = &account {
             exposure::paid_in(txn, merchant, amount)?;
         }
+        // What a restore forgets, the log that was exported before it still tells.
+        audit::note(txn, now_ms(), "payment", &account, format!("{}, reference {}", posting.memo, payment.reference))?;
         if let Account::Seeder(seeder) = &account {
             let line =
                 PaymentLine { at: now_ms(), minor: amount.minor, currency, reference: payment.reference.clone() };

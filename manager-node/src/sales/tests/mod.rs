@@ -492,6 +492,16 @@ async fn payments_outside_are_booked_once_and_never_beyond_what_is_owed() {
     pay("merchant-due", shop.merchant.peer_id().to_string(), 999, "r2").await.unwrap();
     assert_eq!(shop.balance("bank").await, 993);
     assert_eq!(pay("seeder", "nobody".to_owned(), 1, "r3").await, Err("malformed".to_owned()));
+    // Whoever has lost the books, and has the log, knows what is to be booked again; and only what was booked is in it.
+    let log = shop.ctx.db.read(|txn| crate::audit::page(&shop.ctx.archive, txn, 0)).unwrap();
+    let entries = log["entries"].as_array().unwrap().iter().filter(|entry| entry["what"] == "payment");
+    let noted: Vec<_> = entries.map(|entry| (entry["subject"].clone(), entry["detail"].clone())).collect();
+    let due = format!("merchant-due:{}", shop.merchant.peer_id());
+    let expected = [
+        (json!(format!("seeder:{seeder}")), json!("0.06 USD paid out, reference r1")),
+        (json!(due), json!("9.99 USD paid in, reference r2")),
+    ];
+    assert_eq!(noted, expected);
     shop.close().await;
 }
 
