@@ -184,6 +184,32 @@ async fn what_the_manager_revokes_says_so_and_is_paid_back_when_the_merchant_wan
 }
 
 #[tokio::test]
+async fn a_refund_whose_money_is_not_back_yet_is_told_to_a_restored_manager_as_well() {
+    let market = Market::new().await;
+    let shop = market.open().await;
+    let order = shop.post("k", &body(&market.manager, "cash", "a")).await.id();
+    shop.at_stage(&market.dir, &order, "done").await;
+    market.cash.fail("refund");
+    let waits = shop.control(&market.dir, json!({ "cmd": "refund", "order": order })).await.unwrap_err().to_string();
+    assert!(waits.contains("out of order"), "{waits}");
+    assert_eq!(shop.stage(&market.dir, &order).await, "voiding");
+
+    // The manager forgets it: the price is due again by its books.
+    market.manager.set_state(TransactionState::Settled);
+    market.manager.restored();
+    eventually("the refund at the manager", || async {
+        shop.running.nudge();
+        (market.manager.states() == [TransactionState::Refunded]).then_some(())
+    })
+    .await;
+    market.cash.repair();
+    shop.at_stage(&market.dir, &order, "refunded").await;
+    assert_eq!(market.cash.states(), ["refunded"]);
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test]
 async fn a_merchant_whose_certificate_was_revoked_says_so() {
     let market = Market::new().await;
     let shop = market.open().await;

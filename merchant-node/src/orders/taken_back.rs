@@ -119,7 +119,12 @@ async fn tell_refunded(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreErro
         let page = shop.db.read(|txn| ORDERS.range(txn, (from, Bound::Unbounded), PAGE))?;
         let Some((last, _)) = page.last() else { return Ok(true) };
         from = Bound::Excluded(*last);
-        let refunded = page.iter().filter(|(_, order)| order.stage == Stage::Refunded && order.policy.is_some());
+        // Also where the payment provider keeps the money from going back: the manager took the sale back before that.
+        let over = |order: &Order| match order.stage {
+            Stage::Voiding => order.ends_as == Some(Stage::Refunded),
+            stage => stage == Stage::Refunded,
+        };
+        let refunded = page.iter().filter(|(_, order)| over(order));
         let sales = refunded.filter_map(|(_, order)| order.sale()).filter(|sale| sale.formed_at / 1000 <= restore);
         let transactions: Vec<_> = sales.map(|sale| sale.transaction).collect();
         if transactions.is_empty() {
