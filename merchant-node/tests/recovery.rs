@@ -76,6 +76,31 @@ async fn stopped_after_the_release_whose_answer_was_lost() {
     assert!(market.manager.endorsements().len() >= 2, "it was asked again");
 }
 
+/// The buyer, who has the ticket from the mailbox, lost the lease before the shop came to ask for the ticket again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_is_repeated_after_the_lease_ended_is_no_forged_answer() {
+    let mut market = Market::new().await;
+    market.config.answer_ms = 300;
+    market.manager.fault(Fault::HoldRelease);
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    shop.post("k", &body(&market.manager, "cash", "a")).await;
+    let order = shop.only_order_at(&market.dir, "reserved").await;
+    eventually("released", || async { (market.manager.states() == [TransactionState::Released]).then_some(()) }).await;
+    shop.stop().await;
+
+    market.manager.end_lease(&order);
+    market.manager.fault(Fault::None);
+    let shop = market.open().await;
+    shop.at_stage(&market.dir, &order, "done").await;
+    assert_eq!((market.cash.states(), market.manager.refund_calls()), (vec!["captured"], 0));
+    shop.stop().await;
+    market.manager.down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_before_the_capture() {
     let mut market = Market::new().await;

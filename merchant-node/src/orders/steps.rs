@@ -3,7 +3,7 @@
 
 use protocol::api::{Reserve, SalesRequest, SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
-use protocol::ticket::{Endorsement, TicketEnvelope, TransactionData};
+use protocol::ticket::{Endorsement, Lease, TicketEnvelope, TransactionData};
 use protocol::trust::Trust;
 use protocol::{Refusal, RefusalCode, Signed, TransactionId};
 
@@ -173,9 +173,15 @@ impl Shop {
             }
             Err(error) => return self.refused(order, error),
         };
-        if let Err(refusal) =
-            self.with_trust(|trust, now| verify::released(&ticket, policy, &order, trust, now)).await?
+        let mut checked = self.with_trust(|trust, now| verify::released(&ticket, &order, trust, now)).await?;
+        if let Ok(lease) = &checked
+            && policy == KeyPolicy::AtRelease
+            && ticket.grant.is_none()
+            && !self.key_comes_later(transaction, lease).await?
         {
+            checked = Err(verify::not_ours("the ticket of an at-release product carries no key"));
+        }
+        if let Err(refusal) = checked {
             tracing::error!(%transaction, order = %order.id, code = %refusal.code, "the manager's ticket does not hold");
             // The manager may hold a good ticket for this sale: it is to be revoked before the money goes back.
             order.failure = Some(Failure::untrusted(&refusal));
@@ -188,6 +194,19 @@ impl Shop {
         );
         order.policy = Some(policy);
         Ok(Next { order: at(order, Stage::Released), ticket: Some(ticket) })
+    }
+
+    /// A key is sealed to one lease. Where a release is repeated after a crash, the client may have moved the purchase, or have
+    /// lost its lease, since: then the key comes with the next one, for which the client asks.
+    async fn key_comes_later(&self, transaction: TransactionId, lease: &Lease) -> Result<bool, Pause> {
+        if lease.generation > 0 || lease.delivery > 1 {
+            return Ok(true);
+        }
+        match self.link.sales(SalesRequest::Holder { transaction }).await {
+            Ok(SalesResponse::Holder { generation, .. }) => Ok(generation > lease.generation),
+            Err(AskError::Away(why)) => Err(Pause(why)),
+            Ok(_) | Err(AskError::Refused(_)) => Ok(false),
+        }
     }
 
     /// The answer to a release may have been lost, and the sale been taken back since.

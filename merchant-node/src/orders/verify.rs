@@ -6,9 +6,8 @@ use protocol::trust::{KeyPurpose, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, Signed};
 
 use super::Order;
-use protocol::manifest::KeyPolicy;
 
-fn not_ours(what: &str) -> Refusal {
+pub(super) fn not_ours(what: &str) -> Refusal {
     Refusal::new(RefusalCode::BadManagerSignature, what)
 }
 
@@ -46,13 +45,7 @@ pub(crate) fn reserved(
 ///
 /// # Errors
 /// Those of [`Trust::open`]; `bad-endorsement` or `bad-manager-signature` when it is not the ticket of this order.
-pub(crate) fn released(
-    envelope: &TicketEnvelope,
-    policy: KeyPolicy,
-    order: &Order,
-    trust: &Trust,
-    now: u64,
-) -> Result<Lease, Refusal> {
+pub(crate) fn released(envelope: &TicketEnvelope, order: &Order, trust: &Trust, now: u64) -> Result<Lease, Refusal> {
     let (Some(data), Some(endorsement)) = (&order.data, &order.endorsement) else {
         return Err(Refusal::new(RefusalCode::WrongState, "the order was not endorsed yet"));
     };
@@ -70,10 +63,6 @@ pub(crate) fn released(
         // A release that is repeated after a crash may find that the client moved the purchase meanwhile.
         (lease.client == order.client || lease.generation > 0, "the lease names another client"),
         (envelope.join.network() == trust.network(), "the ticket leads to another network"),
-        (
-            policy == KeyPolicy::OnCompletion || envelope.grant.is_some(),
-            "the ticket of an at-release product carries no key",
-        ),
     ];
     match checks.into_iter().find(|(holds, _)| !holds) {
         Some((_, what)) => Err(not_ours(what)),

@@ -71,6 +71,7 @@ struct Sale {
     endorsements: Vec<Signed<Endorsement>>,
     released: Option<TicketEnvelope>,
     state: TransactionState,
+    generation: u32,
 }
 
 struct Books {
@@ -289,6 +290,14 @@ impl Manager {
         books.taken_back.push(TakenBack { number, transaction, order: order.to_owned(), state, captured });
     }
 
+    /// The lease of an order is over, as where more was acknowledged than it allows: the key is for the next one.
+    pub(crate) fn end_lease(&self, order: &str) {
+        let mut books = self.inner.books.lock().unwrap();
+        let sale = books.sales.get_mut(order).unwrap();
+        sale.generation += 1;
+        sale.released.as_mut().unwrap().grant = None;
+    }
+
     /// Whether it knows, of what it takes back from now on, that it was paid for.
     pub(crate) fn knows_captured(&self, captured: bool) {
         self.inner.books.lock().unwrap().captured = captured;
@@ -426,6 +435,7 @@ impl Inner {
                     endorsements: Vec::new(),
                     released: None,
                     state: TransactionState::Reserved,
+                    generation: 0,
                 };
                 books.sales.insert(request.order, sale);
                 Ok(SalesResponse::Reserved { data, expires_at: now() + 900_000 })
@@ -480,9 +490,14 @@ impl Inner {
                 let sales = books.taken_back.iter().filter(|sale| sale.number > after).cloned().collect();
                 Ok(SalesResponse::TakenBack { restore: books.restore, sales })
             }
-            SalesRequest::Evidence { .. } | SalesRequest::Holder { .. } | SalesRequest::Recover { .. } => {
-                no(RefusalCode::NotYourReservation)
-            }
+            SalesRequest::Holder { transaction } => match find(&mut books, transaction) {
+                None => no(RefusalCode::NotYourReservation),
+                Some(sale) => {
+                    let client = sale.data.peek().unwrap().client;
+                    Ok(SalesResponse::Holder { client, generation: sale.generation })
+                }
+            },
+            SalesRequest::Evidence { .. } | SalesRequest::Recover { .. } => no(RefusalCode::NotYourReservation),
         }
     }
 
