@@ -1,11 +1,13 @@
 //! A shop's backup, taken while it runs, and the way back from it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use node::{ControlError, DirLock, DirLockError};
 use serde_json::{Value, json};
 use store::Restored;
 
+use crate::clock::now_ms;
 use crate::config::{Config, ConfigError};
 use crate::running::STORE;
 use crate::shop::Shop;
@@ -52,5 +54,29 @@ pub fn restore_backup(backup: &Path, dir: &Path) -> Result<Restored, RestoreBack
         Ok(_) | Err(ConfigError::Missing { .. }) => Ok(DirLock::acquire(dir)?),
         Err(source) => Err(RestoreBackupError::Config { source }),
     };
-    store::restore(backup, dir, STORE, lock, |_| Ok(())).map(|(restored, ())| restored)
+    store::restore(backup, dir, STORE, lock, note_restored).map(|(restored, ())| restored)
+}
+
+/// Has the time of the last restore, unix milliseconds.
+const RESTORED: &str = "restored";
+
+fn note_restored(dir: &Path) -> Result<(), RestoreBackupError> {
+    let path = dir.join(RESTORED);
+    let write = || {
+        let mut file = std::fs::File::create(&path)?;
+        writeln!(file, "{}", now_ms())?;
+        file.sync_all()
+    };
+    write().map_err(|source| store::RestoreError::Io { path: path.clone(), source }.into())
+}
+
+/// When this shop came back from a backup, if it ever did, unix milliseconds: of an order from before that it does not know what
+/// became of it.
+pub(crate) fn restored_at(dir: &Path) -> std::io::Result<Option<u64>> {
+    match std::fs::read_to_string(dir.join(RESTORED)) {
+        // Where it is not to be read, no order is taken for one from after it.
+        Ok(text) => Ok(Some(text.trim().parse().unwrap_or(u64::MAX))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }

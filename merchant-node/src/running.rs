@@ -22,7 +22,7 @@ use crate::link::Link;
 use crate::orders::{Desk, run_chore};
 use crate::payments::{IssueError, PaymentProvider, Prepaid, VoucherCode};
 use crate::shop::{Counts, Shop};
-use crate::{clock, control, tables};
+use crate::{backup, clock, control, tables};
 
 /// The database in the merchant's folder.
 pub(crate) const STORE: &str = "merchant.redb";
@@ -188,6 +188,7 @@ async fn compose(
     let shop = Arc::new(Shop {
         places: Arc::new(Semaphore::new(config.purchases_at_once.clamp(1, Semaphore::MAX_PERMITS))),
         counts: Counts::register(&metrics),
+        restored_at: backup::restored_at(dir).map_err(file("the time of the last restore"))?,
         config: config.clone(),
         keypair,
         db,

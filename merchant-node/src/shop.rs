@@ -26,6 +26,8 @@ pub(crate) struct Shop {
     /// Places of purchases being worked on.
     pub(crate) places: Arc<Semaphore>,
     pub(crate) counts: Counts,
+    /// When it came back from a backup, if it ever did, unix milliseconds.
+    pub(crate) restored_at: Option<u64>,
     pub(crate) supervisor: Supervisor,
 }
 

@@ -283,6 +283,44 @@ async fn what_was_sold_after_the_backup_is_not_let_go_because_its_time_is_over()
     market.manager.down().await;
 }
 
+/// The same, and the manager is not there when the restored shop starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_shop_waits_for_the_managers_word_on_what_it_may_have_sold() {
+    let mut market = Market::new().await;
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    market.manager.down().await;
+    let pending = shop.post("k", &body(&market.manager, "cash", "a")).await;
+    shop.at_stage(&market.dir, &pending.id(), "authorised").await;
+    let backup = tempfile::tempdir().unwrap();
+    let file = backup.path().join("yesterday");
+    shop.control(&market.dir, json!({ "cmd": "backup", "path": file, "replace": false })).await.unwrap();
+    market.manager.up().await;
+    shop.at_stage(&market.dir, &pending.id(), "done").await;
+    shop.stop().await;
+
+    market.manager.down().await;
+    std::fs::remove_file(market.dir.path().join("merchant.redb")).unwrap();
+    merchant_node::restore_backup(&file, market.dir.path()).unwrap();
+    market.config.pending_ms = 0;
+    let shop = market::Shop::of(market.start().await);
+    let show = json!({ "cmd": "order", "order": pending.id() });
+    let shown = eventually("the order having asked, or been let go", || async {
+        let shown = shop.control(&market.dir, show.clone()).await.unwrap();
+        (shown["waits"].is_string() || shown["stage"] != "authorised").then_some(shown)
+    })
+    .await;
+    assert_eq!(shown["stage"], "authorised", "{shown}");
+    market.manager.up().await;
+    shop.at_stage(&market.dir, &pending.id(), "done").await;
+    assert_eq!(market.cash.states(), ["captured"], "the manager wants its price");
+    shop.stop().await;
+    market.manager.down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ports_are_kept_and_a_folder_has_one_merchant() {
     let market = Market::new().await;

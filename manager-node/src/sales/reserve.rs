@@ -51,8 +51,6 @@ pub(super) async fn reserve(
 }
 
 fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<Formed, SaleError> {
-    ctx.enrolled_merchant(&merchant, now)?;
-    ctx.may_sell()?;
     if request.order.is_empty() || request.order.len() > MAX_ORDER || !request.order.bytes().all(is_printable) {
         let detail = "an order id has 1 to 64 printable ASCII characters";
         return Err(Refusal::new(RefusalCode::Malformed, detail).into());
@@ -61,9 +59,12 @@ fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<F
         Some(id) => ctx.archive.sale(txn, &id),
         None => Ok(None),
     })?;
+    // Before anything is asked that may have changed since: a shop lets go of the payment of what it is refused.
     if let Some(sale) = known {
         return Ok(Formed::Before(repeated(&sale, &request)?));
     }
+    ctx.enrolled_merchant(&merchant, now)?;
+    ctx.may_sell()?;
     ctx.knows_what_it_revoked()?;
     let sale = form(ctx, merchant, request, now)?;
     Ok(Formed::New(sale.id()?, Arc::new(sale)))

@@ -123,6 +123,11 @@ impl Shop {
         let (data, expires_at) = match self.link.sales(SalesRequest::Reserve(request)).await {
             Ok(SalesResponse::Reserved { data, expires_at }) => (data, expires_at),
             Ok(_) => return Err(unexpected()),
+            // Sold since the backup, perhaps: then its price is due. A refusal is of one that was not: a manager answers for
+            // what it reserved before it asks whether it may sell.
+            Err(AskError::Away(why)) if self.restored_at.is_some_and(|at| order.created_at <= at) => {
+                return Err(Pause(why));
+            }
             Err(_) if too_late => return Ok(order.failing(Stage::Expired, late()).into()),
             Err(error) => return self.refused(order, error),
         };

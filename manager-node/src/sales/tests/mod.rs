@@ -61,6 +61,14 @@ async fn step_4_to_6_a_reservation_is_idempotent_and_binds_what_was_bought() {
     assert!(shop.sales_as(&rival, SalesRequest::Reserve(shop.order("o-1"))).await.is_ok());
     // The reserved sale opens nothing: there is no ticket yet.
     assert_eq!(code(shop.ticket(opened.transaction).await), "not-entitled");
+    // A shop that came back from a backup asks again, and lets go of the payment of what it is refused.
+    let peers = vec![shop.merchant.peer_id()];
+    shop.ctx.revocations.revoke(protocol::trust::Revocations { peers, ..Default::default() }).await.unwrap();
+    assert!(matches!(
+        shop.sales(SalesRequest::Reserve(shop.order("o-1"))).await.unwrap(),
+        SalesResponse::Reserved { data: again, .. } if again == data
+    ));
+    assert_eq!(code(shop.sales(SalesRequest::Reserve(shop.order("o-2"))).await), "revoked");
     shop.close().await;
 }
 
