@@ -204,6 +204,11 @@ fn one(
         }
     }
 
+    // A former holder's word takes no payment that is held for another, from the mailbox or in a receipt.
+    if sale.as_ref().is_some_and(|sale| sale.awaits_completion() && sale.client != delivery.client) {
+        completion = None;
+    }
+
     let claimed_before = delivery.counting.claimed_bytes(&delivery.layout);
     let outcome = delivery.counting.accept(&delivery.layout, seeder, &good.ack.chunks);
     let completed = completion.filter(|_| delivery.closed.is_none() && delivery.counting.complete());

@@ -389,6 +389,35 @@ async fn overclaim(shop: &Shop, id: TransactionId) {
 }
 
 #[tokio::test]
+async fn a_former_holders_completion_in_a_receipt_takes_no_held_payment() {
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    let phone = random_key();
+    shop.move_on(id, &shop.client, phone.peer_id(), 1).await.unwrap();
+    let first = DeliveryId { transaction: id, delivery: 1 };
+    let mut outbox = Outbox::of(&shop, 0);
+    let receipt = Receipt { completion: Some(shop.completion(first)), ..shop.receipt(id, 0, 0..4) };
+    outbox.send(&shop, vec![receipt]).await;
+    assert!(!shop.sale(id).release.unwrap().captured, "it is the phone's to say that it is complete");
+    let delivery = shop.delivery(id, 1).unwrap();
+    assert!(!delivery.counting.is_completed() && delivery.counting.claimed_bytes(&delivery.layout) > 0);
+
+    // The phone's own does, as ever.
+    shop.ticket_as(&phone, id).await.unwrap();
+    let completion = Completion {
+        network: shop.ctx.network(),
+        delivery: DeliveryId { delivery: 2, ..first },
+        manifest: shop.manifest,
+        at: now_ms(),
+    };
+    let ack = shop.ack(&phone, completion.delivery, shop.seeders[0].peer_id(), ChunkSet::from_range(0..4));
+    let completion = Some(Signed::sign(&completion, &phone));
+    outbox.send(&shop, vec![Receipt { ack, completion, first_at: 1, last_at: 2 }]).await;
+    assert!(shop.sale(id).release.unwrap().captured);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn what_a_former_holder_signs_takes_a_held_purchase_from_nobody() {
     let policy = KeyPolicy::OnCompletion;
     let shop = Shop::open(Terms { policy, chunks: 1024, rate: 4_000_000, ..Terms::default() }).await;
