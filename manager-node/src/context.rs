@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use delivery::ContentStore;
 use node::{CounterBy, NodeHandle};
+use protocol::clock::ClockState;
 use protocol::trust::{Heartbeat, Invitation, JoinLine, Trust};
 use protocol::{Address, NetworkId, PeerAddrs, PeerId, Signed};
 use store::Db;
@@ -22,6 +23,7 @@ use crate::placement::Placements;
 use crate::receipts::Telling;
 use crate::registry::Registry;
 use crate::revocations::Revocations;
+use crate::transactions::watch::Held;
 use crate::workers::Workers;
 
 /// Unix milliseconds by this machine's clock.
@@ -71,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Marks that everybody was told a moment ago.
     pub(crate) marks: Telling,
+    /// Why nothing was done that only time does, at the last look.
+    pub(crate) held: Mutex<Option<Held>>,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// The last heartbeat that was signed.
@@ -97,6 +101,15 @@ impl Context {
     /// Milliseconds since the start.
     pub(crate) fn running_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Why this machine's clock, which shows `now`, is not to be gone by, if so.
+    pub(crate) fn clock_trouble(&self, now: u64) -> Option<Held> {
+        match self.registry.clocks.state(now, self.config.clock_grace_ms) {
+            ClockState::Ahead(by) => Some(Held::Ahead(by)),
+            // A manager that has just started waits for receipts, not for its clock.
+            _ => self.held.lock().unwrap_or_else(PoisonError::into_inner).filter(|held| *held != Held::Started),
+        }
     }
 
     /// When this manager ran again after its newest restore, unix milliseconds by a clock that shows `now`.

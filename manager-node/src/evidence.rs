@@ -144,6 +144,11 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
             format!("{by} ms is still to come (it is {now} ms here), and of that time nothing can be said yet");
         return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
     }
+    // What comes in once it is set right would be dated before what was signed.
+    if let Some(held) = ctx.clock_trouble(now) {
+        let detail = format!("{held}: by it nothing can be said of any time; set it");
+        return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
+    }
     let Whole { sale, first_at, .. } = ctx.db.read(|txn| whole(ctx, txn, id))?;
     let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
     if by < formed_at {

@@ -193,6 +193,7 @@ async fn start_under(
         started_at: now_ms(),
         started: Instant::now(),
         marks: Telling::default(),
+        held: Mutex::default(),
         refusals,
         last_beat: Mutex::default(),
         workers: Workers::new(),

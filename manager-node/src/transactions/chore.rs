@@ -3,7 +3,7 @@
 
 use std::mem::Discriminant;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use node::Supervisor;
@@ -64,6 +64,7 @@ fn tell(told: &mut Option<Discriminant<Held>>, held: Option<Held>) {
 pub(crate) async fn round(ctx: &Arc<Context>, watch: &mut Watch, at: Moment) -> Result<Option<Held>, StoreError> {
     let clock = ctx.registry.clocks.state(at.wall, ctx.config.clock_grace_ms);
     let held = watch.look(at, clock).err();
+    *ctx.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || {
         // No receipt is waited for before a reservation expires.

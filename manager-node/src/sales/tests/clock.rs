@@ -74,6 +74,35 @@ async fn nothing_is_closed_by_a_clock_that_seeders_say_is_ahead() {
     shop.close().await;
 }
 
+/// What comes in once the clock is set right would be dated before the time of which it was signed that nothing had.
+#[tokio::test]
+async fn no_non_delivery_is_signed_by_a_clock_that_is_known_to_be_ahead() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("1").await;
+    let dir = tempfile::tempdir().unwrap();
+    let asked = async |n: u32| {
+        let path = dir.path().join(format!("evidence-{n}"));
+        shop.control(json!({"cmd": "evidence", "id": id, "path": path, "non_delivery": true})).await
+    };
+    let tell = |by: u64| {
+        for seeder in &shop.seeders {
+            shop.ctx.registry.clocks.note(seeder.peer_id(), now_ms() - by, now_ms());
+        }
+    };
+    tell(DAY);
+    assert_eq!(asked(1).await.unwrap_err(), "wrong-state");
+    tell(0);
+    asked(2).await.unwrap();
+
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    assert!(matches!(round(&shop, &mut watch, 10 * DAY, 10 * SECOND).await, Some(Held::Jumped(_))));
+    assert_eq!(asked(3).await.unwrap_err(), "wrong-state");
+    // That it has just started is nothing against its clock.
+    assert_eq!(round(&shop, &mut watch, 11 * SECOND, 11 * SECOND).await, Some(Held::Started));
+    asked(4).await.unwrap();
+    shop.close().await;
+}
+
 /// By such a clock the certificates of all seeders are over, or have not begun: what they say of it counts all the same.
 #[tokio::test]
 async fn a_clock_that_is_off_by_more_than_certificates_last_is_known_to_be() {
