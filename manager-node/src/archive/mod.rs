@@ -63,8 +63,7 @@ pub(crate) struct Archive {
 impl Archive {
     /// Opens the segments that `db` knows of. Blocks.
     pub(crate) fn open(dir: &Path, db: &Db) -> Result<Archive, OpenError> {
-        let (head, ends) = db.read(|txn| Ok::<_, StoreError>((head(txn)?, ENDS.range(txn, .., usize::MAX)?)))?;
-        let ends: Vec<End> = ends.into_iter().map(|(_, end)| end).collect();
+        let (head, ends) = db.read(|txn| Ok::<_, StoreError>((head(txn)?, ends(txn)?)))?;
         Ok(Archive { segments: Segments::open(&dir.join("segments"), head, &ends)?, moving: Mutex::default() })
     }
 
@@ -130,6 +129,11 @@ fn head(txn: &impl Txn) -> Result<Head, StoreError> {
     Ok(HEAD.get(txn, &())?.unwrap_or(Head::NONE))
 }
 
+/// Of all segments that have records.
+fn ends(txn: &impl Txn) -> Result<Vec<End>, StoreError> {
+    Ok(ENDS.range(txn, .., usize::MAX)?.into_iter().map(|(_, end)| end).collect())
+}
+
 fn order_key(merchant: &PeerId, order: &str) -> [u8; 16] {
     let digest = Digest::of("willcall 2026-11 archived order", &[merchant.as_bytes(), order.as_bytes()]);
     digest.as_bytes().first_chunk::<16>().copied().unwrap_or_default()
@@ -177,8 +181,9 @@ pub(crate) fn bring_back(ctx: &Context, id: TransactionId) -> Result<(), StoreEr
 
 /// How much moved out, and with `verify` whether all of it is as it was written. Blocks.
 pub(crate) fn report(ctx: &Context, verify: bool) -> Result<Value, StoreError> {
-    let (head, transactions) = ctx.db.read(|txn| Ok::<_, StoreError>((head(txn)?, ARCHIVED.len(txn)?)))?;
-    let verified = if verify { Some(ctx.archive.segments.verify(head)?) } else { None };
+    let (head, transactions, ends) =
+        ctx.db.read(|txn| Ok::<_, StoreError>((head(txn)?, ARCHIVED.len(txn)?, ends(txn)?)))?;
+    let verified = if verify { Some(ctx.archive.segments.verify(head, &ends)?) } else { None };
     Ok(json!({
         "transactions": transactions, "records": head.records, "segments": head.segment, "head": head.digest,
         "verified": verified,

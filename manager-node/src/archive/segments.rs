@@ -252,12 +252,13 @@ impl Segments {
         }
     }
 
-    /// Follows all records from the first segment to `head` and gives their number. Blocks for as long as reading all
-    /// files takes.
+    /// Follows all records from the first segment to `head` and gives their number. One that is not among `ends`, where these
+    /// are known, has none that counts, unless it fits: it may be from a time that a restore forgot. Blocks for as long as
+    /// reading all files takes.
     ///
     /// # Errors
     /// [`SegmentError::Damaged`] names the first segment that does not fit.
-    pub(crate) fn verify(&self, head: Head) -> Result<u64, SegmentError> {
+    pub(crate) fn verify(&self, head: Head, ends: &[End]) -> Result<u64, SegmentError> {
         // From the newest back: a segment says after which record of the one before it begins, and so how much of that
         // one counts.
         let (mut wanted, mut records) = (head.digest, 0);
@@ -266,17 +267,23 @@ impl Segments {
                 break;
             }
             let path = self.path(segment);
+            let counts = ends.is_empty() || segment == head.segment || ends.iter().any(|end| end.segment == segment);
             let bytes = match fs::read(&path) {
                 Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !counts => continue,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(SegmentError::Damaged { path, what: "is missing" });
                 }
                 Err(source) => return Err(SegmentError::Io { path, source }),
             };
-            let damaged = |what| SegmentError::Damaged { path: path.clone(), what };
-            let (before, counted) = count_to(&bytes, &wanted).ok_or_else(|| damaged("breaks the chain of records"))?;
-            records += counted;
-            wanted = before;
+            match count_to(&bytes, &wanted) {
+                Some((before, counted)) => {
+                    records += counted;
+                    wanted = before;
+                }
+                None if counts => return Err(SegmentError::Damaged { path, what: "breaks the chain of records" }),
+                None => {}
+            }
         }
         match records == head.records {
             true => Ok(records),
@@ -371,7 +378,7 @@ mod tests {
             .map(|place| segments.read(place, Kind::Transaction).unwrap())
             .collect();
         assert_eq!(texts, [b"one".as_slice(), b"two", b"three", b"four"]);
-        assert_eq!(segments.verify(third).unwrap(), 4);
+        assert_eq!(segments.verify(third, &[]).unwrap(), 4);
         // The same head goes on in one file.
         assert_eq!(segments.append(third, &[record("five")]).unwrap().1.segment, third.segment);
     }
@@ -408,6 +415,34 @@ mod tests {
     }
 
     #[test]
+    fn segments_of_a_time_that_a_restore_forgot_spoil_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |head: Head, ends: &mut Vec<End>, text: &str| {
+            // Another run each time.
+            let segments = Segments::open(dir.path(), head, ends).unwrap();
+            let head = segments.append(head, &[record(text)]).unwrap().1;
+            ends.push(End { segment: head.segment, length: head.length });
+            (segments, head)
+        };
+        let mut ends = Vec::new();
+        let (segments, backup) = write(Head::NONE, &mut ends, "one");
+        let kept = ends.clone();
+        // What came after the backup: one record in the same segment, and one that begins where that ends.
+        let after = segments.append(backup, &[record("two")]).unwrap().1;
+        write(after, &mut ends, "three");
+        // The database of the backup, with these segments in the folder.
+        let mut ends = kept;
+        let (segments, head) = write(backup, &mut ends, "two again");
+        assert_eq!(ends.iter().map(|end| end.segment).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(segments.verify(head, &ends).unwrap(), 2);
+        fs::remove_file(segments.path(2)).unwrap();
+        assert_eq!(segments.verify(head, &ends).unwrap(), 2);
+        fs::remove_file(segments.path(1)).unwrap();
+        let error = segments.verify(head, &ends).unwrap_err().to_string();
+        assert!(error.contains("00000001.seg is missing"), "{error}");
+    }
+
+    #[test]
     fn what_is_missing_cut_off_or_changed_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let segments = Segments::open(dir.path(), Head::NONE, &[]).unwrap();
@@ -420,7 +455,7 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, &changed).unwrap();
-            let error = segments.verify(head).unwrap_err();
+            let error = segments.verify(head, &[]).unwrap_err();
             assert!(why(error).contains("breaks the chain"), "byte {at}");
         }
         let mut changed = whole.clone();
@@ -434,6 +469,6 @@ mod tests {
         assert!(why(Segments::open(dir.path(), head, &[]).unwrap_err()).contains("shorter"));
         fs::remove_file(&path).unwrap();
         assert!(why(Segments::open(dir.path(), head, &[]).unwrap_err()).contains("missing"));
-        assert!(why(segments.verify(head).unwrap_err()).contains("missing"));
+        assert!(why(segments.verify(head, &[]).unwrap_err()).contains("missing"));
     }
 }
