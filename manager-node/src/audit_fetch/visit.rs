@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use delivery::Content;
-use node::{Node, NodeConfig, Protocol, Stream, Supervisor, read_message, write_message};
+use node::{Node, NodeConfig, NodeHandle, Protocol, ReachConfig, Stream, Supervisor, read_message, write_message};
 use protocol::deliver::{ClientMessage, Credential, SeederMessage};
 use protocol::fetching::{Session, SessionEvent, SessionTerms};
 use protocol::manifest::{SEGMENT_CHUNKS, Segment};
-use protocol::{ChunkSet, PeerAddrs, PeerId, RefusalCode};
+use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, RefusalCode};
 use rand::RngExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::errand::Errand;
 use crate::context::{Context, now_ms};
 
-const DELIVER: Protocol = Protocol::new(protocol::deliver::PROTOCOL);
+/// As a client's: over a relay alone no goods come, which would be no word of the seeder.
+const DELIVER: Protocol = Protocol::bulk(protocol::deliver::PROTOCOL);
 /// For the whole visit.
 const LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -60,9 +61,7 @@ pub(super) async fn visit(ctx: &Arc<Context>, errand: &Errand, seeder: PeerId, c
     };
     let supervisor = Supervisor::new();
     let talk = async {
-        let config = NodeConfig { gossip: false, ..NodeConfig::new(errand.client.clone()) };
-        let node = Box::pin(Node::start(config, &supervisor)).await.map_err(|error| error.to_string())?;
-        let stream = node.open(&at, DELIVER, LIMIT).await.map_err(|error| error.to_string())?;
+        let (node, stream) = Box::pin(open(&errand.client, &at, &supervisor)).await?;
         let visit = Visit { errand, at: &at, content: &content, network: ctx.network(), chunk };
         let verdict = Box::pin(visit.talk(stream)).await?;
         Ok::<_, String>((verdict, node))
@@ -76,6 +75,15 @@ pub(super) async fn visit(ctx: &Arc<Context>, errand: &Errand, seeder: PeerId, c
         tracing::debug!(%error, "an auditing node did not stop in time");
     }
     verdict
+}
+
+/// Comes as a client does: where the seeder is behind a translation, through it.
+async fn open(client: &Keypair, at: &PeerAddrs, supervisor: &Supervisor) -> Result<(NodeHandle, Stream), String> {
+    let reach = ReachConfig { punch: true, ..ReachConfig::default() };
+    let config = NodeConfig { gossip: false, reach, ..NodeConfig::new(client.clone()) };
+    let node = Node::start(config, supervisor).await.map_err(|error| error.to_string())?;
+    let stream = node.open(at, DELIVER, LIMIT).await.map_err(|error| error.to_string())?;
+    Ok((node, stream))
 }
 
 struct Visit<'a> {
@@ -214,4 +222,47 @@ impl Visit<'_> {
 
 async fn say(stream: &mut Stream, message: &ClientMessage) -> Result<(), String> {
     write_message(stream, message).await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use node::{AcceptLimits, DhtMode};
+    use protocol::Address;
+
+    use super::*;
+
+    async fn start(seed: u8, supervisor: &Supervisor, edit: impl FnOnce(&mut NodeConfig)) -> NodeHandle {
+        let mut config = NodeConfig::new(Keypair::from_seed(&[seed; 32]));
+        config.listen = vec![Address::new("/ip4/127.0.0.1/tcp/0").unwrap()];
+        edit(&mut config);
+        Box::pin(Node::start(config, supervisor)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_seeder_to_which_only_a_relay_leads_is_visited_directly() {
+        let supervisor = Supervisor::new();
+        let relay = start(1, &supervisor, |config| config.reach.relay.enabled = true).await;
+        let way = relay.peer_addrs().await.unwrap();
+        let seeder = start(2, &supervisor, |config| {
+            (config.bootstrap, config.dht) = (vec![way.clone()], DhtMode::Server);
+            (config.reach.reserve, config.reach.punch) = (true, true);
+        })
+        .await;
+        relay.add_member(seeder.peer_id()).await;
+        seeder.connect(&way, LIMIT).await.unwrap();
+        let mut accepted = seeder.accept(DELIVER, AcceptLimits { queue: 16, per_peer: 16 }).await.unwrap();
+        let mut changes = seeder.reach_changes();
+        let slotted = changes.wait_for(|reach| reach.slots.iter().any(|slot| !slot.addresses.is_empty()));
+        let reach = tokio::time::timeout(LIMIT, slotted).await.unwrap().unwrap().clone();
+        let at = PeerAddrs::new(seeder.peer_id(), reach.slots[0].addresses.clone());
+        assert!(at.addrs[0].as_str().ends_with("/p2p-circuit"), "{at:?}");
+
+        let client = Keypair::from_seed(&[3; 32]);
+        let visiting = Box::pin(open(&client, &at, &supervisor));
+        let (visited, taken) = tokio::join!(visiting, tokio::time::timeout(LIMIT, accepted.next()));
+        let (_node, stream) = visited.unwrap();
+        assert!(!stream.info().relayed && !taken.unwrap().unwrap().info().relayed, "no goods come over a relay");
+        supervisor.shutdown(LIMIT).await.unwrap();
+    }
 }
