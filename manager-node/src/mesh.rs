@@ -123,13 +123,15 @@ async fn take_report(
         || report.damaged.len() > SeederReport::MAX_DAMAGED
         || report.moving.len() > SeederReport::MAX_MOVING
         || report.unwanted.len() > SeederReport::MAX_UNWANTED;
-    if long || report.addrs.len() > PeerAddrs::MAX_ADDRS {
-        let detail = "a report names at most 1024 contents, 64 damaged ones, 32 to be copied elsewhere, 256 that are not \
-                      wanted and 16 addresses";
+    if long {
+        let detail = "a report names at most 1024 contents, 64 damaged ones, 32 to be copied elsewhere and 256 that are \
+                      not wanted";
         return Err(Refusal::new(RefusalCode::TooLarge, detail));
     }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     report.addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
+    // The most useful ones come first. Whoever has more, on a machine with many networks, is not to be in none for it.
+    report.addrs = PeerAddrs::new(peer, report.addrs).addrs;
     if ctx.registry.origin() == Some(peer) {
         // It keeps everything, and cannot leave.
         report.leaving = false;
@@ -191,5 +193,27 @@ async fn add_to_dht(ctx: &Context, peer: PeerId) {
             }
         }
         Err(error) => tracing::warn!(%peer, %error, "seeder not added to the DHT"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::Address;
+
+    use super::*;
+    use crate::sales::tests::shop::{Shop, Terms};
+
+    #[tokio::test]
+    async fn of_a_seeder_on_a_machine_with_many_networks_the_first_addresses_are_taken() {
+        let shop = Shop::open(Terms::default()).await;
+        let peer = shop.seeders.first().unwrap().peer_id();
+        let address = |n: usize| Address::new(&format!("/ip4/172.17.{n}.1/tcp/4602")).unwrap();
+        let addrs: Vec<_> = (0..40).map(address).collect();
+        let report = SeederReport { addrs: addrs.clone(), first: true, ..SeederReport::default() };
+        let answer = shop.running.mesh(peer, MeshRequest::Report(report)).await.unwrap();
+        assert!(matches!(answer, MeshResponse::Placements(_)), "{answer:?}");
+        assert_eq!(shop.ctx.registry.addresses(&peer).unwrap().addrs, addrs[..PeerAddrs::MAX_ADDRS]);
+        shop.close().await;
     }
 }

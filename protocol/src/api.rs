@@ -165,7 +165,7 @@ impl MailboxResponse {
 /// A seeder's report on itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct SeederReport {
-    /// Where it can be reached, at most 16.
+    /// Where it can be reached, the most useful first: the manager takes 16 of them.
     pub addrs: Vec<Address>,
     /// Contents held in whole, by the digest of their signed manifest; at most [`SeederReport::MAX_HELD`], further ones
     /// in a report that follows.
