@@ -103,6 +103,14 @@ async fn a_record_that_cannot_be_read_is_named_in_the_list_and_hides_no_other() 
     assert_eq!(line(sound)["order"], "p");
     assert_eq!(line(damaged)["state"], "settled");
     assert!(line(damaged)["error"].as_str().unwrap().contains("damaged record"), "{listed}");
+    // Nothing is read for who is no merchant: each record may be of megabytes, and anybody may know its id.
+    let status = SalesRequest::Status { transactions: vec![damaged; 256] };
+    assert!(shop.sales(status.clone()).await.is_err(), "its merchant's own question is looked up");
+    let stranger = crate::sales::tests::shop::random_key();
+    assert_eq!(shop.sales_as(&stranger, status).await.unwrap(), SalesResponse::States(vec![None; 256]));
+    // And once for a merchant, however often it asks.
+    let twice = SalesRequest::Status { transactions: vec![sound, sound] };
+    assert_eq!(shop.sales(twice).await.unwrap(), SalesResponse::States(vec![Some(TransactionState::Settled); 2]));
     shop.close().await;
 }
 

@@ -17,6 +17,8 @@ mod reserve;
 pub(crate) mod tests;
 pub(crate) mod withheld;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
-use crate::tables::ProductRecord;
+use crate::tables::{MERCHANTS, ProductRecord};
 use crate::transactions::{
     Event, SALES, Sale, SaleError, capture, chore, drop_reservation, internal, put_sale, take_back, taken_back,
 };
@@ -221,8 +223,18 @@ fn status(ctx: &Context, merchant: PeerId, ids: &[TransactionId]) -> Result<Sale
         return Err(Refusal::new(RefusalCode::TooLarge, "at most 256 transactions are asked for at once").into());
     }
     let states = ctx.db.read(|txn| {
-        let state = |id| Ok(ctx.archive.sale(txn, id)?.filter(|sale| sale.merchant == merchant).map(|sale| sale.state));
-        ids.iter().map(state).collect::<Result<Vec<_>, SaleError>>()
+        // Whoever is no merchant has no sale; and what is archived is read in whole, once.
+        if !MERCHANTS.contains(txn, &merchant)? {
+            return Ok(vec![None; ids.len()]);
+        }
+        let mut found: HashMap<TransactionId, Option<TransactionState>> = HashMap::new();
+        for id in ids {
+            if let Entry::Vacant(place) = found.entry(*id) {
+                let sale = ctx.archive.sale(txn, id)?.filter(|sale| sale.merchant == merchant);
+                place.insert(sale.map(|sale| sale.state));
+            }
+        }
+        Ok::<_, SaleError>(ids.iter().map(|id| found.get(id).copied().flatten()).collect())
     })?;
     Ok(SalesResponse::States(states))
 }
