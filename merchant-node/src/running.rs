@@ -331,3 +331,90 @@ impl Drop for Running {
         self.supervisor.stop();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::trust::{Invitation, InvitedRole, JoinLine};
+    use protocol::{Currency, Digest, Keypair, Nonce, ProductId};
+
+    use super::*;
+    use crate::init::{InitOptions, init};
+    use crate::orders::{Order, RefundError, Stage};
+    use crate::tables::KeyRecord;
+
+    /// A shop whose manager is away.
+    async fn alone(dir: &Path) -> Running {
+        let [root, manager] = [1, 2].map(|seed| Keypair::from_seed(&[seed; 32]).peer_id());
+        let nowhere = Address::new("/ip4/127.0.0.1/tcp/9").unwrap();
+        let invitation = Some(Invitation { role: InvitedRole::Merchant, token: Nonce::from_bytes([3; 16]) });
+        let join = JoinLine { root, managers: vec![PeerAddrs::new(manager, vec![nowhere])], invitation };
+        let mut options = InitOptions::new(join, "shop");
+        options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        init(dir, options).unwrap();
+        start(dir, Config::load(dir).unwrap()).await.unwrap()
+    }
+
+    /// One that was sold, and whose payment nobody here can take.
+    fn released() -> Order {
+        Order {
+            id: Nonce::from_bytes([4; 16]),
+            key: "k".into(),
+            created_at: clock::now_ms(),
+            updated_at: 0,
+            product: ProductId::from_bytes([5; 16]),
+            client: Keypair::from_seed(&[6; 32]).peer_id(),
+            amount: Amount { minor: 999, currency: Currency::USD },
+            provider: "elsewhere".into(),
+            reference: "r".into(),
+            authorisation: Nonce::from_bytes([7; 16]),
+            authorised_at: 1,
+            price_salt: Nonce::from_bytes([8; 16]),
+            payment_salt: Nonce::from_bytes([9; 16]),
+            stage: Stage::Released,
+            ends_as: None,
+            before_refund: None,
+            policy: Some(protocol::manifest::KeyPolicy::AtRelease),
+            data: None,
+            expires_at: 0,
+            endorsement: None,
+            failure: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refund_of_an_order_that_moves_at_that_moment_is_made_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Box::pin(alone(dir.path())).await;
+        let (shop, order) = (Arc::clone(&running.shop), released());
+        let record = KeyRecord { request: Digest::from_bytes([0; 32]), order: order.id, answer: None };
+        shop.place(order.clone(), record).await.unwrap();
+
+        // The word that the payment was taken waits for the disk while the refund looks at the order.
+        let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (db, wait) = (shop.db.clone(), std::sync::Mutex::new(wait));
+        let held = tokio::spawn(async move {
+            db.write(move |_| {
+                let _ = began.send(());
+                let _ = wait.lock().unwrap().recv();
+                Ok::<_, StoreError>(())
+            })
+            .await
+        });
+        begun.recv().await.unwrap();
+        let mut taken = order.clone();
+        taken.stage = Stage::Done;
+        let mut moving = Box::pin(shop.save(Stage::Released, taken, None));
+        let mut refunding = Box::pin(shop.refund(order.id));
+        assert!(futures::poll!(&mut moving).is_pending() && futures::poll!(&mut refunding).is_pending());
+        go.send(()).unwrap();
+        let (moved, refunded) = tokio::join!(moving, refunding);
+        assert!(moved.unwrap());
+        assert!(matches!(refunded, Err(RefundError::Waits(_))), "{refunded:?}");
+        assert_eq!(shop.order(&order.id).unwrap().unwrap().stage, Stage::Voiding);
+        held.await.unwrap().unwrap();
+        drop(shop);
+        running.stop(Duration::from_secs(20)).await.unwrap();
+    }
+}

@@ -254,18 +254,23 @@ impl Shop {
 
     /// Takes a released sale back: revoked at the manager, money returned. Repeating it is harmless.
     pub(crate) async fn refund(self: &Arc<Self>, id: OrderId) -> Result<Order, RefundError> {
-        let mut order = self.order(&id)?.ok_or(RefundError::Unknown(id))?;
-        match order.stage {
-            Stage::Refunded => return Ok(order),
-            Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done => {
-                let before = order.stage;
-                order.before_refund = Some(before);
-                order.ends_as = Some(Stage::Refunded);
-                order.stage = Stage::Refunding;
-                self.save(before, order, None).await?;
+        // Again where the order moved meanwhile; it has few stages.
+        loop {
+            let mut order = self.order(&id)?.ok_or(RefundError::Unknown(id))?;
+            match order.stage {
+                Stage::Refunded => return Ok(order),
+                Stage::Released | Stage::AwaitingCompletion | Stage::Completed | Stage::Done => {
+                    let before = order.stage;
+                    order.before_refund = Some(before);
+                    order.ends_as = Some(Stage::Refunded);
+                    order.stage = Stage::Refunding;
+                    if self.save(before, order, None).await? {
+                        break;
+                    }
+                }
+                Stage::Refunding | Stage::Voiding => break,
+                stage => return Err(RefundError::Stage(stage)),
             }
-            Stage::Refunding | Stage::Voiding => {}
-            stage => return Err(RefundError::Stage(stage)),
         }
         let mut driven = self.drive(id);
         let limit = Duration::from_millis(self.config.answer_ms);
