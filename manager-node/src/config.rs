@@ -77,7 +77,9 @@ pub struct Config {
     pub reservation_ms: u64,
     /// Open reservations of one merchant; further ones are refused. Default: 1000.
     pub max_reservations: u32,
-    /// What a merchant may owe, minor units of the sale's currency; releases beyond it are refused. Default: 10000000.
+    /// What a merchant may come to owe for deliveries, minor units of the sale's currency: the ceilings of those under way and
+    /// what was charged for those before, less what it paid. Releases beyond it are refused. Prices that it collected, and
+    /// what of them is due, do not count. Default: 10000000.
     pub credit_limit: u64,
     /// After a lease's end, or a refund before it, so much longer receipts and completions are waited for. Default:
     /// 172800000 (48 hours).
