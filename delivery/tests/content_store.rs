@@ -14,14 +14,15 @@ mod fixture;
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
 
 use fixture::{CHUNK, Product, World, listing};
-use protocol::manifest::{MAX_CHUNK_SIZE, MAX_CHUNKS, Segment};
+use protocol::manifest::{MAX_CHUNK_SIZE, MAX_CHUNKS, Manifest, Segment};
 use protocol::{ChunkSet, Digest, Signed};
 use willcall_delivery::{
-    Content, ContentError, ContentStore, CreateError, FRESH_MS, FinishError, ReadError, ReadVerifiedError,
-    SegmentError, WriteError, free_space,
+    Bodies, Body, Ciphertext, Content, ContentError, ContentStore, CreateError, FRESH_MS, FileError, FinishError,
+    ReadError, ReadSegmentError, ReadVerifiedError, SegmentError, WriteError, free_space,
 };
 
 fn setup(chunks: usize) -> (tempfile::TempDir, ContentStore, Product) {
@@ -296,6 +297,77 @@ fn what_is_damaged_beside_the_data_is_made_good_and_costs_no_chunk() {
     store = reopened(store);
     assert_eq!(store.restore(&product.signed, &product.manifest, &|| true).unwrap().have(), ChunkSet::new());
     assert_eq!((store.list().len(), store.damaged().len()), (1, 0));
+}
+
+/// Keeps bytes as usual; whoever reads the first chunk says so, and waits until the gate's other end is gone.
+#[derive(Debug)]
+struct Gated {
+    bytes: Ciphertext,
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    waits: mpsc::Sender<()>,
+}
+
+#[derive(Debug)]
+struct GatedBody {
+    body: Arc<dyn Body>,
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    waits: mpsc::Sender<()>,
+}
+
+impl Bodies for Gated {
+    fn make(&self, folder: &Path, manifest: &Manifest) -> Result<(), FileError> {
+        self.bytes.make(folder, manifest)
+    }
+
+    fn open(&self, folder: &Path, manifest: &Manifest) -> Result<Arc<dyn Body>, ContentError> {
+        let (gate, waits) = (Arc::clone(&self.gate), self.waits.clone());
+        Ok(Arc::new(GatedBody { body: self.bytes.open(folder, manifest)?, gate, waits }))
+    }
+}
+
+impl Body for GatedBody {
+    fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), FileError> {
+        if chunk == 0 {
+            let _ = self.waits.send(());
+            let _ = self.gate.lock().unwrap().recv();
+        }
+        self.body.read(chunk, buffer)
+    }
+
+    fn write(&self, chunk: u32, bytes: &mut [u8]) -> Result<(), FileError> {
+        self.body.write(chunk, bytes)
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        self.body.sync()
+    }
+}
+
+#[test]
+fn while_one_makes_chaining_values_good_the_others_come_again_later_and_no_chunk_is_lost_by_it() {
+    let (_folder, store, product) = setup(3);
+    product.publish(&store);
+    let root = store.root().to_owned();
+    drop(store);
+    fs::write(root.join(product.digest.to_string()).join("segments"), b"cut off").unwrap();
+    let ((open, gate), (waits, waiting)) = (mpsc::channel(), mpsc::channel());
+    let bodies = Gated { bytes: Ciphertext::default(), gate: Arc::new(Mutex::new(gate)), waits };
+    let store = ContentStore::open_with(root, Arc::new(bodies)).unwrap();
+    let content = store.get(&product.digest).unwrap();
+
+    let first = Arc::clone(&content);
+    let mending = std::thread::spawn(move || first.segment_now(0).unwrap());
+    waiting.recv_timeout(fixture::LIMIT).unwrap();
+    assert!(content.segment_in_memory(0).is_none());
+    let later = content.segment_now(0).unwrap_err();
+    assert!(matches!(later, ReadSegmentError::Mending(_)), "{later}");
+    let later = content.read_verified(1, &mut Vec::new(), unix_ms()).unwrap_err();
+    assert!(matches!(later, ReadVerifiedError::Mending(_)), "{later}");
+    drop(open);
+    assert_eq!(*mending.join().unwrap().unwrap(), product.segments[0]);
+    assert!(content.read_verified(1, &mut Vec::new(), unix_ms()).unwrap());
+    assert!(content.segment_in_memory(0).is_some());
+    product.assert_equals(&content);
 }
 
 #[test]

@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use delivery::{Content, ReadError, ReadVerifiedError};
+use delivery::{Content, Mending, ReadError, ReadSegmentError, ReadVerifiedError};
 use protocol::ChunkSet;
+use protocol::manifest::Segment;
 
 use crate::clock::now_ms;
 use crate::counts::Counts;
@@ -15,7 +16,7 @@ use crate::scrub::Suspects;
 /// Bytes of buffers that are kept for the next reader although nobody uses them.
 const SPARE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Why there is no chunk to send.
+/// Why there is no chunk to send, or no chaining values.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChunkError {
     /// What lies on disk is not the chunk any more. It is not held from now on.
@@ -24,9 +25,25 @@ pub(crate) enum ChunkError {
     /// The content was removed, or the chunk is not held.
     #[error("the content is not held any more")]
     Gone,
+    /// The chaining values are not held.
+    #[error("this segment is not held any more")]
+    NoSegment,
+    /// Not now, but soon.
+    #[error(transparent)]
+    Mending(#[from] Mending),
     /// The disk failed.
     #[error("{0}")]
     Disk(String),
+}
+
+/// Chaining values of a content. Blocks for a read, and for whoever makes damaged ones good until that is done.
+pub(crate) fn segment(content: &Content, index: u32) -> Result<Arc<Segment>, ChunkError> {
+    match content.segment_now(index) {
+        Ok(Some(segment)) => Ok(segment),
+        Ok(None) => Err(ChunkError::NoSegment),
+        Err(ReadSegmentError::Mending(mending)) => Err(mending.into()),
+        Err(ReadSegmentError::File(error)) => Err(ChunkError::Disk(error.to_string())),
+    }
 }
 
 /// Reads chunks for all deliveries.
@@ -119,6 +136,7 @@ impl ChunkReader {
                 Ok(())
             }
             Err(ReadVerifiedError::Damaged(_)) => Err(self.damaged(content, chunk)),
+            Err(ReadVerifiedError::Mending(mending)) => Err(mending.into()),
             Err(ReadVerifiedError::Read(ReadError::NotHeld(_) | ReadError::Removed)) => Err(ChunkError::Gone),
             Err(ReadVerifiedError::Read(ReadError::File(error))) => Err(ChunkError::Disk(error.to_string())),
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
@@ -17,7 +17,8 @@ use store::Step;
 use super::body::{Bodies, Body};
 use super::disk::{self, At, FileError};
 use super::error::{
-    ContentError, Damaged, FinishError, ReadError, ReadVerifiedError, SegmentError, SyncError, WriteError,
+    ContentError, Damaged, FinishError, Mending, ReadError, ReadSegmentError, ReadVerifiedError, SegmentError,
+    SyncError, WriteError,
 };
 use super::freshness::{Freshness, Stamp};
 use super::have;
@@ -185,15 +186,37 @@ impl Content {
     }
 
     /// A segment of chaining values, if it is here. Where chunks of it are, it was: one that lies damaged is made good by
-    /// the data, since no chunk is worse for it.
+    /// the data, since no chunk is worse for it. Whoever else needs one of this content meanwhile waits for that.
     ///
     /// # Errors
     /// [`FileError`] when the disk fails.
     pub fn segment(&self, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
         match self.segments.get(&self.manifest, index)? {
-            None if self.holds_of(index) => self.segment_again(index),
+            None if self.holds_of(index) => {
+                self.segment_again(index, self.lost_segments.lock().unwrap_or_else(PoisonError::into_inner))
+            }
             found => Ok(found),
         }
+    }
+
+    /// The same for those of whom there are many: only one of them makes it good, and none waits for that.
+    ///
+    /// # Errors
+    /// [`ReadSegmentError`].
+    pub fn segment_now(&self, index: u32) -> Result<Option<Arc<Segment>>, ReadSegmentError> {
+        match self.segments.get(&self.manifest, index)? {
+            None if self.holds_of(index) => match self.lost_segments.try_lock() {
+                Ok(lost) => Ok(self.segment_again(index, lost)?),
+                Err(TryLockError::Poisoned(lost)) => Ok(self.segment_again(index, lost.into_inner())?),
+                Err(TryLockError::WouldBlock) => Err(Mending.into()),
+            },
+            found => Ok(found),
+        }
+    }
+
+    /// One that was read or stored lately: in memory, at once.
+    pub fn segment_in_memory(&self, index: u32) -> Option<Arc<Segment>> {
+        self.segments.in_memory(index)
     }
 
     fn holds_of(&self, segment: u32) -> bool {
@@ -206,8 +229,7 @@ impl Content {
     /// # Errors
     /// [`FileError`] when the disk fails.
     pub fn chaining_value(&self, chunk: u32) -> Result<Option<[u8; 32]>, FileError> {
-        let segment = self.segment(chunk / SEGMENT_CHUNKS)?;
-        Ok(segment.and_then(|segment| segment.values.get((chunk % SEGMENT_CHUNKS) as usize).copied()))
+        Ok(value_in(self.segment(chunk / SEGMENT_CHUNKS)?, chunk))
     }
 
     /// Reads a chunk that is here into `buffer`, replacing what was in it.
@@ -241,8 +263,11 @@ impl Content {
         if after.is_some_and(|stamp| self.freshness().holds(chunk, &stamp, now_ms)) {
             return Ok(false);
         }
-        let value = self.chaining_value(chunk).map_err(file)?;
-        if !value.is_some_and(|value| self.manifest.verifies(chunk, &value, buffer)) {
+        let segment = self.segment_now(chunk / SEGMENT_CHUNKS).map_err(|error| match error {
+            ReadSegmentError::Mending(mending) => mending.into(),
+            ReadSegmentError::File(error) => file(error),
+        })?;
+        if !value_in(segment, chunk).is_some_and(|value| self.manifest.verifies(chunk, &value, buffer)) {
             return Err(ReadVerifiedError::Damaged(chunk));
         }
         if let Some(stamp) = before {
@@ -477,6 +502,10 @@ pub fn noted(root: &Path, digest: &Digest) -> Option<(u64, u64)> {
     }
     let chunks = have::load(&folder.join(HAVE), manifest.chunks()).ok()?;
     Some((bytes_of(&manifest, &chunks), manifest.length))
+}
+
+fn value_in(segment: Option<Arc<Segment>>, chunk: u32) -> Option<[u8; 32]> {
+    segment.and_then(|segment| segment.values.get((chunk % SEGMENT_CHUNKS) as usize).copied())
 }
 
 /// Bytes of these chunks: all are of one size but the last.

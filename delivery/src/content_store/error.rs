@@ -103,6 +103,25 @@ pub enum ReadVerifiedError {
     /// What lies on disk is not the chunk.
     #[error("chunk {0} is damaged on disk")]
     Damaged(u32),
+    /// It cannot be verified yet.
+    #[error(transparent)]
+    Mending(#[from] Mending),
+}
+
+/// Somebody makes damaged chaining values good by the data just now, which takes as long as reading all chunks of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("damaged chaining values are being made good")]
+pub struct Mending;
+
+/// Why a segment of chaining values was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadSegmentError {
+    /// Not now.
+    #[error(transparent)]
+    Mending(#[from] Mending),
+    /// The disk failed.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Why a chunk was not stored.

@@ -2,8 +2,9 @@
 //! chaining values. A process that has them in memory does not notice when they go bad on disk, and the next one cannot
 //! use the content. They are made good from what is in memory, or from the data: the manifest vouches for both.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use protocol::codec::{self, Wire};
 use protocol::manifest::{Manifest, Segment, chunk_value};
@@ -89,9 +90,12 @@ impl Content {
         Ok(mended)
     }
 
-    /// A segment that lies damaged and that is needed now. Whoever else needs it meanwhile waits for it.
-    pub(super) fn segment_again(&self, index: u32) -> Result<Option<Arc<Segment>>, FileError> {
-        let mut lost = self.lost_segments.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A segment that lies damaged and that is needed now. One at a time: the data are read for it once.
+    pub(super) fn segment_again(
+        &self,
+        index: u32,
+        mut lost: MutexGuard<'_, BTreeSet<u32>>,
+    ) -> Result<Option<Arc<Segment>>, FileError> {
         if let Some(found) = self.segments.in_memory(index) {
             return Ok(Some(found));
         }

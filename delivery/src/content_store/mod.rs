@@ -39,8 +39,8 @@ pub(crate) use content::bytes_of;
 pub use content::{Content, noted};
 pub use disk::{FileError, free_inodes, free_space, reserve};
 pub use error::{
-    ContentError, CreateError, Damaged, FinishError, NoSpace, ReadError, ReadVerifiedError, SegmentError, SyncError,
-    WriteError,
+    ContentError, CreateError, Damaged, FinishError, Mending, NoSpace, ReadError, ReadSegmentError, ReadVerifiedError,
+    SegmentError, SyncError, WriteError,
 };
 pub use freshness::{FRESH_MS, Stamp};
 pub use have::sendable;

@@ -353,7 +353,7 @@ impl Driver {
         Ok(match action {
             ServeAction::Say(message) => Outgoing::Message(message),
             ServeAction::SendManifest => Outgoing::Message(SeederMessage::Manifest(content.signed_manifest().clone())),
-            ServeAction::SendSegment(index) => Outgoing::Message(self.segment(index)?),
+            ServeAction::SendSegment(index) => Outgoing::Segment(index),
             ServeAction::SendChunk(index) => {
                 self.drawn += 1;
                 if !self.began {
@@ -366,18 +366,6 @@ impl Driver {
             // Handled by the caller.
             ServeAction::Persist(_) | ServeAction::Refuse(_) | ServeAction::End => return Err(internal()),
         })
-    }
-
-    /// At most 32 KiB, and mostly in memory.
-    fn segment(&self, index: u32) -> Result<SeederMessage, Refusal> {
-        match self.parts.content.segment(index) {
-            Ok(Some(segment)) => Ok(SeederMessage::Segment { index, segment: (*segment).clone() }),
-            Ok(None) => Err(Refusal::new(RefusalCode::ContentNotHeld, "this segment is not held any more")),
-            Err(error) => {
-                tracing::error!(%error, "cannot read a segment of chaining values");
-                Err(internal())
-            }
-        }
     }
 
     /// What is said of a chunk that was promised and cannot be sent. The others are still there: the next welcome names them.
@@ -398,8 +386,10 @@ impl Driver {
                 }
                 Ok(()) => come_back(),
             },
+            ChunkError::NoSegment => Refusal::new(RefusalCode::ContentNotHeld, error.to_string()),
+            ChunkError::Mending(_) => come_back(),
             ChunkError::Disk(reason) => {
-                tracing::error!(reason, "cannot read a chunk");
+                tracing::error!(reason, "cannot read a chunk or its chaining values");
                 seeder.notes.storage.set(reason.clone());
                 internal()
             }

@@ -3,18 +3,24 @@
 //! handful of chunks, and nobody who is admitted ever waits for memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use delivery::Content;
 use protocol::PeerId;
+use protocol::manifest::Segment;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Shares;
-use crate::chunks::{ChunkBytes, ChunkError, ChunkReader};
+use crate::chunks::{self, ChunkBytes, ChunkError, ChunkReader};
 use crate::context::Seeder;
 
 /// Bytes that a chunk is read by where there is no memory for more of it: few enough that hundreds of clients that take
 /// nothing hold little, and many enough that a part costs more than its errand.
 pub(super) const PART: u32 = 128 * 1024;
+
+/// Damaged chaining values that somebody makes good are looked at again after this. It takes seconds, and to wait for it in
+/// a read would hold a thread and a turn that the deliveries of all other contents need.
+pub(super) const MENDED_SOON: Duration = Duration::from_millis(100);
 
 /// Bytes of a chunk, when they are there.
 type Read = oneshot::Receiver<Result<ChunkBytes, ChunkError>>;
@@ -44,6 +50,34 @@ impl Reading {
         let length = self.content.manifest().chunk_len(index);
         let read = self.begin(length, move |chunks, content| chunks.read(content, index));
         Some(Ahead { read, _memory: memory })
+    }
+
+    /// Chaining values: from memory, or read on a thread of their own, as there may be much to read for damaged ones. `None`
+    /// where `over` says that they are of no use any more.
+    pub(super) async fn segment(
+        &self,
+        index: u32,
+        over: impl Fn() -> bool,
+    ) -> Option<Result<Arc<Segment>, ChunkError>> {
+        if let Some(segment) = self.content.segment_in_memory(index) {
+            return Some(Ok(segment));
+        }
+        while !over() {
+            let content = Arc::clone(&self.content);
+            let mut reading = tokio::task::spawn_blocking(move || chunks::segment(&content, index));
+            let read = loop {
+                match tokio::time::timeout(MENDED_SOON, &mut reading).await {
+                    Ok(read) => break read.unwrap_or_else(|error| Err(ChunkError::Disk(error.to_string()))),
+                    Err(_) if over() => return None,
+                    Err(_) => {}
+                }
+            };
+            if !matches!(read, Err(ChunkError::Mending(_))) {
+                return Some(read);
+            }
+            tokio::time::sleep(MENDED_SOON).await;
+        }
+        None
     }
 
     /// A chunk that is sent now.
@@ -99,6 +133,10 @@ impl Chunk<'_> {
             }
         };
         let read = read.unwrap_or_else(|error| Err(ChunkError::Disk(error.to_string())));
+        if matches!(read, Err(ChunkError::Mending(_))) {
+            // An answer comes once: what is asked for again is read by parts.
+            self.ahead = None;
+        }
         if let Ok(bytes) = &read {
             self.given = from.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }

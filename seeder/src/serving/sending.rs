@@ -14,7 +14,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use super::Shares;
-use super::reading::{Ahead, Chunk, Reading};
+use super::reading::{Ahead, Chunk, MENDED_SOON, Reading};
 use crate::chunks::ChunkError;
 use crate::context::{Sending, Upload};
 use crate::counts::Counts;
@@ -26,6 +26,8 @@ const STRIDE: usize = 256 * 1024;
 pub(super) enum Outgoing {
     /// A message.
     Message(SeederMessage),
+    /// Chaining values, which are read when it is their turn.
+    Segment(u32),
     /// A chunk.
     Chunk {
         /// Which one.
@@ -42,9 +44,9 @@ pub(super) struct Progress {
     pub(super) begun: AtomicU32,
     /// Chunks that went out whole.
     pub(super) sent: AtomicU32,
-    /// Set: chunks that are not begun are passed over.
+    /// Set: chunks that are not begun are passed over, and chaining values.
     pub(super) cut: AtomicBool,
-    /// Why a chunk could not be sent. Sending goes on without chunks, so that the client can be told.
+    /// Why a chunk or a segment could not be sent. Sending goes on without them, so that the client can be told.
     pub(super) failed: Mutex<Option<ChunkError>>,
     /// Woken when `failed` is set.
     pub(super) noticed: Notify,
@@ -129,14 +131,15 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
 ) -> Result<W, SendEnd> {
     while let Some(next) = queue.recv().await {
         match next {
-            Outgoing::Message(message) => {
-                // Small ones tell how things stand; these may be as long as a chunk.
-                if matches!(message, SeederMessage::Manifest(_) | SeederMessage::Segment { .. }) {
-                    way.upload.pass(codec::encode(&message).len()).await;
+            Outgoing::Message(message) => send_message(&mut writer, &message, way).await?,
+            Outgoing::Segment(index) => match way.reading.segment(index, || progress.is_cut()).await {
+                Some(Ok(segment)) => {
+                    let message = SeederMessage::Segment { index, segment: (*segment).clone() };
+                    send_message(&mut writer, &message, way).await?;
                 }
-                let write = node::write_message(&mut writer, &message);
-                in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await?;
-            }
+                Some(Err(error)) => progress.fail(error),
+                None => {}
+            },
             Outgoing::Chunk { index, ahead } => {
                 let _sending = Sending::begin(&way.upload.sending);
                 let chunk = way.reading.chunk(index, ahead);
@@ -150,6 +153,19 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
         }
     }
     Ok(writer)
+}
+
+async fn send_message<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    message: &SeederMessage,
+    way: &Way,
+) -> Result<(), SendEnd> {
+    // Small ones tell how things stand; these may be as long as a chunk.
+    if matches!(message, SeederMessage::Manifest(_) | SeederMessage::Segment { .. }) {
+        way.upload.pass(codec::encode(message).len()).await;
+    }
+    let write = node::write_message(writer, message);
+    in_time(way.limit, async { write.await.map_err(|error| own_fault(&error)) }).await
 }
 
 /// Sends a chunk as it comes from disk; false when it was not begun. The client has `limit` to take it; waiting for the disk
@@ -168,6 +184,10 @@ async fn send_chunk<W: AsyncWrite + Unpin>(
             // Cut while it was being read: what became of it does not matter any more.
             _ if !begun && progress.is_cut() => break,
             Ok(bytes) => bytes,
+            Err(ChunkError::Mending(_)) => {
+                tokio::time::sleep(MENDED_SOON).await;
+                continue;
+            }
             Err(error) if begun => return Err(SendEnd::CutShort(error)),
             Err(error) => {
                 progress.fail(error);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use protocol::deliver::{ClientMessage, SeederMessage};
 use protocol::trust::Revocations;
 use protocol::{ContentId, RefusalCode};
 
@@ -321,6 +322,35 @@ async fn a_damaged_list_of_chaining_values_costs_no_chunk() {
     assert_eq!(fs::read(&segments).unwrap(), sound);
     assert_eq!(seeder.status().unwrap()["damaged_chunks"], 0);
     holds(&world, &seeder, &goods, true).await;
+    stop(seeder).await;
+}
+
+/// All tasks of this test share one thread, as all of a seeder's do on a small machine.
+#[tokio::test]
+async fn chaining_values_that_the_disk_is_slow_with_hold_up_their_own_deliveries_only() {
+    let world = World::new(false).await;
+    let (slow, goods) = (world.publish(1, 2), world.publish(2, 2));
+    let seeder = world.seeder("a", &[&slow, &goods], |_| {}).await;
+    let segments = seeder.contents().get(&slow.digest()).unwrap().folder().join("segments");
+    stop(seeder).await;
+    // Whoever opens it waits until somebody writes to it.
+    fs::remove_file(&segments).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&segments).status().unwrap().success());
+    let seeder = world.start("a").await;
+    holds(&world, &seeder, &goods, true).await;
+    let (at, client) = (seeder.peer_addrs(), Client::new(10).await);
+    let (mut waits, _) = client.begin(&at, &world.ticket(&slow, client.peer(), at.peer)).await;
+    waits.say(ClientMessage::Meta { segment: Some(0) }).await;
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.say(ClientMessage::Meta { segment: Some(0) }).await;
+    let heard = talk.hear().await;
+    assert!(matches!(heard, Some(SeederMessage::Segment { index: 0, .. })), "{heard:?}");
+    talk.want(1..2).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(1));
+    // The disk answers that it cannot.
+    let write = move || drop(fs::OpenOptions::new().write(true).open(&segments).unwrap());
+    tokio::task::spawn_blocking(write).await.unwrap();
+    assert_eq!(waits.refusal().await.code, RefusalCode::Internal);
     stop(seeder).await;
 }
 
