@@ -154,6 +154,12 @@ pub(crate) async fn after_heartbeat(seeder: &Seeder) -> Result<(), StoreError> {
     if heartbeat.epoch > seeder.network.revoked().number() || heartbeat.key_set_version > version {
         seeder.wake.sync.notify_one();
     }
+    after_restore(seeder).await
+}
+
+/// A heartbeat says whether the manager came back from a backup since: then it is sent the receipts again.
+pub(crate) async fn after_restore(seeder: &Seeder) -> Result<(), StoreError> {
+    let Some(heartbeat) = seeder.network.heartbeat() else { return Ok(()) };
     if outbox::restored(seeder, heartbeat.restore).await? {
         tracing::warn!(restore = heartbeat.restore, "the manager came back from a backup: sending receipts again");
         seeder.wake.post.notify_one();

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::catching_up::{self, Teller};
 use crate::clock::{BackOff, jittered, now_ms};
 use crate::context::Seeder;
-use crate::gossip::after_heartbeat;
+use crate::gossip::after_restore;
 use crate::manager::AskError;
 use crate::network::TakeError;
 use crate::room::Room;
@@ -116,19 +116,17 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
     };
     loop {
         let wait = match contact.round().await {
-            Ok(()) => {
+            Ok(not_taken) => {
                 contact.back_off.reset();
-                contact.seeder.notes.manager.clear();
+                match not_taken {
+                    None => contact.seeder.notes.manager.clear(),
+                    Some(error) => contact.went_wrong(&error.into()),
+                }
                 Duration::from_millis(jittered(contact.seeder.config.report_ms))
             }
             Err(SyncError::Take(TakeError::Store(error))) => return Err(error),
             Err(error) => {
-                if contact.seeder.notes.manager.get().as_deref() != Some(&error.to_string()) {
-                    tracing::warn!(%error, "no contact with the manager");
-                }
-                contact.seeder.notes.manager.set(error.to_string());
-                // What gossip brought while it was away, or did not, is not known: it is asked when it is back.
-                contact.up_to_date = false;
+                contact.went_wrong(&error);
                 if matches!(error, SyncError::Ask(AskError::Unreachable(_))) && seeder.network.trust().is_some() {
                     tokio::select! {
                         () = token.cancelled() => return Ok(()),
@@ -167,12 +165,28 @@ struct Contact {
 }
 
 impl Contact {
-    async fn round(&mut self) -> Result<(), SyncError> {
+    fn went_wrong(&mut self, error: &SyncError) {
+        let (note, text) = (&self.seeder.notes.manager, error.to_string());
+        if note.get().as_deref() != Some(&text) {
+            tracing::warn!(%error, "no contact with the manager, or not all of its news can be taken");
+        }
+        note.set(text);
+        // What gossip brought meanwhile, or did not, is not known: it is asked in the next round.
+        self.up_to_date = false;
+    }
+
+    /// Gives what of the manager's news was not taken, since it is not good.
+    async fn round(&mut self) -> Result<Option<TakeError>, SyncError> {
         if self.seeder.network.trust().is_none() {
             Teller::Manager.key_set(&self.seeder).await?;
         }
         self.certificate().await?;
-        self.fresh().await?;
+        // What is not good is not taken, and is no reason to be away for the manager: it may be one that was put back and does
+        // not know so, and what is held here can be served all the same.
+        let not_taken = match self.fresh().await {
+            Err(SyncError::Take(error @ (TakeError::Refused(_) | TakeError::Fork(_)))) => Some(error),
+            done => done.map(|()| None)?,
+        };
         // A newer key set may have made it void.
         self.certificate().await?;
         match self.report().await {
@@ -186,7 +200,8 @@ impl Contact {
             }
             reported => reported?,
         }
-        self.statements().await
+        self.statements().await?;
+        Ok(not_taken)
     }
 
     /// New statements of account. Without them nothing else is worse off: a failure is only noted.
@@ -266,7 +281,9 @@ impl Contact {
         }
         if silent || !self.up_to_date || seeder.network.clock_is_due(now_ms()) {
             newest = Some(self.heartbeat().await?);
-            after_heartbeat(&seeder).await?;
+            // What it names is fetched below. To wake this for it would have a round that fails followed by the next without
+            // a pause.
+            after_restore(&seeder).await?;
         }
         let Some(heartbeat) = newest else { return Ok(()) };
         if seeder.network.trust().is_none_or(|trust| trust.key_set().version < heartbeat.key_set_version) {

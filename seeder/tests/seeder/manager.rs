@@ -33,6 +33,8 @@ pub(crate) struct Heard {
     pub(crate) releases: Vec<(Vec<Digest>, bool)>,
     /// Such questions that came, answered or not.
     pub(crate) asked_to_release: u32,
+    /// Questions for a heartbeat.
+    pub(crate) asked_for_heartbeats: u32,
     /// How far each outbox is taken: of each seeder's newest one.
     outboxes: HashMap<PeerId, (Nonce, u64, Digest)>,
     /// Batches sealed to a key that the manager lost.
@@ -196,7 +198,10 @@ impl Office {
         }
         let response = match request {
             MeshRequest::KeySet => MeshResponse::KeySet(self.key_set()),
-            MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.heartbeat()),
+            MeshRequest::Heartbeat => {
+                self.heard.lock().unwrap().asked_for_heartbeats += 1;
+                MeshResponse::Heartbeat(self.heartbeat())
+            }
             MeshRequest::Epochs { after } => {
                 let says = self.says.lock().unwrap();
                 let given = if says.keeps_epochs { 0 } else { MeshResponse::EPOCHS_PAGE };

@@ -111,6 +111,33 @@ async fn an_epoch_that_is_another_than_the_one_held_is_a_fork_however_old_it_is(
 }
 
 #[tokio::test]
+async fn news_that_cannot_be_taken_are_asked_for_with_pauses_and_reports_go_on() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 1);
+    let revoke = |n| {
+        let contents = vec![ContentId::from_bytes([n; 16])];
+        world.office.revoke(Revocations { contents, ..Revocations::default() });
+    };
+    (101..=102).for_each(revoke);
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    // The manager's disk went back, and nobody told it: others take the places of those that seeders hold.
+    world.office.says.lock().unwrap().epochs.clear();
+    (111..=113).for_each(revoke);
+    let peer = seeder.peer_id();
+    let counts = |heard: &crate::manager::Heard| (heard.asked_for_heartbeats, heard.counts[&peer]);
+    let before = counts(&world.office.heard.lock().unwrap());
+    world.manager.nudge(&seeder.peer_addrs()).await;
+    let after = |heard: &crate::manager::Heard| Some(counts(heard)).filter(|(_, reports)| *reports >= before.1 + 8);
+    let after = world.office.until("reports all the same", after).await;
+    let (asked, reports) = (after.0 - before.0, after.1 - before.1);
+    assert!((1..=reports + 1).contains(&asked), "{asked} questions with {reports} reports");
+    let status = seeder.status().unwrap();
+    assert_eq!((&status["revocation_epoch"], &status["serving"]), (&json!(2), &json!(true)), "{status}");
+    assert!(status["trouble"]["manager"].is_string(), "{status}");
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn what_the_manager_said_of_its_log_is_kept_and_a_log_that_goes_back_is_told() {
     let world = World::new(false).await;
     let head = |number, digest| Some(AuditHead { number, digest: Digest::from_bytes([digest; 32]) });
