@@ -171,7 +171,7 @@ pub struct SeederReport {
     /// in a report that follows.
     pub held: Vec<Digest>,
     /// Contents of which a part is missing or was found damaged, to be made whole again; at most
-    /// [`SeederReport::MAX_DAMAGED`].
+    /// [`SeederReport::MAX_DAMAGED`]. Said in the last part of a report: until then they may count as held.
     pub damaged: Vec<Digest>,
     /// True in the first part of a report: what was reported before is forgotten.
     pub first: bool,

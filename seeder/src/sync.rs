@@ -380,34 +380,27 @@ impl Contact {
         let Ok((held, damaged, Room { free, spare })) = made else {
             return Err(AskError::Unexpected("nobody: the report was not made").into());
         };
-        let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
-        // A part that is not full is the last.
-        if parts.last().is_none_or(|part| part.len() == SeederReport::MAX_HELD) {
-            parts.push(&[]);
-        }
-        let damaged = damaged?;
         let (deliveries, max_deliveries) = seeder.deliveries.load();
         let turned_away = seeder.deliveries.turned_away();
+        let report = SeederReport {
+            addrs: seeder.addresses(),
+            held: Vec::new(),
+            damaged: damaged?,
+            first: true,
+            capacity: seeder.config.capacity,
+            free,
+            spare,
+            leaving,
+            moving,
+            unwanted,
+            deliveries,
+            max_deliveries,
+            turned_away,
+            now: now_ms(),
+        };
         let mut placements = Vec::new();
-        for (index, part) in parts.into_iter().enumerate() {
-            let first = index == 0;
-            let report = SeederReport {
-                addrs: seeder.addresses(),
-                held: part.to_vec(),
-                // Once is enough.
-                damaged: if first { damaged.clone() } else { Vec::new() },
-                first,
-                capacity: seeder.config.capacity,
-                free,
-                spare,
-                leaving,
-                moving: if first { moving.clone() } else { Vec::new() },
-                unwanted: if first { unwanted.clone() } else { Vec::new() },
-                deliveries,
-                max_deliveries,
-                turned_away: if first { turned_away } else { 0 },
-                now: now_ms(),
-            };
+        for report in in_parts(&report, &held) {
+            let (first, report) = (report.first, SeederReport { now: now_ms(), ..report });
             let failed = match seeder.manager.ask(&MeshRequest::Report(report)).await {
                 Ok(MeshResponse::Placements(more)) => {
                     placements.extend(more);
@@ -437,5 +430,59 @@ impl Contact {
             }
         }
         Ok(())
+    }
+}
+
+/// A report of so many contents as may be held, in as many parts as that takes.
+fn in_parts(report: &SeederReport, held: &[Digest]) -> Vec<SeederReport> {
+    let mut parts: Vec<&[Digest]> = held.chunks(SeederReport::MAX_HELD).collect();
+    // A part that is not full is the last.
+    if parts.last().is_none_or(|part| part.len() == SeederReport::MAX_HELD) {
+        parts.push(&[]);
+    }
+    let last = parts.len().saturating_sub(1);
+    let part = |(index, part): (usize, &[Digest])| {
+        let mut report = SeederReport { held: part.to_vec(), first: index == 0, ..report.clone() };
+        // Once is enough.
+        if index > 0 {
+            report.moving.clear();
+            report.unwanted.clear();
+            report.turned_away = 0;
+        }
+        // Only the last part takes what no part names out of the manager's books, and it orders nothing that stands there.
+        if index < last {
+            report.damaged.clear();
+        }
+        report
+    };
+    parts.into_iter().enumerate().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_told_when_the_manager_knows_that_the_copy_is_held_no_more() {
+        let digest = |n: usize| Digest::of("a test's content", &[&n.to_le_bytes()]);
+        let whole = SeederReport {
+            damaged: vec![digest(9999)],
+            moving: vec![digest(1)],
+            unwanted: vec![digest(2)],
+            turned_away: 3,
+            ..SeederReport::default()
+        };
+        for (count, parts) in [(0, 1), (1, 1), (1023, 1), (1024, 2), (2047, 2), (2048, 3)] {
+            let held: Vec<Digest> = (0..count).map(digest).collect();
+            let told = in_parts(&whole, &held);
+            assert_eq!((told.len(), told.iter().flat_map(|part| &part.held).count()), (parts, count));
+            for (index, part) in told.iter().enumerate() {
+                let (first, last) = (index == 0, index + 1 == parts);
+                assert_eq!(part.held.len() < SeederReport::MAX_HELD, last);
+                let counts = [part.moving.len(), part.unwanted.len(), part.turned_away as usize];
+                assert_eq!((part.first, counts), (first, if first { [1, 1, 3] } else { [0, 0, 0] }));
+                assert_eq!(part.damaged.len(), usize::from(last));
+            }
+        }
     }
 }
