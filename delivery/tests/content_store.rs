@@ -398,6 +398,22 @@ fn verification_forgets_damaged_chunks_and_they_can_be_fetched_again() {
 }
 
 #[test]
+fn a_damaged_chunk_is_not_held_even_where_that_cannot_be_noted() {
+    let (_folder, store, product) = setup(3);
+    let content = product.publish(&store);
+    // In the place of the file that the note is to be written to.
+    let in_the_way = content.folder().join("have.new");
+    fs::create_dir(&in_the_way).unwrap();
+    content.forget(&set(1..2)).unwrap_err();
+    assert_eq!((content.have(), content.is_complete()), (set(0..3).difference(&set(1..2)), false));
+    assert!(matches!(content.read_verified(1, &mut Vec::new(), unix_ms()), Err(ReadVerifiedError::Read(_))));
+    fs::remove_dir(&in_the_way).unwrap();
+    content.write_verified_chunk(1, &mut product.chunk(1).to_vec()).unwrap();
+    content.finish().unwrap();
+    product.assert_equals(&reopened(store).get(&product.digest).unwrap());
+}
+
+#[test]
 fn too_little_space_is_found_before_anything_is_written() {
     let (_folder, store, product) = setup(1);
     let mut manifest = product.manifest.clone();

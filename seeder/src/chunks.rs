@@ -153,14 +153,12 @@ impl ChunkReader {
     fn damaged(&self, content: &Content, chunk: u32) -> ChunkError {
         self.counts.damaged.inc();
         tracing::error!(content = %content.digest(), chunk, "chunk is damaged on disk: not served, fetched again");
-        match content.forget(&ChunkSet::from_range(chunk..chunk.saturating_add(1))) {
-            Ok(()) => {
-                // Damage seldom comes alone.
-                self.suspects.add(content.digest());
-                ChunkError::Damaged(chunk)
-            }
-            Err(error) => ChunkError::Disk(error.to_string()),
+        if let Err(error) = content.forget(&ChunkSet::from_range(chunk..chunk.saturating_add(1))) {
+            tracing::error!(content = %content.digest(), chunk, %error, "that a chunk is damaged cannot be noted");
         }
+        // Damage seldom comes alone.
+        self.suspects.add(content.digest());
+        ChunkError::Damaged(chunk)
     }
 
     fn buffer(&self) -> Vec<u8> {

@@ -49,7 +49,7 @@ pub struct Content {
 #[derive(Debug)]
 struct Held {
     chunks: ChunkSet,
-    // What the disk's note says; equal to `chunks` when there is nothing to sync.
+    // What the disk's note says, but for what it could not be taken out of; equal to `chunks` when there is nothing to sync.
     noted: ChunkSet,
     complete: bool,
 }
@@ -465,21 +465,24 @@ impl Content {
         Ok(!sound)
     }
 
-    /// Takes chunks that turned out damaged out of the note, first on disk and then in memory.
+    /// Takes chunks that turned out damaged out of what is held, and out of the note. In memory first: a disk that takes no
+    /// note any more must not have them promised, and asked for, again and again.
     ///
     /// # Errors
-    /// [`FileError`] when that cannot be noted on disk; they count as held then.
+    /// [`FileError`] when that cannot be noted on disk. They are not held all the same; whoever opens the content next may
+    /// find them in the note, and damaged.
     pub fn forget(&self, damaged: &ChunkSet) -> Result<(), FileError> {
         let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let noted = self.held().noted.difference(damaged);
+        let noted = {
+            let mut held = self.held();
+            held.chunks = held.chunks.difference(damaged);
+            held.noted = held.noted.difference(damaged);
+            held.complete = false;
+            held.noted.clone()
+        };
         have::save(&self.folder.join(HAVE), self.manifest.chunks(), &noted)?;
         disk::remove(&self.folder.join(COMPLETE))?;
-        disk::sync_folder(&self.folder)?;
-        let mut held = self.held();
-        held.chunks = held.chunks.difference(damaged);
-        held.noted = noted;
-        held.complete = false;
-        Ok(())
+        disk::sync_folder(&self.folder)
     }
 
     // A thread that panicked while it held this lock was between two plain assignments.

@@ -147,6 +147,30 @@ async fn a_chunk_damaged_after_it_was_sent_is_not_sent_again_and_the_rest_is_loo
 }
 
 #[tokio::test]
+async fn damage_that_the_disk_takes_no_note_of_is_not_promised_again() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 3);
+    let client = Client::new(10).await;
+    let hurt = world.seeder("a", &[&goods], |_| {}).await;
+    let at = hurt.peer_addrs();
+    let content = hurt.contents().get(&goods.digest()).unwrap();
+    // In the place of the file that the note is to be written to.
+    fs::create_dir(content.folder().join("have.new")).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(content.folder().join("content")).unwrap();
+    file.write_all_at(&[goods.chunk(1)[7] ^ 1], CHUNK as u64 + 7).unwrap();
+    let (mut talk, _) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    talk.want(1..2).await;
+    let refusal = talk.refusal().await;
+    assert!(refusal.code == RefusalCode::ContentNotHeld && refusal.retry_after_ms > 0, "{refusal:?}");
+    holds(&world, &hurt, &goods, false).await;
+    let (mut talk, welcome) = client.begin(&at, &world.ticket(&goods, client.peer(), at.peer)).await;
+    assert!(!welcome.held.contains(1) && welcome.held.len() == 2, "{welcome:?}");
+    talk.want(2..3).await;
+    assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(2));
+    stop(hurt).await;
+}
+
+#[tokio::test]
 async fn a_scrub_looks_at_the_disk_and_not_at_files_that_are_open_and_gone() {
     let world = World::new(false).await;
     let goods = world.publish(1, 300);
