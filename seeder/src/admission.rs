@@ -7,7 +7,8 @@ use delivery::Content;
 use protocol::deliver::{Credential, Grant};
 use protocol::receipt::DeliveryId;
 use protocol::replication::ReplicationOrder;
-use protocol::ticket::Admission;
+use protocol::serving::ServeAccount;
+use protocol::ticket::{self, Admission};
 use protocol::trust::{KeyPurpose, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 
@@ -134,11 +135,27 @@ fn continuation(seeder: &Seeder, peer: PeerId, credential: &Credential, now: u64
         return Ok(0);
     }
     let delivery = DeliveryId { transaction: data.transaction, delivery: lease.delivery };
-    let account = accounts::load(&seeder.db, &account_key(delivery, &peer)).map_err(|error| {
+    let account = account(seeder, delivery, &peer)?;
+    Ok(if account.ack.is_some() { seeder.config.continuation_ms } else { 0 })
+}
+
+fn account(seeder: &Seeder, delivery: DeliveryId, client: &PeerId) -> Result<ServeAccount, Refusal> {
+    accounts::load(&seeder.db, &account_key(delivery, client)).map_err(|error| {
         tracing::error!(%error, "cannot look up a delivery");
         Refusal::new(RefusalCode::Internal, "this seeder's database failed")
-    })?;
-    Ok(if account.ack.is_some() { seeder.config.continuation_ms } else { 0 })
+    })
+}
+
+/// A seeder that leaves takes no new delivery. One that it began goes on over another stream: the client may have verified
+/// what it has not acknowledged yet, which this seeder is paid by. Reads the disk.
+///
+/// # Errors
+/// `shutting-down`.
+pub(crate) fn check_leaving(seeder: &Seeder, grant: &Grant) -> Result<(), Refusal> {
+    match seeder.drain.refusal() {
+        Some(refusal) if account(seeder, grant.delivery, &grant.client)?.noted == 0 => Err(refusal),
+        _ => Ok(()),
+    }
 }
 
 /// `allowance-spent` when nothing more may be sent.

@@ -200,12 +200,6 @@ async fn hear(seeder: &Arc<Seeder>, stream: &mut Stream) -> Result<Option<(Crede
 /// Checks what a client has shown.
 async fn check(seeder: &Arc<Seeder>, peer: PeerId, credential: Credential) -> Result<Shown, Refused> {
     let _turn = seeder.deliveries.turn_to_check()?;
-    // Copies are handed over to other seeders to the end.
-    if matches!(credential, Credential::Ticket(_))
-        && let Some(refusal) = seeder.drain.refusal()
-    {
-        return Err(refusal.into());
-    }
     let transaction = admission::claimed(&credential);
     if let Some(id) = transaction {
         tracing::info!(step = 9, transaction = %id, %peer, kind = credential.kind(), "transaction data from client");
@@ -213,8 +207,15 @@ async fn check(seeder: &Arc<Seeder>, peer: PeerId, credential: Credential) -> Re
     let named = |refusal| Refused { refusal, transaction };
 
     let checking = Arc::clone(seeder);
-    let checked = blocking(move || admission::admit(&checking, peer, &credential, now_ms())).await.map_err(named)?;
-    let (grant, warrant, content) = checked.map_err(named)?;
+    let checked = blocking(move || {
+        let admitted = admission::admit(&checking, peer, &credential, now_ms())?;
+        // Copies are handed over to other seeders to the end.
+        if matches!(credential, Credential::Ticket(_)) {
+            admission::check_leaving(&checking, &admitted.0)?;
+        }
+        Ok(admitted)
+    });
+    let (grant, warrant, content) = checked.await.map_err(named)?.map_err(named)?;
     let id = grant.delivery.transaction;
     tracing::info!(step = 10, transaction = %id, %peer, manifest = %grant.manifest, "product determined");
     Ok(Shown { transaction, grant, warrant, content })

@@ -322,8 +322,11 @@ async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes
     for chunk in 0..2 {
         assert_eq!(talk.chunk().await.unwrap().1, goods.chunk(chunk));
     }
+    // Over another stream, too, where the first one breaks: what came is still to be acknowledged.
+    let (mut again, _) = one.begin(&at, &ticket).await;
+    assert_eq!(talk.refusal().await.code, RefusalCode::Superseded);
     let ack = one.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..2));
-    talk.say(ClientMessage::Finish { ack: Some(ack.clone()), completion: None }).await;
+    again.say(ClientMessage::Finish { ack: Some(ack.clone()), completion: None }).await;
     let ended = draining.await.unwrap().unwrap();
     assert_eq!((&ended["drain"], &ended["complete"]), (&json!("drained"), &json!(true)), "{ended}");
     let receipts = world.office.heard.lock().unwrap().receipts.iter().filter(|receipt| receipt.ack == ack).count();
