@@ -18,10 +18,10 @@ use protocol::serving::{ServeAccount, ServeAction, ServeMachine};
 use protocol::{PeerId, Refusal, RefusalCode};
 use store::{Step, StoreError};
 use tokio::io::{AsyncRead, AsyncWriteExt, WriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::places::{Place, Turn, read_ahead, superseded_by_newer};
+use super::places::{Seat, Turn, read_ahead, superseded_by_newer};
 use super::reading::Reading;
 use super::sending::{Line, Outgoing, Progress, SendEnd, Way, send};
 use super::{LAST_WORD, bad_frame, internal, linger, note_refusal, shutting_down};
@@ -50,8 +50,7 @@ pub(super) struct Parts {
     pub(super) key: AccountKey,
     pub(super) machine: ServeMachine,
     pub(super) turn: Turn,
-    pub(super) place: Place,
-    pub(super) memory: OwnedSemaphorePermit,
+    pub(super) seat: Seat,
 }
 
 /// One delivery stream.
@@ -106,9 +105,9 @@ impl Driver {
         progress.cut.store(true, Ordering::Release);
         let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
         self.close(unsent).await;
-        let Driver { parts: Parts { seeder, peer, grant, turn, place, memory, .. }, .. } = self;
+        let Driver { parts: Parts { seeder, peer, grant, turn, seat, .. }, .. } = self;
         // The newer stream need not wait for the last words of this one.
-        drop(turn);
+        let seat = turn.end(seat);
 
         let transaction = grant.delivery.transaction;
         let gone = matches!(end, End::Gone);
@@ -141,7 +140,7 @@ impl Driver {
         };
         // A client that does not take the last word goes without it.
         let _ = tokio::time::timeout(LAST_WORD, farewell).await;
-        drop((place, memory));
+        drop(seat);
         tracing::debug!(%peer, transaction = %transaction, "delivery stream ended");
     }
 

@@ -158,11 +158,11 @@ async fn admit(
     let peer = stream.peer();
     let Shown { transaction, grant, warrant, content } = Box::pin(check(seeder, peer, credential)).await?;
     let named = |refusal| Refused { refusal, transaction };
-    let place = seeder.deliveries.place(peer).map_err(named)?;
     let key = account_key(grant.delivery, &grant.client);
-    let memory = places::held_for(content.manifest().chunk_size, stream.info().transport);
-    let memory = seeder.deliveries.memory(memory).map_err(named)?;
+    // Before a place is looked for: a client that was cut off need not wait until its own dead stream is noticed.
     let turn = seeder.deliveries.take_over(key, &seeder.supervisor.token()).await.map_err(named)?;
+    let memory = places::held_for(content.manifest().chunk_size, stream.info().transport);
+    let seat = seeder.deliveries.seat(peer, memory, turn.older_seat()).map_err(named)?;
     let db = seeder.db.clone();
     let account = blocking(move || accounts::load(&db, &key)).await.map_err(named)?.map_err(|error| {
         tracing::error!(%error, "cannot look up a delivery");
@@ -179,8 +179,7 @@ async fn admit(
         key,
         machine,
         turn,
-        place,
-        memory,
+        seat,
     })))
 }
 

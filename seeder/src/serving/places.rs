@@ -61,11 +61,19 @@ pub(crate) struct Place {
     _place: OwnedSemaphorePermit,
 }
 
+/// What a stream that is served takes of the bounds, given back when dropped.
+pub(crate) struct Seat {
+    place: Place,
+    memory: OwnedSemaphorePermit,
+}
+
 struct Turns {
     // Held by the stream that the delivery's account belongs to.
     owner: Arc<tokio::sync::Mutex<()>>,
     // Cancelled when a newer stream of the delivery came.
     newest: Mutex<CancellationToken>,
+    // What the older stream left to the newer one.
+    seat: Mutex<Option<Seat>>,
 }
 
 /// The right to a delivery's account, for as long as no newer stream asks for it.
@@ -101,19 +109,19 @@ impl Deliveries {
         }
     }
 
-    /// Is there a place for a further stream of `peer`, as it looks now?
+    /// Is it of use that a further stream of `peer` shows its ticket, as it looks now?
     ///
     /// # Errors
     /// As of [`Deliveries::place`].
     pub(crate) fn check(&self, peer: PeerId) -> Result<(), Refusal> {
+        // Perhaps it goes on with a delivery of which the older stream is dead, and takes over that one's place.
+        if lock(&self.peers).contains_key(&peer) {
+            return Ok(());
+        }
         if self.places.available_permits() == 0 {
             return Err(self.full(ALL_TAKEN));
         }
-        self.feeds_another()?;
-        match lock(&self.peers).get(&peer) {
-            Some(count) if *count >= self.per_peer => Err(overloaded(PEERS_TAKEN)),
-            _ => Ok(()),
-        }
+        self.feeds_another()
     }
 
     /// For what a client has shown to be checked.
@@ -182,6 +190,20 @@ impl Deliveries {
         Ok(Place { peer, peers: Arc::clone(&self.peers), _place: place })
     }
 
+    /// A place for a stream of `peer`, and so many bytes of memory. It sits where an older stream of its delivery sat, if
+    /// there was one.
+    ///
+    /// # Errors
+    /// As of [`Deliveries::place`] and [`Deliveries::memory`].
+    pub(crate) fn seat(&self, peer: PeerId, bytes: u32, older: Option<Seat>) -> Result<Seat, Refusal> {
+        let Some(Seat { place, memory }) = older else {
+            return Ok(Seat { place: self.place(peer)?, memory: self.memory(bytes)? });
+        };
+        // Over another transport it may need more, where there is more.
+        let own = Arc::clone(&self.memory).try_acquire_many_owned(units(bytes));
+        Ok(Seat { place, memory: own.unwrap_or(memory) })
+    }
+
     /// Memory for what one stream holds, see [`held_for`].
     ///
     /// # Errors
@@ -206,7 +228,8 @@ impl Deliveries {
         let turns = {
             let mut all = lock(&self.turns);
             let turns = Arc::clone(all.entry(key).or_insert_with(|| {
-                Arc::new(Turns { owner: Arc::default(), newest: Mutex::new(CancellationToken::new()) })
+                let newest = Mutex::new(CancellationToken::new());
+                Arc::new(Turns { owner: Arc::default(), newest, seat: Mutex::default() })
             }));
             let older = std::mem::replace(&mut *lock(&turns.newest), superseded.clone());
             older.cancel();
@@ -250,6 +273,24 @@ pub(super) fn read_ahead(chunk_size: u32) -> usize {
 
 pub(super) fn superseded_by_newer() -> Refusal {
     Refusal::new(RefusalCode::Superseded, "a newer stream of this delivery took over")
+}
+
+impl Turn {
+    /// What the older stream left.
+    pub(crate) fn older_seat(&self) -> Option<Seat> {
+        lock(&self.turns.as_ref()?.seat).take()
+    }
+
+    /// The end of it. Its seat stays with the stream for its last words, unless a newer one came: that sits there from now on.
+    pub(crate) fn end(self, seat: Seat) -> Option<Seat> {
+        match &self.turns {
+            Some(turns) if self.superseded.is_cancelled() => {
+                *lock(&turns.seat) = Some(seat);
+                None
+            }
+            _ => Some(seat),
+        }
+    }
 }
 
 impl Drop for Place {
@@ -366,6 +407,40 @@ mod tests {
         assert!(!third.superseded.is_cancelled());
         drop(third);
         assert!(lock(&deliveries.turns).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_newer_stream_has_the_seat_of_the_older_one_also_where_all_are_taken() {
+        let chunk = 64 * 1024;
+        let deliveries = deliveries(|config| (config.max_deliveries, config.serve_memory) = (1, u64::from(chunk)));
+        let (key, stop, a, b) =
+            ([1; 52], CancellationToken::new(), PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
+        let older = deliveries.take_over(key, &stop).await.unwrap();
+        let seat = deliveries.seat(a, chunk, older.older_seat()).unwrap();
+        assert!(deliveries.check(a).is_ok() && deliveries.check(b).is_err());
+        let mut newer = Box::pin(deliveries.take_over(key, &stop));
+        assert!(futures::poll!(&mut newer).is_pending());
+        assert!(older.end(seat).is_none(), "its last words need none");
+        let newer = newer.await.unwrap();
+        assert!(deliveries.place(b).is_err(), "nobody comes in between");
+        let seat = deliveries.seat(a, chunk, newer.older_seat()).unwrap();
+        assert_eq!((deliveries.load(), deliveries.turned_away()), ((1, 1), 2));
+        // Another delivery of this peer has none to take over.
+        assert!(deliveries.check(a).is_ok() && deliveries.seat(a, chunk, None).is_err());
+        let seat = newer.end(seat);
+        assert!(seat.is_some() && deliveries.seat(b, chunk, None).is_err());
+        drop(seat);
+        deliveries.seat(b, chunk, None).unwrap();
+        assert!(lock(&deliveries.turns).is_empty());
+
+        // What nobody takes over after all is free again.
+        let older = deliveries.take_over(key, &stop).await.unwrap();
+        let seat = deliveries.seat(a, chunk, older.older_seat()).unwrap();
+        let mut newer = Box::pin(deliveries.take_over(key, &stop));
+        assert!(futures::poll!(&mut newer).is_pending());
+        older.end(seat);
+        drop(newer);
+        assert_eq!(deliveries.load(), (0, 1));
     }
 
     #[test]

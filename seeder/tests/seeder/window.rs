@@ -202,6 +202,29 @@ async fn a_newer_stream_takes_over_and_the_older_one_is_told() {
 }
 
 #[tokio::test]
+async fn a_client_that_was_cut_off_is_not_kept_out_by_its_own_dead_stream() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 8);
+    let (client, other) = (Client::new(10).await, Client::new(11).await);
+    let seeder = world.seeder("a", &[&goods], |config| config.max_deliveries = 1).await;
+    let at = seeder.peer_addrs();
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut dead, _) = client.begin(&at, &ticket).await;
+    dead.want(0..1).await;
+    dead.chunk().await.unwrap();
+    assert_eq!(other.open(&at).await.refusal().await.code, RefusalCode::Overloaded);
+    let (mut newer, welcome) = client.begin(&at, &ticket).await;
+    assert_eq!(welcome.outstanding, 1);
+    assert_eq!(other.open(&at).await.refusal().await.code, RefusalCode::Overloaded, "the place is taken over");
+    newer.want(1..2).await;
+    assert_eq!(newer.chunk().await.unwrap().0, 1);
+    // Another delivery of the same client has no stream to take over from.
+    let another = world.ticket(&goods, client.peer(), at.peer);
+    assert_eq!(client.show(&at, &another).await.refusal().await.code, RefusalCode::Overloaded);
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_full_window_and_a_silent_client_are_let_go_by_name() {
     let world = World::new(false).await;
     let goods = world.publish(1, 8);
