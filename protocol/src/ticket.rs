@@ -339,7 +339,7 @@ impl Ticket {
         if admission.revoked.has_moved_on(&data.transaction, lease.generation) {
             return Err(Refusal::new(RefusalCode::Revoked, MOVED_ON));
         }
-        check_staleness(lease.staleness, admission)?;
+        check_staleness(lease.staleness, admission.informed, trust, now)?;
         let listed = lease.sources.contains(&admission.seeder);
         Ok(Admitted { data, lease, listed })
     }
@@ -349,14 +349,18 @@ fn bad_endorsement(why: &str) -> Refusal {
     Refusal::new(RefusalCode::BadEndorsement, format!("merchant's endorsement: {why}"))
 }
 
-fn check_staleness(staleness: u64, admission: &Admission<'_>) -> Result<(), Refusal> {
+/// May a seeder serve by a lease with this [`Lease::staleness`] that knows all revocations until `informed`, as in
+/// [`Admission`]? Asked again while the delivery runs.
+///
+/// # Errors
+/// `stale-revocations`.
+pub fn check_staleness(staleness: u64, informed: Option<u64>, trust: &Trust, now: u64) -> Result<(), Refusal> {
     if staleness == 0 {
         return Ok(());
     }
-    let heard = admission.informed.unwrap_or(0);
-    if admission.now.saturating_sub(heard) > staleness.saturating_add(admission.trust.grace_ms()) {
+    if now.saturating_sub(informed.unwrap_or(0)) > staleness.saturating_add(trust.grace_ms()) {
         let detail = "this seeder has not heard from the manager for longer than the product allows";
-        return Err(Refusal::new(RefusalCode::StaleRevocations, detail).retry_after(60_000).at(admission.now));
+        return Err(Refusal::new(RefusalCode::StaleRevocations, detail).retry_after(60_000).at(now));
     }
     Ok(())
 }

@@ -24,21 +24,25 @@ pub(crate) fn claimed(credential: &Credential) -> Option<TransactionId> {
     }
 }
 
-/// Who signed a lease or order, and when: its key may be given up while the delivery runs.
+/// Who signed a lease or order, and when, and how old this seeder's news may be for it: its key may be given up while the
+/// delivery runs, and this seeder may be cut off from those who would say so.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Warrant {
     signer: PeerId,
     /// Unix milliseconds.
     issued_at: u64,
+    /// As in the lease.
+    staleness: u64,
 }
 
 impl Warrant {
-    /// Does the network still stand by the key?
+    /// Does the network still stand by the key, as far as is known here, and is enough known?
     ///
     /// # Errors
-    /// `key-retired`, `unknown-key`.
-    pub(crate) fn still_good(&self, trust: &Trust, now: u64) -> Result<(), Refusal> {
-        trust.still_good(&self.signer, KeyPurpose::Ticket, self.issued_at, now)
+    /// `key-retired`, `unknown-key`, `stale-revocations`.
+    pub(crate) fn still_good(&self, trust: &Trust, informed: Option<u64>, now: u64) -> Result<(), Refusal> {
+        trust.still_good(&self.signer, KeyPurpose::Ticket, self.issued_at, now)?;
+        ticket::check_staleness(self.staleness, informed, trust, now)
     }
 }
 
@@ -65,7 +69,7 @@ pub(crate) fn admit(
         continuation_ms: continuation(seeder, peer, credential, now)?,
         now,
     };
-    let (grant, issued_at) = match credential {
+    let (grant, warrant) = match credential {
         Credential::Ticket(ticket) => {
             let admitted = ticket.check(&admission)?;
             let (data, lease) = (admitted.data, admitted.lease);
@@ -79,10 +83,11 @@ pub(crate) fn admit(
                 rate: lease.rate,
                 until: lease.end,
             };
-            (grant, lease.issued_at)
+            let (signer, staleness) = (ticket.lease.signer(), lease.staleness);
+            (grant, Warrant { signer, issued_at: lease.issued_at, staleness })
         }
-        Credential::Order(order) => {
-            let order = ReplicationOrder::check(order, &admission)?;
+        Credential::Order(signed) => {
+            let order = ReplicationOrder::check(signed, &admission)?;
             let grant = Grant {
                 delivery: DeliveryId { transaction: order.order, delivery: ReplicationOrder::DELIVERY },
                 generation: 0,
@@ -94,12 +99,8 @@ pub(crate) fn admit(
                 rate: order.rate,
                 until: order.until,
             };
-            (grant, order.issued_at)
+            (grant, Warrant { signer: signed.signer(), issued_at: order.issued_at, staleness: 0 })
         }
-    };
-    let signer = match credential {
-        Credential::Ticket(ticket) => ticket.lease.signer(),
-        Credential::Order(order) => order.signer(),
     };
     if revoked.has_peer(&peer) {
         return Err(Refusal::new(RefusalCode::Revoked, "this client was revoked"));
@@ -124,7 +125,7 @@ pub(crate) fn admit(
         return Err(not_held());
     }
     seeder.served.note(grant.manifest, now);
-    Ok((grant, Warrant { signer, issued_at }, content))
+    Ok((grant, warrant, content))
 }
 
 /// For how long past its lease a ticket is good here: a delivery that the client has acknowledged part of goes on.

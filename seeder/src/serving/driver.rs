@@ -288,11 +288,11 @@ impl Driver {
     }
 
     /// A revocation cuts a running delivery: of the key that signed the lease or the manifest, the transaction, the
-    /// content, the client or this seeder.
+    /// content, the client or this seeder. So does that none can be heard of for longer than the product allows.
     fn still_allowed(&self) -> Result<(), Refusal> {
         let Parts { seeder, grant, warrant, content, .. } = &self.parts;
         if let Some(trust) = seeder.network.trust() {
-            warrant.still_good(&trust, now_ms())?;
+            warrant.still_good(&trust, seeder.network.informed(), now_ms())?;
             // A void manifest is shown all the same: a client that knows the new keys sees by it that no other lease helps.
             if self.wanted {
                 content.still_good(&trust, now_ms())?;

@@ -162,6 +162,45 @@ async fn a_ticket_that_asks_for_fresh_news_is_refused_by_a_seeder_that_has_none(
 }
 
 #[tokio::test]
+async fn a_delivery_ends_that_runs_when_no_news_come_for_longer_than_its_product_allows() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let config = |config: &mut seeder::Config| (config.clock_grace_ms, config.idle_ms) = (0, 2500);
+    let seeder = world.seeder("a", &[&goods], config).await;
+    let at = seeder.peer_addrs();
+    let mut terms = world.terms(&goods, client.peer(), at.peer);
+    terms.staleness = 2000;
+    let ticket = world.make(terms);
+    // Admitted right after a heartbeat, which a nudge brings.
+    let mut talk = eventually("an admission", || async {
+        world.manager.nudge(&at).await;
+        let mut talk = client.show(&at, &ticket).await;
+        match talk.hear().await {
+            Some(SeederMessage::Welcome { .. }) => Some(talk),
+            Some(SeederMessage::Refusal(refusal)) => {
+                assert_eq!(refusal.code, RefusalCode::StaleRevocations, "{refusal}");
+                None
+            }
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    world.office.says.lock().unwrap().refuses = true;
+    // The next event of the stream is that its client is silent for longer than that.
+    talk.want(0..1).await;
+    let ended = loop {
+        match talk.chunk().await {
+            Ok((chunk, _)) => assert_eq!(chunk, 0),
+            Err(other) => break other,
+        }
+    };
+    let SeederMessage::Refusal(refusal) = ended else { panic!("{ended:?}") };
+    assert_eq!(refusal.code, RefusalCode::StaleRevocations, "{refusal}");
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_sign_of_life_is_no_news_of_revocations_that_did_not_come() {
     let world = World::new(false).await;
     let goods = world.publish(1, 1);
