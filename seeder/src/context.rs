@@ -159,12 +159,12 @@ impl Wake {
     }
 }
 
-/// When each content was last asked for, for the choice of what goes first: an entry for each content held.
+/// When each content was last asked for since the start, for the choice of what goes first: an entry for each content held.
 #[derive(Debug, Default)]
 pub(crate) struct Served(Mutex<HashMap<Digest, u64>>);
 
 impl Served {
-    /// Unix milliseconds; 0 for not since the start.
+    /// Unix milliseconds; 0 for not since the start: then its accounts tell.
     pub(crate) fn last(&self, content: &Digest) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(content).copied().unwrap_or(0)
     }

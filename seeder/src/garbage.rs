@@ -1,7 +1,7 @@
 //! What goes when the disk fills up: content that nobody is being served, that no live lease is for, and that the manager
 //! says has enough other copies. Nothing else ever goes, and where that is not enough the operator is told so.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -236,7 +236,7 @@ fn look(seeder: &Seeder, ordered: u64) -> Result<Looked, StoreError> {
     if left.is_none() {
         return Ok(Looked::default());
     }
-    let wanted = wanted(seeder, now_ms())?;
+    let Asked { wanted, served } = asked(seeder, now_ms())?;
     let mut found: Vec<(u64, Candidate)> = seeder
         .contents
         .unused()
@@ -244,7 +244,8 @@ fn look(seeder: &Seeder, ordered: u64) -> Result<Looked, StoreError> {
         .filter(|content| !wanted.contains(&content.digest()))
         .map(|content| {
             let (digest, bytes, whole) = (content.digest(), content.manifest().length, content.is_complete());
-            (seeder.served.last(&digest), Candidate { digest, bytes, whole })
+            let earlier = served.get(&digest).copied().unwrap_or(0);
+            (seeder.served.last(&digest).max(earlier), Candidate { digest, bytes, whole })
         })
         .collect();
     found.sort_by_key(|(served, _)| *served);
@@ -252,24 +253,38 @@ fn look(seeder: &Seeder, ordered: u64) -> Result<Looked, StoreError> {
     Ok(Looked { left, overfull: !usage.overfull(config).is_none(), candidates })
 }
 
-/// Contents that are being made, or that somebody has a live lease for who was here before.
-fn wanted(seeder: &Seeder, now: u64) -> Result<HashSet<Digest>, StoreError> {
-    let mut wanted = HashSet::new();
+/// What is known of who asks for contents.
+#[derive(Default)]
+struct Asked {
+    /// Those that are being made, or that somebody has a live lease for who was here before.
+    wanted: HashSet<Digest>,
+    /// When each was last served by its accounts, unix milliseconds: also before the start.
+    served: HashMap<Digest, u64>,
+}
+
+fn asked(seeder: &Seeder, now: u64) -> Result<Asked, StoreError> {
+    let mut asked = Asked::default();
     seeder.db.read(|txn| {
         PLACEMENTS.scan::<StoreError>(txn, .., |manifest, _| {
-            wanted.insert(manifest);
+            asked.wanted.insert(manifest);
             Ok(ControlFlow::Continue(()))
         })?;
         ACCOUNTS.scan::<StoreError>(txn, .., |_, record| {
             // An account is kept for so long after its lease, and a delivery may go on for a while after it, too.
             let until = record.keep_until.saturating_sub(seeder.config.account_keep_ms);
             if record.account.completion.is_none() && until.saturating_add(seeder.config.continuation_ms) >= now {
-                wanted.insert(record.manifest);
+                asked.wanted.insert(record.manifest);
+            }
+            let at = record.account.last_at.max(record.account.first_at);
+            // A time that is still to come was noted by a clock that was ahead.
+            if at <= now {
+                let newest = asked.served.entry(record.manifest).or_default();
+                *newest = at.max(*newest);
             }
             Ok(ControlFlow::Continue(()))
         })
     })?;
-    Ok(wanted)
+    Ok(asked)
 }
 
 /// Asks the manager which of these may go, and what the rest waits for; with `hand_over` it has copies of the rest made

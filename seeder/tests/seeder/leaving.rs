@@ -9,7 +9,7 @@ use protocol::{ChunkSet, RefusalCode};
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::world::{CHUNK, Goods, World, eventually, stop};
+use crate::world::{CHUNK, Goods, World, eventually, now, stop};
 
 fn lets_go(world: &World, goods: &[&Goods]) {
     world.office.says.lock().unwrap().lets_go.extend(goods.iter().map(|goods| goods.digest()));
@@ -87,6 +87,45 @@ async fn above_the_high_water_mark_only_what_nobody_needs_goes_and_the_longest_u
     eventually("no trouble", || async { seeder.status().unwrap()["trouble"]["quota"].is_null().then_some(()) }).await;
     assert!(holds(last_copy));
     assert_eq!(seeder.status().unwrap()["quota"]["used_inodes"], 3 * 6);
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn the_longest_unserved_goes_first_after_a_restart_too() {
+    let world = World::new(false).await;
+    let mut goods: Vec<Goods> = (1..=4).map(|seed| world.publish(seed, 2)).collect();
+    // Served in the other order than that of their names.
+    goods.sort_by_key(|goods| std::cmp::Reverse(goods.digest()));
+    let all: Vec<&Goods> = goods.iter().collect();
+    let client = Client::new(10).await;
+    let seeder = world
+        .seeder("a", &all, |config| {
+            config.capacity = 8 * CHUNK as u64;
+            (config.gc_ms, config.continuation_ms) = (600_000, 0);
+        })
+        .await;
+    let at = seeder.peer_addrs();
+    for goods in &all {
+        let mut terms = world.terms(goods, client.peer(), at.peer);
+        terms.end = terms.start + 500;
+        let (mut talk, _) = client.begin(&at, &world.make(terms)).await;
+        talk.want(0..1).await;
+        talk.chunk().await.unwrap();
+        let served = now();
+        eventually("the next millisecond", || async { (now() > served).then_some(()) }).await;
+    }
+    stop(seeder).await;
+    let seeder = world.start("a").await;
+    let order: Vec<_> = all.iter().map(|goods| goods.digest()).collect();
+    // What somebody looks at in this moment is not asked about.
+    eventually("the question", || async {
+        ask(&world, json!({ "cmd": "collect" })).await;
+        let asked = world.office.heard.lock().unwrap().releases.clone();
+        let (first, _) = asked.iter().find(|(which, _)| which.len() == order.len())?;
+        assert_eq!(*first, order);
+        Some(())
+    })
+    .await;
     stop(seeder).await;
 }
 
