@@ -273,7 +273,9 @@ impl ServeMachine {
         }
         let (window, outstanding) = self.window_state();
         let account = &mut self.wanted;
-        let last = account.forgiven_at.max(account.last_at).max(account.first_at);
+        // A time that is still to come was noted by a clock that was ahead, and is not waited for.
+        let noted = [account.forgiven_at, account.last_at, account.first_at];
+        let last = noted.into_iter().filter(|at| *at <= now).max().unwrap_or(0);
         let times = account.forgiven / FIRST_WINDOW;
         let doubled = FORGIVE_FIRST_MS.saturating_mul(1u64.checked_shl(times).unwrap_or(u64::MAX));
         let due = now >= last.saturating_add(doubled.min(FORGIVE_LONGEST_MS));

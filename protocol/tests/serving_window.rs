@@ -410,6 +410,21 @@ fn what_is_forgiven_to_a_client_that_is_shut_out_has_an_end() {
 }
 
 #[test]
+fn what_a_clock_that_was_ahead_noted_keeps_no_client_out() {
+    let hours = 3 * 3_600_000;
+    let forgiven = |account: ServeAccount, now| {
+        let chunks = ChunkSet::from_range(0..CHUNKS);
+        ServeMachine::new(terms(false), chunks, account, None, now).unwrap().closing_account().forgiven
+    };
+    let shut_out = ServeAccount { noted: FIRST_WINDOW, first_at: NOW + hours, ..ServeAccount::default() };
+    assert_eq!(forgiven(shut_out.clone(), NOW), FIRST_WINDOW);
+    // What was noted since the clock was set is waited for.
+    let (noted, forgiven_at) = (2 * FIRST_WINDOW, NOW + hours);
+    let again = ServeAccount { noted, forgiven: FIRST_WINDOW, forgiven_at, first_at: NOW - 500, ..shut_out };
+    assert_eq!([forgiven(again.clone(), NOW), forgiven(again, NOW + 1500)], [FIRST_WINDOW, 2 * FIRST_WINDOW]);
+}
+
+#[test]
 fn a_full_window_is_waited_for_and_then_given_up_by_name() {
     let mut seeder = Seeder::new(true);
     want(&mut seeder, 0, 10);
