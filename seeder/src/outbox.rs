@@ -3,7 +3,7 @@
 //!
 //! This module holds what is durable; `post` sends.
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 
 use protocol::api::GossipedBatch;
 use protocol::codec;
@@ -18,8 +18,6 @@ use crate::tables::{
     ACCOUNTS, AccountKey, BATCHES, BatchRecord, COVERS, DUE, IN_BATCH, InBatch, LINES, OUTBOX, OutboxState, ReceiptLine,
 };
 
-/// Deliveries looked at for one batch; more than fit into it, because some are not due yet.
-const LOOK_AT: usize = 4096;
 /// Batches removed in one step of pruning.
 const PRUNE_STEP: usize = 256;
 
@@ -134,22 +132,28 @@ fn choose(db: &Db, now: u64, interval_ms: u64) -> Result<(OutboxState, Vec<Chose
         let missing = || StoreError::Failed { reason: "the outbox is not open".to_owned() };
         let state = OUTBOX.get(txn, &())?.ok_or_else(missing)?;
         let (mut chosen, mut bytes) = (Vec::new(), 64);
-        for (key, due) in DUE.range(txn, .., LOOK_AT)? {
-            if !is_due(due.at, now, interval_ms) || chosen.len() >= ReceiptBatch::MAX_RECEIPTS {
-                continue;
+        // All of them, as far as needed: those that are not due yet are no more than the deliveries that run, and must not
+        // keep one from being seen that comes after them by its name.
+        DUE.scan::<StoreError>(txn, .., |key, due| {
+            if !is_due(due.at, now, interval_ms) {
+                return Ok(ControlFlow::Continue(()));
             }
-            let Some(account) = ACCOUNTS.get(txn, &key)?.map(|record| record.account) else { continue };
-            let Some(ack) = account.ack else { continue };
+            let Some(account) = ACCOUNTS.get(txn, &key)?.map(|record| record.account) else {
+                return Ok(ControlFlow::Continue(()));
+            };
+            let Some(ack) = account.ack else { return Ok(ControlFlow::Continue(())) };
             let chunks = ack.peek().map_or(0, |ack| ack.chunks.len());
             let (first_at, last_at) = (account.first_at, account.last_at);
             let receipt = Receipt { ack, completion: account.completion, first_at, last_at };
             let length = codec::encode(&receipt).len();
             if bytes + length > ReceiptBatch::MAX_BYTES {
-                break;
+                return Ok(ControlFlow::Break(()));
             }
             bytes += length;
             chosen.push(Chosen { key, receipt, chunks });
-        }
+            let full = chosen.len() >= ReceiptBatch::MAX_RECEIPTS;
+            Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
         Ok((state, chosen))
     })
 }
@@ -361,7 +365,7 @@ pub(crate) async fn start_over(db: &Db) -> Result<(), StoreError> {
             if record.account.ack.is_some() {
                 keys.push(key);
             }
-            Ok::<_, StoreError>(std::ops::ControlFlow::Continue(()))
+            Ok::<_, StoreError>(ControlFlow::Continue(()))
         })?;
         for key in keys {
             DUE.put(txn, &key, &crate::tables::Due { at: 0 })?;
@@ -422,23 +426,49 @@ mod tests {
         BatchRecord { batch, running, made_at: 1 }
     }
 
-    #[tokio::test]
-    async fn a_batch_that_was_sealed_for_an_outbox_before_this_one_is_not_put_into_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(dir.path().join("db"), Options::new(SCHEMA)).unwrap();
-        let (key, client) = ([7; 52], Keypair::from_seed(&[3; 32]));
+    fn ack() -> Signed<Ack> {
+        let client = Keypair::from_seed(&[3; 32]);
+        let transaction = protocol::TransactionId::new(1, [0; 10]);
         let ack = Ack {
             network: NetworkId::from_bytes([0; 32]),
-            delivery: protocol::receipt::DeliveryId {
-                transaction: protocol::TransactionId::new(1, [0; 10]),
-                delivery: 1,
-            },
+            delivery: protocol::receipt::DeliveryId { transaction, delivery: 1 },
             manifest: Digest::from_bytes([1; 32]),
             seeder: client.peer_id(),
             chunks: protocol::ChunkSet::from_range(0..1),
             at: 5,
         };
-        let done: Vec<Done> = vec![(key, Signed::sign(&ack, &client), None)];
+        Signed::sign(&ack, &client)
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_is_due_is_seen_behind_however_many_that_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("db"), Options::new(SCHEMA)).unwrap();
+        open(&db).await.unwrap();
+        let (now, interval_ms, newest) = (1_000_000, 60_000, [255; 52]);
+        db.write(move |txn| {
+            for n in 0..6000_u64 {
+                let mut key = [0; 52];
+                key.iter_mut().zip(n.to_be_bytes()).for_each(|(to, from)| *to = from);
+                DUE.put(txn, &key, &Due { at: now + 1 })?;
+            }
+            DUE.put(txn, &newest, &Due { at: now })
+        })
+        .await
+        .unwrap();
+        let account = protocol::serving::ServeAccount { ack: Some(ack()), ..Default::default() };
+        let manifest = Digest::from_bytes([1; 32]);
+        crate::accounts::save(db.clone(), Step::SeederClosed, newest, account, manifest, 0, now).await.unwrap();
+        let (_, chosen) = choose(&db, now, interval_ms).unwrap();
+        assert_eq!(chosen.iter().map(|chosen| chosen.key).collect::<Vec<_>>(), [newest]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_was_sealed_for_an_outbox_before_this_one_is_not_put_into_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("db"), Options::new(SCHEMA)).unwrap();
+        let key = [7; 52];
+        let done: Vec<Done> = vec![(key, ack(), None)];
         let store = |state: &OutboxState| {
             let (state, record, done) = (state.clone(), sealed(state), done.clone());
             db.write(move |txn| {
