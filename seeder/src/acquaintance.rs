@@ -191,11 +191,9 @@ async fn take(
 ) -> Result<(), TakeError> {
     let now = now_ms();
     judge(seeder, peer, &certificate, now)?;
-    if addrs.len() > PeerAddrs::MAX_ADDRS {
-        return Err(Refusal::new(RefusalCode::TooLarge, "an introduction names at most 16 addresses").into());
-    }
     // What a node listens on without knowing its own address leads nowhere from elsewhere.
     addrs.retain(|address| !["/ip4/0.0.0.0/", "/ip6/::/"].iter().any(|any| address.as_str().starts_with(any)));
+    // Of too many the first ones: they are told in the order in which they are of use.
     let at = PeerAddrs::new(peer, addrs);
     if let Err(error) = seeder.node.add_dht_peer(at.clone()).await {
         tracing::debug!(%peer, %error, "acquaintance not taken into the DHT");

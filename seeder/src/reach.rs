@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::{PortMapping, Reach, Reachability, Tried};
-use protocol::Address;
 use protocol::api::{MeshRequest, MeshResponse};
+use protocol::{Address, PeerAddrs};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -15,12 +15,32 @@ use crate::context::Seeder;
 /// Addresses change several at a time: they are told when nothing has changed for so long.
 const SETTLES: Duration = Duration::from_millis(250);
 
-/// The addresses to tell others: those that are configured, else what the node knows of itself by now.
+/// The addresses to tell others: those that are configured, else what the node knows of itself by now. No more than others
+/// take: a report with more of them is refused, and a machine with many networks has more.
 pub(crate) fn addresses(seeder: &Seeder) -> Vec<Address> {
-    match seeder.config.external.as_slice() {
-        [] => seeder.node.reach().announced(),
+    let all = match seeder.config.external.as_slice() {
+        [] => useful_first(&seeder.node.reach()),
         external => external.to_vec(),
-    }
+    };
+    PeerAddrs::new(seeder.peer, all).addrs
+}
+
+/// As the node tells them, but of those that are only listened on the public ones first, and last those of the range that
+/// container networks are made in: where there are too many, they lead nobody here.
+fn useful_first(reach: &Reach) -> Vec<Address> {
+    let mut all = reach.announced();
+    all.sort_by_key(|address| {
+        let listened_on = reach.listening.contains(address) && !reach.external.contains(address);
+        u8::from(listened_on && !is_public(address)) + u8::from(listened_on && is_container_network(address))
+    });
+    all
+}
+
+/// 172.16.0.0/12, which is not seldom a local network's, but most often Docker's.
+fn is_container_network(address: &Address) -> bool {
+    let host = address.as_str().strip_prefix("/ip4/").and_then(|rest| rest.split('/').next());
+    let octets = host.and_then(|host| host.parse::<std::net::Ipv4Addr>().ok()).map(|ip| ip.octets());
+    matches!(octets, Some([172, 16..=31, ..]))
 }
 
 /// Tells the manager and the DHT when the addresses change.
@@ -369,6 +389,28 @@ mod tests {
         assert!(manager_away(&reach).contains("did not answer"));
         let found = findings(&Err("away".to_owned()), &Reach::default(), now);
         assert!(found.iter().any(|finding| finding.check == "manager" && finding.says.contains("away")));
+    }
+
+    #[test]
+    fn of_more_addresses_than_others_take_those_are_told_that_lead_here() {
+        let at = |text: String| Address::new(&text).unwrap();
+        let bridges = (17..27).map(|n| at(format!("/ip4/172.{n}.0.1/tcp/4602")));
+        let lan = at("/ip4/192.168.1.9/tcp/4602".to_owned());
+        let (v6, open) = (at("/ip6/2001:4860::9/tcp/4602".to_owned()), at("/ip4/203.0.113.7/tcp/4602".to_owned()));
+        let relay = protocol::Keypair::from_seed(&[9; 32]).peer_id();
+        let circuit = at(format!("/ip4/203.0.113.99/tcp/1/p2p/{relay}/p2p-circuit"));
+        let reach = Reach {
+            external: vec![open.clone()],
+            listening: bridges.chain([lan.clone(), v6.clone()]).collect(),
+            slots: vec![node::RelaySlot { relay, addresses: vec![circuit.clone()], trouble: None }],
+            ..Reach::default()
+        };
+        let told = useful_first(&reach);
+        assert_eq!(told.iter().take(4).collect::<Vec<_>>(), [&open, &circuit, &v6, &lan]);
+        assert_eq!(told.len(), 14, "and then the bridges, as far as there is room");
+        // What is configured or confirmed goes first, whatever it is.
+        let inside = Reach { external: vec![at("/ip4/172.17.0.2/tcp/1".to_owned())], ..reach };
+        assert_eq!(useful_first(&inside).first(), inside.external.first());
     }
 
     #[test]
