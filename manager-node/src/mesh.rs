@@ -139,6 +139,8 @@ async fn take_report(
         report.unwanted.clear();
     }
     let moved = report.addrs != before.addrs;
+    // While it was away the table dropped the addresses at which a dial failed, and takes none back by itself.
+    let is_back = now.saturating_sub(before.last_report) > ctx.config.seeder_away_ms;
     let (held, damaged) = (report.held.clone(), std::mem::take(&mut report.damaged));
     if report.first {
         ctx.demand.turned_away(peer, report.turned_away, now);
@@ -153,7 +155,7 @@ async fn take_report(
     } else if outcome.gained_room {
         ctx.placements.room_gained();
     }
-    if ctx.registry.introduce(peer) || moved {
+    if ctx.registry.introduce(peer) || moved || is_back {
         add_to_dht(ctx, peer).await;
     }
     placement::repair(ctx, peer, damaged, now).await.map_err(Refused::from)?;

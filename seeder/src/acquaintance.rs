@@ -14,6 +14,7 @@ use protocol::certificate::SeederCert;
 use protocol::{Address, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use rand::seq::SliceRandom;
 use store::StoreError;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::clock::{BackOff, now_ms};
@@ -40,6 +41,7 @@ const NOTE_EVERY_MS: u64 = 60 * 60 * 1000;
 pub(crate) struct Acquaintances {
     known: Mutex<BTreeSet<PeerId>>,
     wants_announcing: AtomicBool,
+    moved: Notify,
 }
 
 impl Acquaintances {
@@ -62,6 +64,11 @@ impl Acquaintances {
         self.wants_announcing.swap(false, Ordering::Relaxed)
     }
 
+    /// Others reach this seeder elsewhere from now on. Those who know it already would go on leading to where it was.
+    pub(crate) fn has_moved(&self) {
+        self.moved.notify_one();
+    }
+
     // Between plain insertions and removals nothing can be half done.
     fn known(&self) -> MutexGuard<'_, BTreeSet<PeerId>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,21 +78,44 @@ impl Acquaintances {
 /// Whoever answered and is in no table all the same is introduced to again after this.
 const NOT_PLACED: Duration = Duration::from_secs(600);
 
-/// Introduces this seeder to those it meets until it stops.
+/// The table drops an address at which a dial failed, and takes none back by itself: who was away for some minutes, or whom this
+/// seeder could not reach while its own line was down, has none left there. So what is remembered is told to it so often. Whoever
+/// has not answered by then is not told any more that this seeder moved.
+const RECALLED_EVERY: Duration = Duration::from_secs(600);
+
+/// Introduces this seeder to those it meets until it stops, and to those who know it again when it moved.
 pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError> {
     let token = seeder.supervisor.token();
     let mut newcomers = seeder.node.dht_newcomers();
     let mut changes = seeder.network.changes();
     let mut waiting: BTreeMap<PeerId, (BackOff, Instant)> = BTreeMap::new();
     let mut revoked = None;
-    recall(&seeder).await?;
+    if recall(&seeder).await?
+        && let Err(error) = seeder.node.bootstrap().await
+    {
+        tracing::debug!(%error, "no acquaintance answers yet");
+    }
+    let mut recalled = Instant::now();
+    // It may have moved since it ran last.
+    let (mut moved, mut turn, mut to_tell) = (true, 0, BTreeSet::new());
     loop {
+        if recalled.elapsed() >= RECALLED_EVERY {
+            recall(&seeder).await?;
+            recalled = Instant::now();
+            to_tell.clear();
+        }
+        if std::mem::take(&mut moved) {
+            to_tell = seeder.acquaintances.in_turn(&seeder.peer, turn, NEAR).into_iter().collect();
+            turn += 1;
+            waiting.retain(|peer, _| !to_tell.contains(peer));
+        }
         changes.mark_unchanged();
         let epoch = seeder.network.revoked().number();
         if revoked.replace(epoch) != Some(epoch) {
             forget_revoked(&seeder).await?;
         }
-        let here = newcomers.borrow_and_update().clone();
+        let mut here = newcomers.borrow_and_update().clone();
+        here.extend(&to_tell);
         // Those who left are met anew; so there are never more entries than newcomers.
         waiting.retain(|peer, _| here.contains(peer));
         let mut more = false;
@@ -100,6 +130,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
                 match outcome {
                     // One that the table has leaves the newcomers. Whoever stays had no address that is of use, or found no room.
                     Ok(()) => {
+                        to_tell.remove(&peer);
                         let later = (BackOff::new(seeder.config.retry_ms), Instant::now() + NOT_PLACED);
                         waiting.insert(peer, later);
                     }
@@ -126,6 +157,8 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
             // The sender of changes lives as long as the seeder.
             _ = changes.changed() => {}
             () = retry => {}
+            () = seeder.acquaintances.moved.notified() => moved = true,
+            () = tokio::time::sleep_until(recalled + RECALLED_EVERY) => {}
         }
     }
 }
@@ -237,8 +270,9 @@ fn judge(seeder: &Seeder, peer: PeerId, certificate: &Signed<SeederCert>, now: u
     SeederCert::check(certificate, &peer, &trust, &seeder.network.revoked(), now).map(drop)
 }
 
-/// Takes those of earlier runs into the DHT and looks round there: the manager may be away.
-async fn recall(seeder: &Seeder) -> Result<(), StoreError> {
+/// Takes those of earlier runs into the DHT, with all addresses that are remembered: the manager may be away. True where there
+/// are any.
+async fn recall(seeder: &Seeder) -> Result<bool, StoreError> {
     let remembered = seeder.db.read(|txn| ACQUAINTANCES.range(txn, .., REMEMBERED))?;
     let mut any = false;
     for (peer, known) in remembered {
@@ -249,10 +283,7 @@ async fn recall(seeder: &Seeder) -> Result<(), StoreError> {
         any |= seeder.node.add_dht_peer(PeerAddrs::new(peer, known.addrs)).await.is_ok();
         seeder.acquaintances.known().insert(peer);
     }
-    if any && let Err(error) = seeder.node.bootstrap().await {
-        tracing::debug!(%error, "no acquaintance answers yet");
-    }
-    Ok(())
+    Ok(any)
 }
 
 async fn forget_revoked(seeder: &Seeder) -> Result<(), StoreError> {

@@ -43,7 +43,7 @@ fn is_container_network(address: &Address) -> bool {
     matches!(octets, Some([172, 16..=31, ..]))
 }
 
-/// Tells the manager and the DHT when the addresses change.
+/// Tells the manager, the DHT and other seeders when the addresses change.
 pub(crate) async fn follow(seeder: Arc<Seeder>) -> Result<(), std::convert::Infallible> {
     let token = seeder.supervisor.token();
     let mut changes = seeder.node.reach_changes();
@@ -68,6 +68,7 @@ pub(crate) async fn follow(seeder: Arc<Seeder>) -> Result<(), std::convert::Infa
             seeder.set_addresses(now);
             seeder.wake.sync.notify_one();
             seeder.wake.announce.notify_one();
+            seeder.acquaintances.has_moved();
         }
     }
 }

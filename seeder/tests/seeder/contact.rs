@@ -143,6 +143,48 @@ async fn seeders_that_meet_know_each_other_and_those_who_show_no_certificate_of_
 }
 
 #[tokio::test]
+async fn a_seeder_that_moved_tells_those_who_know_it_and_of_too_many_addresses_the_first_are_taken() {
+    let world = World::new(false).await;
+    let a = world.seeder("a", &[], |_| {}).await;
+    // Another seeder, which is in the table of this one from its introduction on, and so never met anew.
+    let supervisor = node::Supervisor::new();
+    let key = protocol::Keypair::from_seed(&[66; 32]);
+    let config = node::NodeConfig {
+        listen: vec![protocol::Address::new("/ip4/127.0.0.1/tcp/0").unwrap()],
+        dht: node::DhtMode::Server,
+        ..node::NodeConfig::new(key.clone())
+    };
+    let other = node::Node::start(config, &supervisor).await.unwrap();
+    let certificate = world.office.certificate(key.peer_id());
+    let (told, mut hears) = tokio::sync::mpsc::channel(16);
+    let own = certificate.clone();
+    let answer = move |_, request: MeshRequest| {
+        let (told, certificate) = (told.clone(), own.clone());
+        async move {
+            if let MeshRequest::Introduce { addrs, .. } = request {
+                told.send(addrs).await.unwrap();
+            }
+            MeshResponse::Introduced { certificate, addrs: Vec::new() }
+        }
+    };
+    let protocol = node::Protocol::new(MESH_PROTOCOL);
+    node::serve_calls(&supervisor, &other, protocol, node::CallLimits::default(), answer).await.unwrap();
+    let mut addrs = other.peer_addrs().await.unwrap().addrs;
+    addrs.extend((1..=20).map(|n| protocol::Address::new(&format!("/ip4/127.0.0.{n}/tcp/1")).unwrap()));
+    let introduce = MeshRequest::Introduce { certificate, addrs };
+    let answer: MeshResponse = other.call(&a.peer_addrs(), protocol, &introduce, LIMIT).await.unwrap();
+    assert!(matches!(answer, MeshResponse::Introduced { .. }), "{answer:?}");
+    stop(a).await;
+    while hears.try_recv().is_ok() {}
+
+    let a = world.start("a").await;
+    let heard = tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap();
+    assert_eq!(heard, a.addresses());
+    stop(a).await;
+    supervisor.shutdown(LIMIT).await.unwrap();
+}
+
+#[tokio::test]
 async fn news_by_a_key_that_nobody_knows_sends_no_seeder_to_the_manager_again_and_again() {
     let world = World::new(true).await;
     let seeder = world.seeder("a", &[], |config| config.report_ms = 600_000).await;
