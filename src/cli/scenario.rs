@@ -26,9 +26,9 @@ pub(crate) struct ScenarioArgs {
     /// Chooses what is left to chance
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Size of the goods
-    #[arg(long, default_value = "16MiB", value_name = "SIZE", value_parser = goods_size)]
-    size: u64,
+    /// Size of the goods [default: 16MiB; 32MiB where what is judged needs many chunks]
+    #[arg(long, value_name = "SIZE", value_parser = goods_size)]
+    size: Option<u64>,
 }
 
 fn goods_size(text: &str) -> Result<u64, String> {
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: ScenarioArgs, global: &Global) -> Result<ExitCode>
             .print(global.json)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let options = Options { seed: args.seed, bytes: args.size };
+    let options = Options { seed: args.seed, bytes: args.size.unwrap_or_else(|| scenario::usual_bytes(&name)) };
     // Before anything is made that a signal would leave behind.
     let mut stop = StopSignals::install().context("cannot wait for signals")?;
     let report = tokio::select! {
@@ -95,6 +95,9 @@ fn text(report: &Report) -> String {
         let held = if invariant.held { "holds" } else { "BROKEN" };
         vec![invariant.name.to_owned(), held.to_owned(), invariant.detail.clone()]
     });
+    let not_judged =
+        report.not_judged.iter().map(|left| vec![left.name.to_owned(), "not judged".to_owned(), left.why.clone()]);
+    let checked = checked.chain(not_judged);
     parts.push(String::new());
     parts.push(output::table(&["invariant", "", "what was found"], checked.collect()));
     parts.extend(report.problems.iter().map(|problem| format!("problem: {problem}")));

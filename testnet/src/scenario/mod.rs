@@ -6,7 +6,7 @@ mod plots;
 mod report;
 mod set;
 
-pub use report::{Event, Fate, Invariant, Receipts, Report, Unpaid};
+pub use report::{Event, Fate, Invariant, NotJudged, Receipts, Report, Unpaid};
 
 use crate::network::NetworkError;
 
@@ -33,10 +33,13 @@ pub struct Options {
     pub bytes: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Options { seed: 1, bytes: 16 * 1024 * 1024 }
-    }
+/// Bytes of the goods of a scenario, where nobody says how many: enough for everything that it is to judge.
+pub fn usual_bytes(name: &str) -> u64 {
+    let mib = match name {
+        "partial-holders" | "mixed-links" => 32,
+        _ => 16,
+    };
+    mib * 1024 * 1024
 }
 
 /// Why a scenario gave no report.

@@ -62,6 +62,8 @@ pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
     Box::pin(set.deliver(&client, &ticket, slow, disturb)).await?;
     let came = set.network.seeders.len().saturating_sub(4);
     set.report.figures.insert("seeders_joined", came as f64);
+    let left = set.network.seeders.iter().filter(|seeder| seeder.running().is_err()).count();
+    set.expect_left(left, came);
     set.end(&[id]).await
 }
 

@@ -49,6 +49,16 @@ pub struct Invariant {
     pub detail: String,
 }
 
+/// Something that must hold, and that this run says nothing of.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub struct NotJudged {
+    /// The invariant's name.
+    pub name: &'static str,
+    /// Why, for people.
+    pub why: String,
+}
+
 /// What a seeder did and is not paid for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -113,6 +123,8 @@ pub struct Report {
     pub receipts: Option<Receipts>,
     /// What was checked.
     pub invariants: Vec<Invariant>,
+    /// What was not, although it belongs to this scenario.
+    pub not_judged: Vec<NotJudged>,
     /// What should not have been, the invariants that did not hold among it.
     pub problems: Vec<String>,
 }
@@ -137,6 +149,7 @@ impl Report {
             books: None,
             receipts: None,
             invariants: Vec::new(),
+            not_judged: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -169,6 +182,11 @@ impl Report {
             self.problems.push(format!("{name} does not hold: {detail}"));
         }
         self.invariants.push(Invariant { name, held, detail });
+    }
+
+    /// Notes that this run is no trial of something that must hold.
+    pub(super) fn not_judged(&mut self, name: &'static str, why: impl Into<String>) {
+        self.not_judged.push(NotJudged { name, why: why.into() });
     }
 
     pub(super) fn finish(mut self) -> Report {

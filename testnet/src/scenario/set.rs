@@ -23,6 +23,10 @@ const MOST_TWICE: f64 = 0.02;
 const MANY_CHUNKS: u32 = 500;
 /// With so many chunks seeders of different speeds take so many times as long as their lines together need at most.
 const MOST_OVER_IDEAL: f64 = 1.1;
+/// Churn is that so many seeders leave …
+const LEAVE: usize = 3;
+/// … in a delivery that lasts so many seconds: copies take their time.
+const CHURN_ROUNDS: usize = 6;
 /// Notes of receipts that are looked at, the newest.
 const LINES: usize = 1000;
 /// Millionths in a minor unit.
@@ -204,7 +208,7 @@ impl Set {
         let took = (self.report.time_ms as f64 - first).max(0.0);
         self.report.figures.insert("ideal_ms", ideal_ms);
         self.report.figures.insert("time_to_ideal", took / ideal_ms);
-        if self.product.chunks >= MANY_CHUNKS {
+        if self.has_many_chunks("near-ideal") {
             let detail = format!(
                 "{took:.0} ms from the first chunk to the end, where all lines together need {ideal_ms:.0} ms; {first:.0} ms \
                  before it"
@@ -213,9 +217,30 @@ impl Set {
         }
     }
 
+    /// Are there enough of them for this invariant? If not, the report says so.
+    fn has_many_chunks(&mut self, invariant: &'static str) -> bool {
+        let chunks = self.product.chunks;
+        if chunks < MANY_CHUNKS {
+            self.report
+                .not_judged(invariant, format!("the goods have {chunks} chunks, and it holds from {MANY_CHUNKS} on"));
+        }
+        chunks >= MANY_CHUNKS
+    }
+
+    /// So many left while goods were on their way; of a delivery that was over too soon for that nothing is said.
+    pub(super) fn expect_left(&mut self, left: usize, rounds: usize) {
+        self.report.figures.insert("seeders_left", left as f64);
+        if rounds < CHURN_ROUNDS {
+            self.report.not_judged("seeders-left", format!("the delivery was over after {rounds} seconds"));
+        } else {
+            let detail = format!("{left} seeders left while goods were on their way, {LEAVE} at least had to");
+            self.report.invariant("seeders-left", left >= LEAVE, detail);
+        }
+    }
+
     pub(super) fn expect_few_duplicates(&mut self) {
         let (twice, all) = (self.report.duplicate_bytes as f64, self.report.bytes as f64);
-        if self.product.chunks >= MANY_CHUNKS {
+        if self.has_many_chunks("few-duplicates") {
             let detail = format!("{:.1} % of the bytes came twice", 100.0 * twice / all);
             self.report.invariant("few-duplicates", twice <= all * MOST_TWICE, detail);
         }
