@@ -15,11 +15,12 @@ use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use tokio_util::sync::CancellationToken;
 
 use super::finish::{inode_of, outcome_of, what_is_there};
+use super::key::open_grant;
 use super::run::{Reporter, Run, until};
 use super::ticket::Checked;
 use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase};
 use crate::home::{Home, blocking};
-use crate::in_place::InPlace;
+use crate::in_place::{InPlace, InPlaceBodies};
 use crate::layout::{Inventory, Layout};
 use crate::library::{Delivery, DeliveryState};
 use crate::place::{clear, work_dir};
@@ -140,7 +141,7 @@ fn reading(progress: &Reporter, cancel: &CancellationToken) -> impl FnMut(u64, u
 }
 
 /// A run that was killed after its goods were in their place left its work folder behind: where nothing is to come, nothing
-/// of it is needed. One that was to bring more than what is here keeps it.
+/// of it is needed. One that was to bring more than what is here keeps it, whatever parts came in the meantime.
 pub(super) async fn clear_away(
     home: &Home,
     transaction: TransactionId,
@@ -148,19 +149,41 @@ pub(super) async fn clear_away(
     options: &FetchOptions,
 ) -> Result<(), FetchError> {
     let (library, work, everything) = (home.library(), work_dir(out, transaction), options.only.is_empty());
+    let (home, out) = (home.clone(), out.to_owned());
     blocking(move || {
         let Some(delivery) = library.get(&transaction)? else { return Ok(()) };
         let ended = delivery.last_run_ended();
         if !(everything || ended) || (ended && delivery.trouble.is_none() && !work.exists()) {
             return Ok(());
         }
-        clear(&work)?;
+        if everything || !holds_more(&home, transaction, &delivery, (&out, &work))? {
+            clear(&work)?;
+        }
         Ok(library.update(transaction, |delivery| {
             delivery.trouble = None;
             delivery.started_at = delivery.started_at.min(delivery.finished_at);
         })?)
     })
     .await
+}
+
+/// Is there in a work folder what does not lie in its place yet?
+fn holds_more(
+    home: &Home,
+    transaction: TransactionId,
+    delivery: &Delivery,
+    (out, work): (&Path, &Path),
+) -> Result<bool, FetchError> {
+    let Some(manifest) = delivery.manifest.as_ref().map(Signed::digest).filter(|_| work.exists()) else {
+        return Ok(false);
+    };
+    let secret = open_grant(home.keypair(), delivery);
+    let delivered = Delivered::find(home, transaction, &manifest, out, secret.clone())?;
+    // Without its records nobody can say.
+    let (Some(delivered), Some(secret)) = (delivered, secret) else { return Ok(true) };
+    let store = ContentStore::open_with(work, Arc::new(InPlaceBodies::new(secret, false)))?;
+    let placed = delivered.chunks(&Wanted::of(&delivery.only))?;
+    Ok(store.get(&manifest).is_some_and(|content| !placed.is_superset(&content.have())))
 }
 
 /// What the library says of a place that several runs may have brought something to.
@@ -171,6 +194,8 @@ pub(super) struct Sum {
     pub(super) bytes: u64,
     /// Ciphertext bytes of these files.
     pub(super) have: u64,
+    /// The chunks that they lie in, and the list of files.
+    pub(super) chunks: ChunkSet,
 }
 
 /// What one run brought, `only`, and with `before` what lay in its place from earlier ones.
@@ -191,7 +216,7 @@ pub(super) fn sum(content: &Content, list: &Listed, before: Option<&[String]>, o
     let layout = Layout::new(PathBuf::new(), list.clone(), selection, payload(manifest));
     let chunks = layout.chunks().union(&head_chunks(list.head, manifest));
     let have = if only.is_empty() { manifest.length } else { content.bytes_of(&chunks) };
-    Sum { only, files, bytes, have }
+    Sum { only, files, bytes, have, chunks }
 }
 
 /// All that either names, without what another one of them stands for.

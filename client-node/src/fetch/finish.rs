@@ -41,7 +41,7 @@ impl Run<'_> {
         let manifest = content.manifest();
         let mut plain = Plain::new(Stored(Arc::clone(content)), manifest, secret).map_err(FetchError::Plain)?;
         let (payload, cancel, progress) = (payload(manifest), self.cancel.clone(), self.progress.clone());
-        let (wanted, out, dir) = (self.wanted.clone(), self.out.clone(), self.work.join("unpacked"));
+        let (wanted, out, dir) = (self.wanted.clone(), self.out.clone(), unpacked_in(&self.work));
         blocking(move || {
             let listed = plain.list().map_err(UnpackError::Plain)?;
             let selection = wanted.selection(&listed.list)?;
@@ -94,6 +94,8 @@ impl Run<'_> {
             let there = what_is_there(&library, transaction, &to)?;
             let before = library.get(&transaction)?.filter(|_| there.is_some()).map(|before| before.only);
             let sum = sum(&content, &list, before.as_deref(), &only);
+            // A run that was to bring more was broken off before this one: it goes on with what it left.
+            let left = if sum.chunks.is_superset(&content.have()) { work } else { unpacked_in(&work) };
             // Noted before the rename: a crash right after it must not make a stranger of what was just put there.
             let both: Vec<_> = there.into_iter().chain(inode_of(&unpacked.top)).collect();
             let (inodes, chosen) = (both.clone(), sum.only.clone());
@@ -117,7 +119,7 @@ impl Run<'_> {
                 (delivery.have_bytes, delivery.total_bytes) = (sum.have, length);
                 delivery.trouble = None;
             })?;
-            if let Err(error) = clear(&work) {
+            if let Err(error) = clear(&left) {
                 // The goods are in their place; what is left over is only in the way.
                 tracing::warn!(%error, "work folder not removed");
             }
@@ -135,6 +137,11 @@ impl Run<'_> {
             ..outcome
         })
     }
+}
+
+/// The folder that a part is made in before it has its place.
+fn unpacked_in(work: &Path) -> PathBuf {
+    work.join("unpacked")
 }
 
 /// Device and inode of what lies at `place`, where that is what an earlier run of this purchase put there.

@@ -20,6 +20,7 @@ mod moving;
 mod network;
 mod other_sales;
 mod owed;
+mod parts;
 mod shopping;
 mod unpacking;
 mod verifying;

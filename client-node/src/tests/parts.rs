@@ -1,0 +1,50 @@
+//! Parts of a product, beside a fetch of all of it that was broken off.
+
+use std::time::Duration;
+
+use protocol::manifest::KeyPolicy;
+use protocol::ticket::TicketEnvelope;
+
+use super::fetching::{Client, album, net, options};
+use super::network::{Net, Vice};
+use crate::fetch::{FetchOptions, Target};
+
+fn by(ticket: &TicketEnvelope) -> Target {
+    Target::Envelope(Box::new(ticket.clone()))
+}
+
+fn only(name: &str) -> FetchOptions {
+    FetchOptions { only: vec![name.to_owned()], ..options() }
+}
+
+/// All of it was fetched until the seeder had sent so many chunks.
+async fn broken_off(client: &Client, after: u32) -> (Net, TicketEnvelope) {
+    let net = net(KeyPolicy::AtRelease, &[Vice::Stops(after)]).await;
+    let ticket = net.ticket(client.home.peer_id());
+    let mut hasty = options();
+    hasty.limits.patience = Duration::from_millis(500);
+    client.fetch_with(by(&ticket), hasty).await.unwrap_err();
+    assert_eq!(net.sent(), after);
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
+    (net, ticket)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_takes_nothing_away_of_what_came_of_the_whole() {
+    let client = Client::new();
+    let (net, ticket) = broken_off(&client, 16).await;
+    let work = format!(".willcall-{}", net.sale.transaction);
+    // Once more, too: it is there already.
+    for already_here in [false, true] {
+        let part = client.fetch_with(by(&ticket), only("art")).await.unwrap();
+        assert_eq!(part.already_here, already_here);
+        assert_eq!(std::fs::read(part.path.join("art/cover.png")).unwrap(), album().contents[1]);
+        assert_eq!(client.names(), [work.as_str(), "An album"]);
+        assert!(!client.out().join(&work).join("unpacked").exists());
+    }
+    let whole = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&whole.path);
+    assert_eq!(net.sent(), net.product.manifest.chunks(), "nothing came twice");
+    assert_eq!(client.names(), ["An album"]);
+    net.stop().await;
+}
