@@ -547,13 +547,23 @@ impl Run<'_> {
         Ok((content, unpacked, reported))
     }
 
-    /// Makes sure that these chunks are here.
+    /// Makes sure that these chunks are here, and as they came: those that an earlier run decrypted are read again before
+    /// anything is made of them.
     async fn need(
         &self,
         checked: &mut Checked,
         tally: &mut Tally,
         chunks: ChunkSet,
     ) -> Result<Arc<Content>, FetchError> {
+        let unproven = {
+            let mut earlier = self.earlier();
+            let of_these = earlier.unproven.intersection(&chunks);
+            earlier.unproven = earlier.unproven.difference(&of_these);
+            of_these
+        };
+        if !self.prove(&checked.manifest, unproven, self.cancel.clone()).await? {
+            tracing::warn!(manifest = %checked.manifest, "damaged on this disk, fetching it again");
+        }
         if let Some(content) = self.store.get(&checked.manifest)
             && content.have().is_superset(&chunks)
         {

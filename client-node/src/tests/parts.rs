@@ -1,5 +1,6 @@
 //! Parts of a product, beside a fetch of all of it that was broken off.
 
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use protocol::manifest::KeyPolicy;
@@ -46,5 +47,20 @@ async fn a_part_takes_nothing_away_of_what_came_of_the_whole() {
     album().assert_in(&whole.path);
     assert_eq!(net.sent(), net.product.manifest.chunks(), "nothing came twice");
     assert_eq!(client.names(), ["An album"]);
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_run_decrypted_is_proven_before_a_part_is_made_of_it() {
+    let client = Client::new();
+    // The begin of the first file is here, and most of the rest.
+    let (net, ticket) = broken_off(&client, 23).await;
+    let work = client.out().join(format!(".willcall-{}", net.sale.transaction));
+    let file = work.join(net.product.digest.to_string()).join("files/An album/01.flac");
+    let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.write_all_at(b"damaged", 5).unwrap();
+    let part = client.fetch_with(by(&ticket), only("01.flac")).await.unwrap();
+    assert!(std::fs::read(part.path.join("01.flac")).unwrap() == album().contents[0]);
+    assert!(net.sent() <= net.product.manifest.chunks() + 1, "nothing else came twice: {}", net.sent());
     net.stop().await;
 }
