@@ -457,11 +457,12 @@ impl Library {
         const OLD_MS: u64 = 90 * 24 * 3600 * 1000;
         self.with(move |db| {
             db.write_step_blocking(Step::ClientAttempt, move |txn| {
-                if let Some(attempt) = ATTEMPTS.get(txn, &purchase)? {
+                let is_old = |attempt: &Attempt| now.saturating_sub(attempt.at) > OLD_MS;
+                if let Some(attempt) = ATTEMPTS.get(txn, &purchase)?.filter(|attempt| !is_old(attempt)) {
                     return Ok(attempt.key);
                 }
                 for (old, attempt) in ATTEMPTS.range(txn, .., MAX_LISTED)? {
-                    if now.saturating_sub(attempt.at) > OLD_MS {
+                    if is_old(&attempt) {
                         ATTEMPTS.delete(txn, &old)?;
                     }
                 }

@@ -323,10 +323,10 @@ async fn refusals_of_the_manager_reach_the_buyer_by_name_and_free_the_money() {
     let cases = [
         (Fault::RefuseReserve(RefusalCode::PriceBelowFloor), 409, "price-below-floor", "cancelled"),
         (Fault::RefuseReserve(RefusalCode::UnknownProduct), 404, "unknown-product", "cancelled"),
-        (Fault::RefuseReserve(RefusalCode::LimitReached), 503, "limit-reached", "cancelled"),
-        (Fault::RefuseRelease(RefusalCode::NotEnrolled), 503, "not-enrolled", "cancelled"),
+        (Fault::RefuseReserve(RefusalCode::LimitReached), 502, "limit-reached", "cancelled"),
+        (Fault::RefuseRelease(RefusalCode::NotEnrolled), 502, "not-enrolled", "cancelled"),
         (Fault::RefuseRelease(RefusalCode::ReservationExpired), 410, "reservation-expired", "expired"),
-        (Fault::RefuseRelease(RefusalCode::LimitReached), 503, "limit-reached", "cancelled"),
+        (Fault::RefuseRelease(RefusalCode::LimitReached), 502, "limit-reached", "cancelled"),
     ];
     for (n, (fault, status, code, stage)) in cases.into_iter().enumerate() {
         market.manager.fault(fault);

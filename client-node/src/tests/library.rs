@@ -69,6 +69,10 @@ fn an_attempt_keeps_its_key_until_it_is_answered() {
     assert_eq!(library.begin_attempt(purchase, "second".into(), 2).unwrap(), "first");
     library.end_attempt(purchase).unwrap();
     assert_eq!(library.begin_attempt(purchase, "third".into(), 3).unwrap(), "third");
+    // Whoever has not answered by then never will.
+    const OLD: u64 = 91 * 24 * 3_600_000;
+    assert_eq!(library.begin_attempt(purchase, "fourth".into(), OLD).unwrap(), "fourth");
+    assert_eq!(library.begin_attempt(purchase, "fifth".into(), OLD + 1).unwrap(), "fourth");
 }
 
 #[test]

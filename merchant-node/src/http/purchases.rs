@@ -101,8 +101,8 @@ impl PurchaseBody {
         (status = 415, description = "Not JSON", body = ErrorBody),
         (status = 422, description = "The idempotency key was used with another request", body = ErrorBody),
         (status = 429, description = "Too many purchases at once", body = ErrorBody),
-        (status = 502, description = "The manager's answer does not hold", body = ErrorBody),
-        (status = 503, description = "Nothing can be sold now", body = ErrorBody),
+        (status = 502, description = "The manager refused, or its answer does not hold: the order is closed", body = ErrorBody),
+        (status = 503, description = "Nothing can be sold now, and there is no order: try again with the same key", body = ErrorBody),
     )
 )]
 pub(super) async fn buy(State(shop): State<Arc<Shop>>, request: Request) -> Response {

@@ -189,7 +189,8 @@ impl Failure {
     }
 }
 
-/// HTTP status for a refusal of the manager.
+/// HTTP status for a refusal of the manager. It closed the order, and is the answer to its key for ever: so it is none that
+/// means "try again", by which a buyer would repeat that key. Another purchase may be sold.
 fn status_of(code: RefusalCode) -> u16 {
     match code {
         RefusalCode::UnknownProduct => 404,
@@ -202,11 +203,7 @@ fn status_of(code: RefusalCode) -> u16 {
         | RefusalCode::AlreadyReleased
         | RefusalCode::WrongState => 409,
         RefusalCode::ReservationExpired | RefusalCode::Expired => 410,
-        RefusalCode::NotEnrolled
-        | RefusalCode::LimitReached
-        | RefusalCode::Revoked
-        | RefusalCode::Overloaded
-        | RefusalCode::ShuttingDown => 503,
+        // Also where it cannot sell for now: the limit is reached, the shop not enrolled, or it is busy.
         _ => 502,
     }
 }

@@ -350,7 +350,7 @@ pub(crate) fn is_over(state: TransactionState) -> bool {
 
 fn late() -> Failure {
     Failure {
-        status: 503,
+        status: 502,
         code: "manager-away".to_owned(),
         message: "the manager could not be reached in time; nothing was sold and the payment was let go".to_owned(),
     }
