@@ -469,6 +469,16 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
 }
 
 #[tokio::test]
+async fn who_refuses_before_it_was_shown_the_ticket_says_nothing_of_it() {
+    let own = Refusal::new(RefusalCode::Revoked, "this seeder's certificate was revoked");
+    let setup = Setup::new(5, &[Vice::RefusesUnasked(own.clone()), Vice::RefusesUnasked(own)]);
+    let error = setup.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { cause: StallCause::NoSeederLeft, .. }), "{error}");
+    assert!(error.sources().iter().all(|source| source.last_refusal.is_none()), "{error}");
+    assert!(error.to_string().contains("certificate was revoked"), "{error}");
+}
+
+#[tokio::test]
 async fn without_a_seeder_it_ends_with_the_reason_of_each() {
     let setup = Setup::new(5, &[]);
     let error = setup.fetch().await.unwrap_err();

@@ -213,22 +213,23 @@ impl Network {
     /// This seeder's certificate, if it may serve now.
     ///
     /// # Errors
-    /// `not-enrolled`, `revoked`, `not-yet-valid` or `expired`: why it may not.
+    /// `not-enrolled`, with why in its words. By no other name: a client hears of it, and would take what is said of this
+    /// seeder's certificate (revoked, expired) for what is said of its ticket, which is as good as it was.
     pub(crate) fn certificate(&self, now: u64) -> Result<Signed<SeederCert>, Refusal> {
         let view = self.view();
         let (Some(trust), Some((signed, cert))) = (&view.trust, &view.certificate) else {
-            let refusal = Refusal::new(RefusalCode::NotEnrolled, "this seeder is not enrolled yet");
-            return Err(refusal.retry_after(30_000));
+            return Err(not_enrolled("this seeder is not enrolled yet").retry_after(30_000));
         };
         if view.revoked.has_peer(&self.me) {
-            return Err(Refusal::new(RefusalCode::Revoked, "this seeder's certificate was revoked"));
+            return Err(not_enrolled("this seeder's certificate was revoked"));
         }
         if trust.still_good(&signed.signer(), KeyPurpose::Enrolment, cert.from, now).is_err() {
-            // Not by the name of a void key: that would be said of the ticket, which is as good as it was.
             let detail = "the key that signed this seeder's certificate is void; the manager is asked for another one";
-            return Err(Refusal::new(RefusalCode::NotEnrolled, detail).retry_after(5_000));
+            return Err(not_enrolled(detail).retry_after(5_000));
         }
-        trust.check_time("seeder's certificate", cert.from, cert.until, now)?;
+        // A manager that is back gives another one, and a clock may be set.
+        let in_time = trust.check_time("seeder's certificate", cert.from, cert.until, now);
+        in_time.map_err(|refusal| not_enrolled(refusal.detail).retry_after(30_000))?;
         Ok(signed.clone())
     }
 
@@ -405,4 +406,8 @@ impl Network {
         change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|version| *version += 1);
     }
+}
+
+fn not_enrolled(why: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalCode::NotEnrolled, why)
 }

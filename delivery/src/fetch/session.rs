@@ -29,7 +29,7 @@ use super::FetchLimits;
 use super::acks::AckStore;
 use super::buffers::{Buffer, Buffers};
 use super::connect::Connect;
-use super::end::EndReason;
+use super::end::{EndReason, is_about_credential};
 use super::incoming::{self, Incoming, Pulse};
 use super::route;
 use crate::clock::now_ms;
@@ -307,7 +307,7 @@ impl Conversation {
 
     /// Certificate, ticket, welcome.
     async fn greet(&mut self, from: &mut mpsc::Receiver<Incoming>) -> Result<(), EndReason> {
-        let SessionEvent::Greeted { certificate, now } = self.next_event(from).await? else {
+        let SessionEvent::Greeted { certificate, now } = self.next_event(from).await.map_err(before_greeting)? else {
             return Err(EndReason::Violation("the seeder did not begin with a greeting".to_owned()));
         };
         let Shared { trust, revoked, .. } = &*self.shared;
@@ -593,6 +593,16 @@ impl Conversation {
             Ok(Err(error)) => Err(EndReason::Closed(error.to_string())),
             Err(_) => Err(EndReason::Silent),
         }
+    }
+}
+
+/// Who has not seen the credential yet has nothing to say of it: it may be nobody at all whose word that is.
+fn before_greeting(reason: EndReason) -> EndReason {
+    match reason {
+        EndReason::Refused(refusal) if is_about_credential(refusal.code) => {
+            EndReason::Violation(format!("it refused what it had not been shown: {refusal}"))
+        }
+        other => other,
     }
 }
 

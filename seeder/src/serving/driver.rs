@@ -306,8 +306,12 @@ impl Driver {
         if revoked.has_moved_on(&grant.delivery.transaction, grant.generation) {
             return no(protocol::ticket::MOVED_ON);
         }
-        if revoked.has_peer(&grant.client) || revoked.has_peer(&seeder.peer) {
-            return no("this client or this seeder was revoked");
+        if revoked.has_peer(&grant.client) {
+            return no("this client was revoked");
+        }
+        if revoked.has_peer(&seeder.peer) {
+            // The ticket is as good as it was, and others serve it.
+            return Err(Refusal::new(RefusalCode::NotEnrolled, "this seeder's certificate was revoked"));
         }
         if revoked.has_content(&content.manifest().content) {
             return no("this content was taken down");
