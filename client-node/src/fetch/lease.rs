@@ -26,7 +26,7 @@ const LOOK_MS: u64 = 60_000;
 const RETRY_MS: std::ops::RangeInclusive<u64> = 250..=600_000;
 
 /// What is said of a lease that the manager gives as it was.
-const NO_LONGER: &str = "the manager gives no longer one; what has begun by its end may go on for a while";
+pub(super) const NO_LONGER: &str = "the manager gives no longer one; what has begun by its end may go on for a while";
 
 /// A transfer that brought nothing for this long since a seeder's window was used up is not waited for any longer …
 const STUCK: Duration = Duration::from_secs(5);

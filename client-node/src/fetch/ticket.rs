@@ -15,6 +15,7 @@ use protocol::trust::{RevocationState, Trust};
 use protocol::{PeerId, Refusal, RefusalCode, TransactionId};
 
 use super::key::{Patience, current, current_at_once};
+use super::lease::NO_LONGER;
 use super::{FetchError, FetchOptions, Purchase, Target};
 use crate::home::{Home, blocking, now_ms};
 use crate::inbox::{OTHER_SALE, TicketError, ask_ticket, ask_ticket_instead};
@@ -239,7 +240,12 @@ pub(super) async fn check(
                 return Ok(Checked { not_renewed, ..Checked::new(purchase, lease, data.manifest, trust, revoked) });
             }
             RefusalCode::NotYetValid | RefusalCode::Expired => {
-                return Err(FetchError::Clock(compared(link, &trust, refusal).await));
+                let refusal = compared(link, &trust, refusal).await;
+                if refusal.code == RefusalCode::NotYetValid || super::clock(&refusal).is_off() {
+                    return Err(FetchError::Clock(refusal));
+                }
+                // The manager has no other one: seeders go on for a while with what they know, as while it is away.
+                not_renewed = Some(NO_LONGER.to_owned());
             }
             RefusalCode::Revoked => {
                 // The lease may be void, and the purchase still this client's.

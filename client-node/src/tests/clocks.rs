@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use protocol::manifest::KeyPolicy;
 
-use super::fetching::{Client, net};
+use super::fetching::{Client, album, net};
 use super::network::Vice;
 use crate::status::status;
 
@@ -60,5 +60,20 @@ async fn clocks_of_seeders_that_are_wrong_are_not_taken_for_this_one() {
     net.manager.ahead.store(DAYS, Ordering::SeqCst);
     let error = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap_err();
     assert!(error.cause() == "clock-off" && error.to_string().contains("your clock is 8 days behind"), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_is_over_and_has_no_successor_is_gone_on_with_while_the_manager_is_there() {
+    const HOUR: u64 = 3_600_000;
+    let mut net = net(KeyPolicy::OnCompletion, &[Vice::None]).await;
+    let client = Client::new();
+    // What is bought on completion has one lease, which the manager gives again; seeders go on with it for two days.
+    (net.sale.age, net.sale.lifetime) = (10 * HOUR, 9 * HOUR);
+    net.seeders[0].continuation.store(48 * HOUR, Ordering::SeqCst);
+    let ticket = net.ticket(client.home.peer_id());
+    net.manager.tickets.lock().unwrap().push(ticket.clone());
+    let outcome = client.fetch(&ticket).await.unwrap();
+    album().assert_in(&outcome.path);
     net.stop().await;
 }

@@ -92,6 +92,7 @@ impl Net {
                 accounts: Mutex::default(),
                 sent: AtomicU32::new(0),
                 ahead: AtomicU64::new(0),
+                continuation: AtomicU64::new(0),
             });
             sources.push(seeder.start(&supervisor).await);
             seeders.push(seeder);
@@ -272,6 +273,8 @@ pub(super) struct Seeder {
     pub(super) sent: AtomicU32,
     /// How far its clock is ahead, milliseconds.
     pub(super) ahead: AtomicU64,
+    /// For how long it goes on with a lease that is over, milliseconds.
+    pub(super) continuation: AtomicU64,
 }
 
 impl Seeder {
@@ -314,7 +317,7 @@ impl Seeder {
             trust: &trust,
             revoked: &revoked,
             informed: None,
-            continuation_ms: 0,
+            continuation_ms: self.continuation.load(Ordering::SeqCst),
             now,
         };
         let vice = self.vice.lock().unwrap().clone();
