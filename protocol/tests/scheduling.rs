@@ -561,6 +561,27 @@ fn seeders_that_are_all_gone_are_given_up_in_the_end() {
 }
 
 #[test]
+fn one_that_is_there_and_not_asked_is_not_given_up_for_having_nothing_to_do() {
+    let config = SchedulerConfig::default();
+    let (most, mut now) = (config.max_failures, NOW);
+    let mut scheduler = Scheduler::new(50, CHUNK, &ChunkSet::new(), config.clone());
+    assert!(scheduler.add_source(peer(0), now));
+    for asked in [false, true] {
+        for _ in 0..=most {
+            assert_eq!(scheduler.due_connections(now), [peer(0)]);
+            scheduler.connected(&peer(0), whole(50), 16, now);
+            if asked {
+                assert_eq!(scheduler.plan(now).len(), 1);
+            }
+            now += 60_000;
+            scheduler.lost(&peer(0), Loss::Failed, now, u32::MAX);
+            now += config.max_backoff_ms;
+        }
+        assert_eq!(scheduler.is_abandoned(), asked, "one that breaks off what it was asked for is");
+    }
+}
+
+#[test]
 fn a_full_table_has_room_again_when_one_is_forgotten_that_is_not_connected() {
     let peer = |n: usize| PeerId::from_bytes([[n as u8; 16], [(n >> 8) as u8; 16]].concat().try_into().unwrap());
     let mut scheduler = Scheduler::new(50, CHUNK, &ChunkSet::new(), SchedulerConfig::default());

@@ -13,6 +13,8 @@
 //!   times in a row at most; one that says when to come back is not counted as failing; one that sends a bad chunk is
 //!   not used again.
 
+mod last_chunks;
+
 use std::collections::BTreeMap;
 
 use super::crowd::Room;
@@ -20,9 +22,6 @@ use super::pace::{Pace, millis};
 use super::rarity::Rarity;
 use crate::ids::PeerId;
 use crate::ranges::ChunkSet;
-
-/// So many free chunks are left when they are dealt out one by one.
-const ENDGAME: u32 = 128;
 
 /// A seeder far away has so many times as much under way as it delivers while a request travels: twice for the road there and
 /// back of what is asked next, and twice again because a lost packet holds up all that follows it for that long.
@@ -229,6 +228,9 @@ impl Scheduler {
             return;
         }
         self.rarity = None;
+        // One that was asked for nothing, and ended its stream for that, did not fail.
+        let owed_nothing = matches!(&source.state, State::Connected(connected) if connected.in_flight.is_empty());
+        let loss = if loss == Loss::Failed && owed_nothing { Loss::ComeBack(0) } else { loss };
         let times = match loss {
             Loss::ComeBack(_) => &mut source.deferrals,
             _ => &mut source.failures,
@@ -433,48 +435,8 @@ impl Scheduler {
         chunks
     }
 
-    /// The end game: each of the last free chunks goes to the seeder that would have it first, all that it owes before
-    /// it counted in. Returns how many fall to whom; `None` while there are many, or nobody was measured yet.
-    fn shares(&self, free: &ChunkSet, now: u64) -> Option<BTreeMap<PeerId, u32>> {
-        if free.is_empty() || free.len() > ENDGAME {
-            return None;
-        }
-        let paces = || self.connected_sources().filter_map(|(peer, _)| self.each_ms(&peer));
-        let measured = paces().count();
-        if measured == 0 {
-            return None;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "at most 256")]
-        let usual = paces().sum::<f64>() / measured as f64;
-        // One whose window is used up and who owes nothing brings nothing.
-        let mut ends: Vec<(PeerId, &ChunkSet, f64, f64)> = self
-            .connected_sources()
-            .filter(|(_, c)| c.budget > 0 || !c.in_flight.is_empty())
-            .map(|(peer, c)| (peer, &c.held, self.owes_ms(&peer, c, usual, now), self.each_ms(&peer).unwrap_or(usual)))
-            .collect();
-        let mut shares = BTreeMap::new();
-        for chunk in free.iter() {
-            let holders = ends.iter_mut().filter(|(_, held, _, _)| held.contains(chunk));
-            if let Some(first) = holders.min_by(|a, b| (a.2 + a.3).total_cmp(&(b.2 + b.3))) {
-                first.2 += first.3;
-                *shares.entry(first.0).or_insert(0) += 1;
-            }
-        }
-        Some(shares)
-    }
-
     fn each_ms(&self, peer: &PeerId) -> Option<f64> {
         self.sources.get(peer)?.pace.each_ms(self.chunk_size)
-    }
-
-    /// Milliseconds until a seeder has brought what it owes.
-    fn owes_ms(&self, peer: &PeerId, connected: &Connected, usual: f64, now: u64) -> f64 {
-        let each = self.each_ms(peer).unwrap_or(usual);
-        let Ok(owed) = u32::try_from(connected.in_flight.len()) else { return f64::MAX };
-        if owed == 0 {
-            return self.sources.get(peer).map_or(0.0, |s| s.pace.reply_ms(self.chunk_size) - each).max(0.0);
-        }
-        f64::from(owed - 1) * each + first_due(each, millis(now.saturating_sub(connected.last_progress)))
     }
 
     /// The next run for this seeder out of the free chunks.
@@ -496,43 +458,6 @@ impl Scheduler {
             && self.connected_sources().any(|(other, c)| other != *peer && c.next == Some(longest.start));
         let start = if busy { longest.start + (longest.end - longest.start) / 2 } else { longest.start };
         Some(start..longest.end.min(start.saturating_add(most)))
-    }
-
-    /// For an idle seeder: the chunk that would take another one longest, if this one brings it in less than half of
-    /// that time.
-    fn hedge(&self, peer: &PeerId, now: u64) -> Option<u32> {
-        let mine = self.sources.get(peer)?;
-        let State::Connected(me) = &mine.state else { return None };
-        self.each_ms(peer)?;
-        if !me.in_flight.is_empty() {
-            return None;
-        }
-        let here = mine.pace.reply_ms(self.chunk_size);
-        let mut best: Option<(f64, u32)> = None;
-        for (other, connected) in self.connected_sources() {
-            if other == *peer {
-                continue;
-            }
-            let silent = millis(now.saturating_sub(connected.last_progress));
-            // One that never brought anything is given a second.
-            let each = self.each_ms(&other).unwrap_or(1000.0);
-            // Seeders serve the lowest number first.
-            for (place, chunk) in (0u32..).zip(connected.in_flight.keys()) {
-                let left = f64::from(place) * each + first_due(each, silent);
-                if left <= 2.0 * here || best.is_some_and(|(most, _)| left <= most) || !me.held.contains(*chunk) {
-                    continue;
-                }
-                // Here from elsewhere: it only waits for a silent seeder's word that it will not come.
-                if !self.missing.contains(*chunk) {
-                    continue;
-                }
-                let copies = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk)).count();
-                if copies == 1 {
-                    best = Some((left, *chunk));
-                }
-            }
-        }
-        best.map(|(_, chunk)| chunk)
     }
 
     /// Is everything here?
@@ -596,10 +521,4 @@ impl Scheduler {
             })
             .collect()
     }
-}
-
-/// Milliseconds until the next chunk of a seeder that takes `each` for one and sent nothing for `silent`. One that is
-/// overdue is taken to need as long again as it is late.
-fn first_due(each: f64, silent: f64) -> f64 {
-    (each - silent).max(silent - each).max(each / 4.0)
 }
