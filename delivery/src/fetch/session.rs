@@ -2,6 +2,7 @@
 //! threads, a few chunks at a time; only what came back from there is acknowledged.
 
 mod acknowledging;
+mod ending;
 mod metadata;
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use protocol::manifest::{Manifest, SEGMENT_CHUNKS};
 use protocol::receipt::{Ack, Completion};
 use protocol::trust::{RevocationState, Trust};
 use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Signed};
-use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::io::WriteHalf;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -192,8 +193,6 @@ impl SessionTask {
     }
 
     async fn open(&self) -> Result<(Stream, Option<Signed<Ack>>, tokio::sync::OwnedSemaphorePermit), EndReason> {
-        // Closed by nobody; should it be, the fetch is over.
-        let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| EndReason::Stopped)?;
         let before = self.remembered_ack().await;
         // It is tried all the same: there may be a connection, or an address that only the node knows.
         let (no_route, limit) = (route::is_missing(&self.target), self.shared.limits.open_timeout);
@@ -218,6 +217,9 @@ impl SessionTask {
         if stream.peer() != self.id.peer {
             return Err(EndReason::Unreachable(format!("another peer answers there ({})", stream.peer())));
         }
+        // Not before it answers: those that are gone would hold the places of those that are there. Closed by nobody; should it
+        // be, the fetch is over.
+        let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| EndReason::Stopped)?;
         Ok((stream, before, place))
     }
 
@@ -502,80 +504,6 @@ impl Conversation {
         }
         self.machine.verified(chunk);
         self.report(What::Verified { chunk, bytes, budget: self.budget() }).await
-    }
-
-    /// Everything is here, or is to end: the last acknowledgement, and the seeder's word that it is durable.
-    async fn finish(
-        &mut self,
-        completion: Option<Signed<Completion>>,
-        from: &mut mpsc::Receiver<Incoming>,
-    ) -> Result<std::convert::Infallible, EndReason> {
-        self.drain().await?;
-        let complete = completion.is_some();
-        let message = self.machine.finish(&self.shared.keypair, completion, now_ms());
-        if let ClientMessage::Finish { ack: Some(ack), .. } = &message {
-            self.remember(ack.clone()).await;
-        }
-        self.say(&message).await?;
-        if complete {
-            let transaction = self.shared.terms.delivery.transaction;
-            tracing::info!(step = 12, %transaction, seeder = %self.id.peer, "completion given to the seeder");
-        }
-        loop {
-            let Some(incoming) = from.recv().await else {
-                return Err(EndReason::Closed("the stream ended before the last word".to_owned()));
-            };
-            let message = match incoming {
-                Incoming::Message(message) => message,
-                // It was on its way already, and is here from elsewhere.
-                Incoming::Chunk { .. } => continue,
-                Incoming::Closed(why) => return Err(EndReason::Closed(why)),
-            };
-            match self.machine.message(message, &self.shared.keypair.peer_id())? {
-                SessionEvent::Finished => return Err(EndReason::Finished),
-                SessionEvent::Refused(refusal) => return Err(EndReason::Refused(refusal)),
-                _ => {}
-            }
-        }
-    }
-
-    /// Waits for the chunks that are being written.
-    async fn drain(&mut self) -> Result<(), EndReason> {
-        while let Some(written) = self.writing.next().await {
-            self.written(written).await?;
-        }
-        Ok(())
-    }
-
-    /// After the end: what was received and verified is acknowledged on paper, so that the next stream, today or after
-    /// a restart, begins with it.
-    async fn settle(mut self, mut reason: EndReason) -> EndReason {
-        while let Some(written) = self.writing.next().await {
-            // A full disk or a bad chunk is the better reason than a closed stream.
-            if let Err(found) = self.written(written).await
-                && matches!(found, EndReason::Disk(_) | EndReason::BadChunk(_))
-            {
-                reason = found;
-            }
-        }
-        if let Some(ack) = self.machine.ack(&self.shared.keypair, now_ms()) {
-            self.last_ack = Some(ack);
-            self.unsaved = true;
-        }
-        self.save_last().await;
-        if self.machine.is_open() && reason.takes_last_ack() {
-            let _ = tokio::time::timeout(LAST_ACK, self.give_last_ack()).await;
-        }
-        reason
-    }
-
-    /// The seeder ended the delivery by no fault of its own, and hears for a moment what it is paid by.
-    async fn give_last_ack(&mut self) {
-        let finish = ClientMessage::Finish { ack: self.last_ack.clone(), completion: None };
-        // Ended in order: what was said last is not lost to a reset.
-        if self.last_ack.is_some() && self.say(&finish).await.is_ok() {
-            let _ = self.writer.shutdown().await;
-        }
     }
 
     fn budget(&self) -> u32 {
