@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use protocol::PeerAddrs;
 use protocol::api::{MeshRequest, MeshResponse};
 use tokio::time::Instant;
 
 use crate::link::{Link, MESH, ManagerError};
 
-/// Seeders that are asked one question.
+/// Seeders that are asked one question at the same time: the next when one of them answers or is given up.
 const MOST_ASKED: usize = 8;
 /// A manager that has not answered by then may be away: seeders are asked beside it.
 const HEAD_START: Duration = Duration::from_millis(500);
@@ -60,7 +59,8 @@ impl Link {
             let answered = self.node().call::<_, MeshResponse>(&seeder, MESH, request, CALL_TIMEOUT).await;
             (seeder.peer, answered)
         };
-        let mut asked: FuturesUnordered<_> = self.seeders().iter().take(MOST_ASKED).cloned().map(ask).collect();
+        let seeders = futures::stream::iter(self.seeders().to_vec());
+        let mut asked = std::pin::pin!(seeders.map(ask).buffer_unordered(MOST_ASKED));
         let mut best: Option<(u64, MeshResponse)> = None;
         let mut end: Option<Instant> = None;
         loop {

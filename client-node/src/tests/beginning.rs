@@ -26,6 +26,20 @@ async fn a_ticket_that_begins_later_is_changed_for_one_that_begins_now() {
     net.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_networks_keys_come_from_a_seeder_however_many_before_it_are_gone() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let nowhere = Address::new("/ip4/127.0.0.1/tcp/1").unwrap();
+    let gone = |n: u8| PeerAddrs::new(Keypair::from_seed(&[n; 32]).peer_id(), vec![nowhere.clone()]);
+    // What has the keys is known as a seeder only, the thirteenth.
+    let has_keys = std::mem::replace(&mut net.sale.managers, vec![gone(200)]);
+    net.sale.sources = (201..=212).map(gone).chain(has_keys).chain(net.sale.sources.clone()).collect();
+    let outcome = client.fetch(&net.ticket(client.home.peer_id())).await.unwrap();
+    album().assert_in(&outcome.path);
+    net.stop().await;
+}
+
 /// In a network namespace of its own, which has no network.
 const CUT_OFF: &str = "WILLCALL_TEST_CUT_OFF";
 
