@@ -165,7 +165,8 @@ impl Sim {
         let busy = self.scheduler.busy(self.now);
         self.busiest = self.busiest.max(busy);
         if let Some(crowd) = &mut self.crowd {
-            self.scheduler.limit_busy(crowd.room((busy > 0).then_some(rate), busy, self.now));
+            let idle = self.scheduler.has_idle();
+            self.scheduler.limit_busy(crowd.room((busy > 0).then_some(rate), busy, idle, self.now));
         }
     }
 

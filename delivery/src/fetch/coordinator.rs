@@ -402,7 +402,7 @@ impl Coordinator {
         let (busy, read) = (self.scheduler.busy(now), self.read.load(Ordering::Relaxed));
         let rate = self.line.rate(busy > 0, now, read);
         self.slow = self.crowd.is_slow(rate, busy);
-        self.scheduler.limit_busy(self.crowd.room(rate, busy, now));
+        self.scheduler.limit_busy(self.crowd.room(rate, busy, self.scheduler.has_idle(), now));
     }
 
     fn on_waiting_reports(&mut self) {

@@ -62,13 +62,14 @@ impl Crowd {
     }
 
     /// Seeders that may owe something at once, when so many bytes per second come from all of them together, `None` while
-    /// that cannot be told, and so many do. Time is in milliseconds.
-    pub fn room(&mut self, rate: Option<u64>, busy: usize, now: u64) -> Room {
-        let most = self.most(rate, busy, now);
+    /// that cannot be told, and so many do. `others` says whether anybody else is there who could be asked: nothing is tried
+    /// without them, so that whoever comes is tried at once. Time is in milliseconds.
+    pub fn room(&mut self, rate: Option<u64>, busy: usize, others: bool, now: u64) -> Room {
+        let most = self.most(rate, busy, others, now);
         Room { most, kept: self.kept.max(most) }
     }
 
-    fn most(&mut self, rate: Option<u64>, busy: usize, now: u64) -> usize {
+    fn most(&mut self, rate: Option<u64>, busy: usize, others: bool, now: u64) -> usize {
         let Some(rate) = rate else { return self.most };
         let ample = usize::try_from(rate.saturating_mul(SOON_MS) / 1000 / self.chunk_size).unwrap_or(usize::MAX);
         if ample > self.most {
@@ -82,7 +83,7 @@ impl Crowd {
             Trial::NotBefore(_) if busy > self.kept => {
                 self.trial = Trial::NotBefore(now.saturating_add(self.again_ms));
             }
-            Trial::NotBefore(at) if now >= at && busy >= self.most => {
+            Trial::NotBefore(at) if now >= at && busy >= self.most && others => {
                 let until = now.saturating_add(TRIAL_MS);
                 let more = if self.most <= bearable { (self.most / 2).max(1) } else { 1 };
                 self.trial = Trial::Since { rate, busy, most: self.most, until };
@@ -95,14 +96,15 @@ impl Crowd {
                 let helps = rate >= before.saturating_add(each.saturating_mul(added) / 2) && added > 0;
                 match () {
                     () if helps => self.again_ms = AGAIN_MS,
-                    // Nobody was there who could have been asked.
+                    // Whoever was there is gone.
                     () if added == 0 => self.most = most,
                     () => {
                         (self.most, self.kept) = (most, those);
                         self.again_ms = self.again_ms.saturating_mul(2).min(MOST_MS);
                     }
                 }
-                self.trial = Trial::NotBefore(if helps { now } else { now.saturating_add(self.again_ms) });
+                let again = if helps || added == 0 { now } else { now.saturating_add(self.again_ms) };
+                self.trial = Trial::NotBefore(again);
             }
             Trial::NotBefore(_) | Trial::Since { .. } => {}
         }
@@ -126,7 +128,7 @@ mod tests {
         for tenth in 0..seconds * 10 {
             let busy = crowd.most.min(seeders);
             let rate = (each * busy as u64).min(line);
-            last = crowd.most(Some(rate), busy, tenth * 100).min(seeders);
+            last = crowd.most(Some(rate), busy, busy < seeders, tenth * 100).min(seeders);
             least = least.min(last);
         }
         (least, last)
@@ -135,8 +137,8 @@ mod tests {
     #[test]
     fn a_fast_line_is_for_all_of_them_at_once() {
         let mut crowd = Crowd::new(MIB);
-        assert_eq!(crowd.most(None, 0, 0), FIRST);
-        assert!(crowd.most(Some(50_000_000), 2, 30) >= 64);
+        assert_eq!(crowd.most(None, 0, true, 0), FIRST);
+        assert!(crowd.most(Some(50_000_000), 2, true, 30) >= 64);
     }
 
     #[test]
@@ -163,7 +165,7 @@ mod tests {
         const LONG: u64 = 4 * 36_000;
         for tenth in 0..LONG {
             let now = tenth * 100;
-            let room = crowd.room(Some(20_000), busy, now);
+            let room = crowd.room(Some(20_000), busy, true, now);
             if busy == 2 && room.most > busy {
                 (busy, owes_until, trials) = (3, Some(now + 2 * 157_000), trials + 1);
             }
@@ -180,8 +182,21 @@ mod tests {
     fn a_line_that_becomes_faster_is_filled() {
         let mut crowd = Crowd::new(MIB);
         for tenth in 0..100 {
-            crowd.most(Some(150_000), 2, tenth * 100);
+            crowd.most(Some(150_000), 2, true, tenth * 100);
         }
-        assert!(crowd.most(Some(20_000_000), 2, 10_100) >= 16);
+        assert!(crowd.most(Some(20_000_000), 2, true, 10_100) >= 16);
+    }
+
+    #[test]
+    fn a_fast_one_that_comes_back_to_a_slow_one_that_sends_is_tried_at_once() {
+        let mut crowd = Crowd::new(MIB);
+        crowd.room(Some(5_000_000), 2, false, 0);
+        // The fast one is away; what is left is a slow one, and nobody else.
+        let mut now = 4_000;
+        while now < 25_000 {
+            assert!(crowd.room(Some(10_000), 1, false, now).most < 20);
+            now += 100;
+        }
+        assert!(crowd.room(Some(10_000), 1, true, now).most > 1, "it is asked as soon as it is there");
     }
 }

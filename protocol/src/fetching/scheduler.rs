@@ -208,6 +208,14 @@ impl Scheduler {
         self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now)).count()
     }
 
+    /// Is a seeder there that could be asked for something, and owes nothing?
+    pub fn has_idle(&self) -> bool {
+        self.connected_sources().any(|(_, connected)| {
+            let asked = !connected.in_flight.is_empty() || connected.budget == 0;
+            !asked && !connected.held.intersection(&self.missing).is_empty()
+        })
+    }
+
     fn is_busy(&self, connected: &Connected, now: u64) -> bool {
         let heard = connected.heard.max(connected.last_progress);
         !connected.in_flight.is_empty() && now.saturating_sub(heard) < self.config.stall_ms / SILENT_PART
