@@ -18,7 +18,7 @@ use super::finish::{inode_of, outcome_of, what_is_there};
 use super::key::open_grant;
 use super::run::{Reporter, Run, until};
 use super::ticket::Checked;
-use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase};
+use super::{FetchError, FetchOptions, FetchOutcome, FetchPhase, MOST_NAMED};
 use crate::home::{Home, blocking};
 use crate::in_place::{InPlace, InPlaceBodies};
 use crate::layout::{Inventory, Layout};
@@ -217,6 +217,25 @@ pub(super) fn sum(content: &Content, list: &Listed, before: Option<&[String]>, o
     let chunks = layout.chunks().union(&head_chunks(list.head, manifest));
     let have = if only.is_empty() { manifest.length } else { content.bytes_of(&chunks) };
     Sum { only, files, bytes, have, chunks }
+}
+
+/// The names of what came are kept, to know what belongs there: before anything comes, can they be?
+pub(super) async fn check_names(home: &Home, transaction: TransactionId, only: &[String]) -> Result<(), FetchError> {
+    if only.is_empty() {
+        return Ok(());
+    }
+    let (library, only) = (home.library(), only.to_vec());
+    blocking(move || {
+        let names = match library.get(&transaction)? {
+            Some(known) if known.state == DeliveryState::Done && known.only.is_empty() => Vec::new(),
+            Some(known) if known.state == DeliveryState::Done => union(&known.only, &only),
+            _ => only,
+        };
+        // With the length that stands before each.
+        let bytes: usize = names.iter().map(|name| name.len() + size_of::<u32>()).sum();
+        if bytes > MOST_NAMED { Err(FetchError::TooManyNames) } else { Ok(()) }
+    })
+    .await
 }
 
 /// All that either names, without what another one of them stands for.

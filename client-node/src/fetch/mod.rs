@@ -106,6 +106,9 @@ impl Default for FetchOptions {
     }
 }
 
+/// Bytes of all names of files that a purchase was fetched by: with them its record stays below its limit.
+pub(crate) const MOST_NAMED: usize = 64 * 1024;
+
 /// How far a fetch is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -345,6 +348,12 @@ pub enum FetchError {
     /// Some files only, of a product whose key comes at the end.
     #[error("this product's key comes only when all of it is here; fetch it without --only")]
     OnlyWithoutKey,
+    /// More is named than the library can remember.
+    #[error(
+        "--only names too much: the library remembers {MOST_NAMED} bytes of names for a purchase, those of earlier fetches \
+         included; name folders or patterns (--only 'art/*'), or fetch all of it without --only"
+    )]
+    TooManyNames,
     /// The manager does not give the key.
     #[error("everything is here, but the manager gives no key: {0}; {advice}", advice = key_advice(.0))]
     Key(ManagerError),
@@ -412,6 +421,7 @@ impl FetchError {
             FetchError::NotOpened { cause, .. } | FetchError::LeaseVoid { cause, .. } => cause,
             FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
             FetchError::OnlyWithoutKey => "only-without-key",
+            FetchError::TooManyNames => "too-many-names",
             FetchError::Key(ManagerError::Refused(refusal)) => refusal.code.as_str(),
             FetchError::Key(_) => "manager-away",
             FetchError::BadKey | FetchError::Plain(PlainError::WrongKey) => "wrong-key",

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::debts;
-use super::delivered::{Delivered, Standing, Wanted, clear_away, standing};
+use super::delivered::{Delivered, Standing, Wanted, check_names, clear_away, standing};
 use super::key::{Patience, meet, open_grant};
 use super::refused::discard;
 use super::tally::{Late, Tally};
@@ -150,6 +150,7 @@ async fn fetch_asked(
     cancel: &CancellationToken,
 ) -> Result<FetchOutcome, FetchError> {
     let transaction = purchase.transaction;
+    check_names(home, transaction, &options.only).await?;
     let wanted = match standing(home, transaction, &out, &options, progress, cancel).await? {
         Standing::Here(outcome) => {
             clear_away(home, transaction, &out, &options).await?;

@@ -8,7 +8,7 @@ use protocol::ticket::TicketEnvelope;
 
 use super::fetching::{Client, album, net, options};
 use super::network::{Net, Vice};
-use crate::fetch::{FetchOptions, Target};
+use crate::fetch::{FetchError, FetchOptions, Target};
 
 fn by(ticket: &TicketEnvelope) -> Target {
     Target::Envelope(Box::new(ticket.clone()))
@@ -62,5 +62,17 @@ async fn what_an_earlier_run_decrypted_is_proven_before_a_part_is_made_of_it() {
     let part = client.fetch_with(by(&ticket), only("01.flac")).await.unwrap();
     assert!(std::fs::read(part.path.join("01.flac")).unwrap() == album().contents[0]);
     assert!(net.sent() <= net.product.manifest.chunks() + 1, "nothing else came twice: {}", net.sent());
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_names_than_can_be_kept_are_refused_before_anything_comes() {
+    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let ticket = net.ticket(client.home.peer_id());
+    let many = FetchOptions { only: (0..3000).map(|n| format!("{n:030}")).collect(), ..options() };
+    let error = client.fetch_with(by(&ticket), many).await.unwrap_err();
+    assert!(matches!(error, FetchError::TooManyNames), "{error}");
+    assert_eq!(net.sent(), 0);
     net.stop().await;
 }
