@@ -371,6 +371,45 @@ fn while_one_makes_chaining_values_good_the_others_come_again_later_and_no_chunk
 }
 
 #[test]
+fn chaining_values_that_went_bad_before_all_of_it_came_are_no_end_of_it() {
+    // More of them than are doubted, so that bad data beside them cannot be told from good.
+    let (_folder, mut store, product) = setup(13);
+    let content = product.create(&store);
+    for chunk in 0..13 {
+        content.write_verified_chunk(chunk, &mut product.chunk(chunk).to_vec()).unwrap();
+    }
+    content.sync().unwrap();
+    let folder = content.folder().to_owned();
+    drop(content);
+    let damage = |name: &str, bytes: &[u8]| {
+        let file = fs::OpenOptions::new().write(true).open(folder.join(name)).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+    };
+    damage("segments", b"garbage!");
+    store = reopened(store);
+    let content = store.get(&product.digest).unwrap();
+    content.finish().unwrap();
+    product.assert_equals(&content);
+    content.forget(&set(12..13)).unwrap();
+    content.write_verified_chunk(12, &mut product.chunk(12).to_vec()).unwrap();
+    content.sync().unwrap();
+    drop(content);
+
+    damage("segments", &[7; 13 * 32]);
+    damage("content", b"garbage!");
+    store = reopened(store);
+    let content = store.get(&product.digest).unwrap();
+    assert!(matches!(content.finish(), Err(FinishError::Missing(13))));
+    assert_eq!(content.have(), ChunkSet::new());
+    content.put_segment(0, product.segments[0].clone()).unwrap();
+    for chunk in 0..13 {
+        content.write_verified_chunk(chunk, &mut product.chunk(chunk).to_vec()).unwrap();
+    }
+    content.finish().unwrap();
+    product.assert_equals(&content);
+}
+
+#[test]
 fn verification_forgets_damaged_chunks_and_they_can_be_fetched_again() {
     let (_folder, store, product) = setup(5);
     let content = product.publish(&store);

@@ -443,8 +443,10 @@ impl Run<'_> {
             if let Some(report) = report? {
                 signed = report.completion;
             }
-            if sound? {
-                return Ok((self.content(checked)?, signed));
+            let (sound, content) = (sound?, self.content(checked)?);
+            // What turned out damaged only when it was to be noted as whole is not here any more either.
+            if sound && content.is_complete() {
+                return Ok((content, signed));
             }
             tracing::warn!(%manifest, "damaged on this disk, fetching it again");
         }

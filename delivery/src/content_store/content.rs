@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use protocol::codec::{self, Wire};
-use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
+use protocol::manifest::{self, Manifest, SEGMENT_CHUNKS, Segment};
 use protocol::trust::{KeyPurpose, Trust};
 use protocol::{ChunkSet, Digest, Refusal, RefusalCode, Signed};
 use store::Step;
@@ -421,8 +421,11 @@ impl Content {
         if missing > 0 {
             return Err(FinishError::Missing(missing));
         }
-        if self.segments.root(&self.manifest)? != Some(self.manifest.root) {
-            return Err(FinishError::Manifest("its segments do not make up its content root"));
+        match self.root()? {
+            Some(root) if root == self.manifest.root => {}
+            Some(_) => return Err(FinishError::Manifest("its segments do not make up its content root")),
+            // Some of it is not here any more.
+            None => return Err(FinishError::Missing(self.manifest.chunks() - self.held().chunks.len())),
         }
         self.sync()?;
         // With what is forgotten from here on the marker goes, too.
@@ -441,6 +444,24 @@ impl Content {
         Step::ContentWhole.after();
         self.held().complete = true;
         Ok(())
+    }
+
+    /// The content root by all chaining values; those that lie damaged are made good from the data. `None` where that cannot
+    /// be done: which of the data are sound nobody can say then, and they are forgotten, to come again.
+    fn root(&self) -> Result<Option<Digest>, FileError> {
+        let mut values = Vec::with_capacity(self.manifest.chunks() as usize);
+        let mut lost = ChunkSet::new();
+        for index in 0..self.manifest.segment_count() {
+            match self.segment(index)? {
+                Some(segment) => values.extend_from_slice(&segment.values),
+                None => lost.insert_range(self.manifest.segment_chunks(index)),
+            }
+        }
+        if !lost.is_empty() {
+            self.forget(&lost)?;
+            return Ok(None);
+        }
+        Ok(manifest::content_root(&values, self.manifest.length, self.manifest.chunk_size))
     }
 
     /// Writes the note anew where it lies damaged. True when it did.

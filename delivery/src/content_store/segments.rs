@@ -7,8 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use protocol::Digest;
-use protocol::manifest::{self, Manifest, SEGMENT_CHUNKS, Segment};
+use protocol::manifest::{Manifest, SEGMENT_CHUNKS, Segment};
 
 use super::disk::{self, At, FileError};
 
@@ -112,16 +111,6 @@ impl Segments {
         cache.absent.remove(&index);
         cache.remember(index, Arc::new(segment));
         Ok(())
-    }
-
-    /// Checks that the values of all segments make up the content root. `None` when a segment is absent.
-    pub(super) fn root(&self, manifest: &Manifest) -> Result<Option<Digest>, FileError> {
-        let mut values = Vec::with_capacity(manifest.chunks() as usize);
-        for index in 0..manifest.segment_count() {
-            let Some(segment) = self.get(manifest, index)? else { return Ok(None) };
-            values.extend_from_slice(&segment.values);
-        }
-        Ok(manifest::content_root(&values, manifest.length, manifest.chunk_size))
     }
 
     pub(super) fn sync(&self) -> Result<(), FileError> {
