@@ -4,6 +4,7 @@
 //! whoever has it.
 
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -443,7 +444,34 @@ impl Library {
         })
     }
 
+    /// What seeders are owed of one delivery.
+    pub(crate) fn debt(&self, delivery: DeliveryId) -> Result<Option<Debt>, LibraryError> {
+        let key = (delivery.transaction, delivery.delivery);
+        self.with(|db| db.read(|txn| DEBTS.get(txn, &key)))
+    }
+
+    /// Deliveries of which something is owed that is `wanted`.
+    pub(crate) fn owed(&self, wanted: impl Fn(&Debt) -> bool) -> Result<Vec<DeliveryId>, LibraryError> {
+        let mut found = Vec::new();
+        self.with(|db| {
+            db.read(|txn| {
+                DEBTS.scan(txn, .., |(transaction, delivery), debt| {
+                    if wanted(&debt) {
+                        found.push(DeliveryId { transaction, delivery });
+                    }
+                    Ok::<_, StoreError>(if found.len() < MAX_LISTED {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    })
+                })
+            })
+        })?;
+        Ok(found)
+    }
+
     /// What seeders are owed, the newest purchases first, at most `limit` deliveries.
+    #[cfg(test)]
     pub(crate) fn debts(&self, limit: usize) -> Result<Vec<(DeliveryId, Debt)>, LibraryError> {
         let found = self.with(|db| db.read(|txn| DEBTS.range_back(txn, .., limit)))?;
         let named = |((transaction, delivery), debt)| (DeliveryId { transaction, delivery }, debt);

@@ -10,7 +10,8 @@ use node::DirLock;
 use protocol::deliver::Credential;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::{Lease, Ticket, TransactionData};
-use protocol::{PeerAddrs, Refusal, Signed, TransactionId};
+use protocol::{NetworkId, PeerAddrs, Refusal, Signed, TransactionId};
+use rand::seq::SliceRandom;
 use tokio_util::sync::CancellationToken;
 
 use super::acks::AckFiles;
@@ -20,7 +21,7 @@ use crate::home::{Home, blocking, now_ms};
 use crate::library::{Debt, LibraryError};
 use crate::link::Link;
 
-/// Deliveries looked at in one run, the newest first; the next run sees those that are left.
+/// Deliveries looked at in one run; the next run sees others, if there are more.
 const AT_ONCE: usize = 32;
 /// So many of them at the same time.
 const SIDE_BY_SIDE: usize = 4;
@@ -52,28 +53,32 @@ pub(super) async fn note(
 
 /// Seeders that are owed something of this delivery: worth asking for the rest of it.
 pub(super) async fn owed(home: &Home, delivery: DeliveryId) -> Result<Vec<PeerAddrs>, LibraryError> {
-    let all = all(home).await?;
-    Ok(all.into_iter().find(|(id, _)| *id == delivery).map(|(_, debt)| debt.seeders).unwrap_or_default())
+    let library = home.library();
+    Ok(blocking(move || library.debt(delivery)).await?.map(|debt| debt.seeders).unwrap_or_default())
 }
 
-async fn all(home: &Home) -> Result<Vec<(DeliveryId, Debt)>, LibraryError> {
+/// Deliveries of which something is owed in a network.
+async fn owed_in(home: &Home, network: NetworkId) -> Result<Vec<DeliveryId>, LibraryError> {
     let library = home.library();
-    blocking(move || library.debts(AT_ONCE)).await
+    let ours = move |debt: &Debt| terms(debt).is_ok_and(|(data, _)| data.network == network);
+    blocking(move || library.owed(ours)).await
 }
 
 /// Pays what is owed in the network of `link`, but for purchases that are being fetched: their own fetches do that, and a
 /// second stream would end the first. `own` is the one whose lock this fetch holds; it is paid for where nothing of it is
 /// fetched, and is `idle`. Failing is no matter of the fetch that it runs beside: the next one tries again.
 pub(super) async fn pay(home: &Home, link: &Link, own: TransactionId, idle: bool) {
-    let debts = match all(home).await {
+    let mut debts = match owed_in(home, link.network()).await {
         Ok(debts) => debts,
         Err(error) => return tracing::warn!(%error, "what seeders are owed is not known"),
     };
-    let paying = debts.into_iter().map(|(delivery, debt)| async move {
+    // In another order each time: those whose seeders are gone for good keep no others from their turn.
+    debts.shuffle(&mut rand::rng());
+    let paying = debts.into_iter().take(AT_ONCE).map(|delivery| async move {
         if is_busy(home, delivery.transaction, own, idle).await {
             return;
         }
-        if let Err(error) = pay_one(home, link, delivery, debt).await {
+        if let Err(error) = pay_one(home, link, delivery).await {
             tracing::warn!(transaction = %delivery.transaction, %error, "what seeders are owed stays owed");
         }
     });
@@ -119,13 +124,12 @@ enum PayError {
     Ticket(#[from] Refusal),
 }
 
-async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId, debt: Debt) -> Result<(), PayError> {
+async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId) -> Result<(), PayError> {
+    let library = home.library();
+    let Some(debt) = blocking(move || library.debt(delivery)).await? else { return Ok(()) };
     let debt = Debt { ticket: newest(home, delivery, &debt).await?, ..debt };
     let (data, lease) = terms(&debt)?;
     let (trust, _) = link.trust().await?;
-    if data.network != trust.network() {
-        return Ok(());
-    }
     let owed = match now_ms() > lease.end.saturating_add(GIVE_UP_MS) {
         true => Vec::new(),
         false => {
@@ -174,8 +178,7 @@ fn terms(debt: &Debt) -> Result<(TransactionData, Lease), Refusal> {
 
 /// Pays what is owed in the network of a purchase that needs no fetching: then nobody else connects to it.
 pub(super) async fn pay_alone(home: &Home, purchase: &Purchase, options: &FetchOptions, cancel: &CancellationToken) {
-    let ours = |(_, debt): &(DeliveryId, Debt)| terms(debt).is_ok_and(|(data, _)| data.network == purchase.network);
-    if !all(home).await.is_ok_and(|debts| debts.iter().any(ours)) {
+    if !owed_in(home, purchase.network).await.is_ok_and(|debts| !debts.is_empty()) {
         return;
     }
     match Link::start(home, &purchase.envelope.join, options.link.clone()).await {
