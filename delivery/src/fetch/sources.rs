@@ -15,6 +15,8 @@ use crate::clock::now_ms;
 #[derive(Debug)]
 pub(super) struct SourceBook {
     entries: BTreeMap<PeerId, Entry>,
+    /// So many were added, those that were forgotten included.
+    added: usize,
     /// Known and not yet handed to the scheduler, the best first.
     spare: VecDeque<PeerId>,
     /// How far clocks may differ, milliseconds.
@@ -24,6 +26,8 @@ pub(super) struct SourceBook {
 #[derive(Debug)]
 struct Entry {
     target: PeerAddrs,
+    /// Its place among all that were added: the best came first.
+    number: usize,
     /// A search named it, and nobody else.
     found: bool,
     last: Option<Last>,
@@ -55,9 +59,10 @@ struct Last {
 }
 
 impl Entry {
-    fn new(target: PeerAddrs) -> Self {
+    fn new(target: PeerAddrs, number: usize) -> Self {
         Entry {
             target,
+            number,
             found: false,
             last: None,
             clock: ClockState::Unknown,
@@ -79,7 +84,7 @@ impl Entry {
 
 impl SourceBook {
     pub(super) fn new(grace_ms: u64) -> Self {
-        SourceBook { entries: BTreeMap::new(), spare: VecDeque::new(), grace_ms }
+        SourceBook { entries: BTreeMap::new(), added: 0, spare: VecDeque::new(), grace_ms }
     }
 
     /// Notes a seeder and where it is.
@@ -96,7 +101,8 @@ impl SourceBook {
             return Added::No;
         }
         let peer = target.peer;
-        self.entries.insert(peer, Entry::new(target));
+        self.entries.insert(peer, Entry::new(target, self.added));
+        self.added += 1;
         self.spare.push_back(peer);
         Added::New
     }
@@ -133,7 +139,8 @@ impl SourceBook {
                 holds_nothing: false,
                 unknown_key: false,
             });
-            self.entries.insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into()) });
+            self.entries
+                .insert(peer, Entry { closed: true, banned: true, last, ..Entry::new(peer.into(), self.added) });
         }
     }
 
@@ -149,10 +156,12 @@ impl SourceBook {
         self.entries.get(peer).map_or_else(|| PeerAddrs::from(*peer), |entry| entry.target.clone())
     }
 
-    /// Seeders that were handed to the scheduler and are not given up for good.
+    /// Seeders that were handed to the scheduler and are not given up for good, the best first.
     pub(super) fn open(&self) -> Vec<PeerId> {
         let open = self.entries.iter().filter(|(peer, entry)| !entry.closed && !self.spare.contains(peer));
-        open.map(|(peer, _)| *peer).collect()
+        let mut open: Vec<(usize, PeerId)> = open.map(|(peer, entry)| (entry.number, *peer)).collect();
+        open.sort_unstable();
+        open.into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// Is nobody left who might serve it later?
@@ -462,6 +471,21 @@ mod tests {
 
     fn refused(code: RefusalCode) -> EndReason {
         EndReason::Refused(Refusal::new(code, "no"))
+    }
+
+    #[test]
+    fn those_that_are_handed_over_keep_their_order() {
+        let mut book = SourceBook::new(600_000);
+        for n in [9, 3, 5, 4] {
+            book.add(peer(n).into());
+        }
+        for _ in 0..3 {
+            book.next_spare();
+        }
+        book.add_found(peer(1).into(), |_| false);
+        assert_eq!(book.open(), [peer(9), peer(3), peer(5)], "the last two are still spare");
+        while book.next_spare().is_some() {}
+        assert_eq!(book.open(), [9, 3, 5, 4, 1].map(peer));
     }
 
     #[test]
