@@ -162,6 +162,18 @@ fn wants_stay_within_what_an_acknowledgement_can_name() {
 }
 
 #[test]
+fn what_is_being_verified_counts_among_what_an_acknowledgement_can_name() {
+    let mut session = open(4000);
+    session.want(&(0..400).map(|i| 3 * i).collect());
+    for index in session.in_flight().clone().iter() {
+        session.message(SeederMessage::Chunk { index, length: 1 << 20 }, &me()).unwrap();
+    }
+    assert!(session.in_flight().is_empty());
+    let another = chunks(&[(3000, 3001)]);
+    assert_eq!(session.want(&another), (None, another));
+}
+
+#[test]
 fn what_was_not_taken_back_is_not_cancelled() {
     // One that could would be asked for the same again and again, and send nothing.
     let mut session = open(16);

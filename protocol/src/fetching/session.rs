@@ -233,7 +233,7 @@ impl Session {
     pub fn want(&mut self, chunks: &ChunkSet) -> (Option<ClientMessage>, ChunkSet) {
         let mut asked = ChunkSet::new();
         let mut left_out = ChunkSet::new();
-        let mut all = self.verified.union(&self.in_flight);
+        let mut all = self.verified.union(&self.in_flight).union(&self.arriving);
         for chunk in chunks.iter() {
             let before = all.range_count();
             all.insert(chunk);
