@@ -22,6 +22,7 @@ use futures::FutureExt;
 use protocol::clock::ClockState;
 use protocol::deliver::Credential;
 use protocol::receipt::{Ack, DeliveryId};
+use protocol::settling::Counting;
 use protocol::{ChunkSet, Keypair, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

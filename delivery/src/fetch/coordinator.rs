@@ -3,6 +3,8 @@
 
 mod ending;
 mod last_words;
+mod noting;
+mod paying;
 mod placing;
 mod telling;
 
@@ -21,6 +23,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use paying::Payees;
 use placing::Placed;
 
 use super::buffers::Buffers;
@@ -68,6 +71,7 @@ pub(super) struct Coordinator {
     ending: watch::Sender<Ending>,
     sessions: JoinSet<(SessionId, EndReason)>,
     handles: BTreeMap<PeerId, Handle>,
+    payees: Payees,
     next_number: u64,
     reports: mpsc::Receiver<Report>,
     to_reports: mpsc::Sender<Report>,
@@ -157,6 +161,7 @@ impl Coordinator {
             ending: watch::Sender::new(Ending::NotYet),
             sessions: JoinSet::new(),
             handles: BTreeMap::new(),
+            payees: Payees::default(),
             next_number: 0,
             reports,
             to_reports,
@@ -193,6 +198,7 @@ impl Coordinator {
 
     /// Returns when everything is durable, with [`Coordinator::settle`] to come, or there is an end of another kind.
     pub(super) async fn run(mut self) -> Result<Stored, FetchError> {
+        self.payees = Payees::before(&self.job.acks).await;
         if let Some(content) = self.job.store.get(&self.job.manifest) {
             self.look_through(content);
         }
@@ -381,8 +387,14 @@ impl Coordinator {
             return;
         }
         self.limit_busy(now);
+        self.limit_payees();
         for (peer, chunks) in self.scheduler.plan(now) {
             let Some(handle) = self.handles.get_mut(&peer) else { continue };
+            if !self.payees.ask(peer) {
+                self.scheduler.released(&peer, &chunks);
+                self.scheduler.set_budget(&peer, 0);
+                continue;
+            }
             if now.saturating_sub(handle.pulse.last_byte.load(Ordering::Relaxed)) > 1_000 {
                 handle.served_at = now.max(handle.served_at);
             }
@@ -468,6 +480,7 @@ impl Coordinator {
 
     fn on_verified(&mut self, peer: &PeerId, chunk: u32, bytes: u32, now: u64) {
         let verified = self.scheduler.verified(peer, chunk, bytes, now);
+        self.payees.served(*peer);
         self.book.received(peer, bytes, verified.new);
         if verified.new {
             self.new_bytes += u64::from(bytes);
@@ -491,6 +504,7 @@ impl Coordinator {
         self.remembered(id);
         if self.handles.get(&id.peer).is_some_and(|handle| handle.number == id.number) {
             self.handles.remove(&id.peer);
+            self.payees.ended(&id.peer);
         }
         let loss = self.book.ended(&id.peer, &reason);
         tracing::debug!(seeder = %id.peer, %reason, ?loss, "stream to the seeder ended");
@@ -519,53 +533,6 @@ impl Coordinator {
             other @ (WriteError::Mismatch(_) | WriteError::NoChainingValue(_)) => {
                 FetchError::Manifest(Refusal::new(protocol::RefusalCode::Internal, other.to_string()))
             }
-        }
-    }
-
-    fn sync_if_due(&mut self) {
-        let Some(content) = self.content.clone() else { return };
-        if let Some((_, chunks)) = self.remembering.take_if(|(streams, _)| streams.is_empty()) {
-            self.syncing = Some(tokio::task::spawn_blocking(move || content.sync_only(&chunks)));
-            return;
-        }
-        let limits = &self.job.limits;
-        let due = self.unsynced > 0 && (self.found || self.synced_at.elapsed() >= limits.sync_every);
-        let busy = self.syncing.is_some() || self.remembering.is_some();
-        if !busy && (due || self.unsynced >= limits.sync_bytes) && self.remember() {
-            (self.unsynced, self.found) = (0, false);
-            self.synced_at = Instant::now();
-        }
-    }
-
-    /// Asks every stream to have on paper what it acknowledged. A chunk that is noted as stored is never fetched again, so
-    /// a client that is killed must not have noted one of which it no longer knows whom to pay for it. False when a
-    /// stream cannot be asked now.
-    fn remember(&mut self) -> bool {
-        let Some(content) = &self.content else { return false };
-        let all = ChunkSet::from_range(0..content.manifest().chunks());
-        let chunks = all.difference(self.scheduler.missing());
-        let welcomed = || self.handles.iter().filter(|(_, handle)| handle.welcome.is_some());
-        // All of them or none: the others would acknowledge and save again and again until the last one has room.
-        if welcomed().any(|(_, handle)| handle.commands.capacity() == 0) {
-            return false;
-        }
-        let mut streams = BTreeMap::new();
-        for (peer, handle) in welcomed() {
-            // One whose task has just ended has everything on paper already.
-            if handle.commands.try_send(Command::Remember).is_ok() {
-                streams.insert(*peer, handle.number);
-            }
-        }
-        self.remembering = Some((streams, chunks));
-        true
-    }
-
-    /// A stream has on paper what it acknowledged, or has ended, which comes to the same.
-    fn remembered(&mut self, id: SessionId) {
-        if let Some((streams, _)) = &mut self.remembering
-            && streams.get(&id.peer) == Some(&id.number)
-        {
-            streams.remove(&id.peer);
         }
     }
 

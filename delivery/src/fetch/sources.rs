@@ -169,6 +169,11 @@ impl SourceBook {
         self.entries.values().all(|entry| entry.closed)
     }
 
+    /// Has no stream to it ended yet?
+    pub(super) fn is_untried(&self, peer: &PeerId) -> bool {
+        self.entries.get(peer).is_some_and(|entry| entry.last.is_none())
+    }
+
     /// Did every seeder tried so far end at least once?
     pub(super) fn all_ended(&self) -> bool {
         self.entries.values().all(|entry| entry.last.is_some())
