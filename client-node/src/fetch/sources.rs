@@ -8,6 +8,7 @@ use futures::FutureExt;
 use futures::future::Either;
 use protocol::api::provider_key;
 use protocol::{PeerAddrs, RefusalCode};
+use rand::seq::SliceRandom;
 
 use super::run::Run;
 use super::ticket::Checked;
@@ -19,8 +20,11 @@ const PROVIDERS: usize = 32;
 /// Peers of the local network that are asked.
 const LAN_PEERS: usize = 8;
 const DHT_TIMEOUT: Duration = Duration::from_secs(8);
-/// For the manager's sources when the DHT has found some, or the other way round.
-const SECOND_SEARCH: Duration = Duration::from_millis(200);
+/// For the manager's sources when the DHT has found some: a manager that is away takes its time to be given up.
+const MANAGER_LATER: Duration = Duration::from_millis(200);
+/// For the DHT when the manager has answered, which is one question, while a search takes several, some of them to peers
+/// that are gone. The sources that a fetch begins with are not held up by it.
+const DHT_LATER: Duration = Duration::from_secs(2);
 
 impl Run<'_> {
     /// Whoever says in the DHT to have it, the sources that the manager knows by now, and peers of the local network, who
@@ -48,8 +52,10 @@ impl Run<'_> {
                         Err(_) => Vec::new(),
                     }
                 };
-                let mut found = either_or_both(ticket, providers).await;
-                let near = link.node().lan_peers().await.unwrap_or_default();
+                let mut found = either_or_both((ticket, DHT_LATER), (providers, MANAGER_LATER)).await;
+                let mut near = link.node().lan_peers().await.unwrap_or_default();
+                // Others at each search, where there are more: none of them keeps another one out.
+                near.shuffle(&mut rand::rng());
                 found.extend(near.into_iter().take(LAN_PEERS));
                 found
             }
@@ -58,21 +64,20 @@ impl Run<'_> {
     }
 }
 
-/// What both find, or what one does and the other has not found a moment later: a manager that is away takes its time to
-/// be given up, and the next search hears of what came late.
+/// What both find, or what one does and the other has not found for as long as is said beside the one.
 async fn either_or_both(
-    one: impl Future<Output = Vec<PeerAddrs>>,
-    other: impl Future<Output = Vec<PeerAddrs>>,
+    (one, then_other): (impl Future<Output = Vec<PeerAddrs>>, Duration),
+    (other, then_one): (impl Future<Output = Vec<PeerAddrs>>, Duration),
 ) -> Vec<PeerAddrs> {
     let (one, other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let (mut found, later) = match futures::future::select(one, other).await {
-        Either::Left((found, later)) => (found, later.left_future()),
-        Either::Right((found, later)) => (found, later.right_future()),
+    let (mut found, later, limit) = match futures::future::select(one, other).await {
+        Either::Left((found, later)) => (found, later.left_future(), then_other),
+        Either::Right((found, later)) => (found, later.right_future(), then_one),
     };
     if found.is_empty() {
         return later.await;
     }
-    found.extend(tokio::time::timeout(SECOND_SEARCH, later).await.unwrap_or_default());
+    found.extend(tokio::time::timeout(limit, later).await.unwrap_or_default());
     found
 }
 
@@ -102,11 +107,24 @@ mod tests {
     async fn who_is_found_is_not_kept_waiting_for_a_manager_that_is_away() {
         let found = |n: u8| std::future::ready(vec![PeerAddrs::from(PeerId::from_bytes([n; 32]))]);
         let (none, never) = (|| std::future::ready(Vec::new()), std::future::pending::<Vec<PeerAddrs>>);
-        assert_eq!(either_or_both(found(1), never()).await, found(1).await);
-        assert_eq!(either_or_both(never(), found(2)).await, found(2).await);
-        assert_eq!(either_or_both(none(), found(2)).await, found(2).await);
-        assert_eq!(either_or_both(found(1), none()).await, found(1).await);
-        assert_eq!(either_or_both(found(1), found(2)).await.len(), 2);
-        assert_eq!(either_or_both(none(), none()).await, []);
+        const SOON: Duration = Duration::from_millis(10);
+        assert_eq!(either_or_both((found(1), SOON), (never(), SOON)).await, found(1).await);
+        assert_eq!(either_or_both((never(), SOON), (found(2), SOON)).await, found(2).await);
+        assert_eq!(either_or_both((none(), SOON), (found(2), SOON)).await, found(2).await);
+        assert_eq!(either_or_both((found(1), SOON), (none(), SOON)).await, found(1).await);
+        assert_eq!(either_or_both((found(1), SOON), (found(2), SOON)).await.len(), 2);
+        assert_eq!(either_or_both((none(), SOON), (none(), SOON)).await, []);
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_answers_first_does_not_throw_away_what_the_dht_finds() {
+        let found = |n: u8| vec![PeerAddrs::from(PeerId::from_bytes([n; 32]))];
+        // A search that hears of somebody a moment after the manager's answer, and then waits whether there is more.
+        let search = async {
+            tokio::time::sleep(2 * MANAGER_LATER).await;
+            found(2)
+        };
+        let both = either_or_both((std::future::ready(found(1)), DHT_LATER), (search, MANAGER_LATER)).await;
+        assert_eq!(both, [found(1), found(2)].concat());
     }
 }
