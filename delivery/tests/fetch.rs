@@ -480,6 +480,41 @@ async fn who_refuses_before_it_was_shown_the_ticket_says_nothing_of_it() {
 }
 
 #[tokio::test]
+async fn seeders_that_are_off_hold_no_places_of_those_that_are_there() {
+    let mut setup = Setup::new(8, &[Vice::None]);
+    (setup.limits.sessions, setup.limits.open_timeout) = (2, 2 * LIMIT);
+    let mut net = MemoryNet::new(setup.client.peer_id(), &setup.seeders);
+    net.swallows = true;
+    let off = [98, 99].map(|n| PeerAddrs::from(keypair(n).peer_id()));
+    let sources = off.into_iter().chain([setup.seeders[0].peer().into()]).collect();
+    let report = within(fetch(FetchJob { connect: Arc::new(net), sources, ..setup.job() })).await.unwrap();
+    setup.assert_fetched(&report);
+}
+
+#[tokio::test]
+async fn nobody_is_asked_who_would_not_be_paid_while_somebody_is_there_who_is() {
+    let mut setup = Setup::new(40, &[Vice::None, Vice::None]);
+    let [first, second] = [0, 1].map(|n| setup.seeders[n].peer());
+    let part = FetchJob { only: Some(ChunkSet::from_range(0..1)), sources: vec![first.into()], ..setup.job() };
+    within(fetch(part)).await.unwrap();
+    // With these as many hold acknowledgements as are counted in one delivery.
+    for n in 1..Counting::MAX_SEEDERS {
+        let seeder = Keypair::from_seed(&[[7; 16], [n as u8; 16]].concat().try_into().unwrap()).peer_id();
+        let (network, delivery, manifest) = (setup.world.network, setup.delivery, setup.product.digest);
+        let ack = Ack { network, delivery, manifest, seeder, chunks: ChunkSet::from_range(39..40), at: 1 };
+        setup.acks.save(&seeder, &Signed::sign(&ack, &setup.client));
+    }
+    let half = FetchJob { only: Some(ChunkSet::from_range(0..20)), ..setup.job() };
+    within(fetch(half)).await.unwrap();
+    assert_eq!((setup.seeders[0].sent(), setup.seeders[1].sent()), (20, 0));
+    // The goods were paid for: without it they come from whoever is left.
+    let rest = FetchJob { sources: vec![second.into()], ..setup.job() };
+    setup.limits.patience = LIMIT;
+    let report = within(fetch(rest)).await.unwrap();
+    assert_eq!((report.chunks, setup.seeders[1].sent()), (20, 20));
+}
+
+#[tokio::test]
 async fn without_a_seeder_it_ends_with_the_reason_of_each() {
     let setup = Setup::new(5, &[]);
     let error = setup.fetch().await.unwrap_err();
