@@ -1,6 +1,9 @@
 //! The network library has peer IDs and addresses of its own; the conversions stand here once, because accepting a
 //! peer ID that is not an Ed25519 key would let someone in whom no document can name.
 
+use std::net::IpAddr;
+
+use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol as Part;
 use libp2p::{Multiaddr, identity};
 use protocol::{Address, PeerId};
@@ -67,6 +70,47 @@ pub(crate) fn relay_of(address: &Multiaddr) -> Option<(libp2p::PeerId, Multiaddr
     }
 }
 
+/// The relay that a connection goes over, and where the relay is by the address of the connection.
+pub(crate) fn relay_over(endpoint: &ConnectedPoint) -> Option<(libp2p::PeerId, Multiaddr)> {
+    match endpoint {
+        ConnectedPoint::Dialer { address, .. } => relay_of(address),
+        ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
+    }
+}
+
+/// The IP address that an address begins with.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Part::Ip4(ip) => Some(ip.into()),
+        Part::Ip6(ip) => Some(ip.to_ipv4_mapped().map_or_else(|| ip.into(), IpAddr::from)),
+        _ => None,
+    }
+}
+
+/// Means the same machine everywhere.
+pub(crate) fn is_public(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            // 100.64.0.0/10 lies behind a provider's translation (RFC 6598).
+            let [a, b, ..] = ip.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let no_host = a == 0 || ip.is_multicast() || a >= 240;
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || no_host || shared)
+        }
+        // All that was ever given out of the rest is for a machine, a line or an organization.
+        IpAddr::V6(ip) => ip.segments().first().is_some_and(|first| first & 0xe000 == 0x2000),
+    }
+}
+
+/// Both lie in one network, as far as the addresses show: the same half of an IPv4 address, the same site in IPv6.
+pub(crate) fn same_network(one: &IpAddr, other: &IpAddr) -> bool {
+    match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => one.octets().iter().take(2).eq(other.octets().iter().take(2)),
+        (IpAddr::V6(one), IpAddr::V6(other)) => one.segments().iter().take(3).eq(other.segments().iter().take(3)),
+        _ => false,
+    }
+}
+
 /// Leads to this machine only.
 pub(crate) fn is_loopback(address: &Address) -> bool {
     let text = address.as_str();
@@ -112,6 +156,25 @@ mod tests {
         let named = Address::new(&format!("/ip4/127.0.0.1/tcp/4001/p2p/{peer}")).unwrap();
         assert_eq!(address_to_libp2p(&plain, &peer), address_to_libp2p(&named, &peer));
         assert_eq!(address_to_libp2p(&named, &other), None);
+    }
+
+    #[test]
+    fn an_ip_address_is_public_or_of_one_network() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for public in ["11.0.0.1", "203.0.113.7", "2001:db8::1"] {
+            assert!(is_public(&ip(public)), "{public}");
+        }
+        for local in ["10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"] {
+            assert!(!is_public(&ip(local)), "{local}");
+        }
+        for local in ["::1", "::", "fe80::1", "fd00::1", "ff02::1", "::7f00:1", "64:ff9b::a00:1"] {
+            assert!(!is_public(&ip(local)), "{local}");
+        }
+        assert!(same_network(&ip("192.168.1.1"), &ip("192.168.7.1")) && same_network(&ip("::1"), &ip("::1")));
+        assert!(!same_network(&ip("192.168.1.1"), &ip("192.169.1.1")));
+        assert!(!same_network(&ip("fd00:1::1"), &ip("fd00:2::1")) && !same_network(&ip("127.0.0.1"), &ip("::1")));
+        assert_eq!(ip_of(&"/ip6/::ffff:10.0.0.1/tcp/1".parse().unwrap()), Some(ip("10.0.0.1")));
+        assert_eq!(ip_of(&"/dns4/example.org/tcp/1".parse().unwrap()), None);
     }
 
     #[test]

@@ -12,10 +12,9 @@ use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dcutr, dns, gossipsub, identify, identity, kad,
-    mdns, noise, ping, relay, tcp, upnp,
+    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, mdns,
+    noise, ping, relay, tcp, upnp,
 };
-use libp2p_autonat::v2 as autonat;
 use protocol::Address;
 
 use crate::address::is_loopback;
@@ -25,7 +24,7 @@ use crate::door::Door;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
-use crate::reach::{DialBacks, Members, Seen, relay_config};
+use crate::reach::{DialBacks, Members, Probing, Punching, relay_config};
 use crate::streams;
 use crate::tls::Tls;
 
@@ -72,9 +71,8 @@ pub(crate) struct NodeBehaviour {
     // What makes the node reachable, and others by it.
     relay_client: relay::client::Behaviour,
     relay: Toggle<relay::Behaviour>,
-    pub(crate) seen: Seen,
-    dcutr: Toggle<dcutr::Behaviour>,
-    autonat: Toggle<autonat::client::Behaviour>,
+    pub(crate) dcutr: Toggle<Punching>,
+    pub(crate) autonat: Toggle<Probing>,
     dial_backs: Toggle<DialBacks>,
     pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
     mdns: Toggle<mdns::tokio::Behaviour>,
@@ -233,9 +231,8 @@ fn behaviour(
         kad: Toggle::from((config.dht != DhtMode::Off).then(|| kad_behaviour(config, peer))),
         relay_client,
         relay: reach.relay.enabled.then(|| relay::Behaviour::new(peer, relay_config(&reach.relay, members))).into(),
-        seen: Seen::default(),
-        dcutr: reach.punch.then(|| dcutr::Behaviour::new(peer)).into(),
-        autonat: reach.reserve.then(autonat::client::Behaviour::default).into(),
+        dcutr: reach.punch.then(|| Punching::new(peer)).into(),
+        autonat: reach.reserve.then(Probing::new).into(),
         dial_backs: reach.dial_back.then(DialBacks::new).into(),
         upnp: (reach.upnp && !alone).then(upnp::tokio::Behaviour::default).into(),
         mdns: (reach.lan && !alone).then(|| mdns_behaviour(peer)).flatten().into(),

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -17,7 +16,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::server;
 
-use crate::address::is_relayed;
+use crate::address::{ip_of, is_relayed};
 
 /// Dials at once; further ones are refused, and the peer asks another.
 const AT_ONCE: usize = 16;
@@ -67,14 +66,6 @@ impl DialBacks {
             return Err(NotDialled("the peer asks too often"));
         }
         Ok(())
-    }
-}
-
-fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    match address.iter().next()? {
-        Part::Ip4(ip) => Some(ip.into()),
-        Part::Ip6(ip) => Some(ip.into()),
-        _ => None,
     }
 }
 

@@ -4,19 +4,22 @@
 
 mod circuits;
 mod dial_backs;
+mod observed;
 mod ports;
+mod probing;
+mod punching;
 mod relaying;
 mod roads;
-mod seen;
 mod state;
 
 pub use circuits::CircuitLimit;
 pub(crate) use circuits::Circuits;
 pub(crate) use dial_backs::DialBacks;
 pub(crate) use ports::give_back;
+pub(crate) use probing::Probing;
+pub(crate) use punching::Punching;
 pub use relaying::RelayConfig;
 pub(crate) use relaying::{Members, relay_config};
-pub(crate) use seen::Seen;
 pub(crate) use state::ReachState;
 
 use protocol::{Address, PeerId};
@@ -98,7 +101,7 @@ pub struct Tried {
     pub address: Address,
     /// Why nobody got through there.
     pub why_not: Option<String>,
-    /// When: one that failed is not tried again as long as the node runs.
+    /// When: one that failed is not tried again before the node moves to another network.
     pub at: tokio::time::Instant,
 }
 

@@ -1,6 +1,10 @@
 //! The network task's part of being reached: it hears what the parts of the library find out, decides when to take a slot
 //! at which relay, and prepares the way to peers that only a relay leads to.
 
+mod own;
+mod slots;
+mod ways;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -15,6 +19,9 @@ use protocol::{Address, PeerAddrs};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::slots::{Offer, Slot};
+use self::ways::Way;
+use super::observed::Observed;
 use super::roads::{Over, Roads, State};
 use super::{CircuitLimit, Members, PortMapping, Reach, ReachConfig, Reachability, RelaySlot, Tried};
 use crate::address::{
@@ -50,46 +57,21 @@ const TRIED: usize = 16;
 const LAN_PEERS: usize = 256;
 const LAN_ADDRESSES: usize = 8;
 
-/// A relay that could be asked for a slot.
-struct Offer {
-    addresses: Vec<Multiaddr>,
-    slot: Slot,
-    not_before: Instant,
-    failures: u32,
-    /// When missing connections to the relay are made again.
-    mend: Instant,
-    trouble: Option<String>,
-}
-
-enum Slot {
-    None,
-    /// The connection is being made.
-    Road,
-    /// The relay was asked.
-    Asked(ListenerId),
-    Held(ListenerId, Vec<Address>),
-}
-
-/// A peer that is dialled as soon as its relays are ready for it.
-struct Way {
-    peer: PeerId,
-    addresses: Vec<Multiaddr>,
-    relays: Vec<(PeerId, Vec<Multiaddr>)>,
-    until: Instant,
-    /// It is connected, over a relay that was not ready: the two could not agree to dial each other.
-    again: bool,
-}
-
 pub(crate) struct ReachState {
     config: ReachConfig,
     members: Members,
     /// Relays that the node was started with: its managers.
     known: HashMap<PeerId, Vec<Multiaddr>>,
-    /// External addresses were configured: nothing else is claimed.
-    configured: bool,
+    /// External addresses of the configuration: where there are some, nothing else is claimed.
+    configured: Vec<Multiaddr>,
     metrics: NodeMetrics,
     told: watch::Sender<Reach>,
     roads: Roads,
+    observed: Observed,
+    /// When what was observed since is looked at.
+    observing: Option<Instant>,
+    /// Addresses that somebody got through to, or that a router forwards; the newest is last.
+    confirmed: Vec<Multiaddr>,
     offers: BTreeMap<PeerId, Offer>,
     ways: Vec<Way>,
     tried: Vec<Tried>,
@@ -117,10 +99,13 @@ impl ReachState {
             config: config.reach.clone(),
             members,
             known: known.collect(),
-            configured: !config.external.is_empty(),
+            configured: config.external.iter().filter_map(|address| address.as_str().parse().ok()).collect(),
             metrics,
             told,
             roads: Roads::default(),
+            observed: Observed::default(),
+            observing: None,
+            confirmed: Vec::new(),
             offers: BTreeMap::new(),
             ways: Vec::new(),
             tried: Vec::new(),
@@ -151,7 +136,7 @@ impl ReachState {
         let elsewhere = |address: &Multiaddr| {
             !is_relayed(address) && address_from_libp2p(address).is_some_and(|address| !is_loopback(&address))
         };
-        if !self.config.relay.enabled || self.configured {
+        if !self.config.relay.enabled || !self.configured.is_empty() {
             return;
         }
         // On this machine alone, for those who try it out, the loopback is all there is.
@@ -173,68 +158,18 @@ impl ReachState {
         let now = Instant::now();
         let later = now + Duration::from_secs(3600);
         // What is due and cannot be done for want of something else waits for that.
-        ways.chain(listens).chain(slots).chain(router).filter(|at| *at > now).min().unwrap_or(later)
+        ways.chain(listens)
+            .chain(slots)
+            .chain(router)
+            .chain(self.observing)
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(later)
     }
 
     pub(crate) fn lan_peers(&self) -> Vec<PeerAddrs> {
         let peers = self.lan.iter();
         peers.filter_map(|(peer, at)| Some(PeerAddrs::new(peer_from_libp2p(peer)?, at.clone()))).collect()
-    }
-
-    /// A peer that only relays lead to is to be dialled.
-    pub(crate) fn prepare(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, addresses: Vec<Multiaddr>) {
-        if !self.config.punch || self.ways.len() >= PREPARED {
-            swarm.behaviour_mut().streams.dial_relayed(peer, addresses);
-            return;
-        }
-        self.make_way(swarm, peer, addresses, false);
-    }
-
-    /// A part of the library dialled a peer over a relay by itself. What this node offers such a peer to dial is settled with
-    /// the connection; so it takes another one, over the relay when that is ready.
-    fn relayed_unprepared(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, address: &Multiaddr) {
-        let Some((relay, _)) = relay_of(address) else { return };
-        let known = self.ways.iter().any(|way| way.peer == peer) || self.ways.len() >= PREPARED;
-        if self.config.punch && !known && !matches!(self.roads.state(&relay), State::Ready(_)) {
-            self.make_way(swarm, peer, vec![address.clone()], true);
-        }
-    }
-
-    fn make_way(&mut self, swarm: &mut Swarm<NodeBehaviour>, peer: PeerId, addresses: Vec<Multiaddr>, again: bool) {
-        let me = *swarm.local_peer_id();
-        let mut relays: Vec<(PeerId, Vec<Multiaddr>)> = Vec::new();
-        for (relay, at) in addresses.iter().filter_map(relay_of).filter(|(relay, _)| *relay != me) {
-            match relays.iter_mut().find(|(known, _)| *known == relay) {
-                Some((_, all)) => all.push(at),
-                None => relays.push((relay, vec![at])),
-            }
-        }
-        // The peer may have named one of a relay's addresses only, and each transport counts.
-        for (relay, at) in &mut relays {
-            let told = swarm.behaviour_mut().streams.known_addresses(relay);
-            let told = told.iter().filter_map(|address| address_to_libp2p(address, relay));
-            at.extend(told.chain(self.known.get(relay).cloned().unwrap_or_default()).filter(|at| !is_relayed(at)));
-            at.sort();
-            at.dedup();
-            at.truncate(PeerAddrs::MAX_ADDRS);
-        }
-        self.listen(swarm);
-        self.ways.push(Way { peer, addresses, relays, until: Instant::now() + PREPARE, again });
-        self.changed = true;
-    }
-
-    /// Two nodes can dial each other only if both have a port that they listen on.
-    fn listen(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
-        if self.listening_since.is_some() {
-            return;
-        }
-        self.listening_since = Some(Instant::now());
-        for any in ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/tcp/0", "/ip6/::/udp/0/quic-v1"] {
-            let listening = any.parse().map(|any: Multiaddr| swarm.listen_on(any));
-            if !matches!(listening, Ok(Ok(_))) {
-                tracing::debug!(address = any, "not listening for hole punching");
-            }
-        }
     }
 
     pub(crate) fn on_event(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &SwarmEvent<NodeBehaviourEvent>) {
@@ -265,6 +200,7 @@ impl ReachState {
                 }
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
+                self.unobserved(*connection_id);
                 if self.roads.closed(peer_id, *connection_id)
                     && let Some(offer) = self.offers.get_mut(peer_id)
                 {
@@ -279,22 +215,22 @@ impl ReachState {
                     self.claim(swarm, address);
                 }
             }
-            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+            SwarmEvent::ListenerClosed { listener_id, reason, addresses } => {
                 self.on_slot_lost(swarm, *listener_id, reason.as_ref().err().map(ToString::to_string));
+                addresses.iter().for_each(|address| self.deaf(swarm, address));
             }
-            SwarmEvent::ExpiredListenAddr { .. }
-            | SwarmEvent::ExternalAddrConfirmed { .. }
-            | SwarmEvent::ExternalAddrExpired { .. } => {}
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.deaf(swarm, address),
+            SwarmEvent::ExternalAddrConfirmed { address } => self.confirm(swarm, address),
+            SwarmEvent::ExternalAddrExpired { address } => self.confirmed.retain(|known| known != address),
             _ => self.changed = false,
         }
     }
 
     fn on_identify(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &identify::Event) {
         let identify::Event::Received { connection_id, peer_id, info } = event else { return };
-        if let Some(over) = self.roads.identified(peer_id, *connection_id) {
-            if over == Over::Quic {
-                swarm.behaviour_mut().seen.at(info.observed_addr.clone());
-            }
+        let road = self.roads.identified(peer_id, *connection_id);
+        self.observe(swarm, (*peer_id, *connection_id), &info.observed_addr, road);
+        if road.is_some() {
             // The translation lets others in for as long as it sees this connection.
             let kept = self.offers.get(peer_id).is_some_and(|offer| !matches!(offer.slot, Slot::None));
             swarm.behaviour_mut().streams.keep(*peer_id, *connection_id, kept);
@@ -318,14 +254,6 @@ impl ReachState {
 
     fn is_vouched(&self, relay: &PeerId) -> bool {
         self.known.contains_key(relay) || self.members.contains(relay)
-    }
-
-    /// Anybody can say that it is a relay; only those that are vouched for are ever asked.
-    fn make_room(&mut self) -> bool {
-        let idle = |offer: &Offer| matches!(offer.slot, Slot::None);
-        let useless = self.offers.iter().find(|(relay, offer)| idle(offer) && !self.is_vouched(relay));
-        let Some(useless) = useless.map(|(relay, _)| *relay) else { return false };
-        self.offers.remove(&useless).is_some()
     }
 
     fn on_relayed(&self, event: &relay::Event) {
@@ -419,40 +347,12 @@ impl ReachState {
         }
     }
 
-    /// True when the address is one at a relay.
-    fn on_slot_address(&mut self, id: ListenerId, address: &Multiaddr) -> bool {
-        for offer in self.offers.values_mut() {
-            let held = match &offer.slot {
-                Slot::Asked(asked) if *asked == id => Vec::new(),
-                Slot::Held(held, addresses) if *held == id => addresses.clone(),
-                _ => continue,
-            };
-            let ours = address_from_libp2p(address);
-            let addresses: Vec<Address> = held.into_iter().chain(ours).take(ADDRESSES_PER_SLOT).collect();
-            tracing::info!(?addresses, "reached through a relay");
-            offer.slot = Slot::Held(id, addresses);
-            (offer.failures, offer.trouble) = (0, None);
-            return true;
-        }
-        false
-    }
-
-    fn on_slot_lost(&mut self, swarm: &mut Swarm<NodeBehaviour>, id: ListenerId, reason: Option<String>) {
-        let lost = self.offers.iter_mut().find(
-            |(_, offer)| matches!(&offer.slot, Slot::Asked(listener) | Slot::Held(listener, _) if *listener == id),
-        );
-        let Some((relay, offer)) = lost else { return };
-        let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
-        tracing::info!(%relay, reason, "no slot at this relay");
-        offer.fail(reason);
-        for connection in self.roads.connections(relay) {
-            swarm.behaviour_mut().streams.keep(*relay, connection, false);
-        }
-    }
-
     /// Does what can be done by now.
     pub(crate) fn step(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
         let now = Instant::now();
+        if self.observing.is_some_and(|at| now >= at) {
+            self.pass_on(swarm);
+        }
         self.dial_prepared(swarm, now);
         if self.config.reserve {
             self.keep_slots(swarm, now);
@@ -463,97 +363,6 @@ impl ReachState {
         }
         if std::mem::take(&mut self.changed) {
             self.tell(swarm);
-        }
-    }
-
-    fn dial_prepared(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
-        let mut ways = std::mem::take(&mut self.ways);
-        let listens = self.listening_since.is_none_or(|since| now >= since + LISTENS);
-        ways.retain(|way| {
-            if listens {
-                for (relay, addresses) in &way.relays {
-                    // Those that failed stay so for this way.
-                    if self.roads.state(relay) == State::None {
-                        build(&mut self.roads, swarm, *relay, addresses);
-                    }
-                }
-            }
-            let done = |relay: &PeerId| matches!(self.roads.state(relay), State::Ready(_) | State::Failed(_));
-            let ready = way.relays.iter().all(|(relay, _)| done(relay));
-            if !ready && now < way.until {
-                return true;
-            }
-            if !way.again {
-                swarm.behaviour_mut().streams.dial_relayed(way.peer, way.addresses.clone());
-                return false;
-            }
-            let some = way.relays.iter().any(|(relay, _)| matches!(self.roads.state(relay), State::Ready(_)));
-            if some && !swarm.behaviour().streams.is_direct(&way.peer) {
-                let dial =
-                    DialOpts::peer_id(way.peer).condition(PeerCondition::Always).addresses(way.addresses.clone());
-                if let Err(error) = swarm.dial(dial.build()) {
-                    tracing::debug!(peer = %way.peer, %error, "no second connection over the relay");
-                }
-            }
-            false
-        });
-        self.ways = ways;
-    }
-
-    fn keep_slots(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
-        if self.reachability(swarm) == Reachability::Public {
-            for (relay, offer) in &mut self.offers {
-                // One that was only asked for is given back when it is there: the library cannot take a question back.
-                if let Slot::Held(id, _) = offer.slot {
-                    tracing::info!("others get through directly: a slot at a relay is given back");
-                    offer.slot = Slot::None;
-                    swarm.remove_listener(id);
-                    for connection in self.roads.connections(relay) {
-                        swarm.behaviour_mut().streams.keep(*relay, connection, false);
-                    }
-                    self.changed = true;
-                }
-            }
-            return;
-        }
-        let mut taken = self.offers.values().filter(|offer| !matches!(offer.slot, Slot::None)).count();
-        for (relay, offer) in &mut self.offers {
-            if matches!(offer.slot, Slot::None) {
-                let vouched = self.known.contains_key(relay) || self.members.contains(relay);
-                if taken >= SLOTS || now < offer.not_before || !vouched {
-                    continue;
-                }
-                taken += 1;
-                offer.slot = Slot::Road;
-                self.changed = true;
-                offer.mend = now + MEND;
-                build(&mut self.roads, swarm, *relay, &offer.addresses);
-                for connection in self.roads.connections(relay) {
-                    swarm.behaviour_mut().streams.keep(*relay, connection, true);
-                }
-            }
-            if matches!(offer.slot, Slot::Held(..)) && now >= offer.mend {
-                offer.mend = now + MEND;
-                build(&mut self.roads, swarm, *relay, &offer.addresses);
-            }
-            if !matches!(offer.slot, Slot::Road) {
-                continue;
-            }
-            match self.roads.state(relay) {
-                State::Ready(address) => {
-                    let mut circuit = address;
-                    if matches!(circuit.iter().last(), Some(Part::P2p(_))) {
-                        circuit.pop();
-                    }
-                    match swarm.listen_on(circuit.with(Part::P2p(*relay)).with(Part::P2pCircuit)) {
-                        Ok(listener) => offer.slot = Slot::Asked(listener),
-                        Err(error) => offer.fail(error.to_string()),
-                    }
-                }
-                State::Failed(reason) => offer.fail(reason),
-                State::Coming => {}
-                State::None => offer.fail("the connection to the relay closed".to_owned()),
-            }
         }
     }
 
@@ -600,16 +409,6 @@ impl ReachState {
             *before = reach;
             changed
         });
-    }
-}
-
-impl Offer {
-    fn fail(&mut self, reason: String) {
-        let wait = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
-        self.failures += 1;
-        self.slot = Slot::None;
-        self.not_before = Instant::now() + wait;
-        self.trouble = Some(reason);
     }
 }
 

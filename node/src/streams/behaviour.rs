@@ -27,7 +27,7 @@ use super::open::{ToConnection, Want};
 use super::parked::Parked;
 use super::uses::{Use, Uses};
 use super::{Accept, AcceptError, AcceptLimits, ConnInfo, OpenError, Protocol, Transport};
-use crate::address::{address_from_libp2p, is_direct_tcp, is_quic, is_relayed, peer_from_libp2p, relay_of};
+use crate::address::{address_from_libp2p, is_direct_tcp, is_quic, is_relayed, peer_from_libp2p, relay_over};
 use crate::metrics::NodeMetrics;
 use crate::reach::{CircuitLimit, Circuits};
 
@@ -313,10 +313,7 @@ impl Behaviour {
             ConnectedPoint::Dialer { address, .. } => Some(address.clone()),
             ConnectedPoint::Listener { .. } => None,
         };
-        let relay = match endpoint {
-            ConnectedPoint::Dialer { address, .. } => relay_of(address),
-            ConnectedPoint::Listener { local_addr, .. } => relay_of(local_addr),
-        };
+        let relay = relay_over(endpoint);
         let took = self.began.remove(&id).map(|began| began.elapsed());
         let uses = self.fresh.remove(&id).unwrap_or_default();
         let relay = relay.map(|(relay, _)| relay);

@@ -1,0 +1,218 @@
+//! The node's own addresses: what trusted peers see is passed on to those parts that test it and offer it, and what somebody
+//! got through to is believed as long as nothing speaks against it. The library would believe it for ever.
+
+use std::net::IpAddr;
+
+use libp2p::swarm::ConnectionId;
+
+use super::*;
+use crate::address::{ip_of, is_public};
+
+/// Addresses that are believed to be reached, at most: TCP and QUIC in both families, twice.
+const CONFIRMED: usize = 8;
+/// What is observed is looked at so often, since a peer may say something else all the time.
+const LOOKS: Duration = Duration::from_secs(1);
+
+impl ReachState {
+    /// A peer says where it sees this node.
+    pub(super) fn observe(
+        &mut self,
+        swarm: &mut Swarm<NodeBehaviour>,
+        from: (PeerId, ConnectionId),
+        seen: &Multiaddr,
+        road: Option<Over>,
+    ) {
+        if road.is_none() && !self.is_vouched(&from.0) {
+            return;
+        }
+        self.observed.saw(from, seen, road == Some(Over::Quic), swarm.listeners());
+        if road.is_some() {
+            // Whoever waits for the relay is dialled over it at once, and told what is known by then.
+            self.pass_on(swarm);
+        } else {
+            self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
+        }
+    }
+
+    /// A connection is closed.
+    pub(super) fn unobserved(&mut self, id: ConnectionId) {
+        if self.observed.closed(id) {
+            self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
+        }
+    }
+
+    pub(super) fn pass_on(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
+        self.observing = None;
+        let listening: Vec<IpAddr> = direct(swarm.listeners()).collect();
+        // Where the machine has the address itself, that it leaves by another one says nothing.
+        let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).collect();
+        let left: Vec<IpAddr> = left
+            .into_iter()
+            .filter(|ip| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip))
+            .collect();
+        self.forget(swarm, |ip| left.contains(ip));
+        let candidates = self.observed.candidates();
+        let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
+        let unknown: Vec<Multiaddr> = candidates.iter().filter(|address| !known(address)).cloned().collect();
+        if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
+            probing.test(unknown.into_iter());
+        }
+        if let Some(punching) = swarm.behaviour_mut().dcutr.as_mut() {
+            punching.offer(candidates);
+        }
+    }
+
+    /// Somebody got through to this address, or a router forwards it.
+    pub(super) fn confirm(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
+        if is_relayed(address) || self.configured.contains(address) {
+            return;
+        }
+        self.confirmed.retain(|known| known != address);
+        self.confirmed.push(address.clone());
+        if self.confirmed.len() > CONFIRMED {
+            let oldest = self.confirmed.remove(0);
+            self.take_back(swarm, &oldest);
+        }
+    }
+
+    /// Nothing listens at this address any more. What is known of others by way of it goes, too.
+    pub(super) fn deaf(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
+        let Some(gone) = ip_of(address).filter(|_| !is_relayed(address)) else { return };
+        let routed = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+        };
+        let alone = !direct(swarm.listeners()).any(|ip| ip.is_ipv4() == gone.is_ipv4() && routed(&ip));
+        self.forget(swarm, |ip| *ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4()));
+    }
+
+    fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&IpAddr) -> bool) {
+        let gone = |address: &Multiaddr| ip_of(address).is_some_and(|ip| is_gone(&ip));
+        let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.confirmed).into_iter().partition(gone);
+        self.confirmed = stay;
+        if gone.is_empty() {
+            return;
+        }
+        for address in &gone {
+            tracing::info!(%address, "this node is no longer at an address that others got through to");
+            self.take_back(swarm, address);
+        }
+        // What was not reached before may be now, and the other way round.
+        if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
+            probing.begin_anew();
+        }
+        self.changed = true;
+    }
+
+    fn take_back(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
+        swarm.remove_external_address(address);
+        let ours = address_from_libp2p(address);
+        self.tried.retain(|tried| Some(&tried.address) != ours.as_ref());
+    }
+}
+
+fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<Item = IpAddr> {
+    addresses.filter(|address| !is_relayed(address)).filter_map(ip_of)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::config::NodeConfig;
+    use crate::metrics::Metrics;
+
+    struct Own {
+        swarm: Swarm<NodeBehaviour>,
+        state: ReachState,
+        members: Members,
+        next: usize,
+    }
+
+    impl Own {
+        fn new() -> Self {
+            let mut config = NodeConfig::new(protocol::Keypair::from_seed(&[77; 32]));
+            config.reach.reserve = true;
+            config.reach.punch = true;
+            let (metrics, members) = (NodeMetrics::register(&Metrics::default()), Members::default());
+            let swarm = crate::swarm::build(&config, &metrics, &members).unwrap();
+            let (state, _) = ReachState::new(&config, members.clone(), metrics);
+            Own { swarm, state, members, next: 0 }
+        }
+
+        /// As the library does it.
+        fn confirmed(&mut self, address: &str) {
+            let address: Multiaddr = address.parse().unwrap();
+            self.swarm.add_external_address(address.clone());
+            self.state.on_event(&mut self.swarm, &SwarmEvent::ExternalAddrConfirmed { address: address.clone() });
+            let address = address_from_libp2p(&address).unwrap();
+            self.state.tried.push(Tried { address, why_not: None, at: Instant::now() });
+        }
+
+        fn seen_at(&mut self, address: &str) {
+            let peer = PeerId::random();
+            self.members.insert(peer);
+            self.next += 1;
+            let from = (peer, ConnectionId::new_unchecked(self.next));
+            self.state.observe(&mut self.swarm, from, &address.parse().unwrap(), None);
+            self.state.pass_on(&mut self.swarm);
+        }
+
+        fn external(&self) -> Vec<String> {
+            let mut all: Vec<String> = self.swarm.external_addresses().map(ToString::to_string).collect();
+            all.sort();
+            all
+        }
+    }
+
+    #[tokio::test]
+    async fn where_others_see_it_elsewhere_an_address_is_no_longer_its_own() {
+        let mut own = Own::new();
+        own.confirmed("/ip4/198.51.100.7/tcp/4602");
+        own.confirmed("/ip6/2001:db8::7/tcp/4602");
+        own.confirmed("/ip4/192.168.1.5/tcp/4602");
+        own.seen_at("/ip4/203.0.113.9/tcp/50001");
+        assert_eq!(own.external().len(), 3, "one may say what it likes");
+        own.seen_at("/ip4/203.0.113.9/tcp/50002");
+        assert_eq!(own.external(), ["/ip4/192.168.1.5/tcp/4602", "/ip6/2001:db8::7/tcp/4602"]);
+        assert_eq!(own.state.tried.len(), 2);
+        assert_eq!(own.state.reachability(&own.swarm), Reachability::Public);
+        for address in ["/ip6/2001:db8::7/tcp/4602", "/ip4/192.168.1.5/tcp/4602"] {
+            let gone =
+                SwarmEvent::ExpiredListenAddr { listener_id: ListenerId::next(), address: address.parse().unwrap() };
+            own.state.on_event(&mut own.swarm, &gone);
+        }
+        assert!(own.external().is_empty() && own.state.tried.is_empty());
+        assert_eq!(own.state.reachability(&own.swarm), Reachability::Unknown);
+    }
+
+    #[tokio::test]
+    async fn an_address_behind_a_router_goes_with_the_last_one_that_leads_there() {
+        let mut own = Own::new();
+        own.confirmed("/ip4/198.51.100.7/tcp/4602");
+        let address = "/ip4/192.168.1.5/tcp/4602".parse().unwrap();
+        let gone = SwarmEvent::ExpiredListenAddr { listener_id: ListenerId::next(), address };
+        own.state.on_event(&mut own.swarm, &gone);
+        assert!(own.external().is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_many_addresses_the_newest_are_believed() {
+        let mut own = Own::new();
+        for n in 0..100 {
+            own.confirmed(&format!("/ip4/198.51.100.{n}/tcp/4602"));
+        }
+        assert_eq!(own.external().len(), CONFIRMED);
+        assert!(own.external().contains(&"/ip4/198.51.100.99/tcp/4602".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn strangers_are_not_listened_to() {
+        let mut own = Own::new();
+        for n in 0..100 {
+            let from = (PeerId::random(), ConnectionId::new_unchecked(n));
+            own.state.observe(&mut own.swarm, from, &"/ip4/203.0.113.9/tcp/4602".parse().unwrap(), None);
+        }
+        assert!(own.state.observed.candidates().is_empty() && own.state.observing.is_none());
+    }
+}

@@ -1,0 +1,131 @@
+//! Slots at relays: which relay is asked for one, and when, and when one is given back.
+
+use super::*;
+
+/// A relay that could be asked for a slot.
+pub(super) struct Offer {
+    pub(super) addresses: Vec<Multiaddr>,
+    pub(super) slot: Slot,
+    pub(super) not_before: Instant,
+    pub(super) failures: u32,
+    /// When missing connections to the relay are made again.
+    pub(super) mend: Instant,
+    pub(super) trouble: Option<String>,
+}
+
+pub(super) enum Slot {
+    None,
+    /// The connection is being made.
+    Road,
+    /// The relay was asked.
+    Asked(ListenerId),
+    Held(ListenerId, Vec<Address>),
+}
+
+impl ReachState {
+    /// Anybody can say that it is a relay; only those that are vouched for are ever asked.
+    pub(super) fn make_room(&mut self) -> bool {
+        let idle = |offer: &Offer| matches!(offer.slot, Slot::None);
+        let useless = self.offers.iter().find(|(relay, offer)| idle(offer) && !self.is_vouched(relay));
+        let Some(useless) = useless.map(|(relay, _)| *relay) else { return false };
+        self.offers.remove(&useless).is_some()
+    }
+
+    /// True when the address is one at a relay.
+    pub(super) fn on_slot_address(&mut self, id: ListenerId, address: &Multiaddr) -> bool {
+        for offer in self.offers.values_mut() {
+            let held = match &offer.slot {
+                Slot::Asked(asked) if *asked == id => Vec::new(),
+                Slot::Held(held, addresses) if *held == id => addresses.clone(),
+                _ => continue,
+            };
+            let ours = address_from_libp2p(address);
+            let addresses: Vec<Address> = held.into_iter().chain(ours).take(ADDRESSES_PER_SLOT).collect();
+            tracing::info!(?addresses, "reached through a relay");
+            offer.slot = Slot::Held(id, addresses);
+            (offer.failures, offer.trouble) = (0, None);
+            return true;
+        }
+        false
+    }
+
+    pub(super) fn on_slot_lost(&mut self, swarm: &mut Swarm<NodeBehaviour>, id: ListenerId, reason: Option<String>) {
+        let lost = self.offers.iter_mut().find(
+            |(_, offer)| matches!(&offer.slot, Slot::Asked(listener) | Slot::Held(listener, _) if *listener == id),
+        );
+        let Some((relay, offer)) = lost else { return };
+        let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
+        tracing::info!(%relay, reason, "no slot at this relay");
+        offer.fail(reason);
+        for connection in self.roads.connections(relay) {
+            swarm.behaviour_mut().streams.keep(*relay, connection, false);
+        }
+    }
+
+    pub(super) fn keep_slots(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
+        if self.reachability(swarm) == Reachability::Public {
+            for (relay, offer) in &mut self.offers {
+                // One that was only asked for is given back when it is there: the library cannot take a question back.
+                if let Slot::Held(id, _) = offer.slot {
+                    tracing::info!("others get through directly: a slot at a relay is given back");
+                    offer.slot = Slot::None;
+                    swarm.remove_listener(id);
+                    for connection in self.roads.connections(relay) {
+                        swarm.behaviour_mut().streams.keep(*relay, connection, false);
+                    }
+                    self.changed = true;
+                }
+            }
+            return;
+        }
+        let mut taken = self.offers.values().filter(|offer| !matches!(offer.slot, Slot::None)).count();
+        for (relay, offer) in &mut self.offers {
+            if matches!(offer.slot, Slot::None) {
+                let vouched = self.known.contains_key(relay) || self.members.contains(relay);
+                if taken >= SLOTS || now < offer.not_before || !vouched {
+                    continue;
+                }
+                taken += 1;
+                offer.slot = Slot::Road;
+                self.changed = true;
+                offer.mend = now + MEND;
+                build(&mut self.roads, swarm, *relay, &offer.addresses);
+                for connection in self.roads.connections(relay) {
+                    swarm.behaviour_mut().streams.keep(*relay, connection, true);
+                }
+            }
+            if matches!(offer.slot, Slot::Held(..)) && now >= offer.mend {
+                offer.mend = now + MEND;
+                build(&mut self.roads, swarm, *relay, &offer.addresses);
+            }
+            if !matches!(offer.slot, Slot::Road) {
+                continue;
+            }
+            match self.roads.state(relay) {
+                State::Ready(address) => {
+                    let mut circuit = address;
+                    if matches!(circuit.iter().last(), Some(Part::P2p(_))) {
+                        circuit.pop();
+                    }
+                    match swarm.listen_on(circuit.with(Part::P2p(*relay)).with(Part::P2pCircuit)) {
+                        Ok(listener) => offer.slot = Slot::Asked(listener),
+                        Err(error) => offer.fail(error.to_string()),
+                    }
+                }
+                State::Failed(reason) => offer.fail(reason),
+                State::Coming => {}
+                State::None => offer.fail("the connection to the relay closed".to_owned()),
+            }
+        }
+    }
+}
+
+impl Offer {
+    pub(super) fn fail(&mut self, reason: String) {
+        let wait = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        self.failures += 1;
+        self.slot = Slot::None;
+        self.not_before = Instant::now() + wait;
+        self.trouble = Some(reason);
+    }
+}
