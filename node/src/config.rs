@@ -80,7 +80,7 @@ pub struct Limits {
     /// Gossip messages handed to the application and not yet judged; further ones are ignored. At 64 KiB each this is
     /// at most 64 MiB.
     pub gossip_unjudged: usize,
-    /// Topics that this node and each of its peers may subscribe to; further subscriptions are refused.
+    /// Topics that this node and each of its peers may subscribe to, of 128 bytes at most; further ones are refused.
     pub gossip_topics: usize,
     /// Contents in the DHT store of this node, its own included; further records are refused. About 300 bytes each.
     pub dht_keys: usize,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use libp2p::gossipsub::{
-    self, AllowAllSubscriptionFilter, IdentTopic, MaxCountSubscriptionFilter, MessageAcceptance, MessageAuthenticity,
-    MessageId, PeerScoreParams, PeerScoreThresholds, TopicHash, TopicScoreParams, ValidationMode,
+    self, IdentTopic, MaxCountSubscriptionFilter, MessageAcceptance, MessageAuthenticity, MessageId, PeerScoreParams,
+    PeerScoreThresholds, TopicHash, TopicScoreParams, TopicSubscriptionFilter, ValidationMode,
 };
 use protocol::PeerId;
 use tokio::sync::mpsc::error::TrySendError;
@@ -28,6 +28,10 @@ pub const MAX_GOSSIP_BYTES: usize = 64 * 1024;
 const FRAMING: usize = 4 * 1024;
 /// Messages waiting to be sent to one peer; further ones are dropped. At 64 KiB each at most 2 MiB.
 const SEND_QUEUE: usize = 32;
+
+/// Longest name of a topic. Those of each connected peer are kept as long as it is connected, whoever it is, and the library
+/// bounds their number only.
+const MAX_TOPIC_BYTES: usize = 128;
 
 /// A node that stopped may join the mesh of a topic again after this long. In the library ten seconds: longer than a
 /// restart takes, and its first messages would go to nobody.
@@ -272,7 +276,7 @@ impl GossipState {
         if let Err(error) = gossip.set_topic_params(topic.clone(), topic_score()) {
             tracing::warn!(%error, "topic goes without scoring");
         }
-        // Subscribing can only fail by the filter on topics, which admits all, or by a full queue towards a peer,
+        // Subscribing can only fail by the filter on topics, which admits all that the protocol has, or by a full queue towards a peer,
         // which is told again at the next heartbeat.
         if let Err(error) = gossip.subscribe(&topic) {
             tracing::debug!(%error, topic = %name, "not every peer could be told of the subscription");
@@ -392,7 +396,7 @@ pub(crate) fn behaviour(config: &NodeConfig) -> Result<Gossip, StartError> {
         .build()
         .map_err(|error| setup(error.to_string()))?;
     let filter = MaxCountSubscriptionFilter {
-        filter: AllowAllSubscriptionFilter {},
+        filter: ShortTopics,
         max_subscribed_topics: config.limits.gossip_topics,
         max_subscriptions_per_request: config.limits.gossip_topics,
     };
@@ -401,6 +405,16 @@ pub(crate) fn behaviour(config: &NodeConfig) -> Result<Gossip, StartError> {
         .map_err(|error| setup(error.to_owned()))?;
     gossip.with_peer_score(peer_score(), score_thresholds()).map_err(setup)?;
     Ok(gossip)
+}
+
+/// Topics of a length that is of use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShortTopics;
+
+impl TopicSubscriptionFilter for ShortTopics {
+    fn can_subscribe(&mut self, topic: &TopicHash) -> bool {
+        topic.as_str().len() <= MAX_TOPIC_BYTES
+    }
 }
 
 /// Only what a peer did counts, not where it sits: many honest seeders share an address behind one router. A node that
@@ -435,5 +449,19 @@ fn topic_score() -> TopicScoreParams {
         invalid_message_deliveries_weight: -10.0,
         invalid_message_deliveries_decay: 0.99,
         ..TopicScoreParams::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_of_the_protocol_is_admitted_and_a_long_one_is_not_kept() {
+        let mut filter = ShortTopics;
+        let mut admits = |topic: &str| filter.can_subscribe(&IdentTopic::new(topic).hash());
+        let network = protocol::NetworkId::from_bytes([255; 32]);
+        assert!(admits(&protocol::api::receipts_topic_of_shard(&network, u16::MAX)));
+        assert!(admits(&"t".repeat(MAX_TOPIC_BYTES)) && !admits(&"t".repeat(MAX_TOPIC_BYTES + 1)));
     }
 }

@@ -52,10 +52,8 @@ const GIVING_WAY: u32 = 2;
 /// process holds them until the peer has them; over TCP the system does.
 pub const QUIC_STREAM_BYTES: u32 = 512 * 1024;
 
-pub(crate) type Gossip = gossipsub::Behaviour<
-    gossipsub::IdentityTransform,
-    gossipsub::MaxCountSubscriptionFilter<gossipsub::AllowAllSubscriptionFilter>,
->;
+pub(crate) type Gossip =
+    gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::MaxCountSubscriptionFilter<gossip::ShortTopics>>;
 pub(crate) type Kad = kad::Behaviour<MemoryStore>;
 
 #[derive(NetworkBehaviour)]
