@@ -59,12 +59,13 @@ pub struct NodeConfig {
 pub struct Limits {
     /// Established connections in all; further ones are closed. A connection with buffers is about 100 KiB, so 1,024
     /// of them fit a small machine. Others may take seven eighths of them; to one more the newest connection of the address
-    /// that has most gives way (of IPv6 its first 64 bits), and an address that has as many as any gets no more.
+    /// that has most gives way (of IPv6 its first 48 bits), and an address that has as many as any gets no more.
     pub connections: u32,
     /// Connections being set up in each direction; further ones are dropped without a word, which their peers only notice as
     /// a loss. As many as may be connected: each of the clients that come in one instant tries TCP and QUIC. A handshake
-    /// under way is some 50 KiB. One address (of IPv6 its first 64 bits) gets a quarter of them for each of the two ways, and
-    /// no more than half of what is free, so that one that says nothing does not keep others out.
+    /// under way is some 50 KiB. One address (of IPv6 its first 48 bits) gets a quarter of them for each of the two ways, and
+    /// no more than half of what is free, so that one that says nothing does not keep others out; all over QUIC, whose
+    /// senders have proved nothing yet, get half of them.
     pub pending_connections: u32,
     /// Connections with one peer. To a further one the oldest gives way: one without streams, then one over QUIC before
     /// others, since those outlive a program that was killed, but none on which goods flow: if they do on all, the further

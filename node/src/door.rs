@@ -27,12 +27,15 @@ use crate::metrics::NodeMetrics;
 const SHARE: usize = 4;
 /// And of what is free of it: however many addresses take their share, those that come after find something.
 const FREE_SHARE: usize = 2;
+/// Part of the pool that handshakes over QUIC may have together: where those come from nobody has proved yet, and whoever
+/// forges senders has a share for each. Over TCP the sender has answered before it counts here.
+const QUIC_SHARE: usize = 2;
 /// Part of all connections that others may not take, since this node dials, too.
 const OWN_SHARE: u32 = 8;
 
 /// Where a handshake comes from, as far as a stranger cannot choose it freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+pub(crate) enum Source {
     // Each way has a share of its own, as clients try both at once.
     Ip { ip: IpAddr, quic: bool },
     Relay(PeerId),
@@ -40,6 +43,10 @@ enum Source {
 }
 
 impl Source {
+    fn is_quic(self) -> bool {
+        matches!(self, Source::Ip { quic: true, .. })
+    }
+
     fn of(local: &Multiaddr, remote: &Multiaddr) -> Self {
         if let Some((relay, _)) = relay_of(local) {
             return Source::Relay(relay);
@@ -72,12 +79,13 @@ impl fmt::Display for Source {
     }
 }
 
-/// An address has its share of the handshakes under way.
+/// An address has its share of the handshakes under way, or all over QUIC have.
 #[derive(Debug, thiserror::Error)]
-#[error("{under_way} connections from {from} are being set up and not finished, and no more of them are let in")]
-pub(crate) struct Crowded {
-    from: Source,
-    under_way: usize,
+pub(crate) enum Crowded {
+    #[error("{under_way} connections from {from} are being set up and not finished, and no more of them are let in")]
+    Address { from: Source, under_way: usize },
+    #[error("{under_way} connections over QUIC are being set up and not finished, and no more of them are let in")]
+    Quic { under_way: usize },
 }
 
 /// No room, and no address has more connections than the one that asks for another.
@@ -149,6 +157,7 @@ pub(crate) struct Door {
     // Bounded by the pool.
     under_way: HashMap<ConnectionId, Source>,
     by_source: HashMap<Source, usize>,
+    over_quic: usize,
     guests: Guests,
     // One for each connection that came in since it was last asked.
     closing: VecDeque<Gives>,
@@ -163,6 +172,7 @@ impl Door {
             pool: of(pool),
             under_way: HashMap::new(),
             by_source: HashMap::new(),
+            over_quic: 0,
             guests: Guests {
                 room: of(connections - connections / OWN_SHARE),
                 of: HashMap::new(),
@@ -175,18 +185,26 @@ impl Door {
 
     fn begin(&mut self, id: ConnectionId, from: Source) -> Result<(), Crowded> {
         let under_way = self.by_source.get(&from).copied().unwrap_or(0);
-        let free = self.pool.saturating_sub(self.under_way.len());
+        let mut free = self.pool.saturating_sub(self.under_way.len());
+        if from.is_quic() {
+            free = free.min((self.pool / QUIC_SHARE).saturating_sub(self.over_quic));
+            if free == 0 {
+                return Err(Crowded::Quic { under_way: self.over_quic });
+            }
+        }
         let share = (self.pool / SHARE).min(free / FREE_SHARE).max(1);
         if under_way >= share {
-            return Err(Crowded { from, under_way });
+            return Err(Crowded::Address { from, under_way });
         }
         self.under_way.insert(id, from);
+        self.over_quic += usize::from(from.is_quic());
         self.by_source.insert(from, under_way + 1);
         Ok(())
     }
 
     fn end(&mut self, id: ConnectionId) {
         let Some(from) = self.under_way.remove(&id) else { return };
+        self.over_quic = self.over_quic.saturating_sub(usize::from(from.is_quic()));
         if let Entry::Occupied(mut count) = self.by_source.entry(from) {
             *count.get_mut() = count.get().saturating_sub(1);
             if *count.get() == 0 {
@@ -359,6 +377,26 @@ mod tests {
         }
         assert!(door.under_way.is_empty() && door.by_source.is_empty());
         assert_eq!(fill(&mut door, &mut next, from("/ip4/192.0.2.1/tcp/10")), 256);
+    }
+
+    #[test]
+    fn forged_senders_over_quic_leave_half_of_the_room_to_those_over_tcp() {
+        let metrics = NodeMetrics::register(&Metrics::default());
+        let (mut door, mut next) = (Door::new(1024, 1024, metrics), 0);
+        assert_eq!(fill(&mut door, &mut next, from("/ip4/192.0.2.1/udp/9/quic-v1")), 256);
+        let forged = |n: usize| from(&format!("/ip4/203.{}.{}.{}/udp/9/quic-v1", n >> 16, n >> 8 & 255, n & 255));
+        for n in 0..5000 {
+            fill(&mut door, &mut next, forged(n));
+        }
+        assert_eq!(door.under_way.len(), 512);
+        let refused = door.begin(ConnectionId::new_unchecked(next), forged(5000)).unwrap_err();
+        assert!(matches!(refused, Crowded::Quic { under_way: 512 }), "{refused}");
+        assert_eq!(fill(&mut door, &mut next, from("/ip4/198.51.100.1/tcp/9")), 256);
+        for id in 0..next {
+            door.end(ConnectionId::new_unchecked(id));
+        }
+        assert_eq!((door.over_quic, door.under_way.len()), (0, 0));
+        assert_eq!(fill(&mut door, &mut next, forged(0)), 256);
     }
 
     #[test]

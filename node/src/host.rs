@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::connection_limits::Exceeded;
-use libp2p::swarm::{ListenError, SwarmEvent};
+use libp2p::swarm::{ConnectionDenied, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, Swarm, ping};
 use protocol::{Address, PeerAddrs, PeerId};
 use tokio::sync::{mpsc, oneshot};
@@ -149,8 +149,12 @@ impl Host {
                 tracing::debug!(%error, "dial failed");
             }
             SwarmEvent::IncomingConnectionError { error, .. } => {
+                let crowded = |cause: &ConnectionDenied| cause.downcast_ref::<Crowded>().is_some();
+                let quic =
+                    |cause: &ConnectionDenied| matches!(cause.downcast_ref::<Crowded>(), Some(Crowded::Quic { .. }));
                 let reason = match &error {
-                    ListenError::Denied { cause } if cause.downcast_ref::<Crowded>().is_some() => "limit-per-address",
+                    ListenError::Denied { cause } if quic(cause) => "limit",
+                    ListenError::Denied { cause } if crowded(cause) => "limit-per-address",
                     ListenError::Denied { cause } if cause.downcast_ref::<PeerCrowded>().is_some() => "limit-per-peer",
                     ListenError::Denied { cause } if cause.downcast_ref::<Exceeded>().is_some() => "limit",
                     ListenError::Denied { cause } if cause.downcast_ref::<Full>().is_some() => "limit",
