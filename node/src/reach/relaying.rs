@@ -84,12 +84,18 @@ impl RateLimiter for MembersOnly {
     }
 }
 
+/// A slot ends with its holder's connection and not before: where the library lets one run out, or its holder renew it, it
+/// stops the node if an answer to a renewal comes after that (a holder can see to it by not reading), and it refuses the
+/// renewal where all slots are taken, as its own holder takes one of them.
+const SLOT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// The library's settings for a relay. Its own rates stay for those who open circuits (30 an hour for each peer, 60 for each
-/// address); a slot is renewed twice an hour, and a seeder that was restarted takes it anew.
+/// address); a seeder that was restarted takes its slot anew.
 pub(crate) fn relay_config(config: &RelayConfig, members: &Members) -> relay::Config {
     let slots = usize::try_from(config.slots).unwrap_or(usize::MAX);
     let mut relay = relay::Config {
         max_reservations: slots,
+        reservation_duration: SLOT,
         max_circuits: usize::try_from(config.circuits).unwrap_or(usize::MAX),
         max_circuit_bytes: config.circuit_bytes,
         max_circuit_duration: Duration::from_millis(config.circuit_ms),
@@ -117,6 +123,14 @@ mod tests {
         ] {
             assert_eq!(wrong.check().unwrap_err().0, "relay");
         }
+    }
+
+    #[test]
+    fn a_slot_is_there_for_as_long_as_its_holder_and_needs_no_renewal() {
+        let relay = relay_config(&RelayConfig { slots: 7, ..RelayConfig::default() }, &Members::default());
+        assert_eq!(relay.max_reservations, 7);
+        let runs = tokio::time::Instant::now() + relay.reservation_duration;
+        assert!(runs.duration_since(tokio::time::Instant::now()) > Duration::from_secs(365 * 24 * 3600));
     }
 
     #[test]

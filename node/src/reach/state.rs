@@ -41,6 +41,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// After a relay refused or failed; doubled with each time that follows, up to the maximum.
 const RETRY: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
+/// A slot that is given back waits so long each time for what runs over the connection.
+const LEAVES: Duration = Duration::from_secs(1);
 /// A connection to a relay that is missing beside the one for the slot is made again after this time.
 const MEND: Duration = Duration::from_secs(60);
 /// How long the way to a peer is prepared at most; after that it is dialled as it is.
@@ -151,7 +153,7 @@ impl ReachState {
         let listens = self.listening_since.map(|since| since + LISTENS).filter(|_| !self.ways.is_empty());
         let slots = self.offers.values().filter_map(|offer| match offer.slot {
             Slot::None => Some(offer.not_before),
-            Slot::Held(..) => Some(offer.mend),
+            Slot::Held(..) | Slot::Leaving(..) => Some(offer.mend),
             Slot::Road | Slot::Asked(_) => None,
         });
         let router = self.searching_since.map(|since| since + ROUTER_ANSWERS);
@@ -177,7 +179,7 @@ impl ReachState {
         match event {
             SwarmEvent::Behaviour(NodeBehaviourEvent::Identify(event)) => self.on_identify(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::RelayClient(event)) => on_circuit(swarm, event),
-            SwarmEvent::Behaviour(NodeBehaviourEvent::Relay(event)) => self.on_relayed(event),
+            SwarmEvent::Behaviour(NodeBehaviourEvent::Relay(event)) => self.on_relayed(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::Dcutr(dcutr::Event { remote_peer_id, result })) => {
                 let outcome = if result.is_ok() { "succeeded" } else { "failed" };
                 self.metrics.hole_punches.inc([outcome]);
@@ -232,7 +234,8 @@ impl ReachState {
         self.observe(swarm, (*peer_id, *connection_id), &info.observed_addr, road);
         if road.is_some() {
             // The translation lets others in for as long as it sees this connection.
-            let kept = self.offers.get(peer_id).is_some_and(|offer| !matches!(offer.slot, Slot::None));
+            let slot = self.offers.get(peer_id).map(|offer| &offer.slot);
+            let kept = slot.is_some_and(|slot| !matches!(slot, Slot::None | Slot::Leaving(..)));
             swarm.behaviour_mut().streams.keep(*peer_id, *connection_id, kept);
         }
         if !self.config.reserve || !info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
@@ -256,7 +259,14 @@ impl ReachState {
         self.known.contains_key(relay) || self.members.contains(relay)
     }
 
-    fn on_relayed(&self, event: &relay::Event) {
+    fn on_relayed(&self, swarm: &mut Swarm<NodeBehaviour>, event: &relay::Event) {
+        // Slots are not renewed: that one's holder is no member any more shows when it is used.
+        if let relay::Event::CircuitReqAccepted { dst_peer_id, .. } = event
+            && !self.members.contains(dst_peer_id)
+        {
+            // One that has gone meanwhile has no slot any more.
+            let _ = swarm.disconnect_peer_id(*dst_peer_id);
+        }
         let what = match event {
             relay::Event::ReservationReqAccepted { renewed: false, .. } => "slot-granted",
             relay::Event::ReservationReqDenied { .. } => "slot-refused",

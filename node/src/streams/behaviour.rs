@@ -204,6 +204,11 @@ impl Behaviour {
         self.best(peer).is_some_and(|best| !best.info.relayed)
     }
 
+    /// Does nothing of ours run over the connections with the peer?
+    pub(crate) fn is_idle(&self, peer: &PeerId) -> bool {
+        self.connections.get(peer).into_iter().flatten().all(|connection| connection.uses.now() == Use::Idle)
+    }
+
     fn best(&self, peer: &PeerId) -> Option<&Connection> {
         let connections = self.connections.get(peer)?;
         connections

@@ -163,3 +163,43 @@ async fn a_node_that_peers_get_through_to_knows_it_and_takes_no_slot() {
     node.stop().await;
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn a_slot_is_given_back_when_others_get_through() {
+    let net = Relayed::start(73, |_| {}).await;
+    // The relay tests for nobody: the seeder is private until it meets somebody who does.
+    let prober = TestNode::start(75, |config| config.reach.dial_back = true).await;
+    net.seeder.vouch_for(&prober).await;
+    net.seeder.connect(&prober.at, LIMIT).await.unwrap();
+    let mut changes = net.seeder.reach_changes();
+    let known = |reach: &node::Reach| reach.reachability == Reachability::Public && reach.slots.is_empty();
+    within(changes.wait_for(known)).await.unwrap();
+    parted(&net).await;
+    // The relay knows it, too: nobody gets there by it any more, and another may have the place.
+    let client = client(76, false).await;
+    client.open(&net.through, ECHO, LIMIT).await.unwrap_err();
+    assert_eq!(metric(&net.relay, "willcall_node_relayed_total{event=\"circuit-refused\"}"), 1);
+    for node in [client, prober] {
+        node.stop().await;
+    }
+    net.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_is_no_member_any_more_loses_its_slot_when_somebody_comes_by_it() {
+    let net = Relayed::start(77, |_| {}).await;
+    net.relay.remove_dht_peer(net.seeder.at.peer).await;
+    let client = client(79, false).await;
+    // The circuit that shows it may be there for a moment.
+    let _ = client.open(&net.through, ECHO, LIMIT).await;
+    parted(&net).await;
+    client.stop().await;
+    net.stop().await;
+}
+
+async fn parted(net: &Relayed) {
+    eventually(|| async {
+        if net.relay.is_connected(net.seeder.at.peer).await.unwrap() { Err("still connected") } else { Ok(()) }
+    })
+    .await;
+}

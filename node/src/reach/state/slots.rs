@@ -20,6 +20,8 @@ pub(super) enum Slot {
     /// The relay was asked.
     Asked(ListenerId),
     Held(ListenerId, Vec<Address>),
+    /// Not needed any more, and told to nobody. It goes with the connections to the relay, as soon as nothing runs over them.
+    Leaving(ListenerId, Vec<Address>),
 }
 
 impl ReachState {
@@ -50,9 +52,16 @@ impl ReachState {
     }
 
     pub(super) fn on_slot_lost(&mut self, swarm: &mut Swarm<NodeBehaviour>, id: ListenerId, reason: Option<String>) {
-        let lost = self.offers.iter_mut().find(
-            |(_, offer)| matches!(&offer.slot, Slot::Asked(listener) | Slot::Held(listener, _) if *listener == id),
-        );
+        let lost = self.offers.iter_mut().find(|(_, offer)| {
+            let (Slot::Asked(listener) | Slot::Held(listener, _) | Slot::Leaving(listener, _)) = &offer.slot else {
+                return false;
+            };
+            *listener == id
+        });
+        if matches!(offer.slot, Slot::Leaving(..)) {
+            offer.slot = Slot::None;
+            return;
+        }
         let Some((relay, offer)) = lost else { return };
         let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
         tracing::info!(%relay, reason, "no slot at this relay");
@@ -64,19 +73,14 @@ impl ReachState {
 
     pub(super) fn keep_slots(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
         if self.reachability(swarm) == Reachability::Public {
-            for (relay, offer) in &mut self.offers {
-                // One that was only asked for is given back when it is there: the library cannot take a question back.
-                if let Slot::Held(id, _) = offer.slot {
-                    tracing::info!("others get through directly: a slot at a relay is given back");
-                    offer.slot = Slot::None;
-                    swarm.remove_listener(id);
-                    for connection in self.roads.connections(relay) {
-                        swarm.behaviour_mut().streams.keep(*relay, connection, false);
-                    }
-                    self.changed = true;
-                }
-            }
+            self.give_back(swarm, now);
             return;
+        for offer in self.offers.values_mut() {
+            if let Slot::Leaving(id, addresses) = &mut offer.slot {
+                offer.slot = Slot::Held(*id, std::mem::take(addresses));
+                self.changed = true;
+            }
+        }
         }
         let mut taken = self.offers.values().filter(|offer| !matches!(offer.slot, Slot::None)).count();
         for (relay, offer) in &mut self.offers {
@@ -119,6 +123,32 @@ impl ReachState {
         }
     }
 }
+impl ReachState {
+    /// Others get through directly. One that was only asked for is given back when it is there: the library cannot take a
+    /// question back. Nor can it close a slot while it is being renewed, which a relay may draw out as it likes; the end of
+    /// the connection ends all of it, and the relay has its place back.
+    fn give_back(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
+        for (relay, offer) in &mut self.offers {
+            if let Slot::Held(id, addresses) = &mut offer.slot {
+                tracing::info!(%relay, "others get through directly: a slot at a relay is given back");
+                offer.slot = Slot::Leaving(*id, std::mem::take(addresses));
+                offer.mend = now;
+                for connection in self.roads.connections(relay) {
+                    swarm.behaviour_mut().streams.keep(*relay, connection, false);
+                }
+                self.changed = true;
+            }
+            if matches!(offer.slot, Slot::Leaving(..)) && now >= offer.mend {
+                offer.mend = now + LEAVES;
+                if swarm.behaviour().streams.is_idle(relay) {
+                    // One that is not connected has no slot any more.
+                    let _ = swarm.disconnect_peer_id(*relay);
+                }
+            }
+        }
+    }
+}
+
 
 impl Offer {
     pub(super) fn fail(&mut self, reason: String) {
