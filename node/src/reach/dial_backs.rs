@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
+use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure};
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::server;
 
 use crate::address::{ip_of, is_relayed};
 
-/// Dials at once; further ones are refused, and the peer asks another.
+/// Dials at once; further ones are not made, and the peer asks another.
 const AT_ONCE: usize = 16;
 /// Dials for one peer in [`PERIOD`]: a node has a handful of addresses, and asks once about each.
 const PER_PEER: u32 = 16;
@@ -45,6 +46,14 @@ struct Asker {
 impl DialBacks {
     pub(crate) fn new() -> Self {
         Self { inner: server::Behaviour::default(), connected: HashMap::new(), probes: HashSet::new() }
+    }
+
+    /// The library's answer to a dial that was not made would be that nobody gets through, for which the peer never asks
+    /// again. That this node is not able to say makes it ask another.
+    fn say_nothing(&mut self, id: ConnectionId, peer: PeerId) {
+        let (address, port) = (Multiaddr::empty(), PortUse::New);
+        // With the handler of the connection that is not there goes the question.
+        drop(self.inner.handle_established_outbound_connection(id, peer, &address, Endpoint::Dialer, port));
     }
 
     fn may_dial(&mut self, peer: Option<&PeerId>, addresses: &[Multiaddr]) -> Result<(), NotDialled> {
@@ -126,7 +135,13 @@ impl NetworkBehaviour for DialBacks {
                     }
                 }
             }
-            FromSwarm::DialFailure(failure) => drop(self.probes.remove(&failure.connection_id)),
+            FromSwarm::DialFailure(DialFailure { peer_id, connection_id, error }) => {
+                if self.probes.remove(connection_id)
+                    && let (DialError::Denied { .. }, Some(peer)) = (error, peer_id)
+                {
+                    self.say_nothing(*connection_id, *peer);
+                }
+            }
             _ => {}
         }
         self.inner.on_swarm_event(event);

@@ -164,6 +164,37 @@ async fn a_node_that_peers_get_through_to_knows_it_and_takes_no_slot() {
     relay.stop().await;
 }
 
+/// One that is asked about an address that it does not see the node at says nothing about it.
+#[tokio::test]
+async fn an_address_that_one_peer_may_not_try_is_tried_by_another() {
+    let on = |at: &'static str| move |config: &mut NodeConfig| config.listen = vec![Address::new(at).unwrap()];
+    let mut servers = Vec::new();
+    for (seed, at) in [(80, "/ip4/127.0.0.1/tcp/0"), (81, "/ip6/::1/tcp/0")] {
+        let server = TestNode::start(seed, |config| {
+            on(at)(config);
+            config.reach.dial_back = true;
+        });
+        servers.push(server.await);
+    }
+    let node = TestNode::start(82, |config| {
+        on("/ip4/127.0.0.1/tcp/0")(config);
+        config.listen.push(Address::new("/ip6/::1/tcp/0").unwrap());
+        config.reach.reserve = true;
+    })
+    .await;
+    for server in &servers {
+        node.vouch_for(server).await;
+        node.connect(&server.at, LIMIT).await.unwrap();
+    }
+    let mut changes = node.reach_changes();
+    let reach = within(changes.wait_for(|reach| reach.external.len() == 2)).await.unwrap().clone();
+    assert!(reach.tried.iter().all(|tried| tried.why_not.is_none()), "{reach:?}");
+    node.stop().await;
+    for server in servers {
+        server.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_slot_is_given_back_when_others_get_through() {
     let net = Relayed::start(73, |_| {}).await;
