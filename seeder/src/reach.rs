@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use crate::context::Seeder;
 
+/// What peers found counts as much as what the manager finds for so long.
+const FRESH: Duration = Duration::from_secs(120);
 /// Addresses change several at a time: they are told when nothing has changed for so long.
 const SETTLES: Duration = Duration::from_millis(250);
 
@@ -93,10 +95,12 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
         Err(error) => Err(error.to_string()),
     };
     let (reach, now) = (seeder.node.reach(), Instant::now());
+    let all_tried = reach.tried.clone();
+    let reach = as_of_now(reach, &dialled, now);
     let findings = findings(&dialled, &reach, now);
     let tried = dialled.as_ref().map(Vec::as_slice).unwrap_or_default();
     let reached: Vec<&Address> = tried.iter().filter(|(_, why)| why.is_none()).map(|(address, _)| address).collect();
-    let trials = reach.tried.iter().map(|tried| {
+    let trials = all_tried.iter().map(|tried| {
         let age_ms = u64::try_from(now.saturating_duration_since(tried.at).as_millis()).unwrap_or(u64::MAX);
         json!({ "address": tried.address, "why_not": tried.why_not, "age_ms": age_ms })
     });
@@ -156,6 +160,19 @@ fn ago<'a>(trials: impl Iterator<Item = &'a Tried>, now: Instant) -> String {
     }
 }
 
+/// Without what was true once: that peers got through to an address which is not the seeder's own any more, or at which
+/// the manager does not get through now.
+fn as_of_now(mut reach: Reach, dialled: &Result<Dialled, String>, now: Instant) -> Reach {
+    let external = std::mem::take(&mut reach.external);
+    let refuted = |tried: &Tried| {
+        let failed = |(address, why): &(Address, Option<String>)| *address == tried.address && why.is_some();
+        let old = now.saturating_duration_since(tried.at) > FRESH;
+        old && dialled.as_ref().is_ok_and(|dialled| dialled.iter().any(failed))
+    };
+    reach.tried.retain(|tried| tried.why_not.is_some() || (external.contains(&tried.address) && !refuted(tried)));
+    Reach { external, ..reach }
+}
+
 /// That an address is configured, or forwarded by the router, does not show that anybody gets through to it.
 fn peers_got_through(reach: &Reach) -> bool {
     reach.tried.iter().any(|tried| tried.why_not.is_none())
@@ -182,7 +199,7 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach, now: Instant) -> V
             let at: Vec<&str> = through().map(|tried| tried.address.as_str()).collect();
             if at.is_empty() {
                 let told: Vec<&str> = reach.external.iter().map(Address::as_str).collect();
-                let says = format!("no peer has got through yet; others are told {}", told.join(" "));
+                let says = format!("no peer is known to get through; others are told {}", told.join(" "));
                 find("peers", None, says, None);
             } else {
                 let says = format!("peers got through to {} ({})", at.join(" "), ago(through(), now));
@@ -412,6 +429,35 @@ mod tests {
         // What is configured or confirmed goes first, whatever it is.
         let inside = Reach { external: vec![at("/ip4/172.17.0.2/tcp/1".to_owned())], ..reach };
         assert_eq!(useful_first(&inside).first(), inside.external.first());
+    }
+
+    #[test]
+    fn that_peers_got_through_long_ago_does_not_outweigh_that_nobody_does_now() {
+        let (open, v6) = ("/ip4/203.0.113.7/tcp/1", "/ip6/2001:db8::1/tcp/1");
+        let [open, v6] = [open, v6].map(|text| Address::new(text).unwrap());
+        let at = Instant::now();
+        let later = at + Duration::from_secs(9 * 3600);
+        let through = |address: &Address| Tried { address: address.clone(), why_not: None, at };
+        let reach = |external: &[&Address]| Reach {
+            reachability: Reachability::Public,
+            external: external.iter().map(|address| (*address).clone()).collect(),
+            tried: vec![through(&open), through(&v6)],
+            ..Reach::default()
+        };
+        let count = |external: &[&Address], dialled: Result<Dialled, String>, now| {
+            let reach = as_of_now(reach(external), &dialled, now);
+            assert_eq!(reach.external.len(), external.len());
+            reach.tried.len()
+        };
+        let no = |address: &Address| Ok(vec![(address.clone(), Some("timed out".to_owned()))]);
+        let both = [&open, &v6];
+        assert_eq!(count(&both, no(&open), later), 1, "the manager was not given the other one");
+        assert_eq!(count(&both, no(&open), at), 2, "it may be the manager's own trouble");
+        assert_eq!(count(&both, Err("away".to_owned()), later), 2);
+        assert_eq!(count(&[&v6], Err("away".to_owned()), later), 1, "not its own any more");
+        assert_eq!(count(&[&open], no(&open), later), 0);
+        let gone = as_of_now(reach(&[&open]), &no(&open), later);
+        assert!(!peers_got_through(&gone) && advice(no(&open).as_ref().unwrap(), &[], &gone).contains("nobody gets"));
     }
 
     #[test]
