@@ -129,9 +129,18 @@ impl Reach {
     /// on, which leads here from the same local network. Those of this machine alone are told only if there is nothing
     /// else: elsewhere they lead to others.
     pub fn announced(&self) -> Vec<Address> {
-        let relayed = self.slots.iter().flat_map(|slot| &slot.addresses);
+        let mut relayed: Vec<(usize, bool, &Address)> = Vec::new();
+        for slot in &self.slots {
+            for quic in [false, true] {
+                let over = slot.addresses.iter().filter(|address| address.as_str().contains("/quic") == quic);
+                relayed.extend(over.enumerate().map(|(n, address)| (n, quic, address)));
+            }
+        }
+        relayed.sort_by_key(|(n, quic, _)| (*n, *quic));
+        let (first, rest): (Vec<_>, Vec<_>) = relayed.into_iter().partition(|(n, ..)| *n == 0);
+        let [first, rest] = [first, rest].map(|relayed| relayed.into_iter().map(|(.., address)| address));
         let mut announced: Vec<Address> = Vec::new();
-        for address in self.external.iter().chain(relayed).chain(&self.listening) {
+        for address in self.external.iter().chain(first).chain(&self.listening).chain(rest) {
             if !announced.contains(address) {
                 announced.push(address.clone());
             }
@@ -140,5 +149,30 @@ impl Reach {
             announced.retain(|address| !crate::address::is_loopback(address));
         }
         announced
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_relay_and_the_local_network_come_before_more_of_the_first() {
+        let at = |text: &str| Address::new(text).unwrap();
+        let slot = |n: u8| {
+            let relay = protocol::Keypair::from_seed(&[n; 32]).peer_id();
+            let of = |end: &str| at(&format!("/ip4/203.0.113.{n}/{end}/p2p/{relay}/p2p-circuit"));
+            let addresses = vec![of("tcp/1"), of("tcp/2"), of("udp/1/quic-v1"), of("udp/2/quic-v1")];
+            RelaySlot { relay, addresses, trouble: None }
+        };
+        let (one, two) = (slot(1), slot(2));
+        let of = |slot: &RelaySlot, n: usize| slot.addresses.get(n).cloned().unwrap();
+        let (home, lan) = (at("/ip4/127.0.0.1/tcp/1"), at("/ip4/192.168.1.5/tcp/1"));
+        let reach =
+            Reach { slots: vec![one.clone(), two.clone()], listening: vec![home, lan.clone()], ..Reach::default() };
+        let first = [of(&one, 0), of(&two, 0), of(&one, 2), of(&two, 2), lan];
+        let rest = [of(&one, 1), of(&two, 1), of(&one, 3), of(&two, 3)];
+        assert_eq!(reach.announced(), [first.as_slice(), rest.as_slice()].concat());
     }
 }

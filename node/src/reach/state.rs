@@ -24,9 +24,7 @@ use self::ways::Way;
 use super::observed::Observed;
 use super::roads::{Over, Roads, State};
 use super::{CircuitLimit, Members, PortMapping, Reach, ReachConfig, Reachability, RelaySlot, Tried};
-use crate::address::{
-    address_from_libp2p, address_to_libp2p, is_loopback, is_relayed, peer_from_libp2p, peer_to_libp2p, relay_of,
-};
+use crate::address::{address_from_libp2p, address_to_libp2p, is_relayed, peer_from_libp2p, peer_to_libp2p, relay_of};
 use crate::metrics::NodeMetrics;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 
@@ -41,10 +39,10 @@ const GRACE: Duration = Duration::from_secs(2);
 /// After a relay refused or failed; doubled with each time that follows, up to the maximum.
 const RETRY: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
-/// A slot that is given back waits so long each time for what runs over the connection.
-const LEAVES: Duration = Duration::from_secs(1);
 /// A connection to a relay that is missing beside the one for the slot is made again after this time.
 const MEND: Duration = Duration::from_secs(60);
+/// A slot that is given back waits so long each time for what runs over the connection.
+const LEAVES: Duration = Duration::from_secs(1);
 /// How long the way to a peer is prepared at most; after that it is dialled as it is.
 const PREPARE: Duration = Duration::from_secs(2);
 /// Ways prepared at once; further peers are dialled unprepared.
@@ -74,6 +72,8 @@ pub(crate) struct ReachState {
     observing: Option<Instant>,
     /// Addresses that somebody got through to, or that a router forwards; the newest is last.
     confirmed: Vec<Multiaddr>,
+    /// Addresses that a relay tells, of those it listens on.
+    claimed: Vec<Multiaddr>,
     offers: BTreeMap<PeerId, Offer>,
     ways: Vec<Way>,
     tried: Vec<Tried>,
@@ -108,6 +108,7 @@ impl ReachState {
             observed: Observed::default(),
             observing: None,
             confirmed: Vec::new(),
+            claimed: Vec::new(),
             offers: BTreeMap::new(),
             ways: Vec::new(),
             tried: Vec::new(),
@@ -126,25 +127,8 @@ impl ReachState {
             self.mapping = PortMapping::Searching;
             self.searching_since = Some(Instant::now());
         }
-        let listening: Vec<Multiaddr> = swarm.listeners().cloned().collect();
-        for address in listening {
-            self.claim(swarm, &address);
-        }
+        self.claim(swarm);
         self.step(swarm);
-    }
-
-    /// Where a relay is reached is what it tells those who take a slot; whoever runs one says that it can be reached.
-    fn claim(&self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
-        let elsewhere = |address: &Multiaddr| {
-            !is_relayed(address) && address_from_libp2p(address).is_some_and(|address| !is_loopback(&address))
-        };
-        if !self.config.relay.enabled || !self.configured.is_empty() {
-            return;
-        }
-        // On this machine alone, for those who try it out, the loopback is all there is.
-        if elsewhere(address) || !swarm.listeners().any(elsewhere) {
-            swarm.add_external_address(address.clone());
-        }
     }
 
     /// When something is to be done without anything happening before.
@@ -214,7 +198,7 @@ impl ReachState {
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 if !self.on_slot_address(*listener_id, address) {
-                    self.claim(swarm, address);
+                    self.claim(swarm);
                 }
             }
             SwarmEvent::ListenerClosed { listener_id, reason, addresses } => {

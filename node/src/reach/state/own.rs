@@ -84,6 +84,24 @@ impl ReachState {
         };
         let alone = !direct(swarm.listeners()).any(|ip| ip.is_ipv4() == gone.is_ipv4() && routed(&ip));
         self.forget(swarm, |ip| *ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4()));
+        self.claim(swarm);
+    }
+
+    /// Where a relay is reached is what it tells those who take a slot; whoever runs one says that it can be reached.
+    pub(super) fn claim(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
+        if !self.config.relay.enabled || !self.configured.is_empty() {
+            return;
+        }
+        let claimed = to_claim(swarm.listeners());
+        for address in claimed.iter().filter(|address| !self.claimed.contains(address)) {
+            swarm.add_external_address(address.clone());
+        }
+        let before = std::mem::replace(&mut self.claimed, claimed);
+        for address in before {
+            if !self.claimed.contains(&address) && !self.confirmed.contains(&address) {
+                swarm.remove_external_address(&address);
+            }
+        }
     }
 
     fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&IpAddr) -> bool) {
@@ -109,6 +127,48 @@ impl ReachState {
         let ours = address_from_libp2p(address);
         self.tried.retain(|tried| Some(&tried.address) != ours.as_ref());
     }
+}
+
+/// How far an address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leads {
+    ToThisMachine,
+    ToItsNetwork,
+    Anywhere,
+}
+
+impl Leads {
+    fn of(address: &Multiaddr) -> Self {
+        match ip_of(address) {
+            Some(ip) if ip.is_loopback() => Leads::ToThisMachine,
+            Some(ip) if !is_public(&ip) => Leads::ToItsNetwork,
+            _ => Leads::Anywhere,
+        }
+    }
+}
+
+/// Of each family those that lead the farthest: a bridge for containers leads nobody here, and only so many addresses are
+/// passed on. For those who try it out on this machine alone, the loopback is all there is.
+fn to_claim<'a>(listening: impl Iterator<Item = &'a Multiaddr>) -> Vec<Multiaddr> {
+    let all: Vec<(Leads, bool, &Multiaddr)> = listening
+        .filter(|address| !is_relayed(address))
+        .map(|address| (Leads::of(address), ip_of(address).is_some_and(|ip| ip.is_ipv4()), address))
+        .collect();
+    let farthest = |of: &dyn Fn(bool) -> bool| all.iter().filter(|(_, v4, _)| of(*v4)).map(|(leads, ..)| *leads).max();
+    let apart = farthest(&|_| true) > Some(Leads::ToThisMachine);
+    let told = all.iter().filter(|(leads, v4, _)| {
+        Some(*leads) == farthest(&|family| family == *v4) && (*leads > Leads::ToThisMachine || !apart)
+    });
+    told.map(|(.., address)| (*address).clone()).collect()
+}
+
+/// The addresses of a slot, with another one: those that lead anywhere first, since no more than so many are told.
+pub(super) fn with_slot_address(mut held: Vec<Address>, address: &Multiaddr) -> Vec<Address> {
+    held.extend(address_from_libp2p(address).filter(|new| !held.contains(new)));
+    let leads = |address: &Address| address.as_str().parse().map_or(Leads::ToThisMachine, |at| Leads::of(&at));
+    held.sort_by_key(|address| std::cmp::Reverse(leads(address)));
+    held.truncate(ADDRESSES_PER_SLOT);
+    held
 }
 
 fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<Item = IpAddr> {
@@ -163,6 +223,32 @@ mod tests {
             all.sort();
             all
         }
+    }
+
+    #[test]
+    fn a_relay_tells_those_of_its_addresses_that_lead_the_farthest() {
+        let claims = |listening: &[&str]| -> Vec<String> {
+            let listening: Vec<Multiaddr> = listening.iter().map(|text| text.parse().unwrap()).collect();
+            to_claim(listening.iter()).iter().map(ToString::to_string).collect()
+        };
+        let (home, docker, lan) = ("/ip4/127.0.0.1/tcp/1", "/ip4/172.17.0.1/tcp/1", "/ip4/192.168.1.5/tcp/1");
+        let (public, v6, local6) = ("/ip4/203.0.113.7/tcp/1", "/ip6/2001:db8::7/tcp/1", "/ip6/fd00::7/tcp/1");
+        assert_eq!(claims(&[home, docker, public, lan, "/ip6/::1/tcp/1"]), [public]);
+        assert_eq!(claims(&[home, docker, lan, v6, local6]), [docker, lan, v6]);
+        assert_eq!(claims(&[home, "/ip6/::1/tcp/1"]), [home, "/ip6/::1/tcp/1"]);
+        assert!(claims(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_slot_is_told_by_the_addresses_of_its_relay_that_lead_anywhere() {
+        let relay = PeerId::random();
+        let by = |ip: &str| format!("/ip4/{ip}/tcp/1/p2p/{relay}/p2p-circuit");
+        let mut held = Vec::new();
+        for ip in ["172.18.0.1", "172.19.0.1", "172.20.0.1", "172.17.0.1", "172.18.0.1", "203.0.113.7"] {
+            held = with_slot_address(held, &by(ip).parse().unwrap());
+        }
+        let told: Vec<&str> = held.iter().map(Address::as_str).collect();
+        assert_eq!(told, [by("203.0.113.7"), by("172.18.0.1"), by("172.19.0.1"), by("172.20.0.1")]);
     }
 
     #[tokio::test]

@@ -41,8 +41,7 @@ impl ReachState {
                 Slot::Held(held, addresses) if *held == id => addresses.clone(),
                 _ => continue,
             };
-            let ours = address_from_libp2p(address);
-            let addresses: Vec<Address> = held.into_iter().chain(ours).take(ADDRESSES_PER_SLOT).collect();
+            let addresses = own::with_slot_address(held, address);
             tracing::info!(?addresses, "reached through a relay");
             offer.slot = Slot::Held(id, addresses);
             (offer.failures, offer.trouble) = (0, None);
@@ -58,11 +57,11 @@ impl ReachState {
             };
             *listener == id
         });
+        let Some((relay, offer)) = lost else { return };
         if matches!(offer.slot, Slot::Leaving(..)) {
             offer.slot = Slot::None;
             return;
         }
-        let Some((relay, offer)) = lost else { return };
         let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
         tracing::info!(%relay, reason, "no slot at this relay");
         offer.fail(reason);
@@ -75,12 +74,12 @@ impl ReachState {
         if self.reachability(swarm) == Reachability::Public {
             self.give_back(swarm, now);
             return;
+        }
         for offer in self.offers.values_mut() {
             if let Slot::Leaving(id, addresses) = &mut offer.slot {
                 offer.slot = Slot::Held(*id, std::mem::take(addresses));
                 self.changed = true;
             }
-        }
         }
         let mut taken = self.offers.values().filter(|offer| !matches!(offer.slot, Slot::None)).count();
         for (relay, offer) in &mut self.offers {
@@ -123,6 +122,7 @@ impl ReachState {
         }
     }
 }
+
 impl ReachState {
     /// Others get through directly. One that was only asked for is given back when it is there: the library cannot take a
     /// question back. Nor can it close a slot while it is being renewed, which a relay may draw out as it likes; the end of
@@ -148,7 +148,6 @@ impl ReachState {
         }
     }
 }
-
 
 impl Offer {
     pub(super) fn fail(&mut self, reason: String) {
