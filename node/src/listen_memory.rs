@@ -8,6 +8,8 @@ use std::path::Path;
 use protocol::Address;
 
 const FILE: &str = "ports";
+/// Before the kind of a port that IPv6 addresses have.
+const IP6: &str = "ip6/";
 
 /// The configured addresses, with port 0 replaced by the port that was chosen at the first start.
 ///
@@ -25,7 +27,12 @@ pub fn recall(dir: &Path, configured: &[Address]) -> io::Result<Vec<Address>> {
         .filter_map(|(kind, port)| Some((kind, port.trim().parse().ok()?)))
         .collect();
     let known = |address: &Address| {
-        for (kind, port) in &ports {
+        // IPv6 has ports of its own; where none was written down, as by older versions, the one of its kind is taken.
+        let own = |kind: &&str| address.as_str().starts_with("/ip6/") && kind.starts_with(IP6);
+        let (of_family, others): (Vec<_>, Vec<_>) = ports.iter().partition(|(kind, _)| own(kind));
+        let plain = others.into_iter().filter(|(kind, _)| !kind.starts_with(IP6));
+        for (kind, port) in of_family.into_iter().chain(plain) {
+            let kind = kind.trim_start_matches(IP6);
             let (open, fixed) = (format!("/{kind}/0"), format!("/{kind}/{port}"));
             let text = address.as_str();
             let at_end = text.ends_with(&open) || text.contains(&format!("{open}/"));
@@ -51,13 +58,18 @@ pub fn is_remembered(dir: &Path) -> bool {
 pub fn remember(dir: &Path, actual: &[Address]) -> io::Result<()> {
     let mut text = String::new();
     for kind in ["tcp", "udp"] {
-        let port = actual.iter().find_map(|address| {
-            let mut parts = address.as_str().split('/');
-            parts.find(|part| *part == kind)?;
-            parts.next()?.parse::<u16>().ok()
-        });
-        if let Some(port) = port {
-            text.push_str(&format!("{kind} {port}\n"));
+        let port = |v6: bool| {
+            let mut of_family = actual.iter().filter(|address| address.as_str().starts_with("/ip6/") == v6);
+            of_family.find_map(|address| {
+                let mut parts = address.as_str().split('/');
+                parts.find(|part| *part == kind)?;
+                parts.next()?.parse::<u16>().ok()
+            })
+        };
+        for (family, port) in [("", port(false).or(port(true))), (IP6, port(true))] {
+            if let Some(port) = port {
+                text.push_str(&format!("{family}{kind} {port}\n"));
+            }
         }
     }
     let partial = dir.join("ports.partial");
@@ -85,6 +97,20 @@ mod tests {
         assert_eq!(recall(dir.path(), &open).unwrap(), open);
         remember(dir.path(), &addresses(&["/ip4/127.0.0.1/tcp/4100", "/ip4/127.0.0.1/udp/4200/quic-v1"])).unwrap();
         let expected = addresses(&["/ip4/127.0.0.1/tcp/4100", "/ip4/127.0.0.1/udp/4200/quic-v1", "/ip6/::1/tcp/4601"]);
+        assert_eq!(recall(dir.path(), &open).unwrap(), expected);
+    }
+
+    #[test]
+    fn each_family_gets_its_own_port_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = addresses(&["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip6/::/udp/0/quic-v1"]);
+        let chosen = ["/ip6/::1/tcp/4200", "/ip4/127.0.0.1/tcp/4100", "/ip6/::1/udp/4300/quic-v1"];
+        remember(dir.path(), &addresses(&chosen)).unwrap();
+        let expected = addresses(&["/ip4/0.0.0.0/tcp/4100", "/ip6/::/tcp/4200", "/ip6/::/udp/4300/quic-v1"]);
+        assert_eq!(recall(dir.path(), &open).unwrap(), expected);
+        // As older versions wrote it.
+        fs::write(dir.path().join(FILE), "tcp 4100\n").unwrap();
+        let expected = addresses(&["/ip4/0.0.0.0/tcp/4100", "/ip6/::/tcp/4100", "/ip6/::/udp/0/quic-v1"]);
         assert_eq!(recall(dir.path(), &open).unwrap(), expected);
     }
 }

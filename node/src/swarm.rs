@@ -230,7 +230,7 @@ fn behaviour(
         relay_client,
         relay: reach.relay.enabled.then(|| relay::Behaviour::new(peer, relay_config(&reach.relay, members))).into(),
         dcutr: reach.punch.then(|| Punching::new(peer)).into(),
-        autonat: reach.reserve.then(Probing::new).into(),
+        autonat: (reach.probe || reach.reserve).then(Probing::new).into(),
         dial_backs: reach.dial_back.then(DialBacks::new).into(),
         upnp: (reach.upnp && !alone).then(upnp::tokio::Behaviour::default).into(),
         mdns: (reach.lan && !alone).then(|| mdns_behaviour(peer)).flatten().into(),

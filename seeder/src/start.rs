@@ -151,11 +151,13 @@ async fn start_at(dir: &Path, config: Config, shared: Option<ContentStore>) -> R
         bootstrap: join.managers.clone(),
         dht: DhtMode::Server,
         reach: ReachConfig {
+            probe: true,
             reserve: config.use_relays,
             punch: true,
             relay: config.relay.clone(),
             dial_back: true,
-            upnp: config.upnp,
+            // Where it says itself how it is reached, the router need not be asked.
+            upnp: config.upnp && config.external.is_empty(),
             lan: config.lan,
         },
         agent: concat!("willcall-seeder/", env!("CARGO_PKG_VERSION")).to_owned(),

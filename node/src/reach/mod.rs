@@ -27,7 +27,9 @@ use protocol::{Address, PeerId};
 /// What a node does to be reached, and for others to be.
 #[derive(Clone, Debug, Default)]
 pub struct ReachConfig {
-    /// Takes slots at relays for as long as nobody is known to get through directly: for nodes that serve.
+    /// Has peers try whether they get through: for nodes that serve.
+    pub probe: bool,
+    /// Takes slots at relays for as long as nobody is known to get through directly, for which it has peers try, too.
     pub reserve: bool,
     /// Reaches peers behind a translation through their relays, and makes such a connection a direct one. A node that
     /// listens nowhere begins to listen, on ports chosen by the system, when it first needs to.
@@ -126,8 +128,9 @@ pub struct Reach {
 
 impl Reach {
     /// Addresses to tell others, the most useful first: where somebody got through, through relays, and what is listened
-    /// on, which leads here from the same local network. Those of this machine alone are told only if there is nothing
-    /// else: elsewhere they lead to others.
+    /// on, which leads here from the same local network. As others pass only the first few on, there is one of each relay and
+    /// transport before the rest of the relays'. Those of this machine alone are told only if there is nothing else:
+    /// elsewhere they lead to others.
     pub fn announced(&self) -> Vec<Address> {
         let mut relayed: Vec<(usize, bool, &Address)> = Vec::new();
         for slot in &self.slots {
