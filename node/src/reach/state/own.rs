@@ -45,11 +45,8 @@ impl ReachState {
         self.observing = None;
         let listening: Vec<IpAddr> = direct(swarm.listeners()).collect();
         // Where the machine has the address itself, that it leaves by another one says nothing.
-        let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).collect();
-        let left: Vec<IpAddr> = left
-            .into_iter()
-            .filter(|ip| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip))
-            .collect();
+        let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip);
+        let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).filter(left).collect();
         self.forget(swarm, |ip| left.contains(ip));
         let candidates = self.observed.candidates();
         let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
@@ -85,6 +82,8 @@ impl ReachState {
         let alone = !direct(swarm.listeners()).any(|ip| ip.is_ipv4() == gone.is_ipv4() && routed(&ip));
         self.forget(swarm, |ip| *ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4()));
         self.claim(swarm);
+        // What is seen may lead here by way of another one.
+        self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
     }
 
     /// Where a relay is reached is what it tells those who take a slot; whoever runs one says that it can be reached.
