@@ -268,6 +268,44 @@ fn a_seeder_has_its_router_forward_ports_and_gives_them_back() {
 }
 
 #[test]
+fn a_seeder_whose_line_got_another_address_is_no_longer_told_at_the_old_one() {
+    let test = "a_seeder_whose_line_got_another_address_is_no_longer_told_at_the_old_one";
+    let Some(mut net) = Net::start(test, false) else { return };
+    let (home, router) = net.home_and_router("s", Nat::Random);
+    let client = net.public("c");
+    let n = net.links - 1;
+    let old = format!("/ip4/11.0.{n}.2/");
+    router.rules(&format!(
+        "table ip forwarding {{
+           chain into {{
+             type nat hook prerouting priority -100;
+             iifname \"wan\" tcp dport 5001 dnat to 10.{n}.0.2
+             iifname \"wan\" udp dport 5001 dnat to 10.{n}.0.2
+           }}
+         }}"
+    ));
+    net.seeder_at(&home);
+    let told = || {
+        let seeders = net.network.of("manager", args!["seeders"]).ok();
+        let seeders = seeders["seeders"].as_array().unwrap();
+        seeders.iter().find(|seeder| seeder["name"] == "seeder-1").map(|seeder| seeder["addresses"].to_string())
+    };
+    until("the forwarded ports", || told().filter(|told| told.contains(&old) && !told.contains("/p2p-circuit")));
+
+    // The provider gives the line another address, and the new router forwards nothing.
+    router.rules("delete table ip forwarding");
+    router.ip(&format!("addr del 11.0.{n}.2/24 dev wan"));
+    router.address("wan", &format!("11.0.{n}.9/24"));
+    router.ip(&format!("route replace default via 11.0.{n}.1"));
+    until("a relay in place of the old address", || {
+        told().filter(|told| !told.contains(&old) && told.contains("/p2p-circuit"))
+    });
+    let check = net.network.of("seeder-1", args!["check"]).json();
+    assert_eq!((&check["reachable"], &check["direct"]), (&true.into(), &false.into()), "{check}");
+    net.fetched_past_the_relay(&client);
+}
+
+#[test]
 fn client_and_seeder_behind_routers_meet_by_hole_punching() {
     let Some(mut net) = Net::start("client_and_seeder_behind_routers_meet_by_hole_punching", false) else { return };
     let (home, other) = (net.home("s", Nat::Keeps), net.home("c", Nat::Keeps));

@@ -78,18 +78,18 @@ impl Observed {
         all.into_iter().take(CANDIDATES).map(|(candidate, _)| candidate.clone()).collect()
     }
 
-    /// Has this node moved from this public address to another one of the same family?
-    pub(super) fn moved_from(&self, ip: IpAddr) -> bool {
-        let (mut here, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
-        for sight in self.0.values().filter(|sight| sight.ip.is_ipv4() == ip.is_ipv4() && is_public(&sight.ip)) {
-            if sight.ip == ip {
-                here.insert(sight.peer)
-            } else {
-                elsewhere.insert(sight.peer)
-            };
-        }
-        let elsewhere = elsewhere.difference(&here).count();
-        elsewhere >= MOVED.max(MOVED_SHARE * here.len())
+    /// Has this node moved from this public address to another one of the same family? A manager's word is enough for that
+    /// where nobody says otherwise: in a small network there may be nobody else.
+    pub(super) fn moved_from(&self, ip: IpAddr, is_manager: impl Fn(&PeerId) -> bool) -> bool {
+        // Of each peer what it says over its newest connection: one over QUIC outlives a move, and says for ever what it
+        // said at first.
+        let alike = |sight: &&Sight| sight.ip.is_ipv4() == ip.is_ipv4() && is_public(&sight.ip);
+        let newest: BTreeMap<PeerId, IpAddr> =
+            self.0.values().filter(alike).map(|sight| (sight.peer, sight.ip)).collect();
+        let here = newest.values().filter(|at| **at == ip).count();
+        let elsewhere = newest.iter().filter(|(_, at)| **at != ip);
+        let elsewhere: usize = elsewhere.map(|(peer, _)| if is_manager(peer) { MOVED } else { 1 }).sum();
+        elsewhere >= MOVED.max(MOVED_SHARE * here)
     }
 }
 
@@ -200,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_peer_says_over_its_newest_connection_counts_and_a_manager_is_believed_alone() {
+        let (mut observed, manager) = (Observed::default(), PeerId::random());
+        let old_ip: IpAddr = "198.51.100.7".parse().unwrap();
+        let moved = |observed: &Observed| observed.moved_from(old_ip, |peer| *peer == manager);
+        see(&mut observed, manager, 1, "/ip4/198.51.100.7/udp/4603/quic-v1", false);
+        assert!(!moved(&observed));
+        see(&mut observed, manager, 2, "/ip4/203.0.113.9/tcp/4602", false);
+        assert!(moved(&observed));
+        see(&mut observed, PeerId::random(), 3, "/ip4/198.51.100.7/tcp/4602", false);
+        assert!(!moved(&observed), "somebody still sees it there");
+    }
+
+    #[test]
     fn two_peers_see_that_it_moved_and_one_does_not_say_so_alone() {
         let (mut observed, peers) = (Observed::default(), [(); 6].map(|()| PeerId::random()));
         let (old, new) = ("/ip4/198.51.100.7/tcp/4602", "/ip4/203.0.113.9/tcp/4602");
@@ -211,18 +224,18 @@ mod tests {
         };
         next(&mut observed, old);
         next(&mut observed, new);
-        assert!(!observed.moved_from(old_ip));
+        assert!(!observed.moved_from(old_ip, |_| false));
         // As long as somebody sees it there, two others may be wrong.
         next(&mut observed, new);
-        assert!(!observed.moved_from(old_ip));
+        assert!(!observed.moved_from(old_ip, |_| false));
         next(&mut observed, new);
         next(&mut observed, new);
-        assert!(observed.moved_from(old_ip), "one may be wrong, too");
+        assert!(observed.moved_from(old_ip, |_| false), "one may be wrong, too");
         observed.closed(ConnectionId::new_unchecked(4));
-        assert!(!observed.moved_from(old_ip));
+        assert!(!observed.moved_from(old_ip, |_| false));
         observed.closed(ConnectionId::new_unchecked(0));
-        assert!(observed.moved_from(old_ip));
-        assert!(!observed.moved_from("203.0.113.9".parse().unwrap()));
+        assert!(observed.moved_from(old_ip, |_| false));
+        assert!(!observed.moved_from("203.0.113.9".parse().unwrap(), |_| false));
         // Nor does the other family, or the local network, say anything about it.
         for id in [1, 2, 3] {
             observed.closed(ConnectionId::new_unchecked(id));
@@ -234,6 +247,6 @@ mod tests {
         {
             see(&mut observed, PeerId::random(), 10 + id, at, false);
         }
-        assert!(!observed.moved_from(old_ip));
+        assert!(!observed.moved_from(old_ip, |_| false));
     }
 }

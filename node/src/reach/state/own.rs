@@ -45,7 +45,8 @@ impl ReachState {
         self.observing = None;
         let listening: Vec<IpAddr> = direct(swarm.listeners()).collect();
         // Where the machine has the address itself, that it leaves by another one says nothing.
-        let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip);
+        let is_manager = |peer: &PeerId| self.known.contains_key(peer);
+        let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip, is_manager);
         let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).filter(left).collect();
         self.forget(swarm, |ip| left.contains(ip));
         let candidates = self.observed.candidates();
