@@ -127,7 +127,7 @@ pub struct Config {
 
     /// Takes slots at relays for as long as nobody is known to reach this seeder directly. Default: true.
     pub use_relays: bool,
-    /// Asks the router to forward the listening ports (UPnP). Default: true.
+    /// Asks the router to forward the listening ports (UPnP), where external is not set. Default: true.
     pub upnp: bool,
     /// Finds nodes on the local network by multicast (mDNS), and is found. Default: false.
     pub lan: bool,
