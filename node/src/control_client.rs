@@ -57,9 +57,14 @@ pub async fn control_call(
     })?;
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
-    write_line(&mut writer, request).await.map_err(failed)?;
+    // One that is killed with the request unread, or before it could be written, leaves a reset behind and no end.
+    let gone = |source: io::Error| match source.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ControlCallError::NoAnswer,
+        _ => failed(source),
+    };
+    write_line(&mut writer, request).await.map_err(gone)?;
     loop {
-        let line = read_line(&mut reader).await.map_err(failed)?.ok_or(ControlCallError::NoAnswer)?;
+        let line = read_line(&mut reader).await.map_err(gone)?.ok_or(ControlCallError::NoAnswer)?;
         match Line::parse(&line)? {
             Line::Progress(value) => on_progress(value),
             Line::Ok(value) => return Ok(value),

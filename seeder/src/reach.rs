@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::context::Seeder;
+use crate::manager::AskError;
 
 /// What peers found counts as much as what the manager finds for so long.
 const FRESH: Duration = Duration::from_secs(120);
@@ -89,7 +90,10 @@ type Dialled = Vec<(Address, Option<String>)>;
 
 /// Has the manager dial the addresses of the last report, and adds what the node knows itself.
 pub(crate) async fn check(seeder: &Seeder) -> Value {
-    let dialled = match seeder.manager.ask(&MeshRequest::DialBack).await {
+    let asked = seeder.manager.ask(&MeshRequest::DialBack).await;
+    // Not for now: for good.
+    let refused = matches!(&asked, Err(AskError::Refused(refusal)) if refusal.retry_after_ms == 0);
+    let dialled = match asked {
         Ok(MeshResponse::Reach(tried)) => Ok(tried),
         Ok(_) => Err("it answered something else; upgrade the older of the two".to_owned()),
         Err(error) => Err(error.to_string()),
@@ -129,6 +133,7 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
             })
             .collect::<Vec<_>>(),
         "advice": match &dialled {
+            Err(_) if refused => REFUSED,
             Err(_) => manager_away(&reach),
             Ok(tried) => advice(tried, &reached, &reach),
         },
@@ -287,6 +292,10 @@ fn port_mapping(mapping: &PortMapping) -> (&'static str, Option<bool>, String, O
         }
     }
 }
+
+/// What to do where the manager will have nothing to do with this seeder.
+const REFUSED: &str = "the manager answers and refuses this seeder: why is said above, and comes first; clients are not sent \
+                       here before that is put right with its operator";
 
 /// What to do where nobody outside tried.
 fn manager_away(reach: &Reach) -> &'static str {

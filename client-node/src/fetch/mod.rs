@@ -302,7 +302,7 @@ pub enum FetchError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The transfer ended.
-    #[error(transparent)]
+    #[error("{0}{}", way_out(.0))]
     Transfer(delivery::FetchError),
     /// The transfer ended because the lease is over, and it could not be renewed.
     #[error("{transfer}; the lease is over and was not renewed: {renewal}")]
@@ -455,6 +455,16 @@ impl FetchError {
             | FetchError::LeaseOver { transfer, .. } => transfer.sources(),
             _ => &[],
         }
+    }
+}
+
+/// With the manager and all seeders of a ticket away nobody is left to ask who else there is.
+fn way_out(error: &delivery::FetchError) -> &'static str {
+    match error {
+        delivery::FetchError::NoSource { cause: StallCause::NoSeederLeft, .. } => {
+            "; others are found through any seeder of the network that runs: name one with --seeder"
+        }
+        _ => "",
     }
 }
 

@@ -63,6 +63,20 @@ async fn a_request_gets_progress_then_its_answer() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_killed_while_it_is_asked_gave_no_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
+    // It ends with the request unread.
+    let killed = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.readable().await.unwrap();
+    };
+    let request = json!({ "command": "count" });
+    let (answer, ()) = within(async { tokio::join!(control_call(dir.path(), &request, |_| {}), killed) }).await;
+    assert!(matches!(answer, Err(ControlCallError::NoAnswer)), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     // What a killed process leaves behind.
