@@ -492,6 +492,17 @@ async fn seeders_that_are_off_hold_no_places_of_those_that_are_there() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_place_keeps_no_seeder_waiting_for_its_ticket() {
+    let mut setup = Setup::new(8, &[Vice::SaysNothing, Vice::Impatient(Duration::from_millis(300))]);
+    // The other one is dialled after a second, when the first is found to be slow, which holds the only place twice as long.
+    (setup.limits.sessions, setup.limits.message_timeout) = (1, Duration::from_secs(3));
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    let seeder = &setup.seeders[1];
+    assert_eq!((seeder.tired.load(Ordering::Relaxed), seeder.hellos.load(Ordering::Relaxed)), (0, 1));
+}
+
+#[tokio::test]
 async fn nobody_is_asked_who_would_not_be_paid_while_somebody_is_there_who_is() {
     let mut setup = Setup::new(40, &[Vice::None, Vice::None]);
     let [first, second] = [0, 1].map(|n| setup.seeders[n].peer());

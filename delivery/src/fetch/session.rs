@@ -194,6 +194,21 @@ impl SessionTask {
 
     async fn open(&self) -> Result<(Stream, Option<Signed<Ack>>, tokio::sync::OwnedSemaphorePermit), EndReason> {
         let before = self.remembered_ack().await;
+        let stream = self.dial().await?;
+        // Not before it answers: those that are gone would hold the places of those that are there.
+        let places = Arc::clone(&self.shared.places);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            return Ok((stream, before, place));
+        }
+        // A seeder waits a few seconds for the first word, and the place may take longer: there is a stream again when there is
+        // something to say on it.
+        drop(stream);
+        // Closed by nobody; should it be, the fetch is over.
+        let place = places.acquire_owned().await.map_err(|_| EndReason::Stopped)?;
+        Ok((self.dial().await?, before, place))
+    }
+
+    async fn dial(&self) -> Result<Stream, EndReason> {
         // It is tried all the same: there may be a connection, or an address that only the node knows.
         let (no_route, limit) = (route::is_missing(&self.target), self.shared.limits.open_timeout);
         let limit = if no_route { limit.min(WITHOUT_ROUTE) } else { limit };
@@ -217,10 +232,7 @@ impl SessionTask {
         if stream.peer() != self.id.peer {
             return Err(EndReason::Unreachable(format!("another peer answers there ({})", stream.peer())));
         }
-        // Not before it answers: those that are gone would hold the places of those that are there. Closed by nobody; should it
-        // be, the fetch is over.
-        let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| EndReason::Stopped)?;
-        Ok((stream, before, place))
+        Ok(stream)
     }
 
     /// The newest acknowledgement to this seeder, if it is really one of this delivery.
