@@ -77,8 +77,9 @@ impl EndReason {
 
     /// The delivery was cut off here, for something that is not this client's fault: the seeder still hears what was verified.
     pub(super) fn takes_last_ack(&self) -> bool {
+        use RefusalCode as C;
         let EndReason::Refused(refusal) = self else { return false };
-        matches!(refusal.code, RefusalCode::Revoked | RefusalCode::KeyRetired | RefusalCode::ContentNotHeld)
+        matches!(refusal.code, C::Revoked | C::KeyRetired | C::ContentNotHeld | C::NotEnrolled)
     }
 
     /// For a line that has several of them: what happened at each address is told elsewhere.
@@ -188,6 +189,13 @@ mod tests {
         assert!(EndReason::Refused(Refusal::new(RefusalCode::Revoked, "")).takes_no_more());
         assert!(!EndReason::Refused(Refusal::new(RefusalCode::KeyRetired, "")).takes_no_more());
         assert_eq!(loss_of(&Refusal::new(RefusalCode::ContentNotHeld, "")), Loss::Useless);
+        // Whatever a seeder cuts a running delivery off for: the ticket, its own certificate, or the content.
+        for code in
+            [RefusalCode::Revoked, RefusalCode::KeyRetired, RefusalCode::NotEnrolled, RefusalCode::ContentNotHeld]
+        {
+            assert!(EndReason::Refused(Refusal::new(code, "")).takes_last_ack(), "{code}");
+        }
+        assert!(!EndReason::Refused(busy()).takes_last_ack() && !EndReason::Closed(String::new()).takes_last_ack());
         let shown = |code| EndReason::Certificate(Refusal::new(code, ""));
         assert_eq!(shown(RefusalCode::KeyRetired).loss(), Loss::ComeBack(OTHER_CERTIFICATE_MS));
         assert_eq!(shown(RefusalCode::UnknownKey).loss(), Loss::Useless);
