@@ -526,6 +526,21 @@ async fn nobody_is_asked_who_would_not_be_paid_while_somebody_is_there_who_is() 
 }
 
 #[tokio::test]
+async fn one_who_is_paid_and_waits_for_a_place_keeps_nobody_from_giving_it_up() {
+    let mut setup = Setup::new(8, &[Vice::Late(Duration::from_millis(1500)), Vice::None]);
+    // The first one is slow to answer, so that the other is dialled, and finds the only place taken.
+    (setup.limits.sessions, setup.limits.message_timeout) = (1, LIMIT);
+    let others = (1..Counting::MAX_SEEDERS).map(|n| Keypair::from_seed(&[n as u8 + 100; 32]).peer_id());
+    for seeder in others.chain([setup.seeders[1].peer()]) {
+        let (network, delivery, manifest) = (setup.world.network, setup.delivery, setup.product.digest);
+        let ack = Ack { network, delivery, manifest, seeder, chunks: ChunkSet::from_range(7..8), at: 1 };
+        setup.acks.save(&seeder, &Signed::sign(&ack, &setup.client));
+    }
+    let report = setup.fetch().await.unwrap();
+    assert_eq!((report.chunks, setup.seeders[0].sent()), (8, 8));
+}
+
+#[tokio::test]
 async fn without_a_seeder_it_ends_with_the_reason_of_each() {
     let setup = Setup::new(5, &[]);
     let error = setup.fetch().await.unwrap_err();

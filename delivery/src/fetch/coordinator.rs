@@ -387,7 +387,7 @@ impl Coordinator {
             return;
         }
         self.limit_busy(now);
-        self.limit_payees();
+        self.limit_payees(now);
         for (peer, chunks) in self.scheduler.plan(now) {
             let Some(handle) = self.handles.get_mut(&peer) else { continue };
             if !self.payees.ask(peer) {

@@ -2,7 +2,7 @@
 //! given up, while the conversation must be able to turn to other things at any moment.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use node::{FrameError, Stream, read_message};
 use protocol::deliver::SeederMessage;
@@ -38,6 +38,8 @@ pub(super) struct Pulse {
     pub(super) read: Arc<AtomicU64>,
     /// Until when the step that is under way is waited for, by [`running_ms`]; 0 before the first.
     pub(super) until: AtomicU64,
+    /// It answers, and waits for a place among those that are talked to.
+    pub(super) queues: AtomicBool,
     /// Longest chunk there may be; 0 while none is expected.
     pub(super) longest_chunk: AtomicU32,
 }

@@ -203,8 +203,10 @@ impl SessionTask {
         // A seeder waits a few seconds for the first word, and the place may take longer: there is a stream again when there is
         // something to say on it.
         drop(stream);
+        self.pulse.queues.store(true, Ordering::Relaxed);
         // Closed by nobody; should it be, the fetch is over.
         let place = places.acquire_owned().await.map_err(|_| EndReason::Stopped)?;
+        self.pulse.queues.store(false, Ordering::Relaxed);
         Ok((self.dial().await?, before, place))
     }
 
