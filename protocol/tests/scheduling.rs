@@ -17,7 +17,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
-use protocol::fetching::{Crowd, Loss, Scheduler, SchedulerConfig};
+use protocol::fetching::{Crowd, Loss, Room, Scheduler, SchedulerConfig};
 use protocol::{ChunkSet, PeerId};
 use world::{Fixed, NOW};
 
@@ -599,6 +599,53 @@ fn a_full_table_has_room_again_when_one_is_forgotten_that_is_not_connected() {
     assert!(scheduler.forget(&peer(1)) && scheduler.forget(&peer(2)) && !scheduler.forget(&peer(2)));
     assert!(scheduler.add_source(new, NOW) && scheduler.add_source(peer(1), NOW));
     assert_eq!(scheduler.due_connections(NOW).len(), 2);
+}
+
+#[test]
+fn a_fast_one_that_comes_back_is_asked_beside_the_slow_ones_whatever_was_tried_before() {
+    let mut now = NOW;
+    let mut scheduler = Scheduler::new(400, CHUNK, &ChunkSet::new(), SchedulerConfig::default());
+    for n in 0..4 {
+        assert!(scheduler.add_source(peer(n), now));
+    }
+    assert_eq!(scheduler.due_connections(now).len(), 4);
+    // Two fast ones, which are measured and go away.
+    for n in [0, 1] {
+        scheduler.connected(&peer(n), whole(400), 16, now);
+        for (fast, chunks) in scheduler.plan(now) {
+            for chunk in chunks.iter() {
+                now += 50;
+                scheduler.verified(&fast, chunk, CHUNK, now);
+            }
+        }
+        scheduler.lost(&peer(n), Loss::Failed, now, 0);
+    }
+    // Slow ones, of which the line seems to bear one: a second one brought nothing, and nobody is tried for minutes.
+    scheduler.limit_busy(Room { most: 1, kept: 1 });
+    for n in [2, 3] {
+        scheduler.connected(&peer(n), whole(400), 16, now);
+    }
+    let asked = scheduler.plan(now);
+    let [(slow, chunks)] = &asked[..] else { panic!("{asked:?}") };
+    now += 30_000;
+    scheduler.verified(slow, chunks.first().unwrap(), CHUNK, now);
+    let names = |asked: Vec<(PeerId, ChunkSet)>| -> Vec<PeerId> { asked.into_iter().map(|(peer, _)| peer).collect() };
+    assert_eq!(names(scheduler.plan(now)), [*slow], "the other slow one is not");
+
+    for n in [0, 1] {
+        scheduler.connected(&peer(n), whole(400), 16, now);
+    }
+    let asked = scheduler.plan(now);
+    let [(fast, chunks)] = &asked[..] else { panic!("one of them, to begin with: {asked:?}") };
+    assert!([peer(0), peer(1)].contains(fast));
+    assert!(scheduler.plan(now).is_empty());
+    // It is the line: measured anew it is as slow as the other, and has no place beyond what the line bears any more.
+    for chunk in chunks.iter() {
+        now += 30_000;
+        scheduler.heard(slow, now);
+        scheduler.verified(fast, chunk, CHUNK, now);
+    }
+    assert!(!names(scheduler.plan(now)).contains(fast));
 }
 
 #[test]

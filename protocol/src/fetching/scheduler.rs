@@ -210,10 +210,12 @@ impl Scheduler {
 
     /// Is a seeder there that could be asked for something, and owes nothing?
     pub fn has_idle(&self) -> bool {
-        self.connected_sources().any(|(_, connected)| {
-            let asked = !connected.in_flight.is_empty() || connected.budget == 0;
-            !asked && !connected.held.intersection(&self.missing).is_empty()
-        })
+        self.connected_sources().any(|(_, connected)| self.is_idle(connected))
+    }
+
+    fn is_idle(&self, connected: &Connected) -> bool {
+        let asked = !connected.in_flight.is_empty() || connected.budget == 0;
+        !asked && !connected.held.intersection(&self.missing).is_empty()
     }
 
     fn is_busy(&self, connected: &Connected, now: u64) -> bool {
@@ -341,9 +343,13 @@ impl Scheduler {
         }
         let shares = self.shares(&free, now);
         let mut requests = Vec::new();
-        let (mut places, mut kept) = (self.room.most.saturating_sub(self.busy(now)), self.room.kept);
+        let busy = self.busy(now);
+        let (mut places, mut kept) = (self.room.most.saturating_sub(busy), self.room.kept);
+        // One at a time goes beyond that: what was measured before may be so no more, and is measured anew.
+        let beyond = self.usual_ms(now).filter(|_| busy <= self.room.most);
+        let beyond = beyond.and_then(|usual| self.far_faster(usual));
         for (peer, idle) in self.in_order(now) {
-            if idle && places == 0 || !idle && kept == 0 {
+            if idle && places == 0 && beyond != Some(peer) || !idle && kept == 0 {
                 continue;
             }
             kept -= usize::from(!idle);
@@ -367,7 +373,7 @@ impl Scheduler {
                 self.note_asked(&peer, chunk, now);
             }
             if !chunks.is_empty() {
-                places -= usize::from(idle);
+                places = places.saturating_sub(usize::from(idle));
                 requests.push((peer, chunks));
             }
         }
@@ -381,19 +387,12 @@ impl Scheduler {
         if self.room.most >= self.sources.len() && self.room.kept >= self.sources.len() {
             return self.connected_sources().map(|(peer, c)| (peer, !self.is_busy(c, now))).collect();
         }
-        let chunk_ms = |peer: &PeerId| self.each_ms(peer);
-        let mean = |of: &mut dyn Iterator<Item = PeerId>| {
-            let (sum, count) =
-                of.filter_map(|peer| chunk_ms(&peer)).fold((0.0, 0.0), |(sum, n), each| (sum + each, n + 1.0));
-            (count > 0.0).then(|| sum / count)
-        };
-        let busy = || self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now));
         let all = || self.connected_sources().map(|(peer, _)| peer);
-        let usual = mean(&mut busy().map(|(peer, _)| peer)).or_else(|| mean(&mut all())).unwrap_or(0.0);
+        let usual = self.usual_ms(now).or_else(|| self.mean_ms(all())).unwrap_or(0.0);
         let place = |(peer, connected): (PeerId, &Connected)| {
             let number = self.sources.get(&peer).map_or(usize::MAX, |source| source.number);
             let idle = !self.is_busy(connected, now);
-            let (class, each) = match chunk_ms(&peer) {
+            let (class, each) = match self.each_ms(&peer) {
                 Some(each) if !idle || each <= usual => (0, each),
                 None => (1, 0.0),
                 Some(each) => (2, each),
@@ -403,6 +402,26 @@ impl Scheduler {
         let mut order: Vec<(bool, u8, f64, usize, PeerId)> = self.connected_sources().map(place).collect();
         order.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3)));
         order.into_iter().map(|(idle, _, _, _, peer)| (peer, idle)).collect()
+    }
+
+    /// What a chunk takes from each of those that are busy, as far as they were measured.
+    fn usual_ms(&self, now: u64) -> Option<f64> {
+        let busy = self.connected_sources().filter(|(_, connected)| self.is_busy(connected, now));
+        self.mean_ms(busy.map(|(peer, _)| peer))
+    }
+
+    fn mean_ms(&self, of: impl Iterator<Item = PeerId>) -> Option<f64> {
+        let each = of.filter_map(|peer| self.each_ms(&peer));
+        let (sum, count) = each.fold((0.0, 0.0), |(sum, n), each| (sum + each, n + 1.0));
+        (count > 0.0).then(|| sum / count)
+    }
+
+    /// The fastest of those that owe nothing and could bring something, where it takes less than half of this for a chunk.
+    fn far_faster(&self, usual: f64) -> Option<PeerId> {
+        let idle = self.connected_sources().filter(|(_, connected)| self.is_idle(connected));
+        let fast = idle.filter_map(|(peer, _)| Some((self.each_ms(&peer)?, peer)));
+        let fast = fast.filter(|(each, _)| *each < usual / 2.0).min_by(|a, b| a.0.total_cmp(&b.0));
+        fast.map(|(_, peer)| peer)
     }
 
     fn note_asked(&mut self, peer: &PeerId, chunk: u32, now: u64) {
