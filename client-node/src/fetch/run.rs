@@ -79,7 +79,7 @@ pub(super) async fn run(
 /// Keeps why a purchase did not get further. What is wrong with the command alone, or with a ticket that is not the one in
 /// the library, is nothing of the purchase.
 async fn note_trouble(home: &Home, transaction: TransactionId, tried: TicketEnvelope, error: &FetchError) {
-    if matches!(error, FetchError::Running { .. }) {
+    if matches!(error, FetchError::Running { .. } | FetchError::OnlyWithoutKey | FetchError::TooManyNames) {
         return;
     }
     let bad_ticket = matches!(error, FetchError::BadTicket(_));

@@ -9,6 +9,7 @@ use protocol::ticket::TicketEnvelope;
 use super::fetching::{Client, album, net, options};
 use super::network::{Net, Vice};
 use crate::fetch::{FetchError, FetchOptions, Target};
+use crate::library::DeliveryState;
 
 fn by(ticket: &TicketEnvelope) -> Target {
     Target::Envelope(Box::new(ticket.clone()))
@@ -70,9 +71,14 @@ async fn more_names_than_can_be_kept_are_refused_before_anything_comes() {
     let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
     let client = Client::new();
     let ticket = net.ticket(client.home.peer_id());
-    let many = FetchOptions { only: (0..3000).map(|n| format!("{n:030}")).collect(), ..options() };
-    let error = client.fetch_with(by(&ticket), many).await.unwrap_err();
+    let many = || FetchOptions { only: (0..3000).map(|n| format!("{n:030}")).collect(), ..options() };
+    let error = client.fetch_with(by(&ticket), many()).await.unwrap_err();
     assert!(matches!(error, FetchError::TooManyNames), "{error}");
     assert_eq!(net.sent(), 0);
+    client.fetch_with(by(&ticket), only("art")).await.unwrap();
+    let error = client.fetch_with(by(&ticket), many()).await.unwrap_err();
+    assert!(matches!(error, FetchError::TooManyNames), "{error}");
+    let kept = client.home.library().get(&net.sale.transaction).unwrap().unwrap();
+    assert!(kept.state == DeliveryState::Done && kept.trouble.is_none(), "it is as it was: {:?}", kept.trouble);
     net.stop().await;
 }
