@@ -69,6 +69,10 @@ impl Acquaintances {
         self.moved.notify_one();
     }
 
+    fn is_known(&self, peer: &PeerId) -> bool {
+        self.known().contains(peer)
+    }
+
     // Between plain insertions and removals nothing can be half done.
     fn known(&self) -> MutexGuard<'_, BTreeSet<PeerId>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -79,9 +83,46 @@ impl Acquaintances {
 const NOT_PLACED: Duration = Duration::from_secs(600);
 
 /// The table drops an address at which a dial failed, and takes none back by itself: who was away for some minutes, or whom this
-/// seeder could not reach while its own line was down, has none left there. So what is remembered is told to it so often. Whoever
-/// has not answered by then is not told any more that this seeder moved.
+/// seeder could not reach while its own line was down, has none left there. So what is remembered is told to it so often.
 const RECALLED_EVERY: Duration = Duration::from_secs(600);
+
+/// Whoever has not answered for so long after this seeder moved is not told of it any more.
+const TOLD_FOR: Duration = Duration::from_secs(600);
+
+/// Who is told that this seeder moved: always the same few. What they hear takes the place of what they knew, so whoever heard
+/// where it is just after the start, when it knows little more than its local addresses, has to hear all that follows.
+#[derive(Debug, Default)]
+struct Moving {
+    confidants: BTreeSet<PeerId>,
+    /// Those who have not answered since it moved last.
+    to_tell: BTreeSet<PeerId>,
+    until: Option<Instant>,
+}
+
+impl Moving {
+    /// It moved: those who were told before hear it, and others in the place of those who are not known any more.
+    fn moved(&mut self, known: &Acquaintances, me: &PeerId, now: Instant) {
+        self.confidants.retain(|peer| known.is_known(peer));
+        let near = known.in_turn(me, 0, NEAR).into_iter().filter(|peer| !self.confidants.contains(peer));
+        let room = NEAR.saturating_sub(self.confidants.len());
+        let more: Vec<PeerId> = near.take(room).collect();
+        self.confidants.extend(more);
+        self.to_tell = self.confidants.clone();
+        self.until = now.checked_add(TOLD_FOR);
+    }
+
+    /// Who is still to be told.
+    fn to_tell(&mut self, now: Instant) -> &BTreeSet<PeerId> {
+        if self.until.is_some_and(|until| until <= now) {
+            self.to_tell.clear();
+        }
+        &self.to_tell
+    }
+
+    fn answered(&mut self, peer: &PeerId) {
+        self.to_tell.remove(peer);
+    }
+}
 
 /// Introduces this seeder to those it meets until it stops, and to those who know it again when it moved.
 pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError> {
@@ -97,16 +138,16 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
     }
     let mut recalled = Instant::now();
     // It may have moved since it ran last.
-    let (mut moved, mut turn, mut to_tell) = (true, 0, BTreeSet::new());
+    let (mut moved, mut moving) = (true, Moving::default());
     loop {
         if recalled.elapsed() >= RECALLED_EVERY {
             recall(&seeder).await?;
             recalled = Instant::now();
-            to_tell.clear();
         }
         if std::mem::take(&mut moved) {
-            to_tell = seeder.acquaintances.in_turn(&seeder.peer, turn, NEAR).into_iter().collect();
-            turn += 1;
+            let now = Instant::now();
+            moving.moved(&seeder.acquaintances, &seeder.peer, now);
+            let to_tell = moving.to_tell(now);
             waiting.retain(|peer, _| !to_tell.contains(peer));
         }
         changes.mark_unchanged();
@@ -115,7 +156,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
             forget_revoked(&seeder).await?;
         }
         let mut here = newcomers.borrow_and_update().clone();
-        here.extend(&to_tell);
+        here.extend(moving.to_tell(Instant::now()));
         // Those who left are met anew; so there are never more entries than newcomers.
         waiting.retain(|peer, _| here.contains(peer));
         let mut more = false;
@@ -130,7 +171,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
                 match outcome {
                     // One that the table has leaves the newcomers. Whoever stays had no address that is of use, or found no room.
                     Ok(()) => {
-                        to_tell.remove(&peer);
+                        moving.answered(&peer);
                         let later = (BackOff::new(seeder.config.retry_ms), Instant::now() + NOT_PLACED);
                         waiting.insert(peer, later);
                     }
@@ -316,16 +357,45 @@ async fn forget_revoked(seeder: &Seeder) -> Result<(), StoreError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
+    fn peer(n: u16) -> PeerId {
+        let mut bytes = [0; 32];
+        bytes.iter_mut().zip(n.to_be_bytes()).for_each(|(to, from)| *to = from);
+        PeerId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn whoever_was_told_at_the_start_hears_of_all_later_moves_for_ten_minutes_each() {
+        let (known, me, start) = (Acquaintances::default(), peer(500), Instant::now());
+        known.known().extend((0..40).map(|n| peer(2 * n)));
+        let mut moving = Moving::default();
+        moving.moved(&known, &me, start);
+        let first = moving.to_tell(start).clone();
+        assert_eq!(first.len(), NEAR);
+        first.iter().for_each(|peer| moving.answered(peer));
+        assert!(moving.to_tell(start).is_empty());
+
+        // Others came that are nearer, and one is gone.
+        let gone = *first.first().unwrap();
+        known.known().extend((0..40).map(|n| peer(501 + n)));
+        known.known().remove(&gone);
+        let later = start + TOLD_FOR.mul_f32(0.9);
+        moving.moved(&known, &me, later);
+        let again = moving.to_tell(later).clone();
+        assert_eq!((again.len(), again.intersection(&first).count()), (NEAR, NEAR - 1));
+        assert!(again.contains(&peer(501)) && !again.contains(&gone));
+
+        moving.answered(&peer(501));
+        let almost = later + TOLD_FOR.mul_f32(0.9);
+        assert_eq!(moving.to_tell(almost).len(), NEAR - 1, "ten minutes from the move");
+        assert!(moving.to_tell(later + TOLD_FOR).is_empty());
+    }
+
     #[test]
     fn whoever_was_never_tried_comes_before_those_who_say_nothing() {
-        let peer = |n: u16| {
-            let mut bytes = [0; 32];
-            bytes.iter_mut().zip(n.to_be_bytes()).for_each(|(to, from)| *to = from);
-            PeerId::from_bytes(bytes)
-        };
         let now = Instant::now();
         let (silent, new): (BTreeSet<PeerId>, PeerId) = ((0..512).map(peer).collect(), peer(600));
         let here: BTreeSet<PeerId> = silent.iter().copied().chain([new]).collect();
