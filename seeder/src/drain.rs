@@ -1,7 +1,7 @@
 //! Leaving in order: what runs is finished, nobody new is taken in, the manager has the copies made elsewhere, and the
 //! receipts are brought home. Until then the seeder stays, because its copies may be the last ones.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::clock::jittered;
 use crate::context::Seeder;
 use crate::manager::AskError;
-use crate::tables::DUE;
+use crate::tables::{AccountKey, DUE};
 use crate::{garbage, outbox, upkeep};
 
 /// Between two looks at what is left.
@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// A client that is turned away comes back after about this time, milliseconds: to find the seeder gone, or staying.
 const COME_BACK_MS: u64 = 60_000;
+/// A client whose stream broke is waited for so long: it notices within seconds, and comes back over another connection.
+const BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Contents that are named among those that may not go yet.
 const SHOWN: usize = 32;
 
@@ -46,6 +48,8 @@ pub(crate) struct Drain {
     phase: watch::Sender<Phase>,
     /// Contents that do not count as held here any more.
     released: Mutex<BTreeSet<Digest>>,
+    /// Deliveries whose stream broke on the way out, each until when its client is waited for.
+    broken: Mutex<HashMap<AccountKey, Instant>>,
 }
 
 impl Drain {
@@ -63,6 +67,28 @@ impl Drain {
         if self.is_leaving() {
             released.extend(contents);
         }
+    }
+
+    /// The stream of this delivery broke, and did not end. To be said before its place is free.
+    pub(crate) fn broke(&self, key: AccountKey, now: Instant) {
+        if self.is_leaving() {
+            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            broken.retain(|_, until| *until > now);
+            broken.insert(key, now + BACK_WITHIN);
+        }
+    }
+
+    /// The client of this delivery has a place.
+    pub(crate) fn is_here(&self, key: &AccountKey) {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// Deliveries that have a place, and those whose clients are waited for.
+    fn deliveries(&self, with_place: impl FnOnce() -> u32, now: Instant) -> u32 {
+        // As long as this is held, none goes from one to the other unseen.
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited_for = broken.values().filter(|until| **until > now).count();
+        with_place().saturating_add(u32::try_from(waited_for).unwrap_or(u32::MAX))
     }
 
     /// Returns when the process may end.
@@ -100,7 +126,7 @@ impl Left {
         let waiting = outbox::state(&seeder.db)?.map_or(0, |state| (state.next - 1).saturating_sub(state.marked));
         let contents = upkeep::complete(seeder).into_iter().filter(|digest| !seeder.drain.is_released(digest));
         Ok(Left {
-            deliveries: seeder.deliveries.load().0,
+            deliveries: seeder.drain.deliveries(|| seeder.deliveries.load().0, Instant::now()),
             contents: contents.collect(),
             receipts: seeder.db.read(|txn| DUE.len(txn))?.saturating_add(waiting),
         })
@@ -213,5 +239,24 @@ pub(crate) async fn run(
             }
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_whose_stream_broke_on_the_way_out_is_waited_for_until_it_is_back_and_not_for_ever() {
+        let (drain, now) = (Drain::default(), Instant::now());
+        let [one, two] = [[1; 52], [2; 52]];
+        drain.broke(one, now);
+        assert_eq!(drain.deliveries(|| 0, now), 0, "it stays anyway");
+        drain.phase.send_replace(Phase::Leaving);
+        drain.broke(one, now);
+        drain.broke(two, now);
+        drain.is_here(&two);
+        assert_eq!(drain.deliveries(|| 1, now), 2);
+        assert_eq!(drain.deliveries(|| 0, now + BACK_WITHIN), 0);
     }
 }

@@ -91,6 +91,7 @@ impl Driver {
 
     /// Serves until the end.
     pub(super) async fn run(mut self, stream: Stream) {
+        self.parts.seeder.drain.is_here(&self.parts.key);
         let (mut reader, writer) = tokio::io::split(stream);
         let ahead = read_ahead(self.parts.content.manifest().chunk_size);
         let (outgoing, queue) = mpsc::channel(ahead);
@@ -105,6 +106,10 @@ impl Driver {
         progress.cut.store(true, Ordering::Release);
         let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
         self.close(unsent).await;
+        // A line that is dead looks like a client that takes or says nothing.
+        if matches!(&end, End::Gone) || matches!(&end, End::Refused(why) if why.code == RefusalCode::Idle) {
+            self.parts.seeder.drain.broke(self.parts.key, Instant::now());
+        }
         let Driver { parts: Parts { seeder, peer, grant, turn, seat, .. }, .. } = self;
         // The newer stream need not wait for the last words of this one.
         let seat = turn.end(seat);

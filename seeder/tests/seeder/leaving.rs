@@ -375,6 +375,34 @@ async fn a_seeder_that_leaves_finishes_what_runs_hands_its_copies_over_and_takes
 }
 
 #[tokio::test]
+async fn a_seeder_that_leaves_waits_for_a_client_whose_stream_broke() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let (at, dir) = (seeder.peer_addrs(), world.path("a"));
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..1).await;
+    talk.chunk().await.unwrap();
+    lets_go(&world, &[&goods]);
+    let mut draining = tokio::spawn(async move { node::control_call(&dir, &json!({ "cmd": "drain" }), |_| {}).await });
+    let held = |heard: &crate::manager::Heard| heard.reports.get(&at.peer).map(|report| report.held.len());
+    world.office.until("nothing held", |heard| held(heard).filter(|held| *held == 0).map(|_| ())).await;
+
+    drop(talk);
+    eventually("nobody served", || async { (seeder.status().unwrap()["deliveries"] == 0).then_some(()) }).await;
+    // It looked several times by then whether anything is left.
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut draining).await.is_err(), "gone before it could come back");
+    let (mut again, _) = client.begin(&at, &ticket).await;
+    let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1));
+    again.say(ClientMessage::Finish { ack: Some(ack), completion: None }).await;
+    let ended = draining.await.unwrap().unwrap();
+    assert_eq!((&ended["drain"], &ended["complete"]), (&json!("drained"), &json!(true)), "{ended}");
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn leaving_can_be_called_off_and_has_an_end_where_nobody_takes_the_copies() {
     let world = World::new(false).await;
     let goods = world.publish(1, 2);
