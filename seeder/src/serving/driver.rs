@@ -113,6 +113,7 @@ impl Driver {
         let Driver { parts: Parts { seeder, peer, grant, turn, seat, .. }, .. } = self;
         // The newer stream need not wait for the last words of this one.
         let seat = turn.end(seat);
+        let without_seat = seat.is_none().then(|| seeder.deliveries.last_word());
 
         let transaction = grant.delivery.transaction;
         let gone = matches!(end, End::Gone);
@@ -125,7 +126,7 @@ impl Driver {
             }
         };
         let farewell = async {
-            if gone || sending.is_terminated() {
+            if gone || sending.is_terminated() || matches!(without_seat, Some(None)) {
                 return;
             }
             // The queue may be full of chunks that are passed over now; sending goes on meanwhile.

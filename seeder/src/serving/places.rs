@@ -22,6 +22,10 @@ use crate::tables::AccountKey;
 const MEMORY_UNIT: u64 = 64 * 1024;
 /// As many streams for each place may be about to show a ticket.
 const WAITING: usize = 4;
+/// So many streams that gave their seat to a newer one say their last word at once, each of at most some 700 KiB that nobody else
+/// counts; a client that takes over again and again and reads nothing would leave them behind without end. Further ones end
+/// without it: their client has a newer stream.
+const TAKEN_OVER: usize = 32;
 /// What so many clients have shown is checked at once, or waits for that.
 const CHECKS: usize = 1024;
 /// Bytes a second that each stream is to get of an upload limit: with less, no chunk comes before a client gives it up.
@@ -49,6 +53,7 @@ pub(crate) struct Deliveries {
     hall: Hall,
     most_waiting: usize,
     checks: Semaphore,
+    taken_over: Semaphore,
     /// The limit that all of them share, and how many have something to send.
     upload: Rate,
     sending: Arc<AtomicU32>,
@@ -102,6 +107,7 @@ impl Deliveries {
             peers: Arc::default(),
             turns: Arc::default(),
             checks: Semaphore::new(CHECKS),
+            taken_over: Semaphore::new(TAKEN_OVER),
             upload: upload.process.rate().clone(),
             sending: Arc::clone(&upload.sending),
             hall: Hall::default(),
@@ -130,6 +136,11 @@ impl Deliveries {
     /// `overloaded` when very many wait for that.
     pub(crate) fn turn_to_check(&self) -> Result<SemaphorePermit<'_>, Refusal> {
         self.checks.try_acquire().map_err(|_| overloaded("more tickets are shown at once than this seeder can check"))
+    }
+
+    /// For the last word of a stream without a seat. `None` where too many say theirs.
+    pub(crate) fn last_word(&self) -> Option<SemaphorePermit<'_>> {
+        self.taken_over.try_acquire().ok()
     }
 
     /// For a stream of `peer` that is to show a ticket.
@@ -350,6 +361,15 @@ mod tests {
         assert_eq!(deliveries.load(), (0, 3));
         assert!(lock(&deliveries.peers).is_empty());
         deliveries.place(a).unwrap();
+    }
+
+    #[test]
+    fn streams_that_were_taken_over_are_bounded() {
+        let deliveries = deliveries(|_| {});
+        let held: Vec<_> = std::iter::from_fn(|| deliveries.last_word()).take(1000).collect();
+        assert_eq!(held.len(), TAKEN_OVER);
+        drop(held);
+        assert!(deliveries.last_word().is_some());
     }
 
     #[test]

@@ -393,7 +393,10 @@ async fn a_seeder_that_leaves_waits_for_a_client_whose_stream_broke() {
     drop(talk);
     eventually("nobody served", || async { (seeder.status().unwrap()["deliveries"] == 0).then_some(()) }).await;
     // It looked several times by then whether anything is left.
-    assert!(tokio::time::timeout(Duration::from_secs(1), &mut draining).await.is_err(), "gone before it could come back");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), &mut draining).await.is_err(),
+        "gone before it could come back"
+    );
     let (mut again, _) = client.begin(&at, &ticket).await;
     let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1));
     again.say(ClientMessage::Finish { ack: Some(ack), completion: None }).await;
