@@ -197,7 +197,7 @@ async fn take_batch(ctx: &Arc<Context>, message: GossipMessage) {
             return if is_to_blame(refusal.code) { message.reject() } else { message.ignore() };
         }
     };
-    match receipts::accept_gossiped(ctx, seeder, gossiped.batch).await {
+    match receipts::accept_gossiped(ctx, seeder, gossiped.batch, now_ms()).await {
         Ok(Some(mark)) => {
             message.accept();
             publish(&ctx.node, &ctx.network(), &News::Mark(mark)).await;

@@ -56,7 +56,7 @@ pub(crate) async fn accept_batch(
     peer: PeerId,
     batch: Signed<SealedBatch>,
 ) -> Result<Signed<Mark>, Refusal> {
-    let (mark, tell) = accepted(ctx, peer, batch).await?;
+    let (mark, tell) = accepted(ctx, peer, batch, now_ms()).await?;
     if tell {
         news::publish(&ctx.node, &ctx.network(), &News::Mark(mark.clone())).await;
     }
@@ -69,8 +69,9 @@ pub(crate) async fn accept_gossiped(
     ctx: &Arc<Context>,
     peer: PeerId,
     batch: Signed<SealedBatch>,
+    now: u64,
 ) -> Result<Option<Signed<Mark>>, Refusal> {
-    let (mark, tell) = accepted(ctx, peer, batch).await?;
+    let (mark, tell) = accepted(ctx, peer, batch, now).await?;
     Ok(tell.then_some(mark))
 }
 
@@ -79,8 +80,8 @@ async fn accepted(
     ctx: &Arc<Context>,
     peer: PeerId,
     batch: Signed<SealedBatch>,
+    now: u64,
 ) -> Result<(Signed<Mark>, bool), Refusal> {
-    let now = now_ms();
     let (mark, tell, revoke) = blocking(ctx, move |ctx| {
         let taken = accept(ctx, peer, &batch, now)?;
         let tell = match taken.seen {

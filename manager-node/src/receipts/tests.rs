@@ -117,8 +117,10 @@ async fn the_mark_of_a_batch_that_is_gossiped_again_and_again_is_told_now_and_th
     let mut outbox = Outbox::of(&shop, 0);
     let peer = outbox.key.peer_id();
     let batches = [outbox.batch(vec![shop.receipt(id, 0, 0..5)]), outbox.batch(vec![shop.receipt(id, 0, 0..6)])];
+    // One moment for all: on a slow machine the rates would be there again meanwhile.
+    let now = now_ms();
     let gossiped = async |batch: usize| {
-        let mark = accept_gossiped(&shop.ctx, peer, batches[batch].clone()).await.unwrap();
+        let mark = accept_gossiped(&shop.ctx, peer, batches[batch].clone(), now).await.unwrap();
         mark.map(|mark| mark.peek().unwrap().number)
     };
     assert_eq!(gossiped(0).await, Some(1));
@@ -130,20 +132,20 @@ async fn the_mark_of_a_batch_that_is_gossiped_again_and_again_is_told_now_and_th
     }
     // Whoever asks for it gets it, and nobody else.
     for _ in 0..3 {
-        let (mark, tell) = accepted(&shop.ctx, peer, batches[0].clone()).await.unwrap();
+        let (mark, tell) = accepted(&shop.ctx, peer, batches[0].clone(), now).await.unwrap();
         assert_eq!((mark.peek().unwrap().number, tell), (2, false));
     }
     // New ones without end are marked as well; what all of the mesh hears of them has a rate.
     let mut told = 0;
     for n in 3..=300 {
-        let (mark, tell) = accepted(&shop.ctx, peer, outbox.batch(Vec::new())).await.unwrap();
+        let (mark, tell) = accepted(&shop.ctx, peer, outbox.batch(Vec::new()), now).await.unwrap();
         assert_eq!(mark.peek().unwrap().number, n);
         told += u32::from(tell);
         if !tell {
             break;
         }
     }
-    assert!((238..298).contains(&told), "{told}");
+    assert_eq!(told, 238, "240 at once, with the two at the beginning");
     shop.close().await;
 }
 
