@@ -132,6 +132,14 @@ pub enum ShopError {
         /// Why.
         why: String,
     },
+    /// The same, where nothing was to be bought.
+    #[error("the merchant at {url} cannot be reached: {why}; try again later")]
+    NotThere {
+        /// Where.
+        url: String,
+        /// Why.
+        why: String,
+    },
     /// It said no.
     #[error("the merchant refuses ({code}): {message}")]
     Refused {
@@ -211,10 +219,15 @@ pub async fn products(merchant_url: &str) -> Result<Vec<Offer>, ShopError> {
         next: Option<ProductId>,
     }
     let shop = Shop::new(merchant_url)?;
+    let looking = |error| match error {
+        ShopError::Unreachable { url, why } => ShopError::NotThere { url, why },
+        other => other,
+    };
     let mut offers = Vec::new();
     let mut path = "v1/products".to_owned();
     for _ in 0..MAX_PAGES {
-        let page: Page = shop.ask(Method::GET, &path, None, MAX_PRODUCTS).await?.parse()?;
+        let answer = shop.ask(Method::GET, &path, None, MAX_PRODUCTS).await;
+        let page: Page = answer.and_then(|answer| answer.parse()).map_err(looking)?;
         offers.extend(page.products.into_iter().map(|offer| Offer { title: printable(&offer.title, 200), ..offer }));
         let Some(next) = page.next else { break };
         path = format!("v1/products?after={next}");

@@ -347,6 +347,8 @@ async fn a_shop_that_is_not_there_says_so() {
     request.merchant_url = "http://127.0.0.1:1/".to_owned();
     let error = buy(&buyer.home, request).await.unwrap_err().to_string();
     assert!(error.contains("cannot be reached") && error.contains("will not pay twice"), "{error}");
+    let error = products("http://127.0.0.1:1/").await.unwrap_err().to_string();
+    assert!(error.contains("cannot be reached") && !error.contains("pay"), "nothing is bought: {error}");
 }
 
 #[tokio::test]
