@@ -14,7 +14,8 @@ use super::{Global, new_file};
 
 /// What nobody sends a restored manager again.
 pub(super) const BOOK_AGAIN: &str = "Before the next payout: book every payment made since the backup again, with the same \
-                                     reference (`willcall manager payment`; the audit log exported before has them)";
+                                     reference (`willcall manager payment … --again`; the audit log exported before has \
+                                     them)";
 
 /// Flags of `backup`.
 #[derive(Debug, Args)]

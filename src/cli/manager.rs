@@ -276,6 +276,9 @@ pub(crate) struct PaymentArgs {
     /// Reference of the transfer; a second booking under one reference is refused
     #[arg(long)]
     reference: String,
+    /// It was made before a restore: book it although what it was owed for may be lost, too
+    #[arg(long)]
+    again: bool,
     #[command(flatten)]
     dir: DirArgs,
 }
@@ -488,7 +491,7 @@ async fn payment(args: PaymentArgs, global: &Global) -> Result<ExitCode> {
     };
     let request = json!({
         "cmd": "record-payment", "account": account, "party": args.party, "minor": amount.minor,
-        "currency": amount.currency, "reference": args.reference,
+        "currency": amount.currency, "reference": args.reference, "again": args.again,
     });
     ask(&args.dir.path(), request, global, page).await
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::Supervisor;
-use protocol::statement::{BalanceLine, Statement};
+use protocol::statement::{BalanceLine, Statement, Unlisted};
 use protocol::trust::KeyPurpose;
 use protocol::{Currency, PeerId, Refusal, RefusalCode, Signed, codec};
 use store::{Step, StoreError, Txn, WriteTransaction};
 use tracing::{error, info};
 
 use super::renew::renew_void;
-use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS};
+use super::{BOOKS, Books, EARNINGS, Entry, FATES, JOURNAL, OLD_STATEMENTS, STATEMENTS, note};
 use crate::archive::{Kind, Place};
 use crate::context::{Context, now_ms};
 use crate::receipts;
@@ -80,7 +80,7 @@ pub(crate) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
 }
 
 fn has_news(books: &Books) -> bool {
-    books.next > books.covered || books.unlisted != protocol::statement::Unlisted::default()
+    books.next > books.covered || books.unlisted != Unlisted::default()
 }
 
 /// Makes statements of everything about a seeder that is in none; gives the number of the newest. Seeders about whom
@@ -92,14 +92,14 @@ pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleE
         if ctx.may_sign(KeyPurpose::Settlement).is_err() {
             return Ok(ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number));
         }
-        let Some((statement, books)) = ctx.db.read(|txn| next(ctx, txn, seeder, now))? else {
+        let Some((statement, books, early)) = ctx.db.read(|txn| next(ctx, txn, seeder, now))? else {
             return Ok(ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number));
         };
         // An arithmetic fault must not be signed.
         statement.check().map_err(|error| internal(&error))?;
         let signed = ctx.keys.sign(KeyPurpose::Settlement, &statement);
         let (number, totals) = (statement.number, statement.totals());
-        let putting = move |txn: &WriteTransaction<'_>| put(txn, seeder, number, &books, &signed);
+        let putting = move |txn: &WriteTransaction<'_>| put(txn, seeder, number, &books, &early, &signed);
         let made = ctx.db.write_step_blocking(Step::ManagerStatement, putting)?;
         if made {
             info!(%seeder, number, accepted = totals.accepted, rejected = totals.rejected, "statement made");
@@ -107,8 +107,11 @@ pub(crate) fn make(ctx: &Context, seeder: PeerId, now: u64) -> Result<u64, SaleE
     }
 }
 
-/// The next statement and where the books stand after it, from one snapshot.
-fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Option<(Statement, Books)>, SaleError> {
+/// A statement, where the books stand after it, and payments that are left for a later one.
+type Next = (Statement, Books, Vec<Entry>);
+
+/// What comes next, from one snapshot.
+fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Option<Next>, SaleError> {
     let Some(books) = BOOKS.get(txn, &seeder)?.filter(has_news) else { return Ok(None) };
     let lines = JOURNAL.range(txn, (seeder, books.covered)..(seeder, books.next), Statement::MAX_LINES)?;
     let mut after = Books {
@@ -140,6 +143,7 @@ fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Optio
     };
     let mut balances: BTreeMap<Currency, BalanceLine> =
         books.balances.iter().map(|&(currency, owed, carried)| (currency, balance(currency, owed, carried))).collect();
+    let mut payments = Vec::new();
     for (_, entry) in lines {
         match entry {
             Entry::Receipt(line) => statement.receipts.push(line),
@@ -149,12 +153,26 @@ fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Optio
                 b.credited = b.credited.saturating_add(line.credited);
                 statement.earnings.push(line);
             }
-            Entry::Payment(line) => {
-                let b = balances.entry(line.currency).or_insert_with(|| balance(line.currency, 0, 0));
+            Entry::Payment(line) => payments.push(line),
+        }
+    }
+    // One that was booked again after a restore may be of what comes to be earned again: no balance goes below zero.
+    let mut early = Vec::new();
+    for line in payments {
+        match balances.get_mut(&line.currency) {
+            Some(b) if b.paid.saturating_add(line.minor) <= b.before.saturating_add(b.credited) => {
                 b.paid = b.paid.saturating_add(line.minor);
                 statement.payments.push(line);
             }
+            _ => early.push(Entry::Payment(line)),
         }
+    }
+    let is_silent = statement.receipts.is_empty()
+        && statement.earnings.is_empty()
+        && statement.payments.is_empty()
+        && statement.unlisted == Unlisted::default();
+    if is_silent {
+        return Ok(None);
     }
     for b in balances.values_mut() {
         b.after = b.before.saturating_add(b.credited).saturating_sub(b.paid);
@@ -163,7 +181,7 @@ fn next(ctx: &Context, txn: &impl Txn, seeder: PeerId, now: u64) -> Result<Optio
     }
     after.balances = balances.values().map(|b| (b.currency, b.after, b.carried_after)).collect();
     statement.balances = balances.into_values().collect();
-    Ok(Some((statement, after)))
+    Ok(Some((statement, after, early)))
 }
 
 fn balance(currency: Currency, before: u64, carried_before: u128) -> BalanceLine {
@@ -185,6 +203,7 @@ fn put(
     seeder: PeerId,
     number: u64,
     after: &Books,
+    early: &[Entry],
     signed: &Signed<Statement>,
 ) -> Result<bool, StoreError> {
     let Some(mut books) = BOOKS.get(txn, &seeder)? else { return Ok(false) };
@@ -204,6 +223,10 @@ fn put(
     books.last = Some(signed.digest());
     BOOKS.put(txn, &seeder, &books)?;
     STATEMENTS.put(txn, &(seeder, number), signed)?;
+    for entry in early {
+        let books = BOOKS.get(txn, &seeder)?.unwrap_or_default();
+        note(txn, &seeder, books, entry)?;
+    }
     Ok(true)
 }
 

@@ -135,6 +135,9 @@ struct Payment {
     currency: String,
     /// Of the bank transfer; a second payment under one reference is refused.
     reference: String,
+    /// Made before a restore, which lost what it was owed for, too: it may go beyond what is owed by the books as they are.
+    #[serde(default)]
+    again: bool,
 }
 
 /// Answers a control command about sales, receipts or money; `None` when it is none of these.
@@ -419,6 +422,11 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
         Party::Seeder => (Account::Seeder(peer()?), false),
         Party::RightsHolder => (Account::RightsHolder(payment.party.clone()), false),
     };
+    let was_restored = ctx.restored_at.is_some();
+    if payment.again && !was_restored {
+        let detail = "this manager never came back from a backup: no payment was lost that could be booked again";
+        return Err(malformed(detail.to_owned()).into());
+    }
     let amount = Amount { minor: payment.minor, currency };
     ctx.db.write_step_blocking(Step::ManagerPayment, move |txn| {
         if let Account::MerchantDue(peer) | Account::MerchantEarned(peer) = &account
@@ -432,10 +440,13 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
         let (from, to) = if pays_in { (&account, &Account::Bank) } else { (&Account::Bank, &account) };
         posting.debit(to.clone(), amount.minor, currency)?;
         posting.credit(from.clone(), amount.minor, currency)?;
-        let balance = ledger::balance(txn, &account, currency)?;
-        if !pays_in && i128::from(amount.minor) > -i128::from(balance) {
-            let owed = Amount { minor: u64::try_from(-i128::from(balance)).unwrap_or(0), currency };
-            return Err(Refusal::new(RefusalCode::LimitReached, format!("only {owed} are owed to {account}")).into());
+        let owed = -i128::from(ledger::balance(txn, &account, currency)?);
+        let beyond = !pays_in && i128::from(amount.minor) > owed;
+        if beyond && !payment.again {
+            let owed = Amount { minor: u64::try_from(owed).unwrap_or(0), currency };
+            let hint = if was_restored { "; one from before a restore is booked with --again" } else { "" };
+            let detail = format!("only {owed} are owed to {account}{hint}");
+            return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
         }
         if !ledger::post(txn, &posting)? {
             let detail = format!("a payment with reference {} is in the books already", payment.reference);
@@ -445,7 +456,9 @@ fn record_payment(ctx: &Context, payment: Payment) -> Result<Value, SaleError> {
             exposure::paid_in(txn, merchant, amount)?;
         }
         // What a restore forgets, the log that was exported before it still tells.
-        audit::note(txn, now_ms(), "payment", &account, format!("{}, reference {}", posting.memo, payment.reference))?;
+        let why = if beyond { "; again, more than was owed after the restore" } else { "" };
+        let detail = format!("{}, reference {}{why}", posting.memo, payment.reference);
+        audit::note(txn, now_ms(), "payment", &account, detail)?;
         if let Account::Seeder(seeder) = &account {
             let line =
                 PaymentLine { at: now_ms(), minor: amount.minor, currency, reference: payment.reference.clone() };

@@ -176,3 +176,50 @@ async fn no_batch_is_taken_before_it_is_known_what_was_revoked() {
     assert!(shop.sale(id).release.unwrap().captured);
     shop.close().await;
 }
+
+async fn pay(shop: &Shop, again: bool) -> Result<serde_json::Value, String> {
+    let command = json!({"cmd": "record-payment", "account": "seeder", "party": shop.seeders[0].peer_id(), "minor": 6,
+        "currency": "USD", "reference": "r", "again": again});
+    shop.control(command).await
+}
+
+/// What was earned since the backup is forgotten like the payment of it: nothing is owed yet when the payment is booked again.
+#[tokio::test]
+async fn a_payment_is_booked_again_before_what_it_was_for_is_known_again() {
+    let terms = Terms { config: Config { close_grace_ms: 60_000, ..Terms::default().config }, ..Terms::default() };
+    let shop = Shop::open(terms).await;
+    let (id, _) = shop.buy("1").await;
+    let seeder = shop.seeders[0].peer_id();
+    let account = format!("seeder:{seeder}");
+    let make = |shop: &Shop| crate::statements::make(&shop.ctx, seeder, now_ms()).unwrap();
+    assert_eq!(pay(&shop, true).await, Err("malformed".to_owned()), "nothing was lost");
+    let [first, second] = [shop.receipt(id, 0, 0..4), shop.receipt(id, 0, 0..10)];
+    let shop = Box::pin(shop.restored()).await;
+
+    assert_eq!(pay(&shop, false).await, Err("limit-reached".to_owned()));
+    pay(&shop, true).await.unwrap();
+    assert_eq!(pay(&shop, true).await, Err("idempotency-conflict".to_owned()), "once");
+    assert_eq!(shop.balance(&account).await, 6);
+    let payouts = shop.control(json!({"cmd": "payouts"})).await.unwrap();
+    assert!(payouts["payouts"].as_array().unwrap().iter().all(|line| line["owed_minor"] == 0), "{payouts}");
+    let log = shop.ctx.db.read(|txn| crate::audit::page(&shop.ctx.archive, txn, 0)).unwrap();
+    let noted = log["entries"].as_array().unwrap().iter().find(|entry| entry["what"] == "payment").unwrap();
+    assert_eq!(noted["detail"], "0.06 USD paid out, reference r; again, more than was owed after the restore");
+
+    // Its statements hold meanwhile, and have the payment once it was earned.
+    assert_eq!(make(&shop), 0);
+    let mut outbox = Outbox::of(&shop, 0);
+    outbox.send(&shop, vec![first]).await;
+    assert_eq!(make(&shop), 1);
+    outbox.send(&shop, vec![second]).await;
+    // By then it is closed at the latest.
+    let until = shop.ctx.restored_at.unwrap().max(shop.ctx.started_at) + shop.ctx.config.close_grace_ms;
+    chore::step(&shop.ctx, until).await.unwrap();
+    assert_eq!((make(&shop), shop.balance(&account).await), (2, 0));
+    let told = [0, 1].map(|after| crate::statements::after(&shop.ctx, seeder, after).unwrap().unwrap().peek().unwrap());
+    assert_eq!(told.each_ref().map(|statement| statement.payments.len()), [0, 1]);
+    let [usd] = &told[1].balances[..] else { panic!("{told:?}") };
+    assert_eq!((usd.credited, usd.paid, usd.after), (6, 6, 0));
+    assert_eq!(make(&shop), 2);
+    shop.close().await;
+}
