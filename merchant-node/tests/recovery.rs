@@ -283,7 +283,40 @@ async fn what_was_sold_after_the_backup_is_not_let_go_because_its_time_is_over()
     market.manager.down().await;
 }
 
-/// The same, and the manager is not there when the restored shop starts.
+/// The same, and the manager's operator revoked the sale meanwhile: whether its price is due, its list says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sold_after_the_backup_and_revoked_ends_as_in_the_managers_books() {
+    for (captured, end, money) in [(true, "done", "captured"), (false, "cancelled", "refunded")] {
+        let mut market = Market::new().await;
+        let shop = market.open().await;
+        eventually("catalogue", || async {
+            (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+        })
+        .await;
+        market.manager.down().await;
+        let pending = shop.post("k", &body(&market.manager, "cash", "a")).await;
+        shop.at_stage(&market.dir, &pending.id(), "authorised").await;
+        shop.stop().await;
+        let (store, backup) = (market.dir.path().join("merchant.redb"), market.dir.path().join("before"));
+        std::fs::copy(&store, &backup).unwrap();
+        market.manager.up().await;
+        let shop = market.open().await;
+        shop.at_stage(&market.dir, &pending.id(), "done").await;
+        shop.stop().await;
+
+        market.manager.knows_captured(captured);
+        market.manager.take_back(&pending.id(), TransactionState::Revoked);
+        std::fs::copy(&backup, &store).unwrap();
+        market.config.pending_ms = 0;
+        let shop = market::Shop::of(market.start().await);
+        shop.at_stage(&market.dir, &pending.id(), end).await;
+        assert_eq!(market.cash.states(), [money], "captured: {captured}");
+        shop.stop().await;
+        market.manager.down().await;
+    }
+}
+
+/// Sold after the backup, and the manager is not there when the restored shop starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_shop_waits_for_the_managers_word_on_what_it_may_have_sold() {
     let mut market = Market::new().await;

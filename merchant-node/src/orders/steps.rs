@@ -142,7 +142,11 @@ impl Shop {
         };
         if too_late {
             let state = self.state_of(transaction).await?;
-            if state.is_none_or(|state| state == TransactionState::Reserved || is_over(state)) {
+            // A revoked one may have been sold before, and its price be due: the order goes on, its release is refused, and the
+            // list of sales taken back says so.
+            let unsold =
+                |state| state == TransactionState::Reserved || is_over(state) && state != TransactionState::Revoked;
+            if state.is_none_or(unsold) {
                 // One that is not taken back expires.
                 let cancelled = self.link.sales(SalesRequest::Cancel { transaction }).await;
                 tracing::info!(order = %order.id, cancelled = cancelled.is_ok(), "its time is over, and it was not sold");
