@@ -316,6 +316,29 @@ async fn what_was_sold_after_the_backup_and_revoked_ends_as_in_the_managers_book
     }
 }
 
+/// An earlier version passed over the row, or it came up behind where the shop had read to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_order_whose_row_was_passed_over_is_looked_for_once_more() {
+    let market = Market::new().await;
+    market.manager.policy(KeyPolicy::OnCompletion);
+    let shop = market.open().await;
+    eventually("catalogue", || async {
+        (shop.get("/v1/products").await.json()["products"][0]["title"] == "An album").then_some(())
+    })
+    .await;
+    shop.post("k", &body(&market.manager, "cash", "a")).await;
+    let order = shop.only_order_at(&market.dir, "awaiting-completion").await;
+    market.manager.list_a_strangers(5);
+    eventually("the list read", || async { (market.manager.asked_after() == 5).then_some(()) }).await;
+
+    market.manager.knows_captured(true);
+    market.manager.take_back(&order, TransactionState::Revoked);
+    shop.at_stage(&market.dir, &order, "done").await;
+    assert_eq!(market.cash.states(), ["captured"]);
+    shop.stop().await;
+    market.manager.down().await;
+}
+
 /// Sold after the backup, and the manager is not there when the restored shop starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_shop_waits_for_the_managers_word_on_what_it_may_have_sold() {

@@ -11,8 +11,8 @@ use crate::context::Context;
 
 /// By merchant and number.
 const TAKEN_BACK: Table<(PeerId, u64), Row> = Table::new("sales-taken-back");
-/// Rows kept of one merchant, the newest: a shop that did not ask for so long learns of older ones when it asks for the
-/// order alone.
+/// Rows kept of one merchant, the newest. A shop that did not ask for so long learns of older ones that they were taken back
+/// when it asks for the order alone, but not whether the price of a revoked one is due: its operator has to ask.
 const KEPT: u64 = 65_536;
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

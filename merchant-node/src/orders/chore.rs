@@ -183,7 +183,9 @@ async fn judge(
         return shop.completed(order, Ok(())).await;
     }
     // A revoked one may have been completed before: the list of sales taken back says whether its payment is due.
-    if is_over(state) && state != TransactionState::Revoked {
+    if state == TransactionState::Revoked {
+        shop.desk.was_revoked(order.id);
+    } else if is_over(state) {
         tracing::info!(%transaction, order = %order.id, state = state.as_str(), "not delivered: the payment is let go");
         let end = match state {
             TransactionState::Expired => Stage::Expired,

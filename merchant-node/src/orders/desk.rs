@@ -29,6 +29,16 @@ struct State {
     active: HashMap<OrderId, watch::Receiver<bool>>,
     /// Orders that wait; bounded by the number of open orders.
     waiting: HashMap<OrderId, Waiting>,
+    /// Open orders whose sale the manager revoked; bounded by the number of open orders.
+    revoked: HashMap<OrderId, Listed>,
+}
+
+/// Was all of the manager's list of sales taken back looked through for the order?
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Listed {
+    #[default]
+    FromWhereItWas,
+    FromTheStart,
 }
 
 #[derive(Clone)]
@@ -98,6 +108,25 @@ impl Desk {
     pub(crate) fn all_due(&self) {
         let now = Instant::now();
         self.state().waiting.values_mut().for_each(|waiting| waiting.until = now);
+    }
+
+    /// The manager revoked its sale: what becomes of the payment, its list of sales taken back says.
+    pub(crate) fn was_revoked(&self, id: OrderId) {
+        self.state().revoked.entry(id).or_default();
+    }
+
+    /// Those of which that was said.
+    pub(crate) fn revoked(&self) -> Vec<(OrderId, Listed)> {
+        self.state().revoked.iter().map(|(id, listed)| (*id, *listed)).collect()
+    }
+
+    /// Notes how far it was looked for; `None` where it waits for that no more.
+    pub(crate) fn listed(&self, id: &OrderId, listed: Option<Listed>) {
+        let mut state = self.state();
+        match listed {
+            Some(listed) => state.revoked.insert(*id, listed),
+            None => state.revoked.remove(id),
+        };
     }
 
     fn wait(&self, id: OrderId, why: String, min: u64, max: u64) {

@@ -15,7 +15,7 @@ use protocol::{Amount, Digest, Nonce, PeerId, ProductId, Refusal, RefusalCode, S
 use store::{Mark, Step, StoreError, WriteTransaction};
 
 pub(crate) use chore::run as run_chore;
-pub(crate) use desk::{Desk, OrderError, RefundError};
+pub(crate) use desk::{Desk, Listed, OrderError, RefundError};
 
 use crate::tables::{BY_TIME, OPEN, ORDERS};
 

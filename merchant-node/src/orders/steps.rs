@@ -231,6 +231,7 @@ impl Shop {
             }
             // Its ticket was in the client's mailbox, and its price may be due: the list of sales taken back says so.
             Some(TransactionState::Revoked) => {
+                self.desk.was_revoked(order.id);
                 self.desk.nudge.notify_one();
                 Err(Pause("the manager revoked the sale, and is being asked whether its payment is due".to_owned()))
             }

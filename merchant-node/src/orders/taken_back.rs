@@ -10,7 +10,7 @@ use protocol::manifest::KeyPolicy;
 use protocol::wire;
 use store::{StoreError, Table};
 
-use super::{Failure, Order, OrderId, Stage};
+use super::{Failure, Listed, Order, OrderId, Stage};
 use crate::link::AskError;
 use crate::shop::Shop;
 use crate::tables::ORDERS;
@@ -72,11 +72,35 @@ pub(super) async fn ask(shop: &Arc<Shop>) -> Result<(), StoreError> {
         if asked != before {
             shop.db.write(move |txn| ASKED.put(txn, &(), &asked)).await?;
         }
-        if waits || !anew && sales.len() < SalesResponse::TAKEN_BACK_PAGE {
+        let at_end = !anew && sales.len() < SalesResponse::TAKEN_BACK_PAGE;
+        if waits || at_end && !look_again(shop, asked).await? {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// At the end of the list. An order whose sale was revoked may wait all the same: an earlier version passed over its row, say.
+/// For each such order all of the list is asked for once more. True when it is.
+async fn look_again(shop: &Arc<Shop>, asked: Asked) -> Result<bool, StoreError> {
+    let mut again = false;
+    for (id, listed) in shop.desk.revoked() {
+        let stage = shop.order(&id)?.map(|order| order.stage);
+        if !matches!(stage, Some(Stage::Reserved | Stage::AwaitingCompletion)) {
+            shop.desk.listed(&id, None);
+        } else if listed == Listed::FromWhereItWas && asked.number > 0 {
+            shop.desk.listed(&id, Some(Listed::FromTheStart));
+            again = true;
+        } else if stage == Some(Stage::AwaitingCompletion) {
+            let why = "the manager revoked the sale and does not say any more whether its payment is due";
+            shop.desk.note(id, format!("{why}: ask its operator; `willcall merchant refund {id}` gives it back"));
+        }
+    }
+    if again {
+        let asked = Asked { number: 0, ..asked };
+        shop.db.write(move |txn| ASKED.put(txn, &(), &asked)).await?;
+    }
+    Ok(again)
 }
 
 /// A manager that came back from a backup may have forgotten which sales were completed, and would give their payments back

@@ -83,6 +83,7 @@ struct Books {
     strangers: bool,
     restore: u64,
     taken_back: Vec<TakenBack>,
+    asked_after: u64,
     /// What it says of payments of sales that it takes back.
     captured: bool,
     /// Told to be taken.
@@ -161,6 +162,7 @@ impl Manager {
             strangers: false,
             restore: 0,
             taken_back: vec![],
+            asked_after: 0,
             captured: true,
             told: vec![],
             revoked: false,
@@ -288,6 +290,19 @@ impl Manager {
         let transaction = sale.data.peek().unwrap().transaction;
         let captured = books.captured;
         books.taken_back.push(TakenBack { number, transaction, order: order.to_owned(), state, captured });
+        books.taken_back.sort_by_key(|row| row.number);
+    }
+
+    /// Its list of sales taken back has a row of another shop's order, with this number.
+    pub(crate) fn list_a_strangers(&self, number: u64) {
+        let (transaction, state) = (TransactionId::from_bytes([9; 16]), TransactionState::Refunded);
+        let row = TakenBack { number, transaction, order: "a-stranger's".to_owned(), state, captured: false };
+        self.inner.books.lock().unwrap().taken_back.push(row);
+    }
+
+    /// The last number after which it was asked for that list.
+    pub(crate) fn asked_after(&self) -> u64 {
+        self.inner.books.lock().unwrap().asked_after
     }
 
     /// The lease of an order is over, as where more was acknowledged than it allows: the key is for the next one.
@@ -487,6 +502,7 @@ impl Inner {
                 Ok(SalesResponse::States(transactions.into_iter().map(state).collect()))
             }
             SalesRequest::TakenBack { after } => {
+                books.asked_after = after;
                 let sales = books.taken_back.iter().filter(|sale| sale.number > after).cloned().collect();
                 Ok(SalesResponse::TakenBack { restore: books.restore, sales })
             }
