@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use node::{Protocol, Supervisor};
 use protocol::api::{SEEDER_PROTOCOL, SeederRequest, SeederResponse};
@@ -28,6 +28,8 @@ const PAGE: usize = 256;
 /// Pages of epochs that one seeder is asked for before what it said is taken, and others have their turn. Most epochs name
 /// one sale: thousands of them may have been made between a backup and its restore.
 const PIECE: usize = 64;
+/// The same for one that takes its time.
+const PIECE_TIME: Duration = CALL_TIMEOUT;
 /// Between two rounds over those that did not answer.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The same while nothing is sold for want of an answer.
@@ -112,35 +114,43 @@ async fn recover(ctx: &Context, seeders: &impl Seeders) -> Result<(), StoreError
     let (mut answered, mut found) = (HashSet::new(), 0);
     // How far each of the others was heard.
     let mut places: HashMap<PeerId, u64> = HashMap::new();
+    // The last forgotten epoch whose number the new chain would come to.
+    let mut above = 0;
     loop {
         let Asked { waiting, all, others } = not_yet(ctx, &answered)?;
         let over = ctx.running_ms() > GIVE_UP_MS;
         if over || (waiting.is_empty() && all > 0) {
             break;
         }
+        let mut more = false;
         for some in waiting.chunks(AT_ONCE) {
-            let mut asked: Vec<&PeerAddrs> = some.iter().collect();
-            while !asked.is_empty() {
-                let asking = asked.iter().map(|seeder| ask(ctx, seeders, seeder, places.get(&seeder.peer).copied()));
-                let told = futures::future::join_all(asking).await;
-                let mut go_on = Vec::new();
-                for (seeder, told) in asked.into_iter().zip(told) {
-                    if told.whole {
-                        answered.insert(seeder.peer);
-                    } else if let Some(after) = told.after {
-                        places.insert(seeder.peer, after);
-                        // The newest come last. What counts for nothing could come without end: the next round will do.
-                        if !told.epochs.is_empty() {
-                            go_on.push(seeder);
-                        }
-                    }
-                    found += take(ctx, told.epochs).await?;
+            let asking = some.iter().map(|seeder| ask(ctx, seeders, seeder, places.get(&seeder.peer).copied()));
+            let told = futures::future::join_all(asking).await;
+            let mut heard_whole = false;
+            for (seeder, told) in some.iter().zip(told) {
+                if told.whole {
+                    answered.insert(seeder.peer);
+                    heard_whole = true;
+                } else if let Some(after) = told.after {
+                    places.insert(seeder.peer, after);
+                    // The newest come last. What counts for nothing could come without end: a later round will do.
+                    more |= !told.epochs.is_empty();
                 }
-                asked = go_on;
+                above = told.epochs.last().map_or(above, |epoch| above.max(epoch.number));
+                found += take(ctx, told.epochs).await?;
+            }
+            // Not for each piece: a new chain says everything again.
+            if heard_whole {
+                begin_above(ctx, above).await?;
             }
             if told_by_others(ctx, &answered) >= ENOUGH {
                 recall();
             }
+        }
+        // Some have not said all, and go on at once. Those that never come to an end are not waited for any more once so many
+        // others have told everything.
+        if more {
+            continue;
         }
         // All of them were asked now.
         let heard = others == 0 || told_by_others(ctx, &answered) > 0;
@@ -151,6 +161,7 @@ async fn recover(ctx: &Context, seeders: &impl Seeders) -> Result<(), StoreError
             seeders.pause(heard).await;
         }
     }
+    begin_above(ctx, above).await?;
     recall();
     let restore = ctx.restore;
     ctx.db
@@ -225,7 +236,11 @@ async fn ask(ctx: &Context, seeders: &impl Seeders, seeder: &PeerAddrs, from: Op
     let mut told = Told { after: from, ..Told::default() };
     let before = ctx.revocations.before_restore(ctx.restore);
     let Some(mut after) = from.or_else(|| before.ok()) else { return told };
+    let began = Instant::now();
     for _ in 0..PIECE {
+        if began.elapsed() >= PIECE_TIME {
+            break;
+        }
         let page = match seeders.epochs(seeder, after).await {
             Some(SeederResponse::Epochs(page)) => page,
             Some(answer) => {
@@ -300,11 +315,15 @@ async fn take(ctx: &Context, epochs: Vec<RevocationEpoch>) -> Result<usize, Stor
         // Together: an epoch that names one sale has most of its size beside it.
         ctx.revocations.revoke(all).await?;
     }
-    // Seeders that hold it would take nothing more of a chain that counts up to there from below.
-    if let Some(last) = last.filter(|last| *last >= ctx.restore) {
-        ctx.revocations.begin_above(last).await?;
-    }
     Ok(found)
+}
+
+/// Seeders that hold a forgotten epoch would take nothing more of a chain that counts up to there from below.
+async fn begin_above(ctx: &Context, last: u64) -> Result<(), StoreError> {
+    if last < ctx.restore {
+        return Ok(());
+    }
+    ctx.revocations.begin_above(last).await
 }
 
 /// What was taken down is on sale again, by the backup.
@@ -330,7 +349,7 @@ mod tests {
     use tokio::sync::{Notify, watch};
 
     use super::*;
-    use crate::sales::tests::shop::{Shop, Terms};
+    use crate::sales::tests::shop::{Shop, Terms, random_key};
 
     /// Seeders as what they say; who is not in it is away.
     struct Says<'a> {
@@ -451,6 +470,39 @@ mod tests {
         let (recovered, ()) = tokio::join!(recover(ctx, &says), asking);
         recovered.unwrap();
         assert_eq!(ctx.revocations.fresh(alone.clone()), Added::default());
+        shop.close().await;
+    }
+
+    /// Says one epoch at a time without end; all others have nothing to tell.
+    struct Endless<'a> {
+        ctx: &'a Context,
+        slow: PeerId,
+        said: Mutex<u64>,
+    }
+
+    impl Seeders for Endless<'_> {
+        async fn epochs(&self, seeder: &PeerAddrs, after: u64) -> Option<SeederResponse> {
+            if seeder.peer != self.slow || self.ctx.recalled.load(Ordering::Acquire) {
+                return Some(SeederResponse::Epochs(Vec::new()));
+            }
+            *self.said.lock().unwrap() += 1;
+            assert!(*self.said.lock().unwrap() < 10_000, "one seeder keeps it from selling");
+            Some(SeederResponse::Epochs(chain(self.ctx, after + 1, vec![Added::default()])))
+        }
+
+        async fn pause(&self, _heard: bool) {}
+    }
+
+    #[tokio::test]
+    async fn one_seeder_that_tells_without_end_does_not_keep_it_from_selling() {
+        let shop = restored(3).await;
+        let (ctx, fourth) = (&*shop.ctx, random_key());
+        shop.enrol_seeder(&fourth).await;
+        let report = SeederReport { first: true, ..SeederReport::default() };
+        ctx.registry.report(fourth.peer_id(), report, now_ms()).await.unwrap();
+        let seeders = Endless { ctx, slow: shop.seeders[0].peer_id(), said: Mutex::default() };
+        recover(ctx, &seeders).await.unwrap();
+        assert!(*seeders.said.lock().unwrap() > 0 && is_done(&ctx.db, ctx.restore).unwrap());
         shop.close().await;
     }
 
