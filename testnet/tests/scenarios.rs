@@ -78,8 +78,13 @@ async fn lines_are_used_and_little_comes_twice_where_there_are_many_chunks() {
     ] {
         let report = run(name, Options { seed: 3, bytes: usual_bytes(name) }).await.unwrap();
         let json = serde_json::to_string(&report).unwrap();
-        assert!(report.ok && report.not_judged.is_empty(), "{json}");
-        for judged in judged {
+        // A time is judged where the machine had the time for it; the report knows, and says so where it had not.
+        let busy = |name: &str| {
+            name == "near-ideal"
+                && report.figures.get("machine_busy_ms").is_some_and(|ms| *ms >= 0.25 * report.time_ms as f64)
+        };
+        assert!(report.ok && report.not_judged.iter().all(|left| busy(left.name)), "{json}");
+        for judged in judged.iter().filter(|judged| !report.not_judged.iter().any(|left| left.name == **judged)) {
             assert!(report.invariants.iter().any(|found| found.name == *judged && found.held), "{judged}: {json}");
         }
     }

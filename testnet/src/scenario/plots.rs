@@ -1,13 +1,15 @@
 //! The scenarios themselves: who is there, what is done to them while goods are on their way, and what must hold.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use client_node::Target;
+use client_node::{FetchOptions, Target};
+use delivery::{Pace, Rate};
 use protocol::{ChunkSet, PeerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::report::{Report, causes, since};
+use super::report::{Event, Report, causes, since};
 use super::set::{Set, calm, event};
 use super::{Options, ScenarioError};
 use crate::client::Client;
@@ -17,6 +19,11 @@ use crate::plan::Plan;
 const MIB: u64 = 1024 * 1024;
 /// Seeders that come and go at most: a delivery that takes longer has failed anyway.
 const ROUNDS: usize = 120;
+
+/// From one seeder that joins to the next.
+const ROUND: Duration = Duration::from_secs(1);
+/// Bytes a second that come while a round takes longer than that.
+const TRICKLE: u64 = 16 * 1024;
 
 /// A seeder leaves and another joins every second.
 pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
@@ -30,10 +37,13 @@ pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
     let (client, id, ticket) = set.sell("client").await?;
     // What stays is the churn: the origin, which would carry a delivery alone, goes too.
     set.network.manager.crash_origin().await?;
-    let slow = Client::slow_options((options.bytes / 10).max(MIB / 4));
+    // The goods last ten rounds.
+    let usual = (options.bytes / 10).max(MIB / 4);
+    let rate = Rate::new(usual);
+    let slow = FetchOptions { process_pace: Arc::new(Pace::new(rate.clone())), ..Client::options() };
     let disturb = async |network: &mut Network, over: &CancellationToken, start: Instant| {
         let mut events = Vec::new();
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut tick = tokio::time::interval(ROUND);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tick.tick().await;
         let mut oldest = 0;
@@ -43,20 +53,22 @@ pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
                 () = over.cancelled() => break,
                 _ = tick.tick() => {}
             }
-            let joined = network.add_seeder().await?;
-            events.push(event(start, format!("seeder {joined} joins")));
-            // One that has not got anything yet is of no use: those who leave wait for their copies.
-            let holders = futures::future::join_all(network.seeders.iter().skip(oldest + 1).map(|s| s.holds(1))).await;
-            if holders.iter().filter(|holds| **holds).count() == 0 {
-                events.push(event(start, "nobody leaves: nobody else has a whole copy yet"));
-                continue;
+            if rate.get() != usual {
+                rate.set(usual);
             }
-            if let Some(seeder) = network.seeders.get_mut(oldest) {
-                events.push(event(start, format!("seeder {oldest} leaves")));
-                seeder.stop().await?;
-                oldest += 1;
+            let round = come_and_go(network, &mut oldest, start, &mut events);
+            // On a machine that needs longer for a round the goods would be there before enough had left.
+            let held_up = async {
+                tokio::time::sleep(ROUND).await;
+                rate.set(TRICKLE);
+            };
+            let mut round = std::pin::pin!(round);
+            tokio::select! {
+                done = &mut round => done?,
+                () = held_up => round.await?,
             }
         }
+        rate.set(usual);
         Ok(events)
     };
     Box::pin(set.deliver(&client, &ticket, slow, disturb)).await?;
@@ -65,6 +77,29 @@ pub(super) async fn churn(options: Options) -> Result<Report, ScenarioError> {
     let left = set.network.seeders.iter().filter(|seeder| seeder.running().is_err()).count();
     set.expect_left(left, came);
     set.end(&[id]).await
+}
+
+/// A seeder joins, and the oldest one leaves.
+async fn come_and_go(
+    network: &mut Network,
+    oldest: &mut usize,
+    start: Instant,
+    events: &mut Vec<Event>,
+) -> Result<(), ScenarioError> {
+    let joined = network.add_seeder().await?;
+    events.push(event(start, format!("seeder {joined} joins")));
+    // One that has not got anything yet is of no use: those who leave wait for their copies.
+    let holders = futures::future::join_all(network.seeders.iter().skip(*oldest + 1).map(|s| s.holds(1))).await;
+    if holders.iter().filter(|holds| **holds).count() == 0 {
+        events.push(event(start, "nobody leaves: nobody else has a whole copy yet"));
+        return Ok(());
+    }
+    if let Some(seeder) = network.seeders.get_mut(*oldest) {
+        events.push(event(start, format!("seeder {oldest} leaves")));
+        seeder.stop().await?;
+        *oldest += 1;
+    }
+    Ok(())
 }
 
 /// No seeder holds everything: each chunk is at two of four, the origin and the manager are gone.
