@@ -2,7 +2,7 @@
 //! candidate, keeps all of them for ever, and never tests one again, whichever network the node is in by then. This one
 //! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, NewExternalAddrCandidate};
 use libp2p::swarm::derive_prelude::Either;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::client;
@@ -40,7 +40,8 @@ pub(crate) struct Probing {
     inner: client::Behaviour,
     // Bounded by the connection limits.
     connections: HashMap<ConnectionId, Connection>,
-    candidates: HashSet<Multiaddr>,
+    /// And whether there is a verdict.
+    candidates: HashMap<Multiaddr, bool>,
     tests: usize,
     since: Instant,
 }
@@ -50,6 +51,8 @@ struct Connection {
     peer: PeerId,
     endpoint: ConnectedPoint,
     tests_others: bool,
+    /// Tests that it was asked for, without an outcome yet.
+    asked: usize,
 }
 
 impl Probing {
@@ -57,7 +60,7 @@ impl Probing {
         Self {
             inner: client::Behaviour::default(),
             connections: HashMap::new(),
-            candidates: HashSet::new(),
+            candidates: HashMap::new(),
             tests: 0,
             since: Instant::now(),
         }
@@ -70,18 +73,30 @@ impl Probing {
             self.begin_anew();
         }
         for addr in candidates {
-            if self.candidates.len() < CANDIDATES && self.candidates.insert(addr.clone()) {
+            if self.candidates.len() < CANDIDATES && !self.candidates.contains_key(&addr) {
                 let candidate = NewExternalAddrCandidate { addr: &addr };
                 self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+                self.candidates.insert(addr, false);
             }
         }
     }
 
     /// What was found out is no longer true.
     pub(super) fn begin_anew(&mut self) {
-        self.inner = client::Behaviour::default();
         (self.tests, self.since) = (0, Instant::now());
         self.candidates.clear();
+        self.begin_again();
+    }
+
+    /// Is there something that this peer may still find out?
+    pub(super) fn hopes_for(&self, peer: &PeerId) -> bool {
+        let tests_others = self.connections.values().any(|known| known.peer == *peer && known.tests_others);
+        tests_others && self.candidates.values().any(|verdict| !verdict)
+    }
+
+    /// What has a verdict keeps it; the rest is tested again.
+    fn begin_again(&mut self) {
+        self.inner = client::Behaviour::default();
         for (id, connection) in &self.connections {
             self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
                 peer_id: connection.peer,
@@ -94,6 +109,10 @@ impl Probing {
                 let said = Either::Left(Said::PeerHasServerSupport);
                 self.inner.on_connection_handler_event(connection.peer, *id, said);
             }
+        }
+        for (addr, _) in self.candidates.iter().filter(|(_, verdict)| !**verdict) {
+            let candidate = NewExternalAddrCandidate { addr };
+            self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
         }
     }
 }
@@ -128,11 +147,18 @@ impl NetworkBehaviour for Probing {
             // Whoever says so may be anybody.
             FromSwarm::NewExternalAddrCandidate(_) => return,
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
-                let connection = Connection { peer: *peer_id, endpoint: (*endpoint).clone(), tests_others: false };
+                let endpoint = (*endpoint).clone();
+                let connection = Connection { peer: *peer_id, endpoint, tests_others: false, asked: 0 };
                 self.connections.insert(*connection_id, connection);
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
-                self.connections.remove(connection_id);
+                let gone = self.connections.remove(connection_id);
+                self.inner.on_swarm_event(event);
+                // The library waits for the outcomes for ever.
+                if gone.is_some_and(|gone| gone.asked > 0) {
+                    self.begin_again();
+                }
+                return;
             }
             _ => {}
         }
@@ -140,8 +166,12 @@ impl NetworkBehaviour for Probing {
     }
 
     fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        if let (Either::Left(Said::PeerHasServerSupport), Some(connection)) = (&event, self.connections.get_mut(&id)) {
-            connection.tests_others = true;
+        match (&event, self.connections.get_mut(&id)) {
+            (Either::Left(Said::PeerHasServerSupport), Some(connection)) => connection.tests_others = true,
+            (Either::Left(Said::TestOutcome { .. }), Some(connection)) => {
+                connection.asked = connection.asked.saturating_sub(1);
+            }
+            _ => {}
         }
         self.inner.on_connection_handler_event(peer, id, event);
     }
@@ -149,12 +179,25 @@ impl NetworkBehaviour for Probing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
             let polled = self.inner.poll(cx);
-            if matches!(polled, Poll::Ready(ToSwarm::NotifyHandler { .. })) {
-                // The library waits for the outcome of a test that nobody was asked for: it is over.
-                if self.tests >= TESTS {
-                    continue;
+            match &polled {
+                Poll::Ready(ToSwarm::NotifyHandler { handler, .. }) => {
+                    // The library waits for the outcome of a test that nobody was asked for: it is over.
+                    if self.tests >= TESTS {
+                        continue;
+                    }
+                    self.tests += 1;
+                    if let NotifyHandler::One(id) = handler
+                        && let Some(connection) = self.connections.get_mut(id)
+                    {
+                        connection.asked += 1;
+                    }
                 }
-                self.tests += 1;
+                Poll::Ready(ToSwarm::GenerateEvent(client::Event { tested_addr, .. })) => {
+                    if let Some(verdict) = self.candidates.get_mut(tested_addr) {
+                        *verdict = true;
+                    }
+                }
+                _ => {}
             }
             return polled;
         }
@@ -162,7 +205,7 @@ impl NetworkBehaviour for Probing {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
@@ -181,25 +224,55 @@ mod tests {
         format!("/ip4/198.51.{}.{}/tcp/4602", n / 256, n % 256).parse().unwrap()
     }
 
-    /// Waits for the next round of tests; how many servers are asked for in it.
-    async fn asked(probing: &mut Probing) -> usize {
-        let mut count = 0;
+    fn tests_others(probing: &mut Probing, peer_id: PeerId, id: usize) {
+        connect(probing, peer_id, id);
+        let said = Either::Left(Said::PeerHasServerSupport);
+        probing.on_connection_handler_event(peer_id, ConnectionId::new_unchecked(id), said);
+    }
+
+    /// Waits for the next round of tests; who is asked in it.
+    async fn round(probing: &mut Probing) -> Vec<(PeerId, ConnectionId)> {
+        let mut asked = Vec::new();
         let round = std::future::poll_fn(|cx| {
             while let Poll::Ready(event) = probing.poll(cx) {
-                count += usize::from(matches!(event, ToSwarm::NotifyHandler { .. }));
+                if let ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(id), .. } = event {
+                    asked.push((peer_id, id));
+                }
             }
-            if count > 0 { Poll::Ready(()) } else { Poll::Pending }
+            if asked.is_empty() { Poll::Pending } else { Poll::Ready(()) }
         });
         tokio::time::timeout(Duration::from_secs(60), round).await.unwrap();
-        count
+        asked
+    }
+
+    async fn asked(probing: &mut Probing) -> usize {
+        round(probing).await.len()
+    }
+
+    #[tokio::test]
+    async fn what_whoever_was_asked_takes_along_is_asked_of_another() {
+        let mut probing = Probing::new();
+        let servers = [PeerId::random(), PeerId::random()];
+        for (id, server) in servers.into_iter().enumerate() {
+            tests_others(&mut probing, server, id);
+        }
+        assert!(!probing.hopes_for(&servers[0]), "there is nothing to test");
+        probing.test((0..1).map(at));
+        assert!(servers.iter().all(|server| probing.hopes_for(server)) && !probing.hopes_for(&PeerId::random()));
+        let asked = round(&mut probing).await;
+        let (peer_id, connection_id) = asked.first().copied().unwrap();
+        let (endpoint, cause) = (probing.connections.get(&connection_id).unwrap().endpoint.clone(), None);
+        let closed = ConnectionClosed { peer_id, connection_id, endpoint: &endpoint, cause, remaining_established: 0 };
+        probing.on_swarm_event(FromSwarm::ConnectionClosed(closed));
+        let other = servers.iter().find(|server| **server != peer_id).unwrap();
+        assert_eq!(round(&mut probing).await.first().map(|(peer, _)| peer), Some(other));
+        assert_eq!(probing.tests, 2, "it counts as another one");
     }
 
     #[tokio::test]
     async fn what_strangers_say_is_not_tested_and_what_is_tested_is_bounded_and_begins_anew() {
         let (mut probing, server) = (Probing::new(), PeerId::random());
-        connect(&mut probing, server, 1);
-        let id = ConnectionId::new_unchecked(1);
-        probing.on_connection_handler_event(server, id, Either::Left(Said::PeerHasServerSupport));
+        tests_others(&mut probing, server, 1);
         for n in 0..1000 {
             probing.on_swarm_event(FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr: &at(n) }));
         }

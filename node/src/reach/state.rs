@@ -43,6 +43,8 @@ const RETRY_MAX: Duration = Duration::from_secs(600);
 const MEND: Duration = Duration::from_secs(60);
 /// A slot that is given back waits so long each time for what runs over the connection.
 const LEAVES: Duration = Duration::from_secs(1);
+/// And at most so long for what the relay may still find out: two rounds of tests, each of which may take ten seconds.
+const HOPES: Duration = Duration::from_secs(30);
 /// How long the way to a peer is prepared at most; after that it is dialled as it is.
 const PREPARE: Duration = Duration::from_secs(2);
 /// Ways prepared at once; further peers are dialled unprepared.

@@ -20,8 +20,9 @@ pub(super) enum Slot {
     /// The relay was asked.
     Asked(ListenerId),
     Held(ListenerId, Vec<Address>),
-    /// Not needed any more, and told to nobody. It goes with the connections to the relay, as soon as nothing runs over them.
-    Leaving(ListenerId, Vec<Address>),
+    /// Not needed any more, and told to nobody. It goes with the connections to the relay, as soon as nothing runs over
+    /// them; what the relay may still find out is waited for until the time given.
+    Leaving(ListenerId, Vec<Address>, Instant),
 }
 
 impl ReachState {
@@ -52,7 +53,7 @@ impl ReachState {
 
     pub(super) fn on_slot_lost(&mut self, swarm: &mut Swarm<NodeBehaviour>, id: ListenerId, reason: Option<String>) {
         let lost = self.offers.iter_mut().find(|(_, offer)| {
-            let (Slot::Asked(listener) | Slot::Held(listener, _) | Slot::Leaving(listener, _)) = &offer.slot else {
+            let (Slot::Asked(listener) | Slot::Held(listener, _) | Slot::Leaving(listener, ..)) = &offer.slot else {
                 return false;
             };
             *listener == id
@@ -76,7 +77,7 @@ impl ReachState {
             return;
         }
         for offer in self.offers.values_mut() {
-            if let Slot::Leaving(id, addresses) = &mut offer.slot {
+            if let Slot::Leaving(id, addresses, _) = &mut offer.slot {
                 offer.slot = Slot::Held(*id, std::mem::take(addresses));
                 self.changed = true;
             }
@@ -131,16 +132,21 @@ impl ReachState {
         for (relay, offer) in &mut self.offers {
             if let Slot::Held(id, addresses) = &mut offer.slot {
                 tracing::info!(%relay, "others get through directly: a slot at a relay is given back");
-                offer.slot = Slot::Leaving(*id, std::mem::take(addresses));
+                offer.slot = Slot::Leaving(*id, std::mem::take(addresses), now + HOPES);
                 offer.mend = now;
                 for connection in self.roads.connections(relay) {
                     swarm.behaviour_mut().streams.keep(*relay, connection, false);
                 }
                 self.changed = true;
             }
-            if matches!(offer.slot, Slot::Leaving(..)) && now >= offer.mend {
+            if let Slot::Leaving(.., until) = offer.slot
+                && now >= offer.mend
+            {
                 offer.mend = now + LEAVES;
-                if swarm.behaviour().streams.is_idle(relay) {
+                // The relay may be the only one that tests this node's other addresses.
+                let probing = swarm.behaviour().autonat.as_ref();
+                let hopes = now < until && probing.is_some_and(|probing| probing.hopes_for(relay));
+                if !hopes && swarm.behaviour().streams.is_idle(relay) {
                     // One that is not connected has no slot any more.
                     let _ = swarm.disconnect_peer_id(*relay);
                 }
