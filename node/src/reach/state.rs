@@ -84,6 +84,8 @@ pub(crate) struct ReachState {
     searching_since: Option<Instant>,
     lan: HashMap<PeerId, Vec<Address>>,
     listening_since: Option<Instant>,
+    /// When what could be done was done.
+    stepped: Instant,
     changed: bool,
 }
 
@@ -118,6 +120,7 @@ impl ReachState {
             searching_since: None,
             lan: HashMap::new(),
             listening_since: (!config.listen.is_empty()).then(Instant::now),
+            stepped: Instant::now(),
             changed: true,
         };
         (state, telling)
@@ -143,14 +146,13 @@ impl ReachState {
             Slot::Road | Slot::Asked(_) => None,
         });
         let router = self.searching_since.map(|since| since + ROUTER_ANSWERS);
-        let now = Instant::now();
-        let later = now + Duration::from_secs(3600);
-        // What is due and cannot be done for want of something else waits for that.
+        let later = self.stepped + Duration::from_secs(3600);
+        // What was due then and could not be done for want of something else waits for that.
         ways.chain(listens)
             .chain(slots)
             .chain(router)
             .chain(self.observing)
-            .filter(|at| *at > now)
+            .filter(|at| *at > self.stepped)
             .min()
             .unwrap_or(later)
     }
@@ -346,6 +348,7 @@ impl ReachState {
     /// Does what can be done by now.
     pub(crate) fn step(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
         let now = Instant::now();
+        self.stepped = now;
         if self.observing.is_some_and(|at| now >= at) {
             self.pass_on(swarm);
         }

@@ -177,20 +177,20 @@ fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<I
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::NodeConfig;
     use crate::metrics::Metrics;
 
-    struct Own {
-        swarm: Swarm<NodeBehaviour>,
-        state: ReachState,
+    pub(in crate::reach::state) struct Own {
+        pub(in crate::reach::state) swarm: Swarm<NodeBehaviour>,
+        pub(in crate::reach::state) state: ReachState,
         members: Members,
         next: usize,
     }
 
     impl Own {
-        fn new() -> Self {
+        pub(in crate::reach::state) fn new() -> Self {
             let mut config = NodeConfig::new(protocol::Keypair::from_seed(&[77; 32]));
             config.reach.reserve = true;
             config.reach.punch = true;
@@ -290,6 +290,18 @@ mod tests {
         }
         assert_eq!(own.external().len(), CONFIRMED);
         assert!(own.external().contains(&"/ip4/198.51.100.99/tcp/4602".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn what_becomes_due_while_something_else_is_done_is_done_next() {
+        let mut own = Own::new();
+        own.state.step(&mut own.swarm);
+        let soon = own.state.stepped + Duration::from_nanos(1);
+        own.state.observing = Some(soon);
+        while Instant::now() <= soon {}
+        assert_eq!(own.state.due(), soon);
+        own.state.step(&mut own.swarm);
+        assert!(own.state.observing.is_none() && own.state.due() > own.state.stepped);
     }
 
     #[tokio::test]
