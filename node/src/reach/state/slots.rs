@@ -66,9 +66,7 @@ impl ReachState {
         let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
         tracing::info!(%relay, reason, "no slot at this relay");
         offer.fail(reason);
-        for connection in self.roads.connections(relay) {
-            swarm.behaviour_mut().streams.keep(*relay, connection, false);
-        }
+        keep(&self.roads, swarm, relay, false);
     }
 
     pub(super) fn keep_slots(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
@@ -76,9 +74,10 @@ impl ReachState {
             self.give_back(swarm, now);
             return;
         }
-        for offer in self.offers.values_mut() {
+        for (relay, offer) in &mut self.offers {
             if let Slot::Leaving(id, addresses, _) = &mut offer.slot {
                 offer.slot = Slot::Held(*id, std::mem::take(addresses));
+                keep(&self.roads, swarm, relay, true);
                 self.changed = true;
             }
         }
@@ -94,9 +93,7 @@ impl ReachState {
                 self.changed = true;
                 offer.mend = now + MEND;
                 build(&mut self.roads, swarm, *relay, &offer.addresses);
-                for connection in self.roads.connections(relay) {
-                    swarm.behaviour_mut().streams.keep(*relay, connection, true);
-                }
+                keep(&self.roads, swarm, relay, true);
             }
             if matches!(offer.slot, Slot::Held(..)) && now >= offer.mend {
                 offer.mend = now + MEND;
@@ -134,9 +131,7 @@ impl ReachState {
                 tracing::info!(%relay, "others get through directly: a slot at a relay is given back");
                 offer.slot = Slot::Leaving(*id, std::mem::take(addresses), now + HOPES);
                 offer.mend = now;
-                for connection in self.roads.connections(relay) {
-                    swarm.behaviour_mut().streams.keep(*relay, connection, false);
-                }
+                keep(&self.roads, swarm, relay, false);
                 self.changed = true;
             }
             if let Slot::Leaving(.., until) = offer.slot
@@ -162,5 +157,68 @@ impl Offer {
         self.slot = Slot::None;
         self.not_before = Instant::now() + wait;
         self.trouble = Some(reason);
+    }
+}
+
+/// Has the connections to a relay stay without streams, or no longer.
+fn keep(roads: &Roads, swarm: &mut Swarm<NodeBehaviour>, relay: &PeerId, kept: bool) {
+    for connection in roads.connections(relay) {
+        swarm.behaviour_mut().streams.keep(*relay, connection, kept);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use libp2p::core::Endpoint;
+    use libp2p::core::transport::PortUse;
+    use libp2p::swarm::behaviour::ConnectionEstablished;
+    use libp2p::swarm::{FromSwarm, NetworkBehaviour, ToSwarm};
+
+    use super::*;
+    use crate::reach::state::own::tests::Own;
+    use crate::streams::ToConnection;
+
+    /// What the streams tell their connections next: to stay, or not.
+    fn kept(swarm: &mut Swarm<NodeBehaviour>) -> Option<bool> {
+        match swarm.behaviour_mut().streams.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ToSwarm::NotifyHandler { event: ToConnection::Keep(keep), .. }) => Some(keep),
+            _ => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_is_needed_again_before_it_is_gone_keeps_its_connections_again() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let relay = peer_to_libp2p(&protocol::Keypair::from_seed(&[78; 32]).peer_id()).unwrap();
+        let address: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let connection_id = state.roads.build(relay, std::slice::from_ref(&address))[0].connection_id();
+        state.roads.established(&relay, connection_id, &address);
+        let endpoint = ConnectedPoint::Dialer { address, role_override: Endpoint::Dialer, port_use: PortUse::Reuse };
+        swarm.behaviour_mut().streams.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+            peer_id: relay,
+            connection_id,
+            endpoint: &endpoint,
+            failed_addresses: &[],
+            other_established: 0,
+        }));
+        let now = Instant::now();
+        let held = Slot::Held(ListenerId::next(), Vec::new());
+        let offer =
+            Offer { addresses: Vec::new(), slot: held, not_before: now, failures: 0, mend: now + MEND, trouble: None };
+        state.offers.insert(relay, offer);
+        state.keep_slots(&mut swarm, now);
+        assert_eq!(kept(&mut swarm), None);
+        let direct: Multiaddr = "/ip4/198.51.100.7/tcp/4602".parse().unwrap();
+        swarm.add_external_address(direct.clone());
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Leaving(..)));
+        assert_eq!(kept(&mut swarm), Some(false));
+        swarm.remove_external_address(&direct);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Held(..)));
+        assert_eq!(kept(&mut swarm), Some(true));
     }
 }
