@@ -80,6 +80,8 @@ pub(crate) struct ReachState {
     ways: Vec<Way>,
     tried: Vec<Tried>,
     mapping: PortMapping,
+    /// Listening addresses that the router forwards ports to.
+    forwards_to: Vec<Multiaddr>,
     /// When the search for a router began, until its outcome is known.
     searching_since: Option<Instant>,
     lan: HashMap<PeerId, Vec<Address>>,
@@ -117,6 +119,7 @@ impl ReachState {
             ways: Vec::new(),
             tried: Vec::new(),
             mapping: PortMapping::Off,
+            forwards_to: Vec::new(),
             searching_since: None,
             lan: HashMap::new(),
             listening_since: (!config.listen.is_empty()).then(Instant::now),
@@ -281,13 +284,16 @@ impl ReachState {
     fn on_port_mapping(&mut self, event: &upnp::Event) {
         self.searching_since = None;
         self.mapping = match event {
-            upnp::Event::NewExternalAddr { external_addr, .. } => {
+            upnp::Event::NewExternalAddr { external_addr, local_addr } => {
+                self.forwards_to.retain(|before| before != local_addr);
+                self.forwards_to.push(local_addr.clone());
                 let mut addresses = self.forwarded();
                 addresses.extend(address_from_libp2p(external_addr));
                 tracing::info!(address = %external_addr, "the router forwards a port");
                 PortMapping::Mapped(addresses)
             }
-            upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
+            upnp::Event::ExpiredExternalAddr { external_addr, local_addr } => {
+                self.forwards_to.retain(|before| before != local_addr);
                 let mut addresses = self.forwarded();
                 let gone = address_from_libp2p(external_addr);
                 addresses.retain(|address| Some(address) != gone.as_ref());
