@@ -1,6 +1,7 @@
 //! Asks peers whether they get through to an address. The library's client takes every address that anybody says for a
 //! candidate, keeps all of them for ever, and never tests one again, whichever network the node is in by then. This one
-//! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved.
+//! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved, and from time
+//! to time where it is reached nowhere.
 
 use std::collections::HashMap;
 use std::task::{Context, Poll};
@@ -21,7 +22,7 @@ use libp2p_autonat::v2::client;
 const CANDIDATES: usize = 32;
 /// And tests of them. A server that has no time for one says so, and it is repeated at another; each may cost 100 KB.
 const TESTS: usize = 64;
-/// Whoever used all that up begins anew after this time.
+/// Whoever used all that up, or is reached nowhere, begins anew after this time.
 const ANEW: Duration = Duration::from_secs(3600);
 
 /// What a connection told the library's client. The library gives the type no name that others can use.
@@ -66,10 +67,11 @@ impl Probing {
         }
     }
 
-    /// These may lead here, and nobody has said so yet.
-    pub(super) fn test(&mut self, candidates: impl Iterator<Item = Multiaddr>) {
+    /// These may lead here, and nobody has said so yet. Where nobody gets through anywhere it may be for a reason that has
+    /// passed: a router that was starting, a port that is forwarded since.
+    pub(super) fn test(&mut self, candidates: impl Iterator<Item = Multiaddr>, reached: bool) {
         let used_up = self.candidates.len() >= CANDIDATES || self.tests >= TESTS;
-        if used_up && self.since.elapsed() >= ANEW {
+        if (used_up || !reached) && self.since.elapsed() >= ANEW {
             self.begin_anew();
         }
         for addr in candidates {
@@ -257,7 +259,7 @@ mod tests {
             tests_others(&mut probing, server, id);
         }
         assert!(!probing.hopes_for(&servers[0]), "there is nothing to test");
-        probing.test((0..1).map(at));
+        probing.test((0..1).map(at), false);
         assert!(servers.iter().all(|server| probing.hopes_for(server)) && !probing.hopes_for(&PeerId::random()));
         let asked = round(&mut probing).await;
         let (peer_id, connection_id) = asked.first().copied().unwrap();
@@ -270,24 +272,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_failed_is_tested_again_after_an_hour_where_none_is_reached() {
+        let mut probing = Probing::new();
+        tests_others(&mut probing, PeerId::random(), 1);
+        probing.test((0..1).map(at), false);
+        assert_eq!(asked(&mut probing).await, 1);
+        *probing.candidates.get_mut(&at(0)).unwrap() = true;
+        probing.test((0..1).map(at), false);
+        assert!(probing.candidates[&at(0)], "not yet");
+        probing.since = probing.since.checked_sub(ANEW).unwrap();
+        probing.test((0..1).map(at), true);
+        assert!(probing.candidates[&at(0)], "others get through elsewhere");
+        probing.test((0..1).map(at), false);
+        assert_eq!(asked(&mut probing).await, 1);
+    }
+
+    #[tokio::test]
     async fn what_strangers_say_is_not_tested_and_what_is_tested_is_bounded_and_begins_anew() {
         let (mut probing, server) = (Probing::new(), PeerId::random());
         tests_others(&mut probing, server, 1);
         for n in 0..1000 {
             probing.on_swarm_event(FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr: &at(n) }));
         }
-        probing.test((0..1).map(at));
+        probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
-        probing.test((0..1000).map(at));
+        probing.test((0..1000).map(at), false);
         assert_eq!(probing.candidates.len(), CANDIDATES);
         // In another network, all of it is asked again, of those that are connected already.
         probing.begin_anew();
         assert_eq!(probing.candidates.len(), 0);
-        probing.test((0..1).map(at));
+        probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
         // Nor do more tests go out than there may be.
         probing.tests = TESTS - 1;
-        probing.test((1..5).map(at));
+        probing.test((1..5).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
     }
 }

@@ -54,7 +54,7 @@ impl ReachState {
         let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
         let unknown: Vec<Multiaddr> = candidates.iter().filter(|address| !known(address)).cloned().collect();
         if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
-            probing.test(unknown.into_iter());
+            probing.test(unknown.into_iter(), !self.confirmed.is_empty());
         }
         if let Some(punching) = swarm.behaviour_mut().dcutr.as_mut() {
             punching.offer(candidates);
