@@ -239,6 +239,12 @@ impl ReachState {
         addresses.truncate(PeerAddrs::MAX_ADDRS);
         if let Some(offer) = self.offers.get_mut(peer_id) {
             offer.addresses = addresses;
+            if let Slot::Held(_, held) = &mut offer.slot
+                && let Some(addresses) = own::slot_as_of_now(held, *peer_id, &info.listen_addrs)
+            {
+                tracing::info!(?addresses, "the relay is reached elsewhere now");
+                *held = addresses;
+            }
         } else if self.offers.len() < OFFERS || (self.is_vouched(peer_id) && self.make_room()) {
             let not_before = Instant::now() + GRACE;
             let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, mend: not_before, trouble: None };

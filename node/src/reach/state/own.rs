@@ -208,6 +208,22 @@ pub(super) fn with_slot_address(mut held: Vec<Address>, address: &Multiaddr) -> 
     held
 }
 
+/// The addresses of a slot by what its relay says of itself now, if none of those that it was given with leads there from
+/// anywhere any more: a relay that was just started knows those of its local network only.
+pub(super) fn slot_as_of_now(held: &[Address], relay: PeerId, says: &[Multiaddr]) -> Option<Vec<Address>> {
+    let circuit = |at: &Multiaddr| {
+        let mut at = at.clone();
+        if matches!(at.iter().last(), Some(Part::P2p(_))) {
+            at.pop();
+        }
+        at.with(Part::P2p(relay)).with(Part::P2pCircuit)
+    };
+    let far = says.iter().filter(|at| !is_relayed(at) && Leads::of(at) == Leads::Anywhere);
+    let far: Vec<Multiaddr> = far.map(circuit).collect();
+    let holds = far.iter().filter_map(address_from_libp2p).any(|at| held.contains(&at));
+    (!far.is_empty() && !holds).then(|| far.iter().fold(Vec::new(), with_slot_address))
+}
+
 fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<Item = IpAddr> {
     addresses.filter(|address| !is_relayed(address)).filter_map(ip_of)
 }

@@ -168,7 +168,7 @@ fn keep(roads: &Roads, swarm: &mut Swarm<NodeBehaviour>, relay: &PeerId, kept: b
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use std::task::{Context, Poll, Waker};
 
@@ -189,6 +189,44 @@ mod tests {
         }
     }
 
+    fn held(now: Instant, addresses: Vec<Address>) -> Offer {
+        let slot = Slot::Held(ListenerId::next(), addresses);
+        Offer { addresses: Vec::new(), slot, not_before: now, failures: 0, mend: now + MEND, trouble: None }
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_told_by_where_its_relay_is_reached_now() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let public_key = libp2p::identity::Keypair::generate_ed25519().public();
+        let relay = public_key.to_peer_id();
+        let by = |at: &str| format!("{at}/p2p/{relay}/p2p-circuit");
+        let (lan, first, second) = ("/ip4/192.168.1.5/tcp/1", "/ip4/203.0.113.7/tcp/1", "/ip4/198.51.100.9/tcp/1");
+        let given = [Address::new(&by(lan)).unwrap()];
+        state.offers.insert(relay, held(Instant::now(), given.to_vec()));
+        for (says, told) in [
+            (vec![lan, "/ip4/127.0.0.1/tcp/1"], lan),
+            (vec![lan, first], first),
+            (vec![second, first], first),
+            (vec![lan], first),
+            (vec![lan, second], second),
+        ] {
+            let info = identify::Info {
+                public_key: public_key.clone(),
+                protocol_version: String::new(),
+                agent_version: String::new(),
+                listen_addrs: says.iter().map(|at| at.parse().unwrap()).collect(),
+                protocols: vec![relay::HOP_PROTOCOL_NAME],
+                observed_addr: Multiaddr::empty(),
+                signed_peer_record: None,
+            };
+            let connection_id = libp2p::swarm::ConnectionId::new_unchecked(1);
+            state.on_identify(&mut swarm, &identify::Event::Received { connection_id, peer_id: relay, info });
+            let Slot::Held(_, addresses) = &state.offers[&relay].slot else { panic!("the slot is held") };
+            let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+            assert_eq!(addresses, [by(told)], "{says:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_slot_that_is_needed_again_before_it_is_gone_keeps_its_connections_again() {
         let Own { mut swarm, mut state, .. } = Own::new();
@@ -205,10 +243,7 @@ mod tests {
             other_established: 0,
         }));
         let now = Instant::now();
-        let held = Slot::Held(ListenerId::next(), Vec::new());
-        let offer =
-            Offer { addresses: Vec::new(), slot: held, not_before: now, failures: 0, mend: now + MEND, trouble: None };
-        state.offers.insert(relay, offer);
+        state.offers.insert(relay, held(now, Vec::new()));
         state.keep_slots(&mut swarm, now);
         assert_eq!(kept(&mut swarm), None);
         let direct: Multiaddr = "/ip4/198.51.100.7/tcp/4602".parse().unwrap();
