@@ -112,7 +112,7 @@ impl Moving {
     }
 
     /// Who is still to be told.
-    fn to_tell(&mut self, now: Instant) -> &BTreeSet<PeerId> {
+    fn still_to_tell(&mut self, now: Instant) -> &BTreeSet<PeerId> {
         if self.until.is_some_and(|until| until <= now) {
             self.to_tell.clear();
         }
@@ -147,7 +147,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
         if std::mem::take(&mut moved) {
             let now = Instant::now();
             moving.moved(&seeder.acquaintances, &seeder.peer, now);
-            let to_tell = moving.to_tell(now);
+            let to_tell = moving.still_to_tell(now);
             waiting.retain(|peer, _| !to_tell.contains(peer));
         }
         changes.mark_unchanged();
@@ -156,7 +156,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
             forget_revoked(&seeder).await?;
         }
         let mut here = newcomers.borrow_and_update().clone();
-        here.extend(moving.to_tell(Instant::now()));
+        here.extend(moving.still_to_tell(Instant::now()));
         // Those who left are met anew; so there are never more entries than newcomers.
         waiting.retain(|peer, _| here.contains(peer));
         let mut more = false;
@@ -373,10 +373,10 @@ mod tests {
         known.known().extend((0..40).map(|n| peer(2 * n)));
         let mut moving = Moving::default();
         moving.moved(&known, &me, start);
-        let first = moving.to_tell(start).clone();
+        let first = moving.still_to_tell(start).clone();
         assert_eq!(first.len(), NEAR);
         first.iter().for_each(|peer| moving.answered(peer));
-        assert!(moving.to_tell(start).is_empty());
+        assert!(moving.still_to_tell(start).is_empty());
 
         // Others came that are nearer, and one is gone.
         let gone = *first.first().unwrap();
@@ -384,14 +384,14 @@ mod tests {
         known.known().remove(&gone);
         let later = start + TOLD_FOR.mul_f32(0.9);
         moving.moved(&known, &me, later);
-        let again = moving.to_tell(later).clone();
+        let again = moving.still_to_tell(later).clone();
         assert_eq!((again.len(), again.intersection(&first).count()), (NEAR, NEAR - 1));
         assert!(again.contains(&peer(501)) && !again.contains(&gone));
 
         moving.answered(&peer(501));
         let almost = later + TOLD_FOR.mul_f32(0.9);
-        assert_eq!(moving.to_tell(almost).len(), NEAR - 1, "ten minutes from the move");
-        assert!(moving.to_tell(later + TOLD_FOR).is_empty());
+        assert_eq!(moving.still_to_tell(almost).len(), NEAR - 1, "ten minutes from the move");
+        assert!(moving.still_to_tell(later + TOLD_FOR).is_empty());
     }
 
     #[test]

@@ -103,11 +103,15 @@ async fn drive_open(shop: &Arc<Shop>) -> Result<Vec<(OrderId, TransactionId)>, S
             .for_each_concurrent(AT_ONCE, |(id, needs_manager)| async move {
                 // With the manager away each would wait for its own time limit.
                 let away = *shop.link.reachable().borrow() == Some(false);
-                if !(needs_manager && away) {
-                    let mut driven = shop.drive(id);
-                    // An error means that the task is gone, which is an end, too.
-                    let _ = driven.wait_for(|done| *done).await;
+                if needs_manager && away {
+                    if shop.desk.why(&id).is_none() {
+                        shop.desk.note(id, "the manager cannot be reached".to_owned());
+                    }
+                    return;
                 }
+                let mut driven = shop.drive(id);
+                // An error means that the task is gone, which is an end, too.
+                let _ = driven.wait_for(|done| *done).await;
             })
             .await;
     }
