@@ -302,7 +302,7 @@ pub enum FetchError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The transfer ended.
-    #[error("{0}{}", way_out(.0))]
+    #[error("{0}{way}", way = way_out(.0))]
     Transfer(delivery::FetchError),
     /// The transfer ended because the lease is over, and it could not be renewed.
     #[error("{transfer}; the lease is over and was not renewed: {renewal}")]
