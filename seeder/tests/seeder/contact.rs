@@ -154,10 +154,15 @@ async fn a_seeder_that_moved_tells_those_who_know_it_and_of_too_many_addresses_t
     let config = node::NodeConfig {
         listen: vec![protocol::Address::new("/ip4/127.0.0.1/tcp/0").unwrap()],
         dht: node::DhtMode::Server,
+        reach: node::ReachConfig {
+            relay: node::RelayConfig { enabled: true, ..Default::default() },
+            ..node::ReachConfig::default()
+        },
         ..node::NodeConfig::new(key.clone())
     };
     let other = node::Node::start(config, &supervisor).await.unwrap();
     let certificate = world.office.certificate(key.peer_id());
+    other.add_member(a.peer_id()).await;
     let (told, mut hears) = tokio::sync::mpsc::channel(16);
     let own = certificate.clone();
     let answer = move |_, request: MeshRequest| {
@@ -180,7 +185,19 @@ async fn a_seeder_that_moved_tells_those_who_know_it_and_of_too_many_addresses_t
     while hears.try_recv().is_ok() {}
 
     let a = world.start("a").await;
+    let at_start = a.addresses();
     let heard = tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap();
+    assert_eq!(heard, at_start);
+    // It moves: seconds later it has a slot at a relay, which happens to be the other one.
+    let moved = async {
+        loop {
+            let heard = hears.recv().await.unwrap();
+            if heard.iter().any(|address| address.as_str().contains("p2p-circuit")) {
+                return heard;
+            }
+        }
+    };
+    let heard = tokio::time::timeout(LIMIT, moved).await.unwrap();
     assert_eq!(heard, a.addresses());
     stop(a).await;
     supervisor.shutdown(LIMIT).await.unwrap();
