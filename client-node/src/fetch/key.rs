@@ -175,19 +175,6 @@ pub(super) async fn renewed(
     }
 }
 
-/// The same, asked for once: the lease that is there may do.
-pub(super) async fn renewed_at_once(
-    home: &Home,
-    link: &Link,
-    checked: &Checked,
-    Patience { time, progress, cancel }: Patience<'_>,
-) -> Result<Result<Checked, RenewError>, FetchError> {
-    let question = try_renew(home, link, checked);
-    let asked = Retry::new(time, progress, cancel).ask(question, |late| RenewError::Ask(late.into())).await;
-    progress.send_modify(|p| p.waiting = None);
-    asked
-}
-
 /// Pauses between questions to a manager, longer and longer, until patience is at its end.
 struct Retry<'a> {
     left: Duration,

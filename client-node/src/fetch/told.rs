@@ -11,9 +11,9 @@ use protocol::manifest::KeyPolicy;
 use protocol::receipt::Completion;
 use store::Step;
 
-use super::key::{Patience, complete, complete_for_key, open_grant, renewed_at_once};
+use super::key::{complete, complete_for_key, open_grant};
 use super::run::Run;
-use super::ticket::{Checked, NotOpened};
+use super::ticket::{self, Checked, NotOpened};
 use super::{FetchError, FetchPhase};
 use crate::home::{blocking, now_ms};
 use crate::inbox::ask_ticket;
@@ -30,9 +30,11 @@ impl Run<'_> {
         if !known.reported && !self.reports_late(checked, known.completion).await? {
             return Ok(());
         }
-        let time = self.options.manager_patience;
-        let patience = Patience { time, progress: self.progress, cancel: self.cancel };
-        match renewed_at_once(self.home, self.link, checked, patience).await? {
+        let renewed = tokio::select! {
+            renewed = ticket::try_renew(self.home, self.link, checked) => renewed,
+            () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
+        };
+        match renewed {
             Ok(renewed) => *checked = renewed,
             Err(error) => {
                 tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");

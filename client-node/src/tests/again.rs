@@ -1,6 +1,5 @@
 //! What was delivered is fetched once more.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use delivery::StallCause;
@@ -9,10 +8,10 @@ use protocol::{Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::fetching::{Client, LIMIT, album, net, options};
+use super::fetching::{Client, LIMIT, net, options};
 use super::network::{Net, Vice};
 use super::world::{Files, PAYLOAD, World, noise};
-use crate::fetch::{FetchError, FetchOptions, FetchPhase, FetchProgress, Target, fetch};
+use crate::fetch::{FetchError, FetchProgress, Target, fetch};
 use crate::home::now_ms;
 use crate::library::DeliveryState;
 use crate::status::status;
@@ -35,33 +34,6 @@ async fn reading_what_is_there_is_ended_by_a_stop() {
     assert!(matches!(ended.unwrap_err(), FetchError::Cancelled));
     assert_eq!(status(&client.home).await.unwrap()[0].state, DeliveryState::Done);
     assert!(client.fetch(&ticket).await.unwrap().already_here);
-    net.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_manager_is_asked_for_a_further_delivery_that_is_told() {
-    let net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
-    let client = Client::new();
-    let ticket = net.ticket(client.home.peer_id());
-    net.manager.tickets.lock().unwrap().push(ticket.clone());
-    assert!(client.fetch(&ticket).await.unwrap().reported);
-    std::fs::remove_dir_all(client.out()).unwrap();
-
-    net.manager.away.store(true, Ordering::SeqCst);
-    let impatient = FetchOptions { manager_patience: Duration::from_secs(4), ..options() };
-    let (cancel, progress) = (CancellationToken::new(), watch::Sender::new(FetchProgress::default()));
-    let (out, target, mut seen) = (client.out(), Target::Envelope(Box::new(ticket)), progress.subscribe());
-    let run = fetch(&client.home, target, &out, impatient, progress, cancel);
-    let told = async {
-        let told = seen.wait_for(|p| p.waiting.is_some()).await.unwrap().clone();
-        let waiting = told.waiting.unwrap();
-        assert_eq!((told.phase, waiting.cause), (FetchPhase::Preparing, StallCause::ManagerAway));
-        assert!(waiting.next_try > now_ms(), "{}", waiting.next_try);
-        seen.wait_for(|p| p.phase == FetchPhase::Fetching).await.unwrap().waiting.clone()
-    };
-    let (ended, after) = tokio::time::timeout(LIMIT, async { tokio::join!(run, told) }).await.expect("it hangs");
-    assert!(after.is_none(), "{after:?}");
-    album().assert_in(&ended.unwrap().path);
     net.stop().await;
 }
 
