@@ -462,7 +462,7 @@ impl FetchError {
 fn way_out(error: &delivery::FetchError) -> &'static str {
     match error {
         delivery::FetchError::NoSource { cause: StallCause::NoSeederLeft, .. } => {
-            "; others are found through any seeder of the network that runs: name one with --seeder"
+            "; name a seeder that is up with --seeder"
         }
         _ => "",
     }
