@@ -390,14 +390,9 @@ impl Running {
     /// Stops everything and closes the database.
     ///
     /// # Errors
-    /// [`ShutdownError`] names the tasks that did not end in time.
+    /// [`ShutdownError`] names what did not end in time.
     pub async fn stop(self, deadline: Duration) -> Result<(), ShutdownError> {
-        let ended = self.supervisor.shutdown(deadline).await;
-        // The last handle closes the file, which waits for the disk.
-        let dropped = tokio::task::spawn_blocking(move || drop(self)).await;
-        if let Err(error) = dropped {
-            tracing::warn!(%error, "closing the database failed");
-        }
-        ended
+        let (supervisor, closed) = (self.supervisor.clone(), self.ctx.db.closed());
+        supervisor.shutdown_and_close(self, closed, deadline).await
     }
 }

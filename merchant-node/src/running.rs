@@ -322,7 +322,8 @@ impl Running {
     /// # Errors
     /// [`ShutdownError`] names what did not end within `deadline`.
     pub async fn stop(self, deadline: Duration) -> Result<(), ShutdownError> {
-        self.supervisor.shutdown(deadline).await
+        let (supervisor, closed) = (self.supervisor.clone(), self.shop.db.closed());
+        supervisor.shutdown_and_close(self, closed, deadline).await
     }
 }
 

@@ -45,6 +45,12 @@ pub enum ShutdownError {
         /// The time they had.
         deadline: Duration,
     },
+    /// All tasks have ended, but what they began on a blocking thread still holds the database.
+    #[error("the database was still in use {deadline:?} after everything else had stopped")]
+    InUse {
+        /// The time it had.
+        deadline: Duration,
+    },
 }
 
 impl Default for Supervisor {
@@ -196,6 +202,30 @@ impl Supervisor {
             return Ok(());
         }
         Err(ShutdownError::StillRunning { tasks, deadline })
+    }
+
+    /// Like [`shutdown`](Self::shutdown); then drops `node`, whose database `closed` waits for, and waits for that as
+    /// well: its folder is free when this returns. Work on a blocking thread outlives the task that wanted it.
+    ///
+    /// # Errors
+    /// [`ShutdownError`]; without a deadline the database is not waited for.
+    pub async fn shutdown_and_close<T: Send + 'static>(
+        &self,
+        node: T,
+        closed: impl Future<Output = ()>,
+        deadline: Duration,
+    ) -> Result<(), ShutdownError> {
+        let end = tokio::time::Instant::now() + deadline;
+        let ended = self.shutdown(deadline).await;
+        // The last handle closes the file, which waits for the disk.
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(node)).await {
+            tracing::warn!(%error, "closing the database failed");
+        }
+        ended?;
+        if !deadline.is_zero() && tokio::time::timeout_at(end, closed).await.is_err() {
+            return Err(ShutdownError::InUse { deadline });
+        }
+        Ok(())
     }
 
     fn abort(&self) {

@@ -304,11 +304,12 @@ impl Running {
         self.seeder.supervisor.failed().await
     }
 
-    /// Stops, within `deadline`. Streams end by name, and what was sent on them is stored.
+    /// Stops, within `deadline`. Streams end by name, what was sent on them is stored, and the folder is free again.
     ///
     /// # Errors
-    /// [`ShutdownError`] names tasks that did not end in time.
+    /// [`ShutdownError`] names what did not end in time.
     pub async fn stop(self, deadline: Duration) -> Result<(), ShutdownError> {
-        self.seeder.supervisor.shutdown(deadline).await
+        let (supervisor, closed) = (self.seeder.supervisor.clone(), self.seeder.db.closed());
+        supervisor.shutdown_and_close(self, closed, deadline).await
     }
 }

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle, Thread};
 
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::disk::Watched;
 use crate::writer::{self, Job, Shared, Write, panic_text};
@@ -70,6 +70,8 @@ struct Inner {
     queue: Option<mpsc::Sender<Box<dyn Job>>>,
     writer: Option<JoinHandle<()>>,
     database: Option<Arc<Database>>,
+    /// Goes last, and so tells those who wait that the file is closed.
+    closed: watch::Sender<()>,
 }
 
 impl Db {
@@ -109,8 +111,14 @@ impl Db {
             .name(name.replace('\0', ""))
             .spawn(move || writer::run(writer_database, requests, writer_shared))
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        let inner =
-            Inner { path: path.to_owned(), shared, queue: Some(queue), writer: Some(writer), database: Some(database) };
+        let inner = Inner {
+            path: path.to_owned(),
+            shared,
+            queue: Some(queue),
+            writer: Some(writer),
+            database: Some(database),
+            closed: watch::Sender::new(()),
+        };
         Ok(Db { inner: Arc::new(inner) })
     }
 
@@ -232,6 +240,14 @@ impl Db {
             reruns: shared.reruns.load(Relaxed),
             waiting: self.inner.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity()),
         }
+    }
+
+    /// Waits until the last clone was dropped and the file is closed; what waits holds none. Work on a blocking thread
+    /// goes on for a moment after those who wanted it have ended, and its clone with it.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut open = self.inner.closed.subscribe();
+        // Nothing is ever sent: it fails when the sender is gone.
+        async move { while open.changed().await.is_ok() {} }
     }
 
     /// The store's file.

@@ -48,6 +48,33 @@ fn one_opener_at_a_time_and_again_right_after() {
     assert_eq!(db.read(|txn| LEFT.len(txn)).unwrap(), 2);
 }
 
+#[tokio::test]
+async fn who_waits_for_the_end_is_told_when_the_file_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("one.redb");
+    let db = Db::open(&path, Options::new(1)).unwrap();
+    let mut closed = Box::pin(db.closed());
+    let (reads, mut reading) = tokio::sync::oneshot::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    // A read on a blocking thread outlives whoever asked for it.
+    let reader = db.clone();
+    let blocking = tokio::task::spawn_blocking(move || {
+        reader.read(|_| {
+            reads.send(()).unwrap();
+            wait.recv().unwrap();
+            Ok::<_, StoreError>(())
+        })
+    });
+    (&mut reading).await.unwrap();
+    drop(db);
+    assert!(futures::poll!(&mut closed).is_pending());
+    assert!(matches!(Db::open(&path, Options::new(1)), Err(OpenError::InUse { .. })));
+    go.send(()).unwrap();
+    closed.await;
+    Db::open(&path, Options::new(1)).unwrap();
+    blocking.await.unwrap().unwrap();
+}
+
 #[test]
 fn what_is_not_this_store_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
