@@ -196,7 +196,8 @@ fn a_buyer_who_loses_downloads_keeps_the_purchase() {
         let mut fetch = bought.fetching(&out);
         fetch.extend(args!["--limit", "24MB", "--progress"]);
         let mut job = Job::start(fetch);
-        job.says("\"percent\":9");
+        // Where its delivery was revoked under way, a further one may bring the rest between two lines.
+        job.says_one_of(&["\"percent\":9", "\"percent\":100"]);
         job.kill();
         fs::remove_dir_all(&out).unwrap();
         if passed() {

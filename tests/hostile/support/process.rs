@@ -176,14 +176,19 @@ impl Job {
 
     /// Waits for a line on standard error that holds `what`.
     pub(crate) fn says(&mut self, what: &str) {
+        self.says_one_of(&[what]);
+    }
+
+    /// Waits for a line on standard error that holds one of these.
+    pub(crate) fn says_one_of(&mut self, any: &[&str]) {
         let start = Instant::now();
         loop {
             let Ok(line) = self.lines.recv_timeout(LIMIT.saturating_sub(start.elapsed())) else {
-                panic!("`{}` did not say '{what}', but: {}", self.shown, self.stderr)
+                panic!("`{}` did not say '{}', but: {}", self.shown, any.join("' or '"), self.stderr)
             };
             self.stderr.push_str(&line);
             self.stderr.push('\n');
-            if line.contains(what) {
+            if any.iter().any(|what| line.contains(what)) {
                 return;
             }
         }
