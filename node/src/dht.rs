@@ -56,6 +56,17 @@ const ANSWERS: usize = 4;
 /// Records of others that give way to one of this node's own at most: a key is free when the last of its providers went.
 const MOST_FOR_OWN: usize = 1024;
 
+/// Most addresses that the table and a record keep of one peer …
+const ADDRESSES: usize = 8;
+
+/// … and most bytes of them, as they are sent. An answer names 20 peers of the table and 20 providers at most, and all of it
+/// is lost on whoever asked when it is longer than [`LONGEST`].
+const ADDRESS_BYTES: usize = 640;
+
+/// Longest message of the DHT, bytes: 40 peers of [`ADDRESS_BYTES`], their names and what is around them, and this node's own
+/// addresses where it has the content itself.
+pub(crate) const LONGEST: usize = 32 * 1024;
+
 type Done = oneshot::Sender<Result<(), DhtError>>;
 
 /// A provider, and the number of the answer that named it first.
@@ -199,7 +210,6 @@ pub(crate) struct DhtState {
     max_newcomers: usize,
     max_members: usize,
     max_queries: usize,
-    max_addresses: usize,
 }
 
 struct Find {
@@ -222,7 +232,6 @@ impl DhtState {
             max_newcomers: limits.dht_newcomers,
             max_members: limits.dht_peers,
             max_queries: limits.dht_queries,
-            max_addresses: PeerAddrs::MAX_ADDRS,
         }
     }
 
@@ -307,14 +316,24 @@ impl DhtState {
 
     pub(crate) fn add(&mut self, kad: &mut Kad, peer: &PeerAddrs) -> Result<(), DhtError> {
         let Some(id) = self.vouch(&peer.peer)? else { return Ok(()) };
-        let mut placed = false;
-        for address in peer.addrs.iter().filter_map(|address| address_to_libp2p(address, &id)) {
-            kad.add_address(&id, address);
-            placed = true;
+        let told = peer.addrs.iter().filter_map(|address| address_to_libp2p(address, &id)?.with_p2p(id).ok());
+        let told = within_bounds(told);
+        if told.is_empty() {
+            return Ok(());
         }
-        if placed {
-            self.on_gone(&id);
+        // The newest word replaces what was known: who moves each night would come to have hundreds.
+        let known = table_addresses(kad, &id);
+        if known.is_empty() {
+            // Whoever waits for a place in the table is not shown.
+            kad.remove_peer(&id);
         }
+        for address in &told {
+            kad.add_address(&id, address.clone());
+        }
+        for old in known.iter().filter(|old| !told.contains(old)) {
+            kad.remove_address(&id, old);
+        }
+        self.on_gone(&id);
         Ok(())
     }
 
@@ -333,7 +352,7 @@ impl DhtState {
             kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(mut record) } }
                 if self.members.contains(&record.provider) && record.key.as_ref().len() == 32 =>
             {
-                record.addresses.truncate(self.max_addresses);
+                record.addresses = within_bounds(record.addresses);
                 self.announced.add(kad.store_mut(), record, Instant::now());
             }
             kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
@@ -358,6 +377,15 @@ impl DhtState {
                 if self.members.contains(&peer) =>
             {
                 kad.add_address(&peer, address);
+            }
+            // The library adds whatever a peer was reached under.
+            kad::Event::RoutingUpdated { peer, .. } => {
+                let known = table_addresses(kad, &peer);
+                // What came last is true longest.
+                let kept = within_bounds(known.iter().rev().cloned());
+                for old in known.iter().filter(|old| !kept.contains(old)) {
+                    kad.remove_address(&peer, old);
+                }
             }
             kad::Event::RoutablePeer { peer, .. }
             | kad::Event::PendingRoutablePeer { peer, .. }
@@ -429,6 +457,24 @@ fn in_turn(answers: Vec<Vec<PeerAddrs>>, limit: usize) -> Vec<PeerAddrs> {
     providers
 }
 
+/// As many of these as one peer may have.
+fn within_bounds(addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
+    let mut left = ADDRESS_BYTES;
+    let fitting = addresses.into_iter().filter(|address| {
+        let rest = left.checked_sub(address.len());
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    });
+    fitting.take(ADDRESSES).collect()
+}
+
+/// What the table has of a peer, in the order in which it came.
+fn table_addresses(kad: &mut Kad, peer: &NetPeerId) -> Vec<Multiaddr> {
+    let Some(bucket) = kad.kbucket(*peer) else { return Vec::new() };
+    let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer);
+    entry.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default()
+}
+
 /// What this node's store and the query under way know about a provider's addresses. The library keeps the latter to
 /// itself, but gives it to anyone who is about to dial the peer, which is what the caller is about to do.
 fn addresses_of(kad: &mut Kad, key: &RecordKey, peer: &NetPeerId) -> Vec<protocol::Address> {
@@ -438,10 +484,10 @@ fn addresses_of(kad: &mut Kad, key: &RecordKey, peer: &NetPeerId) -> Vec<protoco
     if let Ok(known) = kad.handle_pending_outbound_connection(dial, Some(*peer), &[], Endpoint::Dialer) {
         addresses.extend(known);
     }
-    let mut addresses: Vec<_> = addresses.iter().filter_map(address_from_libp2p).collect();
-    addresses.sort();
-    addresses.dedup();
-    addresses
+    // In this order: what the provider said itself comes before what others heard of it.
+    let mut seen = HashSet::new();
+    let ours = addresses.iter().filter_map(address_from_libp2p);
+    ours.filter(|address| seen.insert(address.clone())).collect()
 }
 
 fn record_key(key: &[u8; 32]) -> RecordKey {
@@ -449,6 +495,7 @@ fn record_key(key: &[u8; 32]) -> RecordKey {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
@@ -468,6 +515,60 @@ mod tests {
         assert_eq!(now(&[3], &[]), these(&[2, 3]));
         assert_eq!(now(&[4], &[3]), these(&[4]));
         assert_eq!(now(&[5, 6], &[]), these(&[5, 6]));
+    }
+
+    #[test]
+    fn the_newest_word_of_where_a_peer_is_replaces_the_last_and_has_a_bound() {
+        let id = |n: u8| protocol::Keypair::from_seed(&[n; 32]).peer_id();
+        let net = |n: u8| peer_to_libp2p(&id(n)).into_iter().next().unwrap();
+        let mut config = kad::Config::new(libp2p::StreamProtocol::new("/test"));
+        config.set_kbucket_inserts(kad::BucketInserts::Manual);
+        let store = kad::store::MemoryStore::new(net(1));
+        let mut kad = Kad::with_config(net(1), store, config);
+        let mut state = DhtState::new(&Limits::default(), Members::default());
+
+        let at = |night: u8, n: u8| protocol::Address::new(&format!("/ip4/192.0.{night}.{n}/tcp/4001")).unwrap();
+        let told = |night: u8, count: u8| PeerAddrs::new(id(2), (0..count).map(|n| at(night, n)).collect());
+        let known = |kad: &mut Kad| {
+            let known = table_addresses(kad, &net(2));
+            known.iter().filter_map(address_from_libp2p).collect::<Vec<_>>()
+        };
+        for night in 0..100 {
+            state.add(&mut kad, &told(night, 16)).unwrap();
+            assert_eq!(known(&mut kad), told(night, 8).addrs);
+        }
+        state.add(&mut kad, &told(99, 1)).unwrap();
+        assert_eq!(known(&mut kad), [at(99, 0)]);
+        // Nothing to say is no reason to forget.
+        state.add(&mut kad, &PeerAddrs::from(id(2))).unwrap();
+        assert_eq!(known(&mut kad), [at(99, 0)]);
+
+        // What the library adds itself.
+        for n in 0..100 {
+            kad.add_address(&net(2), address_to_libp2p(&at(7, n), &net(2)).unwrap());
+            let Some(bucket) = kad.kbucket(net(2)) else { panic!("no bucket") };
+            let event = kad::Event::RoutingUpdated {
+                peer: net(2),
+                is_new_peer: false,
+                addresses: bucket.iter().next().unwrap().node.value.clone(),
+                bucket_range: bucket.range(),
+                old_peer: None,
+            };
+            state.on_event(&mut kad, event);
+        }
+        assert_eq!(known(&mut kad), (92..100).map(|n| at(7, n)).collect::<Vec<_>>());
+
+        // Long ones are fewer.
+        let long = protocol::Address::new(&format!("/dns4/{}.example/tcp/4001", "a".repeat(180))).unwrap();
+        let mut addrs = vec![at(1, 1)];
+        addrs.extend(
+            (0..4).map(|n| protocol::Address::new(&long.as_str().replace("4001", &format!("400{n}"))).unwrap()),
+        );
+        addrs.push(at(1, 2));
+        state.add(&mut kad, &PeerAddrs::new(id(2), addrs.clone())).unwrap();
+        let kept = table_addresses(&mut kad, &net(2));
+        assert!(kept.iter().map(Multiaddr::len).sum::<usize>() <= ADDRESS_BYTES, "{kept:?}");
+        assert_eq!(known(&mut kad), [&addrs[..3], &addrs[5..]].concat());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use protocol::Address;
 use crate::address::is_loopback;
 use crate::config::{DhtMode, NodeConfig};
 use crate::counted::Traffic;
+use crate::dht;
 use crate::door::Door;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
@@ -257,6 +258,7 @@ fn kad_behaviour(config: &NodeConfig, peer: libp2p::PeerId) -> Kad {
         // The role announces again itself: it knows what is urgent, and notices when it does not keep up.
         .set_provider_publication_interval(None)
         .set_query_timeout(KAD_QUERY_TIMEOUT)
+        .set_max_packet_size(dht::LONGEST)
         // Values are not used; these would only wake the node for nothing.
         .set_replication_interval(None)
         .set_publication_interval(None)

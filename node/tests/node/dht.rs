@@ -73,3 +73,47 @@ async fn what_the_dht_cannot_do_has_a_name() {
     off.stop().await;
     alone.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_names_many_peers_of_many_addresses_is_still_read() {
+    let hub = TestNode::start(98, server).await;
+    let bootstrap = hub.at.clone();
+    let seeder = TestNode::start(99, |config| {
+        server(config);
+        config.bootstrap = vec![bootstrap.clone()];
+    })
+    .await;
+    hub.add_dht_peer(seeder.at.clone()).await.unwrap();
+    let client = TestNode::start(124, |config| {
+        config.dht = DhtMode::Client;
+        config.listen.clear();
+        config.bootstrap = vec![bootstrap];
+    })
+    .await;
+    eventually(|| async {
+        seeder.provide(KEY).await.map_err(|e| e.to_string())?;
+        match client.find_providers(KEY, 1, LIMIT).await {
+            Ok(found) if !found.is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    // One answer names twenty. Whoever connects to these hears nothing: where nobody is, the address would be forgotten.
+    let silent = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for n in 0..24u8 {
+        let peer = Keypair::from_seed(&[100 + n; 32]).peer_id();
+        for night in 0..6 {
+            let direct = (0..8).map(|a| format!("/ip4/127.{n}.{night}.{}/tcp/{port}", a + 1));
+            let relayed = (0..8).map(|a| format!("/ip4/127.{n}.{night}.{}/tcp/{port}/p2p/{peer}/p2p-circuit", a + 1));
+            let addrs = direct.chain(relayed).map(|text| Address::new(&text).unwrap()).collect();
+            hub.add_dht_peer(PeerAddrs::new(peer, addrs)).await.unwrap();
+        }
+    }
+    // Another one's silence ends after ten seconds.
+    let found = client.find_providers(KEY, 1, Duration::from_secs(8)).await.unwrap();
+    assert_eq!(found, std::slice::from_ref(&seeder.at));
+    for node in [hub, seeder, client] {
+        node.stop().await;
+    }
+}
