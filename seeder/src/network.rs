@@ -229,7 +229,7 @@ impl Network {
         }
         // A manager that is back gives another one, and a clock may be set.
         let in_time = trust.check_time("seeder's certificate", cert.from, cert.until, now);
-        in_time.map_err(|refusal| not_enrolled(refusal.detail).retry_after(30_000))?;
+        in_time.map_err(|refusal| not_enrolled(refusal.detail).retry_after(30_000).at(now))?;
         Ok(signed.clone())
     }
 

@@ -18,14 +18,21 @@ pub(super) const PROBE: Duration = Duration::from_millis(600);
 const PROBED: u32 = 2;
 
 /// Does the machine at one of these addresses answer, if only that nobody listens there? Then it is not the network that
-/// keeps a seeder away: a handshake by datagrams is not answered at all by a machine on which it was killed. Blocks for
-/// [`PROBE`] at most.
+/// keeps a seeder away: a handshake by datagrams is not answered at all by a machine on which it was killed. What is reached
+/// through relays has its router answer for it, which says nothing. Blocks for [`PROBE`] at most.
 pub(super) fn answers(to: &PeerAddrs) -> bool {
+    if to.addrs.iter().any(is_relayed) {
+        return false;
+    }
     let mut tried = to.addrs.iter().filter_map(socket).take(PROBED as usize);
     tried.any(|at| match TcpStream::connect_timeout(&at, PROBE / PROBED) {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::ConnectionRefused,
     })
+}
+
+fn is_relayed(address: &Address) -> bool {
+    address.as_str().split('/').any(|part| part == "p2p-circuit")
 }
 
 /// Where TCP leads directly.
@@ -86,5 +93,8 @@ mod tests {
         }
         assert!(!answers(&at(&format!("/ip4/127.0.0.1/tcp/{port}/p2p/{peer}/p2p-circuit/p2p/{peer}"))));
         assert!(!answers(&peer.into()));
+        let relayed = format!("/ip4/127.0.0.1/tcp/{port}/p2p/{peer}/p2p-circuit");
+        let both = [format!("/ip4/127.0.0.1/tcp/{port}"), relayed].map(|address| Address::new(&address).unwrap());
+        assert!(!answers(&PeerAddrs::new(peer, both.into())), "its router answers");
     }
 }

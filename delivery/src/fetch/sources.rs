@@ -225,6 +225,8 @@ impl SourceBook {
             entry.bad_chunk = Some(*chunk);
         }
         if !matches!(reason, EndReason::Finished | EndReason::Stopped) {
+            // A relay that had led to it has no room for another try now: what is to be done is the same.
+            let relayed_before = entry.last.as_ref().is_some_and(|last| last.relayed_only);
             entry.last = Some(Last {
                 text: told(reason, now_ms(), self.grace_ms),
                 brief: reason.brief(),
@@ -234,7 +236,8 @@ impl SourceBook {
                     EndReason::Unreachable(_) | EndReason::NotRunning(_) | EndReason::RelayedOnly(_)
                 ),
                 not_running: matches!(reason, EndReason::NotRunning(_)),
-                relayed_only: matches!(reason, EndReason::RelayedOnly(_)),
+                relayed_only: matches!(reason, EndReason::RelayedOnly(_))
+                    || (relayed_before && matches!(reason, EndReason::Unreachable(_))),
                 used_up: matches!(reason, EndReason::WindowUsedUp),
                 holds_nothing: matches!(reason, EndReason::GreetAgain),
                 unknown_key: reason.is_newer(),
@@ -337,7 +340,13 @@ impl SourceBook {
             }
         }
         let codes: Vec<RefusalCode> = self.refusals().map(|refusal| refusal.code).collect();
-        if codes.len() < ends.len() {
+        // A lease that is over is so at those that cannot be reached, too.
+        let of_time = |code: &RefusalCode| matches!(code, RefusalCode::Expired | RefusalCode::NotYetValid);
+        let asked = match codes.iter().all(of_time) {
+            true => ends.iter().filter(|last| !last.unreachable).count(),
+            false => ends.len(),
+        };
+        if codes.len() < asked {
             return StallCause::NoSeederLeft;
         }
         let most = codes.iter().max_by_key(|code| codes.iter().filter(|other| other == code).count());
@@ -392,7 +401,9 @@ fn told(reason: &EndReason, now: u64, grace_ms: u64) -> String {
 
 /// How far this clock and that of a seeder that refused for time are apart. Which of them is wrong, only many together tell.
 pub(super) fn apart(refusal: &Refusal, now: u64, grace_ms: u64) -> Option<String> {
-    let for_time = matches!(refusal.code, RefusalCode::NotYetValid | RefusalCode::Expired) && refusal.now > 0;
+    use RefusalCode as C;
+    // A seeder whose own certificate is not good by its clock says that it is not enrolled.
+    let for_time = matches!(refusal.code, C::NotYetValid | C::Expired | C::NotEnrolled) && refusal.now > 0;
     match for_time.then(|| ClockState::compare(refusal.now, now, grace_ms))? {
         off @ ClockState::Behind(_) => Some(format!("this seeder's clock is {off} yours")),
         off @ ClockState::Ahead(_) => Some(format!("this seeder's clock is {off} of yours")),
@@ -425,6 +436,8 @@ mod tests {
         let says = |code, at| told(&EndReason::Refused(Refusal::new(code, "no").at(at)), 10 * HOUR, 600_000);
         let behind = says(RefusalCode::NotYetValid, 8 * HOUR);
         assert!(behind.ends_with("; this seeder's clock is 2 hours behind yours"), "{behind}");
+        let not_begun = says(RefusalCode::NotEnrolled, 8 * HOUR);
+        assert!(not_begun.ends_with("; this seeder's clock is 2 hours behind yours"), "{not_begun}");
         let ahead = says(RefusalCode::Expired, 13 * HOUR);
         assert!(ahead.ends_with("; this seeder's clock is 3 hours ahead of yours"), "{ahead}");
         for (code, at) in
@@ -507,6 +520,8 @@ mod tests {
         assert_eq!(book.cause(), StallCause::NetworkUnreachable);
         book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
         assert_eq!(book.cause(), StallCause::RelayedOnly);
+        book.ended(&peer(2), &EndReason::Unreachable("the relay has no room".to_owned()));
+        assert_eq!(book.cause(), StallCause::RelayedOnly, "the way over it is what there is");
         // Killed: first their streams break, then nobody listens any more.
         for n in 1..=3 {
             book.ended(&peer(n), &EndReason::Closed("the seeder closed the stream".to_owned()));
@@ -559,6 +574,11 @@ mod tests {
         book.ended(&peer(1), &refused(RefusalCode::Expired));
         book.ended(&peer(2), &refused(RefusalCode::Expired));
         assert_eq!(book.cause(), StallCause::TicketExpires);
+        book.ended(&peer(3), &EndReason::Unreachable("no route".to_owned()));
+        assert_eq!(book.cause(), StallCause::TicketExpires, "for the one that is away, too");
+        book.ended(&peer(3), &EndReason::Closed("the seeder closed the stream".to_owned()));
+        assert_eq!(book.cause(), StallCause::NoSeederLeft);
+        book.ended(&peer(3), &refused(RefusalCode::Overloaded));
         assert_eq!(book.clock(), ClockState::Unknown);
         book.compared(&peer(1), ClockState::Behind(720_000));
         book.compared(&peer(2), ClockState::Behind(721_000));
