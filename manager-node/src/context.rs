@@ -10,7 +10,7 @@ use delivery::ContentStore;
 use node::{CounterBy, NodeHandle};
 use protocol::clock::ClockState;
 use protocol::trust::{Heartbeat, Invitation, JoinLine, Trust};
-use protocol::{Address, NetworkId, PeerAddrs, PeerId, Signed};
+use protocol::{Address, NetworkId, PeerAddrs, PeerId, Refusal, RefusalCode, Signed};
 use store::Db;
 
 use crate::archive::Archive;
@@ -87,6 +87,9 @@ pub(crate) struct Context {
     pub(crate) addresses: RwLock<Vec<Address>>,
 }
 
+/// A shop that was refused for the clock asks again after this time, milliseconds: somebody has to set it.
+const CLOCK_AGAIN_MS: u64 = 30_000;
+
 impl Context {
     /// The network's keys as they stand now.
     pub(crate) fn trust(&self) -> Arc<Trust> {
@@ -110,6 +113,22 @@ impl Context {
             // A manager that has just started waits for receipts, not for its clock.
             _ => self.held.lock().unwrap_or_else(PoisonError::into_inner).filter(|held| *held != Held::Started),
         }
+    }
+
+    /// Why this manager sells nothing: its clock, at the last look, is ahead of most seeders', who would refuse each ticket as
+    /// one that has not begun.
+    pub(crate) fn clock_ahead(&self) -> Option<String> {
+        match *self.held.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(ahead @ Held::Ahead(_)) => Some(format!("{ahead}: they would refuse its tickets; set the clock")),
+            _ => None,
+        }
+    }
+
+    /// # Errors
+    /// `overloaded` while [`Context::clock_ahead`].
+    pub(crate) fn clock_lets_sell(&self) -> Result<(), Refusal> {
+        let refusal = |why| Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS);
+        self.clock_ahead().map_or(Ok(()), |why| Err(refusal(why)))
     }
 
     /// When this manager ran again after its newest restore, unix milliseconds by a clock that shows `now`.

@@ -89,6 +89,8 @@ fn look(
     }
     let record = ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
+    // Before that clock says that the reservation is over.
+    ctx.clock_lets_sell()?;
     known?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;

@@ -65,6 +65,7 @@ fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<F
     }
     ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
+    ctx.clock_lets_sell()?;
     ctx.knows_what_it_revoked()?;
     let sale = form(ctx, merchant, request, now)?;
     Ok(Formed::New(sale.id()?, Arc::new(sale)))

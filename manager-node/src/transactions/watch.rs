@@ -40,8 +40,8 @@ impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Held::Started => f.write_str("the manager has just started"),
-            Held::Jumped(by) => write!(f, "this machine's clock went ahead by {} seconds at once", by / 1000),
-            Held::Ahead(by) => write!(f, "this machine's clock is {} seconds ahead of most seeders'", by / 1000),
+            Held::Jumped(by) => write!(f, "this machine's clock went {} at once", ClockState::Ahead(*by)),
+            Held::Ahead(by) => write!(f, "this machine's clock is {} of most seeders'", ClockState::Ahead(*by)),
         }
     }
 }

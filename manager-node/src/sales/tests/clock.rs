@@ -74,6 +74,36 @@ async fn nothing_is_closed_by_a_clock_that_seeders_say_is_ahead() {
     shop.close().await;
 }
 
+/// No seeder would take the ticket, and by that clock the reservation is over already.
+#[tokio::test]
+async fn nothing_is_sold_by_a_clock_that_seeders_say_is_ahead() {
+    let shop = Shop::open(Terms::default()).await;
+    let reserved = shop.reserve("1").await.peek().unwrap().transaction;
+    let endorsement = shop.endorse(&shop.sale(reserved).data, "1");
+    let release = || SalesRequest::Release { transaction: reserved, endorsement: endorsement.clone() };
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    let tell = |by: u64, now: u64| {
+        for seeder in &shop.seeders {
+            shop.ctx.registry.clocks.note(seeder.peer_id(), now - by, now);
+        }
+    };
+    tell(10 * DAY, shop.ctx.started_at + 10 * DAY);
+    assert_eq!(round(&shop, &mut watch, 10 * DAY, 10 * DAY).await, Some(Held::Ahead(10 * DAY)));
+    for request in [release(), SalesRequest::Reserve(shop.order("2"))] {
+        let refused = shop.sales(request).await.unwrap_err();
+        assert!(refused.code == RefusalCode::Overloaded && refused.detail.contains("10 days ahead"), "{refused}");
+        assert!(refused.retry_after_ms > 0);
+    }
+    let trouble = shop.running.control(json!({"cmd": "status"})).await.unwrap()["trouble"].to_string();
+    assert!(trouble.contains("set the clock"), "{trouble}");
+
+    tell(0, shop.ctx.started_at + SECOND);
+    round(&shop, &mut watch, SECOND, SECOND).await;
+    shop.sales(release()).await.unwrap();
+    assert_eq!(shop.running.control(json!({"cmd": "status"})).await.unwrap()["trouble"], json!(null));
+    shop.close().await;
+}
+
 /// What comes in once the clock is set right would be dated before the time of which it was signed that nothing had.
 #[tokio::test]
 async fn no_non_delivery_is_signed_by_a_clock_that_is_known_to_be_ahead() {
