@@ -286,7 +286,9 @@ pub(crate) fn take_back(
     let before = sale.state;
     // Asked first: closing below passes through `settled`, from which not everything can follow.
     let after = super::state::next(before, event)?;
-    if after == before {
+    // A sale that was revoked before anything was paid for it stays so: nothing is to go back.
+    let unpaid = !sale.release.as_ref().is_some_and(|release| release.captured);
+    if after == before || before == TransactionState::Revoked && unpaid {
         return Ok(());
     }
     let (last, set_aside) = sale.release.as_ref().map_or((0, 0), |release| (release.delivery, release.split.escrow));

@@ -55,7 +55,8 @@ pub(crate) fn next(state: TransactionState, event: Event) -> Result<TransactionS
         // A settled purchase can be fetched again: that delivery changes the state no more.
         | (S::Settled, Event::Count | Event::Deliver | Event::Settle) => S::Settled,
         // What seeders delivered before it was taken back is counted and paid after it, and changes the state no more.
-        (S::Released | S::Delivering | S::Delivered | S::Settled, Event::Refund)
+        // Revoking leaves the money where it is; whose shop gives it back after that owes it no more.
+        (S::Released | S::Delivering | S::Delivered | S::Settled | S::Revoked, Event::Refund)
         | (S::Refunded, Event::Refund | Event::Revoke | Event::Count | Event::Deliver | Event::Settle) => S::Refunded,
         (S::Reserved | S::Released | S::Delivering | S::Delivered | S::Settled, Event::Revoke)
         | (S::Revoked, Event::Revoke | Event::Count | Event::Deliver | Event::Settle) => S::Revoked,
@@ -106,7 +107,7 @@ mod tests {
             (Event::Count, "- delivering delivering delivered settled - - revoked refunded"),
             (Event::Deliver, "- delivered delivered delivered settled - - revoked refunded"),
             (Event::Settle, "- settled settled settled settled - - revoked refunded"),
-            (Event::Refund, "- refunded refunded refunded refunded - - - refunded"),
+            (Event::Refund, "- refunded refunded refunded refunded - - refunded refunded"),
             (Event::Revoke, "revoked revoked revoked revoked revoked - - revoked refunded"),
         ];
         for (event, row) in table {

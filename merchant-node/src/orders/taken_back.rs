@@ -161,9 +161,9 @@ async fn tell_refunded(shop: &Arc<Shop>, restore: u64) -> Result<bool, StoreErro
                 return Ok(false);
             }
         };
-        let over = [TransactionState::Refunded, TransactionState::Revoked];
+        // One that is only revoked may have been paid for, by its books.
         for (transaction, state) in transactions.into_iter().zip(states) {
-            if state.is_none_or(|state| over.contains(&state)) {
+            if state.is_none_or(|state| state == TransactionState::Refunded) {
                 continue;
             }
             match shop.link.sales(SalesRequest::Refund { transaction }).await {

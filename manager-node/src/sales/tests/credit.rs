@@ -105,7 +105,7 @@ impl Run {
             }
             Step::Refund(n) => {
                 let Some(transaction) = self.sale(n) else { return self };
-                // One that was revoked stays so.
+                // One that was revoked before it was paid for stays so.
                 let _ = self.shop.sales(SalesRequest::Refund { transaction }).await;
             }
             Step::Revoke(n) => {

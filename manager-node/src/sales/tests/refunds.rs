@@ -45,6 +45,41 @@ async fn statuses(shop: &Shop) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
+async fn what_was_revoked_and_is_given_back_after_that_is_due_no_more() {
+    for closed in [false, true] {
+        let shop = Shop::open(Terms::default()).await;
+        let (id, _) = shop.buy("o").await;
+        Outbox::of(&shop, 0).send(&shop, vec![shop.receipt(id, 0, 0..8)]).await;
+        shop.control(json!({"cmd": "revoke-transaction", "id": id})).await.unwrap();
+        let close = async || chore::step(&shop.ctx, shop.delivery(id, 1).unwrap().due_at).await.unwrap();
+        if closed {
+            close().await;
+        }
+        let merchant = shop.merchant.peer_id();
+        let due = async || shop.balance(&format!("merchant-due:{merchant}")).await;
+        assert_eq!(due().await, 999, "money stays where it is");
+        refund(&shop, id).await;
+        refund(&shop, id).await;
+        close().await;
+        // Half a MiB at 10 minor units a MiB.
+        assert_eq!((due().await, shop.state(id)), (5, TransactionState::Refunded));
+        for account in ["rights-holder:Band", "network-fee", "escrow", &format!("merchant-earned:{merchant}")] {
+            assert_eq!(shop.balance(account).await, 0, "{account}");
+        }
+        assert!(shop.is_revoked(id));
+        shop.close().await;
+    }
+    // Where nothing was paid, nothing goes back.
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let (id, _) = shop.buy("o").await;
+    shop.control(json!({"cmd": "revoke-transaction", "id": id})).await.unwrap();
+    let answer = shop.sales(SalesRequest::Refund { transaction: id }).await.unwrap();
+    assert_eq!(answer, SalesResponse::State(TransactionState::Revoked));
+    assert_eq!(postings(&shop, id).await, 0);
+    shop.close().await;
+}
+
+#[tokio::test]
 async fn receipts_that_a_refund_overtakes_are_paid_and_the_rest_comes_back_at_the_close() {
     let shop = Shop::open(Terms::default()).await;
     deposit(&shop, 8).await;
