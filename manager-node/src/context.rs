@@ -73,8 +73,10 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Marks that everybody was told a moment ago.
     pub(crate) marks: Telling,
-    /// Why nothing was done that only time does, at the last look.
+    /// Why nothing was done that only time does, at the last look …
     pub(crate) held: Mutex<Option<Held>>,
+    /// … and what seeders said of this machine's clock then.
+    pub(crate) clock: Mutex<ClockState>,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// The last heartbeat that was signed.
@@ -115,20 +117,25 @@ impl Context {
         }
     }
 
-    /// Why this manager sells nothing: its clock, at the last look, is ahead of most seeders', who would refuse each ticket as
-    /// one that has not begun.
-    pub(crate) fn clock_ahead(&self) -> Option<String> {
-        match *self.held.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(ahead @ Held::Ahead(_)) => Some(format!("{ahead}: they would refuse its tickets; set the clock")),
-            _ => None,
-        }
+    /// Why this manager sells nothing: at the last look its clock was ahead of most seeders', who would refuse each ticket as
+    /// one that has not begun; or so far behind that reservations are over by all others before they can be released.
+    pub(crate) fn clock_stops_sales(&self) -> Option<String> {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = match clock {
+            ClockState::Ahead(_) => "they would refuse its tickets",
+            ClockState::Behind(by) if by >= self.config.reservation_ms => {
+                "its reservations are over when they are made"
+            }
+            _ => return None,
+        };
+        Some(format!("this machine's clock is {clock}, by most seeders': {why}; set the clock"))
     }
 
     /// # Errors
-    /// `overloaded` while [`Context::clock_ahead`].
+    /// `overloaded` while [`Context::clock_stops_sales`].
     pub(crate) fn clock_lets_sell(&self) -> Result<(), Refusal> {
         let refusal = |why| Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS);
-        self.clock_ahead().map_or(Ok(()), |why| Err(refusal(why)))
+        self.clock_stops_sales().map_or(Ok(()), |why| Err(refusal(why)))
     }
 
     /// When this manager ran again after its newest restore, unix milliseconds by a clock that shows `now`.

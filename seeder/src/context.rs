@@ -106,6 +106,8 @@ impl Upload {
 pub(crate) struct Wake {
     /// Contact with the manager.
     pub(crate) sync: Notify,
+    /// The manager was silent for a while and lives again: whoever waits to try it once more need not.
+    pub(crate) returned: Notify,
     /// Fetching of contents.
     pub(crate) replicate: Notify,
     /// Looking for what may be removed …

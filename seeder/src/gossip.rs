@@ -20,6 +20,10 @@ use crate::outbox;
 
 /// Messages of one topic that wait to be judged, at most 64 KiB each; further ones are not forwarded.
 const QUEUE: usize = 64;
+
+/// A manager that was not heard for so long was away, milliseconds: the pauses after which it is tried again have grown long.
+const SILENT_MS: u64 = 60_000;
+
 /// Seeders whose rate is watched; beyond it the one heard longest ago is forgotten.
 const WATCHED: usize = 4096;
 /// Batches of a seeder that may come at once, and every minute: twice what the busiest one makes.
@@ -95,8 +99,13 @@ async fn judge_news(seeder: &Seeder, news: News) -> Result<Verdict, StoreError> 
         }
         News::Epoch(signed) => seeder.network.take_epoch(signed).await,
         News::Heartbeat(signed) => {
+            let at = |seeder: &Seeder| seeder.network.heartbeat().map_or(0, |heartbeat| heartbeat.at);
+            let before = at(seeder);
             let taken = seeder.network.take_heartbeat(signed).await;
             if matches!(taken, Ok(Update::Taken)) {
+                if at(seeder) >= before.saturating_add(SILENT_MS) {
+                    seeder.wake.returned.notify_waiters();
+                }
                 after_heartbeat(seeder).await?;
             }
             taken

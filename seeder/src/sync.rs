@@ -30,6 +30,9 @@ const RENEW_BEFORE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// … but asked for no more often than this.
 const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
 
+/// Seeders that hear of a manager's return come to it within about so long, milliseconds.
+const RETURN_MS: u64 = 3000;
+
 /// What may still be said to the manager when the node is to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -115,6 +118,7 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
         seeder: Arc::clone(seeder),
     };
     loop {
+        let mut away = false;
         let wait = match contact.round().await {
             Ok(not_taken) => {
                 contact.back_off.reset();
@@ -127,6 +131,7 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
             Err(SyncError::Take(TakeError::Store(error))) => return Err(error),
             Err(error) => {
                 contact.went_wrong(&error);
+                away = true;
                 if matches!(error, SyncError::Ask(AskError::Unreachable(_))) && seeder.network.trust().is_some() {
                     tokio::select! {
                         () = token.cancelled() => return Ok(()),
@@ -142,11 +147,18 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
             // Something may be new at the manager: keys and revocations are asked for, too.
             () = contact.seeder.wake.sync.notified() => contact.up_to_date = false,
             () = tokio::time::sleep(wait) => {}
+            () = returned(seeder), if away => contact.back_off.reset(),
         }
         if token.is_cancelled() {
             return Ok(());
         }
     }
+}
+
+/// Waits until the manager is heard again after a silence, and a moment more, since all the others hear it, too.
+async fn returned(seeder: &Seeder) {
+    seeder.wake.returned.notified().await;
+    tokio::time::sleep(Duration::from_millis(jittered(RETURN_MS))).await;
 }
 
 struct Contact {

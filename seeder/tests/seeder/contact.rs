@@ -13,6 +13,33 @@ use crate::manager::Manager;
 use crate::world::{LIMIT, World, eventually, now, stop};
 
 #[tokio::test]
+async fn a_manager_that_is_heard_again_is_asked_at_once() {
+    let world = World::new(true).await;
+    let seeder = world
+        .seeder("a", &[], |config| {
+            // A failure is waited for longer than any test.
+            (config.report_ms, config.retry_ms) = (200, 600_000);
+        })
+        .await;
+    world.manager.stop().await;
+    let trouble = || async { seeder.status().unwrap()["trouble"]["manager"].as_str().map(str::to_owned) };
+    eventually("the manager being missed", trouble).await;
+    let reports = |heard: &crate::manager::Heard| heard.counts.get(&seeder.peer_id()).copied().unwrap_or(0);
+    let before = reports(&world.office.heard.lock().unwrap());
+
+    // Minutes later, as the clock of its heartbeats says.
+    world.office.says.lock().unwrap().clock_ahead_ms = 120_000;
+    let again = Manager::start(&world.office, world.manager.at.addrs.first().cloned(), true).await;
+    again.handle.connect(&seeder.peer_addrs(), LIMIT).await.unwrap();
+    let topic = news_topic(&world.office.network);
+    let _listening = again.handle.subscribe(&topic, 16).await.unwrap();
+    let beat = codec::encode(&News::Heartbeat(world.office.heartbeat()));
+    eventually("a mesh", || async { again.handle.publish(&topic, beat.clone()).await.ok() }).await;
+    world.office.until("a report", |heard| (reports(heard) > before).then_some(())).await;
+    stop(seeder).await;
+}
+
+#[tokio::test]
 async fn a_seeder_that_is_not_enrolled_says_so_until_it_is() {
     let mut world = World::new(false).await;
     let goods = world.publish(1, 1);

@@ -136,7 +136,7 @@ impl Office {
         Signed::sign(&set, &self.root)
     }
 
-    fn heartbeat(&self) -> Signed<Heartbeat> {
+    pub(crate) fn heartbeat(&self) -> Signed<Heartbeat> {
         let mut says = self.says.lock().unwrap();
         let at = now() + says.clock_ahead_ms;
         // No two of one millisecond.
