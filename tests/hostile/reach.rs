@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::support::{
-    Bought, Carried, Lab, Machine, Nat, Network, PortService, SlowCable, args, bytes, run, same, text, until,
+    Bought, Carried, Job, Lab, Machine, Nat, Network, PortService, SlowCable, args, bytes, run, same, text, until,
 };
 
 /// The internet's one public address of the manager, the merchant and public seeders.
@@ -383,8 +383,15 @@ fn a_machine_without_a_network_says_so_and_when_it_tries_again() {
     let client = net.public("c");
     net.public_seeder(false);
     let bought = net.sell();
-    client.run(|| run(net.fetching(&bought)).ok());
+    let mut fetch = bought.fetching(&net.network.path("under-way"));
+    fetch.extend(args!["--progress", "--limit", "100kB", "--patience", "8s"]);
+    let mut under_way = client.run(|| Job::start(fetch));
+    under_way.says("\"percent\":");
     client.ip("addr flush dev wan");
+    // Its streams only fall silent.
+    let ended = under_way.finish();
+    assert_eq!(ended.json()["error"]["cause"], "network-unreachable", "{}", ended.stderr);
+    assert!(ended.stderr.contains("\"cause\":\"network-unreachable\""), "{}", ended.stderr);
     let mut fetch = bought.fetching(&net.network.path("elsewhere"));
     fetch.extend(args!["--progress", "--patience", "8s"]);
     let ended = client.run(|| run(fetch));

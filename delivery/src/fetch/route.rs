@@ -12,6 +12,18 @@ pub fn is_missing(to: &PeerAddrs) -> bool {
     !to.addrs.is_empty() && to.addrs.iter().all(is_unroutable)
 }
 
+/// The same for whom nothing comes from any more. Most nodes name a loopback address among others, which leads to them for
+/// nobody but who is on their machine.
+pub(super) fn is_gone(to: &PeerAddrs) -> bool {
+    let mut others = to.addrs.iter().filter(|address| !is_loopback(address)).peekable();
+    others.peek().is_some() && others.all(is_unroutable)
+}
+
+fn is_loopback(address: &Address) -> bool {
+    let ip = address.as_str().split('/').nth(2).and_then(|ip| ip.parse::<IpAddr>().ok());
+    ip.is_some_and(|ip| ip.is_loopback())
+}
+
 /// For [`answers`], over all addresses.
 pub(super) const PROBE: Duration = Duration::from_millis(600);
 /// Addresses that it tries.
@@ -74,9 +86,10 @@ mod tests {
     #[test]
     fn what_is_near_or_not_known_is_never_said_to_be_out_of_reach() {
         let peer = PeerId::from_bytes([1; 32]);
-        assert!(!is_missing(&peer.into()));
+        assert!(!is_missing(&peer.into()) && !is_gone(&peer.into()));
         for near in ["/ip4/127.0.0.1/tcp/4000", "/dns/seeder.example/tcp/4000"] {
-            assert!(!is_missing(&PeerAddrs::new(peer, vec![Address::new(near).unwrap()])), "{near}");
+            let at = PeerAddrs::new(peer, vec![Address::new(near).unwrap()]);
+            assert!(!is_missing(&at) && !is_gone(&at), "{near}");
         }
     }
 

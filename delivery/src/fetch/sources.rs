@@ -9,6 +9,7 @@ use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode};
 
 use super::end::{EndReason, is_about_credential};
 use super::progress::clock_off_by;
+use super::route;
 use super::{SourceReport, StallCause};
 use crate::clock::now_ms;
 
@@ -297,6 +298,13 @@ impl SourceBook {
 
     fn refusals(&self) -> impl Iterator<Item = &Refusal> {
         self.entries.values().filter_map(|entry| entry.last.as_ref()?.refusal.as_ref())
+    }
+
+    /// Has this machine no route to any of those that it knows (the cable is out)? Streams that are open do not show it: they
+    /// fall silent.
+    pub(super) fn out_of_reach(&self) -> bool {
+        let mut known = self.entries.values().filter(|entry| !entry.banned).peekable();
+        known.peek().is_some() && known.all(|entry| route::is_gone(&entry.target))
     }
 
     /// Why nothing comes while no seeder serves.

@@ -89,8 +89,15 @@ impl RateLimiter for MembersOnly {
 /// renewal where all slots are taken, as its own holder takes one of them.
 const SLOT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The library's settings for a relay. Its own rates stay for those who open circuits (30 an hour for each peer, 60 for each
-/// address); a seeder that was restarted takes its slot anew.
+/// Circuits that one peer may open at once, and so often after that. A client whose holes cannot be punched tries each seeder
+/// over each address of its relays, some dozen times a minute: with the library's 30 and one more in two minutes its own tries
+/// kept it out for an hour, also once it had moved to where they would have led on. What a circuit carries, how long it
+/// lasts and how many there are at once, has bounds of its own.
+const CIRCUITS_OF_PEER: (NonZeroU32, Duration) = (NonZeroU32::MIN.saturating_add(59), Duration::from_secs(5));
+/// The same for one address, behind which there may be many.
+const CIRCUITS_OF_ADDRESS: (NonZeroU32, Duration) = (NonZeroU32::MIN.saturating_add(119), Duration::from_secs(1));
+
+/// The library's settings for a relay, but for its rates; a seeder that was restarted takes its slot anew.
 pub(crate) fn relay_config(config: &RelayConfig, members: &Members) -> relay::Config {
     let slots = usize::try_from(config.slots).unwrap_or(usize::MAX);
     let mut relay = relay::Config {
@@ -100,8 +107,12 @@ pub(crate) fn relay_config(config: &RelayConfig, members: &Members) -> relay::Co
         max_circuit_bytes: config.circuit_bytes,
         max_circuit_duration: Duration::from_millis(config.circuit_ms),
         reservation_rate_limiters: vec![Box::new(MembersOnly(members.clone()))],
+        circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
     };
+    relay = relay
+        .circuit_src_per_peer(CIRCUITS_OF_PEER.0, CIRCUITS_OF_PEER.1)
+        .circuit_src_per_ip(CIRCUITS_OF_ADDRESS.0, CIRCUITS_OF_ADDRESS.1);
     if let Some(burst) = NonZeroU32::new(30) {
         relay = relay.reservation_rate_per_peer(burst, Duration::from_secs(60));
     }
@@ -131,6 +142,22 @@ mod tests {
         assert_eq!(relay.max_reservations, 7);
         let runs = tokio::time::Instant::now() + relay.reservation_duration;
         assert!(runs.duration_since(tokio::time::Instant::now()) > Duration::from_secs(365 * 24 * 3600));
+    }
+
+    #[test]
+    fn a_client_that_tries_a_dozen_times_a_minute_gets_a_circuit_each_time_and_no_flood_does() {
+        let mut relay = relay_config(&RelayConfig::default(), &Members::default());
+        let (peer, address) = (PeerId::random(), "/ip4/192.0.2.1/tcp/1".parse().unwrap());
+        let begun = Instant::now();
+        let mut may = |peer, at| {
+            let limiters = &mut relay.circuit_src_rate_limiters;
+            limiters.iter_mut().all(|limiter| limiter.try_next(peer, &address, begun + Duration::from_secs(at)))
+        };
+        assert!((0..720).all(|n| may(peer, n * 5)), "an hour of it");
+        let of_one = (0..1000).filter(|_| may(peer, 4000)).count();
+        assert!((1..=60).contains(&of_one), "{of_one}");
+        let of_many = (0..1000).filter(|_| may(PeerId::random(), 8000)).count();
+        assert!((61..=120).contains(&of_many), "{of_many}");
     }
 
     #[test]

@@ -117,6 +117,9 @@ impl Coordinator {
     }
 
     pub(super) fn cause(&self) -> Option<StallCause> {
+        if self.book.out_of_reach() {
+            return Some(StallCause::NetworkUnreachable);
+        }
         let served = self.handles.values().any(|handle| handle.welcome.is_some());
         // Nobody is asked again before all of it was missing everywhere.
         let asked_again = !served && self.content.is_some() && self.book.hold_nothing();
