@@ -102,10 +102,19 @@ pub(crate) fn is_public(ip: &IpAddr) -> bool {
     }
 }
 
-/// Both lie in one network, as far as the addresses show: the same half of an IPv4 address, the same site in IPv6.
+/// Both lie in one network, as far as the addresses show: the same block of those that anybody may use at home (a company or
+/// an overlay network spans all of one), else the same half of an IPv4 address; the same site in IPv6.
 pub(crate) fn same_network(one: &IpAddr, other: &IpAddr) -> bool {
     match (one, other) {
-        (IpAddr::V4(one), IpAddr::V4(other)) => one.octets().iter().take(2).eq(other.octets().iter().take(2)),
+        (IpAddr::V4(one), IpAddr::V4(other)) => {
+            let after = match one.octets() {
+                [10, ..] => 24,
+                [172, b, ..] if b & 0xf0 == 16 => 20,
+                [100, b, ..] if b & 0xc0 == 64 => 22,
+                _ => 16,
+            };
+            one.to_bits() >> after == other.to_bits() >> after
+        }
         (IpAddr::V6(one), IpAddr::V6(other)) => one.segments().iter().take(3).eq(other.segments().iter().take(3)),
         _ => false,
     }
@@ -172,6 +181,14 @@ mod tests {
         }
         assert!(same_network(&ip("192.168.1.1"), &ip("192.168.7.1")) && same_network(&ip("::1"), &ip("::1")));
         assert!(!same_network(&ip("192.168.1.1"), &ip("192.169.1.1")));
+        for (one, other, outside) in [
+            ("10.1.0.1", "10.250.0.1", "11.1.0.1"),
+            ("172.16.0.1", "172.31.0.1", "172.32.0.1"),
+            ("100.64.0.1", "100.127.0.1", "100.128.0.1"),
+        ] {
+            assert!(same_network(&ip(one), &ip(other)) && same_network(&ip(other), &ip(one)));
+            assert!(!same_network(&ip(one), &ip(outside)) && !same_network(&ip(outside), &ip(one)));
+        }
         assert!(!same_network(&ip("fd00:1::1"), &ip("fd00:2::1")) && !same_network(&ip("127.0.0.1"), &ip("::1")));
         assert_eq!(ip_of(&"/ip6/::ffff:10.0.0.1/tcp/1".parse().unwrap()), Some(ip("10.0.0.1")));
         assert_eq!(ip_of(&"/dns4/example.org/tcp/1".parse().unwrap()), None);

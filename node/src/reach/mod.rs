@@ -103,7 +103,7 @@ pub struct Tried {
     pub address: Address,
     /// Why nobody got through there.
     pub why_not: Option<String>,
-    /// When: one that failed is not tried again before the node moves to another network.
+    /// When: one that failed is tried again when the node moves to another network, and each hour while none is reached.
     pub at: tokio::time::Instant,
 }
 

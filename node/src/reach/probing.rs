@@ -1,8 +1,9 @@
 //! Asks peers whether they get through to an address. The library's client takes every address that anybody says for a
 //! candidate, keeps all of them for ever, and never tests one again, whichever network the node is in by then. This one
-//! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved.
+//! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved, and from time
+//! to time where it is reached nowhere.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, NewExternalAddrCandidate};
 use libp2p::swarm::derive_prelude::Either;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionHandler, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::client;
@@ -21,7 +22,7 @@ use libp2p_autonat::v2::client;
 const CANDIDATES: usize = 32;
 /// And tests of them. A server that has no time for one says so, and it is repeated at another; each may cost 100 KB.
 const TESTS: usize = 64;
-/// Whoever used all that up begins anew after this time.
+/// Whoever used all that up, or is reached nowhere, begins anew after this time.
 const ANEW: Duration = Duration::from_secs(3600);
 
 /// What a connection told the library's client. The library gives the type no name that others can use.
@@ -40,7 +41,8 @@ pub(crate) struct Probing {
     inner: client::Behaviour,
     // Bounded by the connection limits.
     connections: HashMap<ConnectionId, Connection>,
-    candidates: HashSet<Multiaddr>,
+    /// And whether there is a verdict.
+    candidates: HashMap<Multiaddr, bool>,
     tests: usize,
     since: Instant,
 }
@@ -50,6 +52,8 @@ struct Connection {
     peer: PeerId,
     endpoint: ConnectedPoint,
     tests_others: bool,
+    /// Tests that it was asked for, without an outcome yet.
+    asked: usize,
 }
 
 impl Probing {
@@ -57,31 +61,44 @@ impl Probing {
         Self {
             inner: client::Behaviour::default(),
             connections: HashMap::new(),
-            candidates: HashSet::new(),
+            candidates: HashMap::new(),
             tests: 0,
             since: Instant::now(),
         }
     }
 
-    /// These may lead here, and nobody has said so yet.
-    pub(super) fn test(&mut self, candidates: impl Iterator<Item = Multiaddr>) {
+    /// These may lead here, and nobody has said so yet. Where nobody gets through anywhere it may be for a reason that has
+    /// passed: a router that was starting, a port that is forwarded since.
+    pub(super) fn test(&mut self, candidates: impl Iterator<Item = Multiaddr>, reached: bool) {
         let used_up = self.candidates.len() >= CANDIDATES || self.tests >= TESTS;
-        if used_up && self.since.elapsed() >= ANEW {
+        if (used_up || !reached) && self.since.elapsed() >= ANEW {
             self.begin_anew();
         }
         for addr in candidates {
-            if self.candidates.len() < CANDIDATES && self.candidates.insert(addr.clone()) {
+            if self.candidates.len() < CANDIDATES && !self.candidates.contains_key(&addr) {
                 let candidate = NewExternalAddrCandidate { addr: &addr };
                 self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+                self.candidates.insert(addr, false);
             }
         }
     }
 
     /// What was found out is no longer true.
     pub(super) fn begin_anew(&mut self) {
-        self.inner = client::Behaviour::default();
         (self.tests, self.since) = (0, Instant::now());
         self.candidates.clear();
+        self.begin_again();
+    }
+
+    /// Is there something that this peer may still find out?
+    pub(super) fn hopes_for(&self, peer: &PeerId) -> bool {
+        let tests_others = self.connections.values().any(|known| known.peer == *peer && known.tests_others);
+        tests_others && self.candidates.values().any(|verdict| !verdict)
+    }
+
+    /// What has a verdict keeps it; the rest is tested again.
+    fn begin_again(&mut self) {
+        self.inner = client::Behaviour::default();
         for (id, connection) in &self.connections {
             self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
                 peer_id: connection.peer,
@@ -94,6 +111,10 @@ impl Probing {
                 let said = Either::Left(Said::PeerHasServerSupport);
                 self.inner.on_connection_handler_event(connection.peer, *id, said);
             }
+        }
+        for (addr, _) in self.candidates.iter().filter(|(_, verdict)| !**verdict) {
+            let candidate = NewExternalAddrCandidate { addr };
+            self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
         }
     }
 }
@@ -128,11 +149,18 @@ impl NetworkBehaviour for Probing {
             // Whoever says so may be anybody.
             FromSwarm::NewExternalAddrCandidate(_) => return,
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
-                let connection = Connection { peer: *peer_id, endpoint: (*endpoint).clone(), tests_others: false };
+                let endpoint = (*endpoint).clone();
+                let connection = Connection { peer: *peer_id, endpoint, tests_others: false, asked: 0 };
                 self.connections.insert(*connection_id, connection);
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
-                self.connections.remove(connection_id);
+                let gone = self.connections.remove(connection_id);
+                self.inner.on_swarm_event(event);
+                // The library waits for the outcomes for ever.
+                if gone.is_some_and(|gone| gone.asked > 0) {
+                    self.begin_again();
+                }
+                return;
             }
             _ => {}
         }
@@ -140,8 +168,12 @@ impl NetworkBehaviour for Probing {
     }
 
     fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        if let (Either::Left(Said::PeerHasServerSupport), Some(connection)) = (&event, self.connections.get_mut(&id)) {
-            connection.tests_others = true;
+        match (&event, self.connections.get_mut(&id)) {
+            (Either::Left(Said::PeerHasServerSupport), Some(connection)) => connection.tests_others = true,
+            (Either::Left(Said::TestOutcome { .. }), Some(connection)) => {
+                connection.asked = connection.asked.saturating_sub(1);
+            }
+            _ => {}
         }
         self.inner.on_connection_handler_event(peer, id, event);
     }
@@ -149,12 +181,25 @@ impl NetworkBehaviour for Probing {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
             let polled = self.inner.poll(cx);
-            if matches!(polled, Poll::Ready(ToSwarm::NotifyHandler { .. })) {
-                // The library waits for the outcome of a test that nobody was asked for: it is over.
-                if self.tests >= TESTS {
-                    continue;
+            match &polled {
+                Poll::Ready(ToSwarm::NotifyHandler { handler, .. }) => {
+                    // The library waits for the outcome of a test that nobody was asked for: it is over.
+                    if self.tests >= TESTS {
+                        continue;
+                    }
+                    self.tests += 1;
+                    if let NotifyHandler::One(id) = handler
+                        && let Some(connection) = self.connections.get_mut(id)
+                    {
+                        connection.asked += 1;
+                    }
                 }
-                self.tests += 1;
+                Poll::Ready(ToSwarm::GenerateEvent(client::Event { tested_addr, .. })) => {
+                    if let Some(verdict) = self.candidates.get_mut(tested_addr) {
+                        *verdict = true;
+                    }
+                }
+                _ => {}
             }
             return polled;
         }
@@ -162,7 +207,7 @@ impl NetworkBehaviour for Probing {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
@@ -181,40 +226,86 @@ mod tests {
         format!("/ip4/198.51.{}.{}/tcp/4602", n / 256, n % 256).parse().unwrap()
     }
 
-    /// Waits for the next round of tests; how many servers are asked for in it.
-    async fn asked(probing: &mut Probing) -> usize {
-        let mut count = 0;
+    fn tests_others(probing: &mut Probing, peer_id: PeerId, id: usize) {
+        connect(probing, peer_id, id);
+        let said = Either::Left(Said::PeerHasServerSupport);
+        probing.on_connection_handler_event(peer_id, ConnectionId::new_unchecked(id), said);
+    }
+
+    /// Waits for the next round of tests; who is asked in it.
+    async fn round(probing: &mut Probing) -> Vec<(PeerId, ConnectionId)> {
+        let mut asked = Vec::new();
         let round = std::future::poll_fn(|cx| {
             while let Poll::Ready(event) = probing.poll(cx) {
-                count += usize::from(matches!(event, ToSwarm::NotifyHandler { .. }));
+                if let ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(id), .. } = event {
+                    asked.push((peer_id, id));
+                }
             }
-            if count > 0 { Poll::Ready(()) } else { Poll::Pending }
+            if asked.is_empty() { Poll::Pending } else { Poll::Ready(()) }
         });
         tokio::time::timeout(Duration::from_secs(60), round).await.unwrap();
-        count
+        asked
+    }
+
+    async fn asked(probing: &mut Probing) -> usize {
+        round(probing).await.len()
+    }
+
+    #[tokio::test]
+    async fn what_whoever_was_asked_takes_along_is_asked_of_another() {
+        let mut probing = Probing::new();
+        let servers = [PeerId::random(), PeerId::random()];
+        for (id, server) in servers.into_iter().enumerate() {
+            tests_others(&mut probing, server, id);
+        }
+        assert!(!probing.hopes_for(&servers[0]), "there is nothing to test");
+        probing.test((0..1).map(at), false);
+        assert!(servers.iter().all(|server| probing.hopes_for(server)) && !probing.hopes_for(&PeerId::random()));
+        let asked = round(&mut probing).await;
+        let (peer_id, connection_id) = asked.first().copied().unwrap();
+        let (endpoint, cause) = (probing.connections.get(&connection_id).unwrap().endpoint.clone(), None);
+        let closed = ConnectionClosed { peer_id, connection_id, endpoint: &endpoint, cause, remaining_established: 0 };
+        probing.on_swarm_event(FromSwarm::ConnectionClosed(closed));
+        let other = servers.iter().find(|server| **server != peer_id).unwrap();
+        assert_eq!(round(&mut probing).await.first().map(|(peer, _)| peer), Some(other));
+        assert_eq!(probing.tests, 2, "it counts as another one");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_failed_is_tested_again_after_an_hour_where_none_is_reached() {
+        let mut probing = Probing::new();
+        tests_others(&mut probing, PeerId::random(), 1);
+        probing.test((0..1).map(at), false);
+        assert_eq!(asked(&mut probing).await, 1);
+        *probing.candidates.get_mut(&at(0)).unwrap() = true;
+        probing.test((0..1).map(at), false);
+        assert!(probing.candidates[&at(0)], "not yet");
+        probing.since = probing.since.checked_sub(ANEW).unwrap();
+        probing.test((0..1).map(at), true);
+        assert!(probing.candidates[&at(0)], "others get through elsewhere");
+        probing.test((0..1).map(at), false);
+        assert_eq!(asked(&mut probing).await, 1);
     }
 
     #[tokio::test]
     async fn what_strangers_say_is_not_tested_and_what_is_tested_is_bounded_and_begins_anew() {
         let (mut probing, server) = (Probing::new(), PeerId::random());
-        connect(&mut probing, server, 1);
-        let id = ConnectionId::new_unchecked(1);
-        probing.on_connection_handler_event(server, id, Either::Left(Said::PeerHasServerSupport));
+        tests_others(&mut probing, server, 1);
         for n in 0..1000 {
             probing.on_swarm_event(FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr: &at(n) }));
         }
-        probing.test((0..1).map(at));
+        probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
-        probing.test((0..1000).map(at));
+        probing.test((0..1000).map(at), false);
         assert_eq!(probing.candidates.len(), CANDIDATES);
         // In another network, all of it is asked again, of those that are connected already.
         probing.begin_anew();
         assert_eq!(probing.candidates.len(), 0);
-        probing.test((0..1).map(at));
+        probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
         // Nor do more tests go out than there may be.
         probing.tests = TESTS - 1;
-        probing.test((1..5).map(at));
+        probing.test((1..5).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
     }
 }

@@ -62,7 +62,7 @@ impl Punching {
         if self.told_local && !local {
             self.begin_anew();
         }
-        self.told_local = local;
+        self.told_local |= local;
         for addr in self.candidates.iter().rev() {
             self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr }));
         }
@@ -70,6 +70,7 @@ impl Punching {
 
     fn begin_anew(&mut self) {
         self.inner = dcutr::Behaviour::new(self.me);
+        self.told_local = false;
         for (id, (peer, _)) in &self.direct {
             let (local, remote) = (Multiaddr::empty(), Multiaddr::empty());
             // It only has to know that the connection is there.
@@ -179,6 +180,8 @@ impl NetworkBehaviour for Punching {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use libp2p::core::ConnectedPoint;
+
     use super::*;
 
     fn at(texts: &[&str]) -> Vec<Multiaddr> {
@@ -218,11 +221,30 @@ mod tests {
 
     #[test]
     fn once_it_has_a_public_address_a_node_offers_none_of_its_local_network() {
-        let mut punching = Punching::new(PeerId::random());
+        let (mut punching, peer_id) = (Punching::new(PeerId::random()), PeerId::random());
+        // One that is open all the time: the library stops the node where one closes that it does not know.
+        let (connection_id, nowhere) = (ConnectionId::new_unchecked(1), Multiaddr::empty());
+        punching.handle_established_inbound_connection(connection_id, peer_id, &nowhere, &nowhere).unwrap();
+        let endpoint = ConnectedPoint::Listener { local_addr: nowhere.clone(), send_back_addr: nowhere };
+        punching.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+            peer_id,
+            connection_id,
+            endpoint: &endpoint,
+            failed_addresses: &[],
+            other_established: 0,
+        }));
         for (offered, local) in [("/ip4/192.168.1.5/tcp/1", true), ("/ip4/198.51.100.7/tcp/1", false)] {
             punching.offer(at(&[offered]));
             punching.tell_library();
-            assert_eq!(punching.told_local, local);
+            assert_eq!(punching.told_local, local, "as long as the library was not begun anew, it tells them");
         }
+        punching.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+            peer_id,
+            connection_id,
+            endpoint: &endpoint,
+            cause: None,
+            remaining_established: 0,
+        }));
+        assert!(punching.direct.is_empty());
     }
 }

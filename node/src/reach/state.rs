@@ -41,10 +41,10 @@ const RETRY: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 /// A connection to a relay that is missing beside the one for the slot is made again after this time.
 const MEND: Duration = Duration::from_secs(60);
-/// A slot that is given back stays until the relay has tested whatever else it tests for the node: two rounds of ten seconds.
-const TESTED: Duration = Duration::from_secs(25);
-/// And from then on waits so long each time for what runs over the connection.
+/// A slot that is given back waits so long each time for what runs over the connection.
 const LEAVES: Duration = Duration::from_secs(1);
+/// And at most so long for what the relay may still find out: two rounds of tests, each of which may take ten seconds.
+const HOPES: Duration = Duration::from_secs(30);
 /// How long the way to a peer is prepared at most; after that it is dialled as it is.
 const PREPARE: Duration = Duration::from_secs(2);
 /// Ways prepared at once; further peers are dialled unprepared.
@@ -80,10 +80,14 @@ pub(crate) struct ReachState {
     ways: Vec<Way>,
     tried: Vec<Tried>,
     mapping: PortMapping,
+    /// Listening addresses that the router forwards ports to.
+    forwards_to: Vec<Multiaddr>,
     /// When the search for a router began, until its outcome is known.
     searching_since: Option<Instant>,
     lan: HashMap<PeerId, Vec<Address>>,
     listening_since: Option<Instant>,
+    /// When what could be done was done.
+    stepped: Instant,
     changed: bool,
 }
 
@@ -115,9 +119,11 @@ impl ReachState {
             ways: Vec::new(),
             tried: Vec::new(),
             mapping: PortMapping::Off,
+            forwards_to: Vec::new(),
             searching_since: None,
             lan: HashMap::new(),
             listening_since: (!config.listen.is_empty()).then(Instant::now),
+            stepped: Instant::now(),
             changed: true,
         };
         (state, telling)
@@ -143,14 +149,13 @@ impl ReachState {
             Slot::Road | Slot::Asked(_) => None,
         });
         let router = self.searching_since.map(|since| since + ROUTER_ANSWERS);
-        let now = Instant::now();
-        let later = now + Duration::from_secs(3600);
-        // What is due and cannot be done for want of something else waits for that.
+        let later = self.stepped + Duration::from_secs(3600);
+        // What was due then and could not be done for want of something else waits for that.
         ways.chain(listens)
             .chain(slots)
             .chain(router)
             .chain(self.observing)
-            .filter(|at| *at > now)
+            .filter(|at| *at > self.stepped)
             .min()
             .unwrap_or(later)
     }
@@ -234,6 +239,12 @@ impl ReachState {
         addresses.truncate(PeerAddrs::MAX_ADDRS);
         if let Some(offer) = self.offers.get_mut(peer_id) {
             offer.addresses = addresses;
+            if let Slot::Held(_, held) = &mut offer.slot
+                && let Some(addresses) = own::slot_as_of_now(held, *peer_id, &info.listen_addrs)
+            {
+                tracing::info!(?addresses, "the relay is reached elsewhere now");
+                *held = addresses;
+            }
         } else if self.offers.len() < OFFERS || (self.is_vouched(peer_id) && self.make_room()) {
             let not_before = Instant::now() + GRACE;
             let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, mend: not_before, trouble: None };
@@ -279,13 +290,16 @@ impl ReachState {
     fn on_port_mapping(&mut self, event: &upnp::Event) {
         self.searching_since = None;
         self.mapping = match event {
-            upnp::Event::NewExternalAddr { external_addr, .. } => {
+            upnp::Event::NewExternalAddr { external_addr, local_addr } => {
+                self.forwards_to.retain(|before| before != local_addr);
+                self.forwards_to.push(local_addr.clone());
                 let mut addresses = self.forwarded();
                 addresses.extend(address_from_libp2p(external_addr));
                 tracing::info!(address = %external_addr, "the router forwards a port");
                 PortMapping::Mapped(addresses)
             }
-            upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
+            upnp::Event::ExpiredExternalAddr { external_addr, local_addr } => {
+                self.forwards_to.retain(|before| before != local_addr);
                 let mut addresses = self.forwarded();
                 let gone = address_from_libp2p(external_addr);
                 addresses.retain(|address| Some(address) != gone.as_ref());
@@ -346,6 +360,7 @@ impl ReachState {
     /// Does what can be done by now.
     pub(crate) fn step(&mut self, swarm: &mut Swarm<NodeBehaviour>) {
         let now = Instant::now();
+        self.stepped = now;
         if self.observing.is_some_and(|at| now >= at) {
             self.pass_on(swarm);
         }

@@ -20,6 +20,8 @@ pub use stream::{ConnInfo, Stream, Transport};
 
 pub(crate) use behaviour::{Behaviour, Event, NotEd25519, PeerCrowded};
 pub(crate) use error::root_cause;
+#[cfg(test)]
+pub(crate) use open::ToConnection;
 pub(crate) use open::{StreamRequest, Want};
 
 use libp2p::StreamProtocol;

@@ -216,6 +216,31 @@ async fn a_slot_is_given_back_when_others_get_through() {
     net.stop().await;
 }
 
+/// The first address that is confirmed does not take the connection away on which the others are tested.
+#[tokio::test]
+async fn a_relay_tests_all_addresses_before_its_slot_is_given_back() {
+    let relay = TestNode::start(83, |config| {
+        config.reach.relay.enabled = true;
+        config.reach.dial_back = true;
+    })
+    .await;
+    let node = TestNode::start(84, |config| {
+        config.listen = vec![Address::new(TCP).unwrap(); 3];
+        config.bootstrap = vec![relay.at.clone()];
+        config.dht = node::DhtMode::Server;
+        config.reach.reserve = true;
+    })
+    .await;
+    relay.vouch_for(&node).await;
+    node.connect(&relay.at, LIMIT).await.unwrap();
+    let mut changes = node.reach_changes();
+    let known = |reach: &node::Reach| reach.external.len() == 3 && reach.slots.is_empty();
+    within(changes.wait_for(known)).await.unwrap();
+    for node in [node, relay] {
+        node.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn whoever_is_no_member_any_more_loses_its_slot_when_somebody_comes_by_it() {
     let net = Relayed::start(77, |_| {}).await;

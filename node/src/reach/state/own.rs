@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use libp2p::swarm::ConnectionId;
+use libp2p::swarm::behaviour::NewListenAddr;
+use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour};
 
 use super::*;
 use crate::address::{ip_of, is_public};
@@ -48,12 +49,12 @@ impl ReachState {
         let is_manager = |peer: &PeerId| self.known.contains_key(peer);
         let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip, is_manager);
         let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).filter(left).collect();
-        self.forget(swarm, |ip| left.contains(ip));
+        self.forget(swarm, |address| ip_of(address).is_some_and(|ip| left.contains(&ip)));
         let candidates = self.observed.candidates();
         let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
         let unknown: Vec<Multiaddr> = candidates.iter().filter(|address| !known(address)).cloned().collect();
         if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
-            probing.test(unknown.into_iter());
+            probing.test(unknown.into_iter(), !self.confirmed.is_empty());
         }
         if let Some(punching) = swarm.behaviour_mut().dcutr.as_mut() {
             punching.offer(candidates);
@@ -81,10 +82,47 @@ impl ReachState {
             IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
         };
         let alone = !direct(swarm.listeners()).any(|ip| ip.is_ipv4() == gone.is_ipv4() && routed(&ip));
-        self.forget(swarm, |ip| *ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4()));
+        let unmapped = self.unmapped(swarm, address);
+        let is_gone = |ip: IpAddr| ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4());
+        self.forget(swarm, |at| ip_of(at).is_some_and(is_gone) || unmapped.contains(at));
         self.claim(swarm);
         // What is seen may lead here by way of another one.
         self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
+    }
+
+    /// With any local address that has a port the library takes away what it had the router forward to that port, whichever
+    /// address that leads to, and says nothing. Gives what was forwarded, and has the router asked again for the addresses
+    /// that are left.
+    fn unmapped(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) -> Vec<Multiaddr> {
+        let local = |address: &Multiaddr| matches!(address.iter().next(), Some(Part::Ip4(ip)) if ip.is_private());
+        let alike = |other: &Multiaddr| other.iter().skip(1).eq(address.iter().skip(1));
+        let PortMapping::Mapped(mapped) = &mut self.mapping else { return Vec::new() };
+        if !local(address) {
+            return Vec::new();
+        }
+        let gone = |address: &Address| address.as_str().parse().ok().filter(|at| alike(at));
+        let unmapped: Vec<Multiaddr> = mapped.iter().filter_map(gone).collect();
+        mapped.retain(|address| gone(address).is_none());
+        if unmapped.is_empty() {
+            return unmapped;
+        }
+        if mapped.is_empty() {
+            (self.mapping, self.searching_since) = (PortMapping::Searching, Some(Instant::now()));
+        }
+        let mut left: Vec<Multiaddr> =
+            swarm.listeners().filter(|other| local(other) && alike(other)).cloned().collect();
+        // The router knows this one; what it says of others (a bridge for containers) the library takes for this one's.
+        let before: Vec<Multiaddr> = self.forwards_to.extract_if(.., |to| alike(to)).collect();
+        if left.iter().any(|address| before.contains(address)) {
+            left.retain(|address| before.contains(address));
+        }
+        if let Some(upnp) = swarm.behaviour_mut().upnp.as_mut() {
+            for addr in &left {
+                let listener_id = ListenerId::next();
+                upnp.on_swarm_event(FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }));
+            }
+        }
+        unmapped
     }
 
     /// Where a relay is reached is what it tells those who take a slot; whoever runs one says that it can be reached.
@@ -104,9 +142,8 @@ impl ReachState {
         }
     }
 
-    fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&IpAddr) -> bool) {
-        let gone = |address: &Multiaddr| ip_of(address).is_some_and(|ip| is_gone(&ip));
-        let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.confirmed).into_iter().partition(gone);
+    fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&Multiaddr) -> bool) {
+        let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.confirmed).into_iter().partition(is_gone);
         self.confirmed = stay;
         if gone.is_empty() {
             return;
@@ -171,26 +208,42 @@ pub(super) fn with_slot_address(mut held: Vec<Address>, address: &Multiaddr) -> 
     held
 }
 
+/// The addresses of a slot by what its relay says of itself now, if none of those that it was given with leads there from
+/// anywhere any more: a relay that was just started knows those of its local network only.
+pub(super) fn slot_as_of_now(held: &[Address], relay: PeerId, says: &[Multiaddr]) -> Option<Vec<Address>> {
+    let circuit = |at: &Multiaddr| {
+        let mut at = at.clone();
+        if matches!(at.iter().last(), Some(Part::P2p(_))) {
+            at.pop();
+        }
+        at.with(Part::P2p(relay)).with(Part::P2pCircuit)
+    };
+    let far = says.iter().filter(|at| !is_relayed(at) && Leads::of(at) == Leads::Anywhere);
+    let far: Vec<Multiaddr> = far.map(circuit).collect();
+    let holds = far.iter().filter_map(address_from_libp2p).any(|at| held.contains(&at));
+    (!far.is_empty() && !holds).then(|| far.iter().fold(Vec::new(), with_slot_address))
+}
+
 fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<Item = IpAddr> {
     addresses.filter(|address| !is_relayed(address)).filter_map(ip_of)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::NodeConfig;
     use crate::metrics::Metrics;
 
-    struct Own {
-        swarm: Swarm<NodeBehaviour>,
-        state: ReachState,
+    pub(in crate::reach::state) struct Own {
+        pub(in crate::reach::state) swarm: Swarm<NodeBehaviour>,
+        pub(in crate::reach::state) state: ReachState,
         members: Members,
         next: usize,
     }
 
     impl Own {
-        fn new() -> Self {
+        pub(in crate::reach::state) fn new() -> Self {
             let mut config = NodeConfig::new(protocol::Keypair::from_seed(&[77; 32]));
             config.reach.reserve = true;
             config.reach.punch = true;
@@ -282,6 +335,31 @@ mod tests {
         assert!(own.external().is_empty());
     }
 
+    /// The library takes the mapping away with any local address that has the port.
+    #[tokio::test]
+    async fn a_port_at_the_router_goes_with_any_local_address_that_has_it() {
+        let mut own = Own::new();
+        // Of the other family, so that it is not for want of a local address that they go.
+        let (tcp, quic) = ("/ip6/2001:db8::7/tcp/4602", "/ip6/2001:db8::7/udp/4602/quic-v1");
+        for mapped in [tcp, quic] {
+            let (local_addr, external_addr) = ("/ip4/192.168.1.5/tcp/1".parse().unwrap(), mapped.parse().unwrap());
+            own.state.on_port_mapping(&upnp::Event::NewExternalAddr { local_addr, external_addr });
+            own.confirmed(mapped);
+        }
+        own.confirmed("/ip6/2001:db8::7/tcp/4700");
+        let expire = |own: &mut Own, address: &str| {
+            own.state.deaf(&mut own.swarm, &address.parse().unwrap());
+            own.state.forwarded().iter().map(|address| address.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(expire(&mut own, "/ip4/127.0.0.1/tcp/4602"), [tcp, quic], "no router forwards to that one");
+        assert_eq!(expire(&mut own, "/ip4/172.18.0.1/tcp/4601"), [tcp, quic]);
+        assert_eq!(expire(&mut own, "/ip4/172.18.0.1/tcp/4602"), [quic]);
+        assert!(!own.external().contains(&tcp.to_owned()) && own.external().contains(&quic.to_owned()));
+        assert!(expire(&mut own, "/ip4/172.18.0.1/udp/4602/quic-v1").is_empty());
+        assert_eq!(own.external(), ["/ip6/2001:db8::7/tcp/4700"]);
+        assert_eq!(own.state.mapping, PortMapping::Searching);
+    }
+
     #[tokio::test]
     async fn of_many_addresses_the_newest_are_believed() {
         let mut own = Own::new();
@@ -290,6 +368,18 @@ mod tests {
         }
         assert_eq!(own.external().len(), CONFIRMED);
         assert!(own.external().contains(&"/ip4/198.51.100.99/tcp/4602".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn what_becomes_due_while_something_else_is_done_is_done_next() {
+        let mut own = Own::new();
+        own.state.step(&mut own.swarm);
+        let soon = own.state.stepped + Duration::from_nanos(1);
+        own.state.observing = Some(soon);
+        while Instant::now() <= soon {}
+        assert_eq!(own.state.due(), soon);
+        own.state.step(&mut own.swarm);
+        assert!(own.state.observing.is_none() && own.state.due() > own.state.stepped);
     }
 
     #[tokio::test]

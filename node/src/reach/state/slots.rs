@@ -20,8 +20,9 @@ pub(super) enum Slot {
     /// The relay was asked.
     Asked(ListenerId),
     Held(ListenerId, Vec<Address>),
-    /// Not needed any more, and told to nobody. It goes with the connections to the relay, as soon as nothing runs over them.
-    Leaving(ListenerId, Vec<Address>),
+    /// Not needed any more, and told to nobody. It goes with the connections to the relay, as soon as nothing runs over
+    /// them; what the relay may still find out is waited for until the time given.
+    Leaving(ListenerId, Vec<Address>, Instant),
 }
 
 impl ReachState {
@@ -52,7 +53,7 @@ impl ReachState {
 
     pub(super) fn on_slot_lost(&mut self, swarm: &mut Swarm<NodeBehaviour>, id: ListenerId, reason: Option<String>) {
         let lost = self.offers.iter_mut().find(|(_, offer)| {
-            let (Slot::Asked(listener) | Slot::Held(listener, _) | Slot::Leaving(listener, _)) = &offer.slot else {
+            let (Slot::Asked(listener) | Slot::Held(listener, _) | Slot::Leaving(listener, ..)) = &offer.slot else {
                 return false;
             };
             *listener == id
@@ -65,9 +66,7 @@ impl ReachState {
         let reason = reason.unwrap_or_else(|| "the relay gave the slot up".to_owned());
         tracing::info!(%relay, reason, "no slot at this relay");
         offer.fail(reason);
-        for connection in self.roads.connections(relay) {
-            swarm.behaviour_mut().streams.keep(*relay, connection, false);
-        }
+        keep(&self.roads, swarm, relay, false);
     }
 
     pub(super) fn keep_slots(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
@@ -75,9 +74,10 @@ impl ReachState {
             self.give_back(swarm, now);
             return;
         }
-        for offer in self.offers.values_mut() {
-            if let Slot::Leaving(id, addresses) = &mut offer.slot {
+        for (relay, offer) in &mut self.offers {
+            if let Slot::Leaving(id, addresses, _) = &mut offer.slot {
                 offer.slot = Slot::Held(*id, std::mem::take(addresses));
+                keep(&self.roads, swarm, relay, true);
                 self.changed = true;
             }
         }
@@ -93,9 +93,7 @@ impl ReachState {
                 self.changed = true;
                 offer.mend = now + MEND;
                 build(&mut self.roads, swarm, *relay, &offer.addresses);
-                for connection in self.roads.connections(relay) {
-                    swarm.behaviour_mut().streams.keep(*relay, connection, true);
-                }
+                keep(&self.roads, swarm, relay, true);
             }
             if matches!(offer.slot, Slot::Held(..)) && now >= offer.mend {
                 offer.mend = now + MEND;
@@ -131,17 +129,19 @@ impl ReachState {
         for (relay, offer) in &mut self.offers {
             if let Slot::Held(id, addresses) = &mut offer.slot {
                 tracing::info!(%relay, "others get through directly: a slot at a relay is given back");
-                offer.slot = Slot::Leaving(*id, std::mem::take(addresses));
-                // The relay may be testing the node's other addresses, and the library never asks again what is cut off.
-                offer.mend = now + TESTED;
-                for connection in self.roads.connections(relay) {
-                    swarm.behaviour_mut().streams.keep(*relay, connection, false);
-                }
+                offer.slot = Slot::Leaving(*id, std::mem::take(addresses), now + HOPES);
+                offer.mend = now;
+                keep(&self.roads, swarm, relay, false);
                 self.changed = true;
             }
-            if matches!(offer.slot, Slot::Leaving(..)) && now >= offer.mend {
+            if let Slot::Leaving(.., until) = offer.slot
+                && now >= offer.mend
+            {
                 offer.mend = now + LEAVES;
-                if swarm.behaviour().streams.is_idle(relay) {
+                // The relay may be the only one that tests this node's other addresses.
+                let probing = swarm.behaviour().autonat.as_ref();
+                let hopes = now < until && probing.is_some_and(|probing| probing.hopes_for(relay));
+                if !hopes && swarm.behaviour().streams.is_idle(relay) {
                     // One that is not connected has no slot any more.
                     let _ = swarm.disconnect_peer_id(*relay);
                 }
@@ -157,5 +157,103 @@ impl Offer {
         self.slot = Slot::None;
         self.not_before = Instant::now() + wait;
         self.trouble = Some(reason);
+    }
+}
+
+/// Has the connections to a relay stay without streams, or no longer.
+fn keep(roads: &Roads, swarm: &mut Swarm<NodeBehaviour>, relay: &PeerId, kept: bool) {
+    for connection in roads.connections(relay) {
+        swarm.behaviour_mut().streams.keep(*relay, connection, kept);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use libp2p::core::Endpoint;
+    use libp2p::core::transport::PortUse;
+    use libp2p::swarm::behaviour::ConnectionEstablished;
+    use libp2p::swarm::{FromSwarm, NetworkBehaviour, ToSwarm};
+
+    use super::*;
+    use crate::reach::state::own::tests::Own;
+    use crate::streams::ToConnection;
+
+    /// What the streams tell their connections next: to stay, or not.
+    fn kept(swarm: &mut Swarm<NodeBehaviour>) -> Option<bool> {
+        match swarm.behaviour_mut().streams.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(ToSwarm::NotifyHandler { event: ToConnection::Keep(keep), .. }) => Some(keep),
+            _ => None,
+        }
+    }
+
+    fn held(now: Instant, addresses: Vec<Address>) -> Offer {
+        let slot = Slot::Held(ListenerId::next(), addresses);
+        Offer { addresses: Vec::new(), slot, not_before: now, failures: 0, mend: now + MEND, trouble: None }
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_told_by_where_its_relay_is_reached_now() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let public_key = libp2p::identity::Keypair::generate_ed25519().public();
+        let relay = public_key.to_peer_id();
+        let by = |at: &str| format!("{at}/p2p/{relay}/p2p-circuit");
+        let (lan, first, second) = ("/ip4/192.168.1.5/tcp/1", "/ip4/203.0.113.7/tcp/1", "/ip4/198.51.100.9/tcp/1");
+        let given = [Address::new(&by(lan)).unwrap()];
+        state.offers.insert(relay, held(Instant::now(), given.to_vec()));
+        for (says, told) in [
+            (vec![lan, "/ip4/127.0.0.1/tcp/1"], lan),
+            (vec![lan, first], first),
+            (vec![second, first], first),
+            (vec![lan], first),
+            (vec![lan, second], second),
+        ] {
+            let info = identify::Info {
+                public_key: public_key.clone(),
+                protocol_version: String::new(),
+                agent_version: String::new(),
+                listen_addrs: says.iter().map(|at| at.parse().unwrap()).collect(),
+                protocols: vec![relay::HOP_PROTOCOL_NAME],
+                observed_addr: Multiaddr::empty(),
+                signed_peer_record: None,
+            };
+            let connection_id = libp2p::swarm::ConnectionId::new_unchecked(1);
+            state.on_identify(&mut swarm, &identify::Event::Received { connection_id, peer_id: relay, info });
+            let Slot::Held(_, addresses) = &state.offers[&relay].slot else { panic!("the slot is held") };
+            let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+            assert_eq!(addresses, [by(told)], "{says:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_is_needed_again_before_it_is_gone_keeps_its_connections_again() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let relay = peer_to_libp2p(&protocol::Keypair::from_seed(&[78; 32]).peer_id()).unwrap();
+        let address: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let connection_id = state.roads.build(relay, std::slice::from_ref(&address))[0].connection_id();
+        state.roads.established(&relay, connection_id, &address);
+        let endpoint = ConnectedPoint::Dialer { address, role_override: Endpoint::Dialer, port_use: PortUse::Reuse };
+        swarm.behaviour_mut().streams.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+            peer_id: relay,
+            connection_id,
+            endpoint: &endpoint,
+            failed_addresses: &[],
+            other_established: 0,
+        }));
+        let now = Instant::now();
+        state.offers.insert(relay, held(now, Vec::new()));
+        state.keep_slots(&mut swarm, now);
+        assert_eq!(kept(&mut swarm), None);
+        let direct: Multiaddr = "/ip4/198.51.100.7/tcp/4602".parse().unwrap();
+        swarm.add_external_address(direct.clone());
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Leaving(..)));
+        assert_eq!(kept(&mut swarm), Some(false));
+        swarm.remove_external_address(&direct);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Held(..)));
+        assert_eq!(kept(&mut swarm), Some(true));
     }
 }
