@@ -22,6 +22,8 @@ use libp2p_autonat::v2::client;
 const CANDIDATES: usize = 32;
 /// And tests of them. A server that has no time for one says so, and it is repeated at another; each may cost 100 KB.
 const TESTS: usize = 64;
+/// Tests that one connection may be asked for at once: the library drops those beyond, and waits for their outcome for ever.
+const AT_ONCE: usize = 10;
 /// Whoever used all that up, or is reached nowhere, begins anew after this time.
 const ANEW: Duration = Duration::from_secs(3600);
 
@@ -29,12 +31,20 @@ const ANEW: Duration = Duration::from_secs(3600);
 type Said =
     <<<client::Behaviour as NetworkBehaviour>::ConnectionHandler as ConnectionHandler>::ToBehaviour as Of>::Left;
 
+#[cfg(test)]
+type DialledBack =
+    <<<client::Behaviour as NetworkBehaviour>::ConnectionHandler as ConnectionHandler>::ToBehaviour as Of>::Right;
+
 trait Of {
     type Left;
+    #[cfg(test)]
+    type Right;
 }
 
 impl<L, R> Of for Either<L, R> {
     type Left = L;
+    #[cfg(test)]
+    type Right = R;
 }
 
 pub(crate) struct Probing {
@@ -45,6 +55,8 @@ pub(crate) struct Probing {
     candidates: HashMap<Multiaddr, bool>,
     tests: usize,
     since: Instant,
+    /// There are tests whose outcome never comes: they are repeated, when those that run are over.
+    again: bool,
 }
 
 /// What the library's client has to be told again when it begins anew.
@@ -64,6 +76,7 @@ impl Probing {
             candidates: HashMap::new(),
             tests: 0,
             since: Instant::now(),
+            again: false,
         }
     }
 
@@ -96,9 +109,10 @@ impl Probing {
         tests_others && self.candidates.values().any(|verdict| !verdict)
     }
 
-    /// What has a verdict keeps it; the rest is tested again.
+    /// What has a verdict keeps it; the rest is tested again. A test that runs fails: the peer gets through, and finds nobody
+    /// here who waits for it.
     fn begin_again(&mut self) {
-        self.inner = client::Behaviour::default();
+        (self.inner, self.again) = (client::Behaviour::default(), false);
         for (id, connection) in &self.connections {
             self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
                 peer_id: connection.peer,
@@ -154,13 +168,8 @@ impl NetworkBehaviour for Probing {
                 self.connections.insert(*connection_id, connection);
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
-                let gone = self.connections.remove(connection_id);
-                self.inner.on_swarm_event(event);
                 // The library waits for the outcomes for ever.
-                if gone.is_some_and(|gone| gone.asked > 0) {
-                    self.begin_again();
-                }
-                return;
+                self.again |= self.connections.remove(connection_id).is_some_and(|gone| gone.asked > 0);
             }
             _ => {}
         }
@@ -187,17 +196,25 @@ impl NetworkBehaviour for Probing {
                     if self.tests >= TESTS {
                         continue;
                     }
-                    self.tests += 1;
                     if let NotifyHandler::One(id) = handler
                         && let Some(connection) = self.connections.get_mut(id)
                     {
+                        if connection.asked >= AT_ONCE {
+                            self.again = true;
+                            continue;
+                        }
                         connection.asked += 1;
                     }
+                    self.tests += 1;
                 }
                 Poll::Ready(ToSwarm::GenerateEvent(client::Event { tested_addr, .. })) => {
                     if let Some(verdict) = self.candidates.get_mut(tested_addr) {
                         *verdict = true;
                     }
+                }
+                Poll::Pending if self.again && self.connections.values().all(|connection| connection.asked == 0) => {
+                    self.begin_again();
+                    continue;
                 }
                 _ => {}
             }
@@ -232,13 +249,24 @@ mod tests {
         probing.on_connection_handler_event(peer_id, ConnectionId::new_unchecked(id), said);
     }
 
-    /// Waits for the next round of tests; who is asked in it.
-    async fn round(probing: &mut Probing) -> Vec<(PeerId, ConnectionId)> {
+    /// A test that somebody was asked for.
+    struct Asked {
+        peer: PeerId,
+        id: ConnectionId,
+        nonce: u64,
+    }
+
+    /// Waits for the next round of tests.
+    async fn round(probing: &mut Probing) -> Vec<Asked> {
         let mut asked = Vec::new();
         let round = std::future::poll_fn(|cx| {
-            while let Poll::Ready(event) = probing.poll(cx) {
-                if let ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(id), .. } = event {
-                    asked.push((peer_id, id));
+            while let Poll::Ready(told) = probing.poll(cx) {
+                if let ToSwarm::NotifyHandler { peer_id: peer, handler: NotifyHandler::One(id), event } = told {
+                    // The library shows it nowhere else.
+                    let told = format!("{event:?}");
+                    let nonce = told.split("nonce: ").nth(1).unwrap();
+                    let nonce = nonce.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+                    asked.push(Asked { peer, id, nonce });
                 }
             }
             if asked.is_empty() { Poll::Pending } else { Poll::Ready(()) }
@@ -249,6 +277,12 @@ mod tests {
 
     async fn asked(probing: &mut Probing) -> usize {
         round(probing).await.len()
+    }
+
+    fn close(probing: &mut Probing, peer_id: PeerId, connection_id: ConnectionId) {
+        let (endpoint, cause) = (probing.connections.get(&connection_id).unwrap().endpoint.clone(), None);
+        let closed = ConnectionClosed { peer_id, connection_id, endpoint: &endpoint, cause, remaining_established: 0 };
+        probing.on_swarm_event(FromSwarm::ConnectionClosed(closed));
     }
 
     #[tokio::test]
@@ -262,13 +296,68 @@ mod tests {
         probing.test((0..1).map(at), false);
         assert!(servers.iter().all(|server| probing.hopes_for(server)) && !probing.hopes_for(&PeerId::random()));
         let asked = round(&mut probing).await;
-        let (peer_id, connection_id) = asked.first().copied().unwrap();
-        let (endpoint, cause) = (probing.connections.get(&connection_id).unwrap().endpoint.clone(), None);
-        let closed = ConnectionClosed { peer_id, connection_id, endpoint: &endpoint, cause, remaining_established: 0 };
-        probing.on_swarm_event(FromSwarm::ConnectionClosed(closed));
-        let other = servers.iter().find(|server| **server != peer_id).unwrap();
-        assert_eq!(round(&mut probing).await.first().map(|(peer, _)| peer), Some(other));
+        close(&mut probing, asked[0].peer, asked[0].id);
+        let other = servers.iter().find(|server| **server != asked[0].peer).unwrap();
+        assert_eq!(round(&mut probing).await.first().map(|asked| &asked.peer), Some(other));
         assert_eq!(probing.tests, 2, "it counts as another one");
+    }
+
+    /// The library would say that nobody got through there, and the address would not be tested again.
+    #[tokio::test]
+    async fn a_test_that_runs_is_not_cut_off_when_another_one_is() {
+        let mut probing = Probing::new();
+        for id in 0..2 {
+            tests_others(&mut probing, PeerId::random(), id);
+        }
+        let both = |asked: &[Asked]| asked.iter().any(|test| test.id != asked[0].id);
+        let mut asked = Vec::new();
+        while !both(&asked) {
+            probing.begin_anew();
+            probing.connections.values_mut().for_each(|connection| connection.asked = 0);
+            probing.test((0..8).map(at), false);
+            asked = round(&mut probing).await;
+        }
+        let gone = (asked[0].peer, asked[0].id);
+        close(&mut probing, gone.0, gone.1);
+        assert!(std::future::poll_fn(|cx| Poll::Ready(probing.poll(cx).is_pending())).await);
+        let left: Vec<&Asked> = asked.iter().filter(|test| test.id != gone.1).collect();
+        for test in &left {
+            let (sender, answer) = futures::channel::oneshot::channel();
+            let dialled_back = DialledBack { nonce: test.nonce, sender };
+            probing.on_connection_handler_event(test.peer, test.id, Either::Right(dialled_back));
+            assert!(answer.await.unwrap().is_ok(), "somebody waits for it");
+        }
+        for (n, test) in left.iter().enumerate() {
+            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((at(n), 0)) };
+            probing.on_connection_handler_event(test.peer, test.id, Either::Left(said));
+        }
+        let again = round(&mut probing).await;
+        assert_eq!(again.len(), asked.len() - left.len(), "those that are over are not repeated");
+        assert!(again.iter().all(|test| test.id == left[0].id));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_for_more_at_once_than_the_library_takes() {
+        let mut probing = Probing::new();
+        let (server, id) = (PeerId::random(), ConnectionId::new_unchecked(1));
+        tests_others(&mut probing, server, 1);
+        probing.test((0..AT_ONCE + 2).map(at), false);
+        let first = round(&mut probing).await;
+        assert_eq!(first.len(), AT_ONCE);
+        let full = std::future::poll_fn(|cx| {
+            assert!(probing.poll(cx).is_pending());
+            if probing.again { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::time::timeout(Duration::from_secs(60), full).await.unwrap();
+        for (n, test) in first.iter().enumerate() {
+            let (sender, _answer) = futures::channel::oneshot::channel();
+            let dialled_back = DialledBack { nonce: test.nonce, sender };
+            probing.on_connection_handler_event(server, id, Either::Right(dialled_back));
+            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((at(n), 0)) };
+            probing.on_connection_handler_event(server, id, Either::Left(said));
+        }
+        let tested = probing.candidates.len() - AT_ONCE;
+        assert_eq!(asked(&mut probing).await, tested);
     }
 
     #[tokio::test]
