@@ -239,7 +239,7 @@ impl ReachState {
         addresses.truncate(PeerAddrs::MAX_ADDRS);
         if let Some(offer) = self.offers.get_mut(peer_id) {
             offer.addresses = addresses;
-            if let Slot::Held(_, held) = &mut offer.slot
+            if let Slot::Held(_, held) | Slot::Leaving(_, held, _) = &mut offer.slot
                 && let Some(addresses) = own::slot_as_of_now(held, *peer_id, &info.listen_addrs)
             {
                 tracing::info!(?addresses, "the relay is reached elsewhere now");

@@ -208,20 +208,37 @@ pub(super) fn with_slot_address(mut held: Vec<Address>, address: &Multiaddr) -> 
     held
 }
 
-/// The addresses of a slot by what its relay says of itself now, if none of those that it was given with leads there from
-/// anywhere any more: a relay that was just started knows those of its local network only.
+/// The addresses of a slot by what its relay says of itself now, if none of a family that it was given with leads there from
+/// anywhere any more: a relay that was just started knows those of its local network only, and that it has an IPv6 address
+/// long before where its router lets others in. A name leads there in both.
 pub(super) fn slot_as_of_now(held: &[Address], relay: PeerId, says: &[Multiaddr]) -> Option<Vec<Address>> {
-    let circuit = |at: &Multiaddr| {
-        let mut at = at.clone();
-        if matches!(at.iter().last(), Some(Part::P2p(_))) {
-            at.pop();
+    struct At {
+        family: Option<bool>,
+        far: bool,
+        circuit: Multiaddr,
+    }
+    let at = |at: &Multiaddr| {
+        let (family, far) = (ip_of(at).map(|ip| ip.is_ipv4()), Leads::of(at) == Leads::Anywhere);
+        let mut circuit = at.clone();
+        if matches!(circuit.iter().last(), Some(Part::P2p(_))) {
+            circuit.pop();
         }
-        at.with(Part::P2p(relay)).with(Part::P2pCircuit)
+        At { family, far, circuit: circuit.with(Part::P2p(relay)).with(Part::P2pCircuit) }
     };
-    let far = says.iter().filter(|at| !is_relayed(at) && Leads::of(at) == Leads::Anywhere);
-    let far: Vec<Multiaddr> = far.map(circuit).collect();
-    let holds = far.iter().filter_map(address_from_libp2p).any(|at| held.contains(&at));
-    (!far.is_empty() && !holds).then(|| far.iter().fold(Vec::new(), with_slot_address))
+    let is_held = |at: &At| address_from_libp2p(&at.circuit).is_some_and(|at| held.contains(&at));
+    let (mut stay, mut new): (Vec<At>, Vec<At>) = says.iter().filter(|at| !is_relayed(at)).map(at).partition(is_held);
+    let covers = |stays: &At, new: &At| {
+        stays.far && (stays.family.is_none() || new.family.is_none() || stays.family == new.family)
+    };
+    new.retain(|new| new.far && !stay.iter().any(|stays| covers(stays, new)));
+    if new.is_empty() {
+        return None;
+    }
+    // Both families have room.
+    stay.retain(|stays| new.iter().all(|new| new.family != stays.family));
+    stay.sort_by_key(|stays| !stays.far);
+    stay.truncate(ADDRESSES_PER_SLOT / 2);
+    Some(stay.iter().chain(&new).map(|at| &at.circuit).fold(Vec::new(), with_slot_address))
 }
 
 fn direct<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> impl Iterator<Item = IpAddr> {

@@ -37,14 +37,16 @@ impl ReachState {
     /// True when the address is one at a relay.
     pub(super) fn on_slot_address(&mut self, id: ListenerId, address: &Multiaddr) -> bool {
         for offer in self.offers.values_mut() {
-            let held = match &offer.slot {
-                Slot::Asked(asked) if *asked == id => Vec::new(),
-                Slot::Held(held, addresses) if *held == id => addresses.clone(),
+            match &mut offer.slot {
+                Slot::Asked(asked) if *asked == id => {
+                    offer.slot = Slot::Held(id, own::with_slot_address(Vec::new(), address));
+                }
+                Slot::Held(held, addresses) | Slot::Leaving(held, addresses, _) if *held == id => {
+                    *addresses = own::with_slot_address(std::mem::take(addresses), address);
+                }
                 _ => continue,
-            };
-            let addresses = own::with_slot_address(held, address);
-            tracing::info!(?addresses, "reached through a relay");
-            offer.slot = Slot::Held(id, addresses);
+            }
+            tracing::info!(%address, "reached through a relay");
             (offer.failures, offer.trouble) = (0, None);
             return true;
         }
@@ -122,11 +124,15 @@ impl ReachState {
 }
 
 impl ReachState {
-    /// Others get through directly. One that was only asked for is given back when it is there: the library cannot take a
+    /// Others get through directly. One that was asked for is given back when it is there: the library cannot take a
     /// question back. Nor can it close a slot while it is being renewed, which a relay may draw out as it likes; the end of
     /// the connection ends all of it, and the relay has its place back.
     fn give_back(&mut self, swarm: &mut Swarm<NodeBehaviour>, now: Instant) {
         for (relay, offer) in &mut self.offers {
+            if matches!(offer.slot, Slot::Road) {
+                offer.slot = Slot::None;
+                keep(&self.roads, swarm, relay, false);
+            }
             if let Slot::Held(id, addresses) = &mut offer.slot {
                 tracing::info!(%relay, "others get through directly: a slot at a relay is given back");
                 offer.slot = Slot::Leaving(*id, std::mem::take(addresses), now + HOPES);
@@ -201,14 +207,26 @@ mod tests {
         let relay = public_key.to_peer_id();
         let by = |at: &str| format!("{at}/p2p/{relay}/p2p-circuit");
         let (lan, first, second) = ("/ip4/192.168.1.5/tcp/1", "/ip4/203.0.113.7/tcp/1", "/ip4/198.51.100.9/tcp/1");
+        let (v6, named) = ("/ip6/2001:db8::7/tcp/1", "/dns4/relay.example.org/tcp/1");
+        let many: Vec<String> = (1..7).map(|port| format!("/ip4/203.0.113.7/tcp/{port}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let given = [Address::new(&by(lan)).unwrap()];
         state.offers.insert(relay, held(Instant::now(), given.to_vec()));
         for (says, told) in [
-            (vec![lan, "/ip4/127.0.0.1/tcp/1"], lan),
-            (vec![lan, first], first),
-            (vec![second, first], first),
-            (vec![lan], first),
-            (vec![lan, second], second),
+            (vec![lan, "/ip4/127.0.0.1/tcp/1"], vec![lan]),
+            (vec![lan, first], vec![first]),
+            (vec![second, first], vec![first]),
+            (vec![lan], vec![first]),
+            (vec![lan, second], vec![second]),
+            // Those who have addresses of one family only come by that one.
+            (vec![lan, second, v6], vec![second, v6]),
+            (vec![second, first, v6], vec![second, v6]),
+            (many.clone(), many[..4].to_vec()),
+            ([&many[..], &[v6]].concat(), vec![many[0], many[1], v6]),
+            (vec![lan, named], vec![named]),
+            (vec![first, named], vec![named]),
+            (vec![lan, v6], vec![v6]),
+            (vec![lan, first], vec![first]),
         ] {
             let info = identify::Info {
                 public_key: public_key.clone(),
@@ -220,11 +238,21 @@ mod tests {
                 signed_peer_record: None,
             };
             let connection_id = libp2p::swarm::ConnectionId::new_unchecked(1);
+            let leaving = |slot: &mut Slot| match slot {
+                Slot::Held(id, told) => *slot = Slot::Leaving(*id, std::mem::take(told), Instant::now()),
+                Slot::Leaving(id, told, _) => *slot = Slot::Held(*id, std::mem::take(told)),
+                _ => {}
+            };
+            // One that is given back is told again where it is needed again.
+            state.offers.get_mut(&relay).map(|offer| leaving(&mut offer.slot)).unwrap();
             state.on_identify(&mut swarm, &identify::Event::Received { connection_id, peer_id: relay, info });
-            let Slot::Held(_, addresses) = &state.offers[&relay].slot else { panic!("the slot is held") };
-            let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
-            assert_eq!(addresses, [by(told)], "{says:?}");
+            assert_eq!(told_by(&state, &relay), told.iter().map(|at| by(at)).collect::<Vec<_>>(), "{says:?}");
         }
+    }
+
+    fn told_by(state: &ReachState, relay: &PeerId) -> Vec<String> {
+        let (Slot::Held(_, told) | Slot::Leaving(_, told, _)) = &state.offers[relay].slot else { panic!("no slot") };
+        told.iter().map(|address| address.as_str().to_owned()).collect()
     }
 
     #[tokio::test]
@@ -255,5 +283,27 @@ mod tests {
         state.keep_slots(&mut swarm, now);
         assert!(matches!(state.offers[&relay].slot, Slot::Held(..)));
         assert_eq!(kept(&mut swarm), Some(true));
+        // One that was not even asked for is not asked for any more.
+        state.offers.get_mut(&relay).unwrap().slot = Slot::Road;
+        swarm.add_external_address(direct);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::None));
+        assert_eq!(kept(&mut swarm), Some(false));
+    }
+
+    #[tokio::test]
+    async fn what_a_relay_says_of_itself_while_its_slot_is_given_back_is_told_with_it_again() {
+        let Own { mut state, .. } = Own::new();
+        let (relay, now) = (PeerId::random(), Instant::now());
+        let by = |at: &str| -> Multiaddr { format!("{at}/p2p/{relay}/p2p-circuit").parse().unwrap() };
+        let id = ListenerId::next();
+        let offer = Offer { slot: Slot::Asked(id), ..held(now, Vec::new()) };
+        state.offers.insert(relay, offer);
+        let (lan, first) = (by("/ip4/192.168.1.5/tcp/1"), by("/ip4/203.0.113.7/tcp/1"));
+        assert!(state.on_slot_address(id, &lan));
+        let Slot::Held(_, told) = &state.offers[&relay].slot else { panic!("no slot") };
+        state.offers.get_mut(&relay).unwrap().slot = Slot::Leaving(id, told.clone(), now);
+        assert!(state.on_slot_address(id, &first) && matches!(state.offers[&relay].slot, Slot::Leaving(..)));
+        assert_eq!(told_by(&state, &relay), [first.to_string(), lan.to_string()]);
     }
 }
