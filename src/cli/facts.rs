@@ -41,7 +41,8 @@ pub(crate) fn money(amount: Option<&Value>) -> String {
 
 fn part(title: &str, map: &Map<String, Value>, out: &mut Vec<String>) {
     let (facts, groups): (Vec<_>, Vec<_>) = map.iter().partition(|(_, value)| is_fact(value));
-    let named = |(name, value): &(&String, &Value)| (label(name), fact(name, value));
+    let named =
+        |(name, value): &(&String, &Value)| (label_among(name, |other| map.contains_key(other)), fact(name, value));
     let facts: Vec<(String, String)> = facts.iter().map(named).collect();
     let width = facts.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     out.extend(facts.iter().map(|(name, value)| format!("{name:width$}  {value}").trim_end().to_owned()));
@@ -76,7 +77,8 @@ fn list_of(title: &str, list: &[Value], out: &mut Vec<String>) {
             names.push(name);
         }
     }
-    let header: Vec<String> = names.iter().map(|name| label(name)).collect();
+    let there = |other: &str| names.iter().any(|name| *name == other);
+    let header: Vec<String> = names.iter().map(|name| label_among(name, there)).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let row = |map: &&Map<String, Value>| {
         names.iter().map(|name| fact(name, map.get(*name).unwrap_or(&Value::Null))).collect::<Vec<_>>()
@@ -100,6 +102,13 @@ fn is_amount(map: &Map<String, Value>) -> bool {
 
 fn label(name: &str) -> String {
     name.strip_suffix("_ms").or_else(|| name.strip_suffix("_bytes")).unwrap_or(name).replace('_', " ")
+}
+
+/// The label of one among others: where a second one would be called the same, its unit tells them apart.
+fn label_among(name: &str, there: impl Fn(&str) -> bool) -> String {
+    let whole = || name.replace('_', " ");
+    let bare = name.strip_suffix("_ms").or_else(|| name.strip_suffix("_bytes"));
+    if bare.is_some_and(there) { whole() } else { label(name) }
 }
 
 /// One value, in the form that its name asks for.
@@ -171,6 +180,14 @@ deliveries 1, seeders
 quota
 max inodes  0";
         assert_eq!(page(&answer), expected);
+    }
+
+    #[test]
+    fn two_of_one_name_are_told_apart() {
+        let answer = json!({ "content": "abc", "content_bytes": 2048, "files": [{ "size": 1, "size_bytes": 2 }] });
+        let said = page(&answer);
+        assert!(said.contains("content        abc\ncontent bytes  2.00 KiB"), "{said}");
+        assert!(said.contains("size bytes"), "{said}");
     }
 
     #[test]
