@@ -30,6 +30,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Contents that are named among those that may not go yet.
 const SHOWN: usize = 32;
 
+/// What is said of a leaving that ended before everything was done.
+const CUT_SHORT: &str = "cut short";
+
 /// How far the leaving is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -207,7 +210,8 @@ pub(crate) async fn run(
             } else {
                 tracing::warn!(left = %facts, "this seeder has left before everything was done");
             }
-            return Ok(json!({ "drain": seeder.drain.name(), "complete": left.is_nothing(), "left": facts }));
+            let ended = if left.is_nothing() { seeder.drain.name() } else { CUT_SHORT };
+            return Ok(json!({ "drain": ended, "complete": left.is_nothing(), "left": facts }));
         }
         if facts != told {
             progress.send(facts.clone()).await;

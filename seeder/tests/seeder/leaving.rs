@@ -425,6 +425,7 @@ async fn leaving_can_be_called_off_and_has_an_end_where_nobody_takes_the_copies(
 
     let ended = ask(&world, json!({ "cmd": "drain", "patience_ms": 300 })).await;
     assert_eq!((&ended["complete"], &ended["left"]["contents"]), (&json!(false), &json!(1)), "{ended}");
+    assert_eq!(ended["drain"], "cut short", "{ended}");
     let waits = ended["left"]["waits_for"].as_str().unwrap();
     let content = goods.digest().to_string();
     assert!(
