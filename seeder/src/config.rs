@@ -315,6 +315,14 @@ impl Config {
         if self.serve_memory < 64 * MIB {
             return fail("serve-memory", "is at least 67108864 (64 MiB)");
         }
+        let uploads =
+            [("upload-limit", self.upload_limit), ("upload-limit-per-delivery", self.upload_limit_per_delivery)];
+        if let Some((key, _)) = uploads.iter().find(|(_, rate)| !feeds(*rate)) {
+            return fail(
+                key,
+                "is too small: clients let go of a seeder that is so slow; give \"16kB\", more, or 0 for none",
+            );
+        }
         if self.name.is_empty() || self.name.len() > 64 {
             return fail("name", "has 1 to 64 bytes");
         }
@@ -342,6 +350,25 @@ impl Config {
     pub fn content_path(&self, dir: &Path) -> PathBuf {
         dir.join(&self.content_dir)
     }
+}
+
+/// Least bytes per second that a limit may be: a client gives up whoever brings no chunk in time.
+const LEAST_UPLOAD: u64 = 16_000;
+
+fn feeds(rate: u64) -> bool {
+    rate == 0 || rate >= LEAST_UPLOAD
+}
+
+/// A limit, bytes per second, at which a client is served in time; 0 for none.
+///
+/// # Errors
+/// One line for people.
+pub fn check_upload(rate: u64) -> Result<u64, String> {
+    feeds(rate).then_some(rate).ok_or_else(|| {
+        format!(
+            "{rate} bytes per second are too few: clients let go of a seeder that is so slow; give 16kB, more, or none"
+        )
+    })
 }
 
 pub(crate) fn config_path(dir: &Path) -> PathBuf {
@@ -385,6 +412,13 @@ mod tests {
         for key in ["capacity", "receipt-interval-ms", "replication-patience-ms", "report-ms", "max-deliveries"] {
             assert!(keys.contains(&key), "{key} of {keys:?}");
         }
+        for key in ["upload-limit", "upload-limit-per-delivery"] {
+            let slow = good.replace(&format!("{key} = 0\n"), &format!("{key} = \"15kB\"\n"));
+            let error = Config::parse(Path::new("dir/config.toml"), &slow).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("dir/config.toml: {key} is too small: ")), "{error}");
+        }
+        assert!(check_upload(15_999).is_err_and(|says| says.contains("give 16kB, more, or none")));
+        assert!(check_upload(0).is_ok() && check_upload(16_000).is_ok());
         let none = good.replace("capacity = 1\n", "capacity = 0\n");
         let error = Config::parse(Path::new("dir/config.toml"), &none).unwrap_err().to_string();
         let says = "must not be 0: say how much disk space is offered, such as 500GB";

@@ -41,6 +41,6 @@ mod sync;
 mod tables;
 mod upkeep;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, check_upload};
 pub use init::{InitError, InitOptions, InitReport, init, init_with};
 pub use start::{Running, StartError, start, start_sharing};

@@ -122,16 +122,20 @@ pub(crate) struct StatementsArgs {
     dir: DirArgs,
 }
 
+fn upload_of(text: &str) -> Result<u64, String> {
+    seeder::check_upload(parse_rate(text)?)
+}
+
 /// Flags of `limit`.
 #[derive(Debug, Args)]
 pub(crate) struct LimitArgs {
     #[command(flatten)]
     dir: DirArgs,
     /// Bytes per second that all deliveries together send at most, e.g. 5MB, or none
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = upload_of)]
     upload: Option<u64>,
     /// Bytes per second that each delivery sends at most, e.g. 500kB, or none
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, value_name = "SIZE", value_parser = upload_of)]
     upload_per_delivery: Option<u64>,
 }
 
