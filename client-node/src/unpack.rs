@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use delivery::Lacks;
 use protocol::pack::FileList;
 
 use crate::home::FileError;
@@ -16,12 +17,14 @@ pub enum UnpackError {
     #[error(transparent)]
     Plain(#[from] PlainError),
     /// The disk is full.
-    #[error("no space left at {}: {needed} bytes are still to be written; free some, then fetch again", path.display())]
+    #[error("no {lacks} left at {}: {needed} bytes are still to be written; free some, then fetch again", path.display())]
     DiskFull {
         /// Where.
         path: PathBuf,
         /// Bytes still to be written.
         needed: u64,
+        /// Of what there is none left.
+        lacks: Lacks,
     },
     /// The disk failed.
     #[error(transparent)]
@@ -149,7 +152,10 @@ pub(crate) fn unpack<F: Frames>(
 ) -> Result<Unpacked, UnpackError> {
     let mut written = 0;
     let full_or = |error: FileError, written| match error.is_disk_full() {
-        true => UnpackError::DiskFull { path: error.path, needed: layout.bytes().saturating_sub(written) },
+        true => {
+            let (lacks, needed) = (Lacks::at(&error.path), layout.bytes().saturating_sub(written));
+            UnpackError::DiskFull { path: error.path, needed, lacks }
+        }
         false => UnpackError::File(error),
     };
     layout.make().map_err(|error| full_or(error, 0))?;

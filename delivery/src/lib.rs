@@ -9,8 +9,9 @@ mod pace;
 
 pub use content_store::{
     Bodies, Body, Ciphertext, Content, ContentError, ContentStore, ContentWriter, CreateError, Damaged, FRESH_MS,
-    FileError, FinishError, Mended, Mending, NoSpace, ReadError, ReadSegmentError, ReadVerifiedError, SegmentError,
-    Stamp, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes, free_space, noted, reserve, sendable,
+    FileError, FinishError, Lacks, Mended, Mending, NoSpace, ReadError, ReadSegmentError, ReadVerifiedError,
+    SegmentError, Stamp, SyncError, VerifyProgress, VerifyReport, WriteError, free_inodes, free_space, noted, reserve,
+    sendable,
 };
 pub use fetch::{
     AckMemory, AckStore, Clock, Connect, FetchError, FetchJob, FetchLimits, FetchReport, MoreSources, Phase, Progress,

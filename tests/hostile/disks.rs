@@ -132,6 +132,26 @@ fn a_part_takes_the_room_of_a_part() {
 }
 
 #[test]
+fn a_client_whose_disk_has_room_but_no_inodes() {
+    let network = Network::start(1);
+    let Some(disk) = SmallDisk::mount(&network.path("disk"), "20m,nr_inodes=200") else { return };
+    let goods = network.path("goods");
+    fs::create_dir_all(&goods).unwrap();
+    for n in 0..300_u64 {
+        fs::write(goods.join(format!("{n}")), bytes(n, 1000)).unwrap();
+    }
+    let product = network.publish(&goods, &[]);
+    let bought = network.buy(&product, "client");
+    let out = disk.0.join("out");
+    let refused = run(bought.fetching(&out));
+    refused.refused(&["no inodes", &out.to_string_lossy()]);
+    assert_eq!(refused.json()["error"]["cause"], "disk-full", "{}", refused.stdout);
+    disk.resize("20m,nr_inodes=2000");
+    let (_, arrived) = bought.fetch(&out);
+    same(&goods.join("299"), &arrived.join("299"));
+}
+
+#[test]
 fn a_seeder_with_a_full_disk_goes_on_with_what_it_has() {
     let mut network = Network::start_with(0, 1);
     let Some(disk) = SmallDisk::mount(&network.path("disk"), "6m") else { return };

@@ -1,5 +1,6 @@
 //! The few file operations whose order and errors matter after a crash or on a full disk.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,38 @@ pub fn free_inodes(path: &Path) -> Result<u64, FileError> {
     let stat = rustix::fs::statvfs(path).at(path, "ask for the free inodes at")?;
     // Some file systems make inodes as needed and say 0 of 0.
     Ok(if stat.f_files == 0 { u64::MAX } else { stat.f_favail })
+}
+
+/// What a full disk has none left of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lacks {
+    /// Place for bytes.
+    Space,
+    /// Entries for files and folders, of which a file system may have run out with bytes to spare.
+    Inodes,
+}
+
+impl Lacks {
+    /// Of the file system that holds `path`, which need not be there itself; space where the system does not say.
+    pub fn at(path: &Path) -> Lacks {
+        let free = |of: &Path| Some((free_space(of).ok()?, free_inodes(of).ok()?));
+        let free = path.ancestors().find_map(free);
+        free.map_or(Lacks::Space, |(bytes, inodes)| Lacks::of(bytes, inodes))
+    }
+
+    fn of(bytes: u64, inodes: u64) -> Lacks {
+        if inodes == 0 && bytes > 0 { Lacks::Inodes } else { Lacks::Space }
+    }
+}
+
+impl fmt::Display for Lacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Lacks::Space => "space",
+            Lacks::Inodes => "inodes (each file and folder takes one)",
+        })
+    }
 }
 
 /// Makes a file of `length` bytes with its space reserved where the file system can do that, so that a full disk shows
@@ -187,4 +220,17 @@ pub(super) fn read_small(path: &Path, max: usize) -> Result<Option<Vec<u8>>, Fil
     // One more than allowed, so that the caller's length check sees a file that is too long.
     io::Read::read_to_end(&mut io::Read::take(file, max as u64 + 1), &mut bytes).at(path, DOING)?;
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_inodes_lacks_those_and_no_bytes() {
+        for (bytes, inodes, lacks) in [(0, 9, Lacks::Space), (9, 0, Lacks::Inodes), (0, 0, Lacks::Space)] {
+            assert_eq!(Lacks::of(bytes, inodes), lacks);
+        }
+        assert_eq!(Lacks::at(Path::new("/never/there")), Lacks::at(Path::new("/")));
+    }
 }

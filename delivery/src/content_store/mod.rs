@@ -37,7 +37,7 @@ use store::Step;
 pub use body::{Bodies, Body, Ciphertext};
 pub(crate) use content::bytes_of;
 pub use content::{Content, noted};
-pub use disk::{FileError, free_inodes, free_space, reserve};
+pub use disk::{FileError, Lacks, free_inodes, free_space, reserve};
 pub use error::{
     ContentError, CreateError, Damaged, FinishError, Mending, NoSpace, ReadError, ReadSegmentError, ReadVerifiedError,
     SegmentError, SyncError, WriteError,

@@ -34,7 +34,7 @@ use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, Wh
 use super::sources::{Added, SourceBook, is_idle};
 use super::{FetchError, FetchJob, StallCause, Stored};
 use crate::clock::{now_ms, running_ms};
-use crate::content_store::{Content, CreateError, SyncError, WriteError, bytes_of};
+use crate::content_store::{Content, CreateError, Lacks, SyncError, WriteError, bytes_of};
 
 /// A seeder that has not answered for so long is on no line that others wait for, milliseconds.
 const SLOW_MS: u64 = 1000;
@@ -217,8 +217,8 @@ impl Coordinator {
             }
         };
         let stalled = match &outcome {
-            Err(FetchError::DiskFull { path, needed }) => {
-                Some(StallCause::DiskFull { path: path.clone(), needed: *needed })
+            Err(FetchError::DiskFull { path, needed, lacks }) => {
+                Some(StallCause::DiskFull { path: path.clone(), needed: *needed, lacks: *lacks })
             }
             Err(FetchError::NoSource { cause, .. }) => Some(cause.clone()),
             _ => None,
@@ -522,12 +522,16 @@ impl Coordinator {
 
     fn disk_failed(&self, error: WriteError) -> FetchError {
         match error {
-            WriteError::DiskFull { path, needed } => FetchError::DiskFull { path, needed },
+            WriteError::DiskFull { path, needed } => {
+                let lacks = Lacks::at(&path);
+                FetchError::DiskFull { path: path.into(), needed, lacks }
+            }
             WriteError::Removed => FetchError::Removed,
             WriteError::Io(error) if error.is_disk_full() => {
                 let missing = self.scheduler.missing().intersection(&self.wanted);
                 let needed = self.content.as_ref().map_or(0, |content| bytes_of(content.manifest(), &missing));
-                FetchError::DiskFull { path: error.path, needed }
+                let lacks = Lacks::at(&error.path);
+                FetchError::DiskFull { path: error.path.into(), needed, lacks }
             }
             WriteError::Io(error) => FetchError::File(error),
             other @ (WriteError::Mismatch(_) | WriteError::NoChainingValue(_)) => {

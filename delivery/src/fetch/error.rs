@@ -1,13 +1,13 @@
 //! Why a fetch ended without everything: each variant asks something else of the user or the role.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use protocol::Refusal;
 
 use super::{SourceReport, StallCause};
-use crate::content_store::{CreateError, FileError, FinishError};
+use crate::content_store::{CreateError, FileError, FinishError, Lacks};
 
 /// Why a fetch ended. What was fetched stays in every case.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +39,14 @@ pub enum FetchError {
     #[error(transparent)]
     Create(#[from] CreateError),
     /// The disk became full. Free some, then go on.
-    #[error("no space left at {}: {needed} bytes are still to come; free some, then fetch again", path.display())]
+    #[error("no {lacks} left at {}: {needed} bytes are still to come; free some, then fetch again", path.display())]
     DiskFull {
         /// Where.
-        path: PathBuf,
+        path: Box<Path>,
         /// Bytes still to come.
         needed: u64,
+        /// Of what there is none left.
+        lacks: Lacks,
     },
     /// The disk failed.
     #[error(transparent)]

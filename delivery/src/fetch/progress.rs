@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use protocol::clock::ClockState;
 use protocol::trust::Trust;
 use protocol::{PeerId, RefusalCode};
+
+use crate::content_store::Lacks;
 
 /// How far a fetch is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -165,9 +167,11 @@ pub enum StallCause {
     /// The disk is full.
     DiskFull {
         /// Where.
-        path: PathBuf,
+        path: Box<Path>,
         /// Bytes still to come.
         needed: u64,
+        /// Of what there is none left.
+        lacks: Lacks,
     },
     /// The manager is needed and cannot be reached. Not found out here: for those who ask it before or after a fetch.
     ManagerAway,
@@ -197,8 +201,8 @@ impl fmt::Display for StallCause {
                 "every seeder waits for acknowledgements of chunks that never arrived, and sends more in a while",
             ),
             StallCause::NoSeederLeft => f.write_str("no seeder is left that would serve it"),
-            StallCause::DiskFull { path, needed } => {
-                write!(f, "no space left at {}: {needed} bytes are still to come", path.display())
+            StallCause::DiskFull { path, needed, lacks } => {
+                write!(f, "no {lacks} left at {}: {needed} bytes are still to come", path.display())
             }
             StallCause::ManagerAway => f.write_str("the manager cannot be reached"),
         }
