@@ -32,7 +32,7 @@ const LONGEST_QUESTION: Duration = Duration::from_secs(60);
 const LEAST_QUESTION: Duration = Duration::from_secs(1);
 
 /// Why nobody answers, where that is known before anybody is asked.
-const NO_ROUTE: &str = "this machine has no route to any manager or seeder that it knows";
+pub(super) const NO_ROUTE: &str = "this machine has no route to any manager or seeder that it knows";
 
 /// That a question is not answered yet is told after this time.
 pub(super) const TOLD_AFTER: Duration = Duration::from_secs(2);
@@ -89,7 +89,10 @@ pub(super) async fn meet(
         match retry.ask(link.trust(), late).await? {
             Err(TrustError::ManagerNeeded { source, network }) => {
                 if !retry.pause(&source).await? {
-                    return Err(TrustError::ManagerNeeded { source, network }.into());
+                    return Err(match retry.cause {
+                        StallCause::NetworkUnreachable => FetchError::NoRoute,
+                        _ => TrustError::ManagerNeeded { source, network }.into(),
+                    });
                 }
             }
             other => {

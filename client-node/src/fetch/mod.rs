@@ -301,6 +301,9 @@ pub enum FetchError {
     /// The network's keys are not known.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The network was never met, and this machine is cut off.
+    #[error("{}; check its connection, then fetch again", key::NO_ROUTE)]
+    NoRoute,
     /// The transfer ended.
     #[error("{0}{way}", way = way_out(.0))]
     Transfer(delivery::FetchError),
@@ -415,6 +418,7 @@ impl FetchError {
             FetchError::Running { .. } => "running",
             FetchError::Start(_) | FetchError::Control(_) => "not-started",
             FetchError::Trust(TrustError::ManagerNeeded { .. }) => "manager-needed",
+            FetchError::NoRoute => "network-unreachable",
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),
             FetchError::LeaseOver { .. } => "ticket-expires",

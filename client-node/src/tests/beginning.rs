@@ -80,5 +80,7 @@ async fn cut_off() {
     };
     let both = async { tokio::join!(run, told) };
     let (error, ()) = tokio::time::timeout(LIMIT, both).await.expect("it hangs");
-    assert_eq!(error.unwrap_err().cause(), "manager-needed");
+    let error = error.unwrap_err();
+    assert_eq!(error.cause(), "network-unreachable", "{error}");
+    assert!(error.to_string().contains("no route") && !error.to_string().contains("manager-needed"), "{error}");
 }
