@@ -10,6 +10,7 @@ mod key;
 mod lease;
 mod refused;
 mod run;
+mod served;
 mod sources;
 mod tally;
 mod ticket;

@@ -19,6 +19,7 @@ use super::banned;
 use super::debts;
 use super::key::{Patience, TOLD_AFTER, renewed};
 use super::run::{ROUNDS, Run, millis};
+use super::served;
 use super::sources::known_sources;
 use super::tally::{Late, Tally};
 use super::ticket::{self, Checked, NotOpened};
@@ -312,6 +313,7 @@ impl Run<'_> {
         // Where they are not listed, they were found before and served it then.
         job.sources.extend(debts::owed(self.home, delivery).await?);
         let (home, transaction) = (self.home.clone(), self.transaction);
+        job.sources.extend(served::load(&home, transaction).await?);
         job.banned = blocking(move || banned::load(&home, &transaction)).await?;
         let watcher = async {
             let (mut space, mut place, mut goes_on) = (None, None, true);
@@ -391,6 +393,8 @@ impl Run<'_> {
         };
         let (home, liars) = (self.home.clone(), sources.to_vec());
         blocking(move || banned::note(&home, &transaction, &liars)).await?;
+        let served = transfer.borrow().sources.clone();
+        served::note(self.home, self.link, checked, &served).await?;
         self.complain(sources).await;
         Ok(result)
     }

@@ -1,17 +1,18 @@
 //! What was delivered is fetched once more.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use delivery::StallCause;
 use protocol::manifest::KeyPolicy;
-use protocol::{Refusal, RefusalCode};
+use protocol::{Address, PeerAddrs, Refusal, RefusalCode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::fetching::{Client, LIMIT, net, options};
+use super::fetching::{Client, LIMIT, album, net, options};
 use super::network::{Net, Vice};
-use super::world::{Files, PAYLOAD, World, noise};
-use crate::fetch::{FetchError, FetchProgress, Target, fetch};
+use super::world::{Files, PAYLOAD, World, keypair, noise};
+use crate::fetch::{FetchError, FetchOptions, FetchProgress, Target, fetch};
 use crate::home::now_ms;
 use crate::library::DeliveryState;
 use crate::status::status;
@@ -65,5 +66,22 @@ async fn what_comes_no_second_time_without_the_manager_is_told_so() {
     let error = ended.unwrap_err();
     assert_eq!(error.cause(), "limit-reached", "{error}");
     assert!(error.to_string().contains("tomorrow") && !error.sources().is_empty(), "{error}");
+    net.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_served_it_without_being_listed_is_asked_again_when_the_listed_ones_and_the_manager_are_away() {
+    let mut net = net(KeyPolicy::AtRelease, &[Vice::None]).await;
+    let client = Client::new();
+    let nowhere = Address::new("/ip4/127.0.0.1/tcp/1").unwrap();
+    let gone = PeerAddrs::new(keypair(70).peer_id(), vec![nowhere]);
+    let there = std::mem::replace(&mut net.sale.sources, vec![gone]);
+    let ticket = || Target::Envelope(Box::new(net.ticket(client.home.peer_id())));
+    let part = FetchOptions { sources: there, only: vec!["art".into()], ..options() };
+    client.fetch_with(ticket(), part).await.unwrap();
+
+    net.manager.away.store(true, Ordering::SeqCst);
+    let outcome = client.fetch_with(ticket(), options()).await.unwrap();
+    album().assert_in(&outcome.path);
     net.stop().await;
 }
