@@ -470,6 +470,27 @@ async fn a_ticket_that_several_seeders_refuse_is_given_back_by_the_refusals_name
 }
 
 #[tokio::test]
+async fn a_newer_ticket_opens_those_again_who_refused_before_the_content_had_its_place() {
+    let over = Refusal::new(RefusalCode::Expired, "it ended");
+    let mut setup = Setup::new(8, &[Vice::Disappears(4), Vice::Refuses(1, over)]);
+    setup.limits.scheduler.max_failures = u32::MAX;
+    let [serves, refuses] = [0, 1].map(|n| Arc::clone(&setup.seeders[n]));
+    serves.gone.store(true, Ordering::Relaxed);
+    let (newer, credential) = watch::channel(setup.credential.clone());
+    let mut progress = setup.progress.subscribe();
+    let given_up = |source: &willcall_delivery::SourceProgress| source.peer == refuses.peer() && source.given_up;
+    let renewal = async {
+        progress.wait_for(|progress| progress.sources.iter().any(given_up)).await.unwrap();
+        serves.gone.store(false, Ordering::Relaxed);
+        progress.wait_for(|progress| progress.have_chunks > 0).await.unwrap();
+        newer.send(setup.credential.clone()).unwrap();
+    };
+    let (report, ()) = tokio::join!(within(fetch(FetchJob { credential, ..setup.job() })), within(renewal));
+    setup.assert_fetched(&report.unwrap());
+    assert!(serves.sent() == 4 && refuses.sent() >= 4, "{} and {}", serves.sent(), refuses.sent());
+}
+
+#[tokio::test]
 async fn who_refuses_before_it_was_shown_the_ticket_says_nothing_of_it() {
     let own = Refusal::new(RefusalCode::Revoked, "this seeder's certificate was revoked");
     let setup = Setup::new(5, &[Vice::RefusesUnasked(own.clone()), Vice::RefusesUnasked(own)]);

@@ -285,9 +285,12 @@ impl Coordinator {
                     }
                 }
                 Ok(()) = self.job.credential.changed() => {
-                    // Those who refused the one before may take this one.
+                    // Those who refused the one before may take this one. Who did before the content had its place is not in the
+                    // scheduler that was made then.
+                    let now = running_ms();
                     for peer in self.book.reopen() {
-                        self.scheduler.readmit(&peer, running_ms());
+                        self.scheduler.add_source(peer, now);
+                        self.scheduler.readmit(&peer, now);
                     }
                 }
                 Some(found) = OptionFuture::from(self.discovery.as_mut()) => {
