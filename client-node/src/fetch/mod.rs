@@ -422,7 +422,8 @@ impl FetchError {
             FetchError::NoRoute => "network-unreachable",
             FetchError::Trust(_) => "bad-manager-signature",
             FetchError::Transfer(error) => transfer_cause(error),
-            FetchError::LeaseOver { .. } => "ticket-expires",
+            FetchError::LeaseOver { transfer, .. } if is_lease_over(transfer) => "ticket-expires",
+            FetchError::LeaseOver { transfer, .. } => transfer_cause(transfer),
             FetchError::NotOpened { cause, .. } | FetchError::LeaseVoid { cause, .. } => cause,
             FetchError::NoSpace { .. } | FetchError::Unpack(UnpackError::DiskFull { .. }) => "disk-full",
             FetchError::OnlyWithoutKey => "only-without-key",
@@ -444,6 +445,17 @@ impl FetchError {
 }
 
 impl FetchError {
+    /// How a transfer ended, and why the lease that it went by was not renewed, where it is over. That it is has to do with
+    /// what seeders do, and with nothing else.
+    pub(crate) fn ended(transfer: delivery::FetchError, not_renewed: Option<String>) -> FetchError {
+        use delivery::FetchError as E;
+        let for_seeders = matches!(transfer, E::NoSource { .. } | E::Refused { .. });
+        match not_renewed.filter(|_| for_seeders) {
+            Some(renewal) => FetchError::LeaseOver { transfer, renewal },
+            None => FetchError::Transfer(transfer),
+        }
+    }
+
     fn not_opened(
         ticket::NotOpened { why, cause, .. }: ticket::NotOpened,
         transfer: delivery::FetchError,
@@ -499,6 +511,12 @@ fn clocks_of_seeders(error: &delivery::FetchError) -> Option<ClockState> {
         ClockState::Ahead(ms) => Some(ClockState::Behind(ms)),
         ClockState::Unknown | ClockState::Good => None,
     }
+}
+
+/// Does a seeder say so? Where none does, they would go on with it, and are away, busy or silent for other reasons.
+fn is_lease_over(error: &delivery::FetchError) -> bool {
+    let expired = |refusal: &Refusal| refusal.code == RefusalCode::Expired;
+    error.sources().iter().any(|source| source.last_refusal.as_ref().is_some_and(expired))
 }
 
 /// A refusal's name; a ticket that is over has the one that it has while it is waited for.

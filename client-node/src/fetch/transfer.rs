@@ -143,10 +143,7 @@ impl Run<'_> {
                     if let Some(why) = checked.not_opened.take().filter(|_| is_window_used_up(&transfer)) {
                         return Err(FetchError::not_opened(why, transfer));
                     }
-                    return Err(match checked.not_renewed.clone() {
-                        Some(renewal) => FetchError::LeaseOver { transfer, renewal },
-                        None => FetchError::Transfer(transfer),
-                    });
+                    return Err(FetchError::ended(transfer, checked.not_renewed.clone()));
                 }
             }
         }

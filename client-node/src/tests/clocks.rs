@@ -1,11 +1,14 @@
 //! Clocks that differ: whose is wrong, and by how much.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use protocol::manifest::KeyPolicy;
+use protocol::{Refusal, RefusalCode};
 
-use super::fetching::{Client, album, net};
+use super::fetching::{Client, album, net, options};
 use super::network::Vice;
+use crate::fetch::{FetchError, Target};
 use crate::status::status;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,7 +76,39 @@ async fn a_lease_that_is_over_and_has_no_successor_is_gone_on_with_while_the_man
     net.seeders[0].continuation.store(48 * HOUR, Ordering::SeqCst);
     let ticket = net.ticket(client.home.peer_id());
     net.manager.tickets.lock().unwrap().push(ticket.clone());
+    // Where that seeder stops, it is not the lease.
+    *net.seeders[0].vice.lock().unwrap() = Vice::Stops(5);
+    let mut hasty = options();
+    hasty.limits.patience = Duration::from_secs(1);
+    let error = client.fetch_with(Target::Envelope(Box::new(ticket.clone())), hasty).await.unwrap_err();
+    assert!(!["ticket-expires", "stopped"].contains(&error.cause()), "{error}");
+    assert!(error.to_string().contains("the lease is over and was not renewed"), "{error}");
+    *net.seeders[0].vice.lock().unwrap() = Vice::None;
     let outcome = client.fetch(&ticket).await.unwrap();
     album().assert_in(&outcome.path);
     net.stop().await;
+}
+
+#[test]
+fn a_lease_that_is_over_is_the_cause_of_what_seeders_refuse_for_it_and_of_nothing_else() {
+    use delivery::{FetchError as E, SourceReport, StallCause};
+    let over = || Some("the manager does not answer".to_owned());
+    let ended = |cause: StallCause, code: Option<RefusalCode>| {
+        let last_refusal = code.map(|code| Refusal::new(code, "no"));
+        let sources =
+            vec![SourceReport { last_refusal, ..SourceReport::of(protocol::PeerId::from_bytes([1; 32]), 0, 0) }];
+        FetchError::ended(E::NoSource { cause, waited: Duration::ZERO, sources }, over())
+    };
+    for (cause, code, named) in [
+        (StallCause::NetworkUnreachable, None, "network-unreachable"),
+        (StallCause::Overloaded, Some(RefusalCode::Overloaded), "overloaded"),
+        (StallCause::Silent, None, "silent"),
+        (StallCause::NoSeederLeft, Some(RefusalCode::Expired), "ticket-expires"),
+    ] {
+        let error = ended(cause, code);
+        assert!(matches!(error, FetchError::LeaseOver { .. }) && error.cause() == named, "{error}");
+    }
+    let full = FetchError::ended(E::DiskFull { path: "here".into(), needed: 7 }, over());
+    assert!(full.cause() == "disk-full" && !full.to_string().contains("lease"), "{full}");
+    assert_eq!(FetchError::ended(E::Removed, over()).cause(), "disk");
 }
