@@ -513,6 +513,18 @@ async fn seeders_that_are_off_hold_no_places_of_those_that_are_there() {
 }
 
 #[tokio::test]
+async fn slow_seeders_that_took_all_places_keep_nobody_from_being_tried() {
+    // Nobody is slower than these, and for the stall time they keep their places.
+    let mut setup = Setup::new(8, &[Vice::FallsSilent(0), Vice::FallsSilent(0), Vice::None]);
+    setup.limits.finish_timeout = Duration::from_secs(1);
+    (setup.limits.sessions, setup.limits.places_every) = (2, Duration::from_millis(100));
+    setup.limits.scheduler.stall_ms = 2 * LIMIT.as_millis() as u64;
+    let report = setup.fetch().await.unwrap();
+    setup.assert_fetched(&report);
+    assert_eq!(setup.seeders[2].sent(), 8);
+}
+
+#[tokio::test]
 async fn who_waits_for_a_place_keeps_no_seeder_waiting_for_its_ticket() {
     let mut setup = Setup::new(8, &[Vice::SaysNothing, Vice::Impatient(Duration::from_millis(300))]);
     // The other one is dialled after a second, when the first is found to be slow, which holds the only place twice as long.

@@ -3,10 +3,12 @@
 
 mod crowd;
 mod pace;
+mod places;
 mod rarity;
 mod scheduler;
 mod session;
 
 pub use crowd::{Crowd, Room};
+pub use places::Places;
 pub use scheduler::{Loss, Scheduler, SchedulerConfig, SourceView, Verified};
 pub use session::{Session, SessionError, SessionEvent, SessionTerms};

@@ -17,7 +17,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
-use protocol::fetching::{Crowd, Loss, Room, Scheduler, SchedulerConfig};
+use protocol::fetching::{Crowd, Loss, Places, Room, Scheduler, SchedulerConfig, SourceView};
 use protocol::{ChunkSet, PeerId};
 use world::{Fixed, NOW};
 
@@ -75,6 +75,8 @@ struct Remote {
     epoch: u32,
     queue: ChunkSet,
     sending: bool,
+    /// When it had sent the last chunk, which travels a little longer.
+    sent_at: u64,
     in_flight: BTreeSet<u32>,
     /// Sent and not yet read by a client that keeps to a limit.
     unread: u32,
@@ -99,6 +101,11 @@ struct Sim {
     random: Fixed,
     limit: Option<Limit>,
     crowd: Option<Crowd>,
+    /// Those that are busy are slow.
+    slow: bool,
+    /// How many are talked to at once; the others wait for a place.
+    places: Option<Places>,
+    waiting: VecDeque<usize>,
     /// Most seeders that were busy at a time.
     busiest: usize,
     /// The client is at a chunk; whose turn is next.
@@ -136,9 +143,42 @@ impl Sim {
         }
         let remotes = lines.iter().map(|_| Remote::default()).collect();
         let (events, random) = (BTreeMap::new(), Fixed::new(seed));
-        let (made, sent, limit, crowd, busiest, reading, turn) = (0, 0, None, None, 0, false, 0);
-        let now = NOW;
-        Sim { now, lines, remotes, events, made, scheduler, total, sent, random, limit, crowd, busiest, reading, turn }
+        Sim {
+            now: NOW,
+            lines,
+            remotes,
+            events,
+            made: 0,
+            scheduler,
+            total,
+            sent: 0,
+            random,
+            limit: None,
+            crowd: None,
+            slow: false,
+            places: None,
+            waiting: VecDeque::new(),
+            busiest: 0,
+            reading: false,
+            turn: 0,
+        }
+    }
+
+    /// As a client does: talks to so many at once, in their order.
+    fn with_places(self, first: usize, every_ms: u64) -> Self {
+        let scheduler = Scheduler::new(self.total, CHUNK, &ChunkSet::new(), SchedulerConfig::default());
+        let waiting = (0..self.lines.len()).collect();
+        Sim { scheduler, waiting, places: Some(Places::new(first, every_ms)), ..self }
+    }
+
+    fn admit(&mut self) {
+        let Some(places) = &mut self.places else { return };
+        places.one_more(self.slow && !self.waiting.is_empty(), self.now);
+        let has_place = |view: &&SourceView| !view.given_up && view.next_try.is_none_or(|at| at <= self.now);
+        while self.scheduler.sources().iter().filter(has_place).count() < places.count() {
+            let Some(n) = self.waiting.pop_front() else { return };
+            assert!(self.scheduler.add_source(peer(n), self.now));
+        }
     }
 
     /// As a client does: no more seeders at a time than the line is good for.
@@ -165,8 +205,9 @@ impl Sim {
         let busy = self.scheduler.busy(self.now);
         self.busiest = self.busiest.max(busy);
         if let Some(crowd) = &mut self.crowd {
-            let idle = self.scheduler.has_idle();
-            self.scheduler.limit_busy(crowd.room((busy > 0).then_some(rate), busy, idle, self.now));
+            let (rate, idle) = ((busy > 0).then_some(rate), self.scheduler.has_idle());
+            self.slow = crowd.is_slow(rate, busy);
+            self.scheduler.limit_busy(crowd.room(rate, busy, idle, self.now));
         }
     }
 
@@ -265,7 +306,7 @@ impl Sim {
                 self.after(latency, n, Event::Cancelled(gone));
             }
             Event::Free => {
-                self.remotes[n].sending = false;
+                (self.remotes[n].sending, self.remotes[n].sent_at) = (false, self.now);
                 self.send_next(n);
             }
             Event::Cancelled(chunks) => {
@@ -312,10 +353,12 @@ impl Sim {
         for stalled in self.scheduler.stalled(self.now) {
             let n = (0..self.lines.len()).find(|m| peer(*m) == stalled).unwrap();
             // A chunk that trickles in is waited for.
-            if self.crowd.is_none() || !self.is_sending(n) {
+            let quiet = self.now.saturating_sub(self.remotes[n].sent_at) >= SchedulerConfig::default().stall_ms;
+            if self.crowd.is_none() || quiet && !self.is_sending(n) {
                 self.lose(n, Loss::Failed);
             }
         }
+        self.admit();
         for due in self.scheduler.due_connections(self.now) {
             let n = (0..self.lines.len()).find(|m| peer(*m) == due).unwrap();
             let (busy, hung) = (self.lines[n].busy, self.now >= NOW.saturating_add(self.lines[n].hangs_at));
@@ -438,6 +481,19 @@ fn fast_seeders_that_come_late_are_asked_beside_slow_ones_that_are_busy() {
             println!("{slow:>4}  {rate:>4}  {:>7.1}", outcome.ms as f64 / 1000.0);
             assert!(outcome.complete && outcome.ms < 15 * 60_000, "{slow} slow ones of {rate} kB/s: {outcome:?}");
         }
+    }
+}
+
+/// Slow ones have all the places, and never stop; the fast one is behind as many others that wait.
+#[test]
+fn a_fast_seeder_is_found_although_slow_ones_took_all_places_first() {
+    println!("kB/s   took s");
+    for rate in [10, 20, 30] {
+        let slow = Line::new(u64::from(CHUNK) / rate, whole(2000));
+        let lines = [vec![slow; 31], vec![Line::new(100, whole(2000))]].concat();
+        let outcome = Sim::new(2000, lines, 7).crowded().with_places(16, 30_000).run();
+        println!("{rate:>4}  {:>7.1}", outcome.ms as f64 / 1000.0);
+        assert!(outcome.complete && outcome.ms < 20 * 60_000, "slow ones of {rate} kB/s: {outcome:?}");
     }
 }
 

@@ -114,8 +114,8 @@ pub(crate) struct FetchArgs {
     /// [default: 2m for seeders, 10m for a manager that is needed]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     patience: Option<u64>,
-    /// A seeder besides those that ticket and network name, as /ip4/…/tcp/…/p2p/PEER; may be repeated. One that is up is
-    /// enough where the manager and the ticket's seeders are not
+    /// A seeder to ask first, besides those that ticket and network name, as /ip4/…/tcp/…/p2p/PEER; may be repeated. One that
+    /// is up is enough where the manager and the ticket's seeders are not
     #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
     seeder: Vec<PeerAddrs>,
     /// Show progress on standard error with --json, too: a JSON object a line, or as text

@@ -79,7 +79,7 @@ impl FromStr for Target {
 pub struct FetchOptions {
     /// Only these files: paths in the product, folders, or patterns with `*` and `?`. Empty: everything.
     pub only: Vec<String>,
-    /// Seeders to ask besides those that ticket and discovery name.
+    /// Seeders to ask first, besides those that ticket and discovery name.
     pub sources: Vec<PeerAddrs>,
     /// The network to look in for a transaction that is not in the library; else all known ones.
     pub join: Option<JoinLine>,

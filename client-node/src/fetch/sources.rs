@@ -7,7 +7,7 @@ use delivery::MoreSources;
 use futures::FutureExt;
 use futures::future::Either;
 use protocol::api::provider_key;
-use protocol::{PeerAddrs, RefusalCode};
+use protocol::{PeerAddrs, PeerId, RefusalCode};
 use rand::seq::SliceRandom;
 
 use super::run::Run;
@@ -81,27 +81,28 @@ async fn either_or_both(
     found
 }
 
-/// Sources with addresses first; the lease's order is the manager's preference.
-pub(super) fn known_sources(checked: &Checked, configured: &[PeerAddrs]) -> Vec<PeerAddrs> {
-    let envelope = &checked.purchase.envelope;
-    let mut sources = Vec::new();
-    for peer in &checked.lease.sources {
-        let known = envelope.sources.iter().find(|source| source.peer == *peer);
-        sources.push(known.cloned().unwrap_or_else(|| PeerAddrs::from(*peer)));
-    }
-    for source in envelope.sources.iter().chain(configured) {
-        if !sources.iter().any(|known| known.peer == source.peer) {
-            sources.push(source.clone());
-        }
-    }
-    sources
+/// Those that the user named first: whoever names one means it, and places are taken in this order. Then those of the lease,
+/// in the order that is the manager's preference, and others that came with the ticket.
+pub(super) fn known_sources(named: &[PeerAddrs], lease: &[PeerId], with_ticket: &[PeerAddrs]) -> Vec<PeerAddrs> {
+    let known = |peer: &PeerId| with_ticket.iter().find(|source| source.peer == *peer);
+    let listed = lease.iter().map(|peer| known(peer).cloned().unwrap_or_else(|| PeerAddrs::from(*peer)));
+    let others = with_ticket.iter().filter(|source| !lease.contains(&source.peer));
+    named.iter().cloned().chain(listed).chain(others.cloned()).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use protocol::PeerId;
-
     use super::*;
+
+    #[test]
+    fn whom_the_user_names_is_asked_first_and_the_ticket_says_where_else_it_is() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(|n| PeerAddrs::from(PeerId::from_bytes([n; 32])));
+        let at = |address: &str| PeerAddrs { addrs: address.parse().into_iter().collect(), ..c.clone() };
+        let (here, there) = (at("/ip4/192.0.2.1/tcp/1"), at("/ip4/192.0.2.2/tcp/1"));
+        assert_ne!(here, there);
+        let known = known_sources(&[d.clone(), here.clone()], &[b.peer, c.peer], &[a.clone(), there.clone()]);
+        assert_eq!(known, [d, here, b, there, a]);
+    }
 
     #[tokio::test]
     async fn who_is_found_is_not_kept_waiting_for_a_manager_that_is_away() {

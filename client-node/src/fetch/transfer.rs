@@ -499,7 +499,7 @@ impl Run<'_> {
             credential,
             delivery,
             keypair: self.home.keypair().clone(),
-            sources: known_sources(checked, &self.options.sources),
+            sources: known_sources(&self.options.sources, &checked.lease.sources, &checked.purchase.envelope.sources),
             banned: Vec::new(),
             more_sources: Some(self.more_sources(checked)),
             trust: Arc::clone(&checked.trust),

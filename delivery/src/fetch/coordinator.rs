@@ -1,6 +1,7 @@
 //! The owner of a fetch: it holds the scheduler, starts a task for each seeder, hands out chunks, looks for more
 //! seeders, keeps what is stored durable, and decides when it is over. It never waits for a seeder.
 
+mod admitting;
 mod ending;
 mod last_words;
 mod noting;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use protocol::clock::ClockState;
-use protocol::fetching::{Crowd, Loss, Scheduler, SessionTerms};
+use protocol::fetching::{Crowd, Loss, Places, Scheduler, SessionTerms};
 use protocol::{ChunkSet, PeerAddrs, PeerId, Refusal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -31,13 +32,11 @@ use super::end::EndReason;
 use super::incoming::{Pulse, millis};
 use super::progress::{LineMeter, Phase, RateMeter, Stall, clock_grace};
 use super::session::{Command, Ending, Report, SessionId, SessionTask, Shared, What};
-use super::sources::{Added, SourceBook, is_idle};
+use super::sources::{Added, SourceBook};
 use super::{FetchError, FetchJob, StallCause, Stored};
 use crate::clock::{now_ms, running_ms};
 use crate::content_store::{Content, CreateError, Lacks, SyncError, WriteError, bytes_of};
 
-/// A seeder that has not answered for so long is on no line that others wait for, milliseconds.
-const SLOW_MS: u64 = 1000;
 /// Reports waiting for the coordinator; sessions wait at this bound. It takes them in batches, without waiting itself.
 const REPORTS: usize = 256;
 /// Commands waiting for a session; further ones are given to others. A session is asked for chunks again only when it
@@ -110,6 +109,8 @@ pub(super) struct Coordinator {
     crowd: Crowd,
     /// Those who are asked are so slow that others are looked for.
     slow: bool,
+    /// As many there are as `shared.places` has, taken or free.
+    places: Places,
     /// By [`running_ms`].
     told_at: u64,
     /// When something is tried next, as it was told last, unix milliseconds.
@@ -151,6 +152,7 @@ impl Coordinator {
             book.add(source.clone());
         }
         let now = Instant::now();
+        let places = Places::new(limits.first_places(), millis(limits.places_every));
         Coordinator {
             shared,
             scheduler,
@@ -190,6 +192,7 @@ impl Coordinator {
             line: LineMeter::default(),
             crowd: Crowd::new(1),
             slow: false,
+            places,
             told_at: 0,
             told_next: 0,
             job,
@@ -302,25 +305,6 @@ impl Coordinator {
         }
     }
 
-    /// Hands seeders to the scheduler as long as there are places for them.
-    fn admit(&mut self, now: u64) {
-        while self.book.has_spare() {
-            let busy = self.scheduler.sources().iter().filter(|view| !is_idle(view)).count();
-            let due = self.scheduler.sources().iter().filter(|view| view.next_try.is_some_and(|at| at <= now)).count();
-            // Those that are gone take their time to be given up: others need not wait for that. How many are talked to at
-            // once is bounded when they answer.
-            let sessions = self.job.limits.sessions;
-            let slow = |handle: &&Handle| handle.welcome.is_none() && now >= handle.served_at.saturating_add(SLOW_MS);
-            let slow = self.handles.values().filter(slow).count().min(sessions.saturating_mul(3));
-            if busy.saturating_sub(slow) + due >= sessions {
-                return;
-            }
-            if let Some(peer) = self.book.next_spare() {
-                self.scheduler.add_source(peer, now);
-            }
-        }
-    }
-
     fn connect_due(&mut self, now: u64) {
         for peer in self.scheduler.due_connections(now) {
             if !self.handles.contains_key(&peer) {
@@ -407,17 +391,6 @@ impl Coordinator {
                 self.scheduler.set_budget(&peer, 0);
             }
         }
-    }
-
-    /// As many seeders send at once as the line is good for.
-    fn limit_busy(&mut self, now: u64) {
-        for (peer, handle) in &self.handles {
-            self.scheduler.heard(peer, handle.pulse.last_of_chunk.load(Ordering::Relaxed));
-        }
-        let (busy, read) = (self.scheduler.busy(now), self.read.load(Ordering::Relaxed));
-        let rate = self.line.rate(busy > 0, now, read);
-        self.slow = self.crowd.is_slow(rate, busy);
-        self.scheduler.limit_busy(self.crowd.room(rate, busy, self.scheduler.has_idle(), now));
     }
 
     fn on_waiting_reports(&mut self) {

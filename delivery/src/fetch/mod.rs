@@ -58,7 +58,7 @@ pub struct FetchJob {
     pub delivery: DeliveryId,
     /// Signs acknowledgements; the credential must name its peer ID.
     pub keypair: Keypair,
-    /// Seeders known at the start, the best first.
+    /// Seeders known at the start, the best first. Of one that is named twice the addresses come together.
     pub sources: Vec<PeerAddrs>,
     /// Seeders that sent something else than the content in an earlier run: never talked to, whoever names them.
     pub banned: Vec<PeerId>,
@@ -85,6 +85,9 @@ pub struct FetchJob {
 pub struct FetchLimits {
     /// Seeders talked to at once; further ones wait for a place. Sixteen fill any line, and their buffers stay small.
     pub sessions: usize,
+    /// While all of these are slow and others wait, there is a place for one more each time that this has passed, up to twice
+    /// as many.
+    pub places_every: Duration,
     /// Chunks between network and disk, bytes over all seeders; readers wait at this bound. Never less than 8 MiB, two
     /// of the largest chunks.
     pub buffer_bytes: u64,
@@ -118,6 +121,7 @@ impl Default for FetchLimits {
     fn default() -> Self {
         FetchLimits {
             sessions: 16,
+            places_every: Duration::from_secs(30),
             buffer_bytes: 64 * 1024 * 1024,
             bytes_per_second: None,
             pacing: Pacing::default(),
@@ -146,9 +150,14 @@ impl FetchLimits {
         }
     }
 
+    /// So many places there are at first; later at most twice as many.
+    fn first_places(&self) -> usize {
+        self.sessions.clamp(1, Semaphore::MAX_PERMITS / 2)
+    }
+
     /// A place for each seeder that is talked to at once.
     fn places(&self) -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(self.sessions.clamp(1, Semaphore::MAX_PERMITS)))
+        Arc::new(Semaphore::new(self.first_places()))
     }
 }
 

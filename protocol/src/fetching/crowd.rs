@@ -2,7 +2,7 @@
 //! them share, more of them do not bring more, but make each chunk take longer, until seeders take this client for one that
 //! does not read. Where seeders are what is slow, every one of them helps. Which of the two it is shows when one is added:
 //! beside all that are busy, or it would show nothing. So a fast one that came late is found, however many slow ones there
-//! are; one that brought nothing is let go of again. One that was measured to be far faster than those that are busy is asked
+//! are, once it has a place among those that are talked to ([`super::Places`]); one that brought nothing is let go of again. One that was measured to be far faster than those that are busy is asked
 //! beside them by the scheduler, whatever was tried before it came.
 
 /// Seeders at the beginning, before anything is known of the line.
