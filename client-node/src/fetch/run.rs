@@ -193,8 +193,12 @@ async fn fetch_linked(
         let (home, out, work, whole) = (home.clone(), out.clone(), work.clone(), wanted.is_everything());
         let manifest = checked.manifest;
         blocking(move || {
-            make_work_dir(&work)?;
             let secret = home.library().get(&transaction)?.and_then(|delivery| open_grant(home.keypair(), &delivery));
+            // Before the purchase is noted as being fetched: it has no part in this.
+            if secret.is_none() && !whole {
+                return Err(FetchError::OnlyWithoutKey);
+            }
+            make_work_dir(&work)?;
             let delivered = Delivered::find(&home, transaction, &manifest, &out, secret.clone())?;
             let store = match secret {
                 Some(secret) => ContentStore::open_with(&work, Arc::new(InPlaceBodies::new(secret, whole))),

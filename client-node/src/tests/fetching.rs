@@ -436,6 +436,8 @@ async fn the_key_of_an_on_completion_product_comes_for_the_completion() {
     assert!(matches!(error, FetchError::OnlyWithoutKey), "{error}");
     let kept = client.home.library().get(&net.sale.transaction).unwrap().unwrap();
     assert!(kept.trouble.is_none(), "that is of the command: {:?}", kept.trouble);
+    let shown = &status(&client.home).await.unwrap()[0];
+    assert!(kept.state == DeliveryState::Received && shown.trouble.is_none(), "{shown:?}");
     let (progress, mut seen) = watch::channel(FetchProgress::default());
     let (out, target) = (client.out(), Target::Envelope(Box::new(ticket.clone())));
     let run = fetch(&client.home, target, &out, options(), progress, CancellationToken::new());
