@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +14,28 @@ use super::output;
 pub(crate) struct Bytes {
     what: &'static str,
     bar: ProgressBar,
-    /// Tenths already said, where there is no terminal.
-    said: Option<AtomicU64>,
+    /// What was said already, where there is no terminal.
+    said: Option<Mutex<Said>>,
     recent: Mutex<Recent>,
+}
+
+/// Tenths that were said, of so many bytes.
+#[derive(Debug, Default)]
+struct Said {
+    of: u64,
+    tenths: u64,
+}
+
+impl Said {
+    /// Is this tenth to be said? Once each; of something else, as of the next part of what a fetch brings, all anew.
+    fn is_new(&mut self, tenths: u64, of: u64) -> bool {
+        if self.of != of {
+            *self = Said { of, tenths: 0 };
+        }
+        let before = self.tenths;
+        self.tenths = before.max(tenths);
+        tenths > before
+    }
 }
 
 /// What was done when, over the last seconds: a rate over all of it says nothing of now, once it stood still.
@@ -84,7 +102,7 @@ impl Bytes {
             }
             bar.set_message(what);
         }
-        let said = (!terminal && !silent).then(|| AtomicU64::new(0));
+        let said = (!terminal && !silent).then(Mutex::default);
         Bytes { what, bar, said, recent: Mutex::default() }
     }
 
@@ -109,7 +127,7 @@ impl Bytes {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner).rate(at, done);
         let rate = if done >= total { last_rate(recent, own, at) } else { recent };
         let tenth = tenths(done, total);
-        if tenth > said.fetch_max(tenth, Ordering::Relaxed) {
+        if said.lock().unwrap_or_else(PoisonError::into_inner).is_new(tenth, total) {
             let mut line =
                 format!("{}: {} of {} ({}%)", self.what, output::bytes(done), output::bytes(total), tenth * 10,);
             if let Some(rate) = rate {
@@ -152,6 +170,14 @@ mod tests {
         assert_eq!(last_rate(Some(0), 1000, half), Some(2000));
         assert_eq!(last_rate(Some(0), 0, half), None, "nothing came: there is no rate");
         assert_eq!(last_rate(Some(7), 1000, long), Some(7));
+    }
+
+    #[test]
+    fn tenths_of_a_part_are_none_of_what_comes_after_it() {
+        let mut said = Said::default();
+        let mut new = |tenths, of| said.is_new(tenths, of);
+        assert!(!new(0, 1000) && new(10, 1000) && !new(10, 1000), "the first chunk");
+        assert!(!new(0, 9000) && new(3, 9000) && !new(3, 9000) && !new(2, 9000) && new(4, 9000));
     }
 
     #[test]
