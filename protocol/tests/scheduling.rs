@@ -188,9 +188,6 @@ impl Sim {
 
     /// Whoever sends is heard, and what all of them send is the rate, as far as the client's line carries it.
     fn limit_busy(&mut self) {
-        if self.crowd.is_none() {
-            return;
-        }
         let mut rate = 0;
         for n in 0..self.lines.len() {
             if !self.is_sending(n) {
@@ -201,6 +198,9 @@ impl Sim {
         }
         if let Some(limit) = self.limit {
             rate = rate.min(u64::from(CHUNK) * 1000 / limit.chunk_ms);
+        }
+        if self.crowd.is_none() {
+            return;
         }
         let busy = self.scheduler.busy(self.now);
         self.busiest = self.busiest.max(busy);
@@ -702,6 +702,44 @@ fn a_fast_one_that_comes_back_is_asked_beside_the_slow_ones_whatever_was_tried_b
         scheduler.verified(fast, chunk, CHUNK, now);
     }
     assert!(!names(scheduler.plan(now)).contains(fast));
+}
+
+/// The first answer of the fast one came while others filled the client's line. That is no measure of what it would take now.
+#[test]
+fn a_fast_one_that_first_had_a_part_of_the_line_brings_the_last_chunk_that_a_slow_one_owes() {
+    let (slow, fast) = (peer(0), peer(1));
+    let mut scheduler = Scheduler::new(16, CHUNK, &ChunkSet::new(), SchedulerConfig::default());
+    for peer in [slow, fast] {
+        assert!(scheduler.add_source(peer, NOW));
+    }
+    assert_eq!(scheduler.due_connections(NOW).len(), 2);
+    scheduler.connected(&slow, whole(16), 1, NOW);
+    scheduler.connected(&fast, whole(16), 16, NOW);
+    let mut owed: BTreeMap<PeerId, ChunkSet> = scheduler.plan(NOW).into_iter().collect();
+    scheduler.heard(&fast, NOW + 100);
+    let arrives = |scheduler: &mut Scheduler, owed: &mut BTreeMap<PeerId, ChunkSet>, from: PeerId, now| {
+        let chunk = owed[&from].first().unwrap();
+        owed.get_mut(&from).unwrap().remove(chunk);
+        assert!(scheduler.verified(&from, chunk, CHUNK, now).new);
+        scheduler.set_budget(&from, if from == slow { 1 } else { 16 });
+        for (to, chunks) in scheduler.plan(now) {
+            let all = owed[&to].union(&chunks);
+            owed.insert(to, all);
+        }
+    };
+    // A part of the line, half of it, and at last nearly all.
+    for at in [10_000, 14_000, 17_000, 20_000, 23_000, 26_000] {
+        arrives(&mut scheduler, &mut owed, fast, NOW + at);
+    }
+    arrives(&mut scheduler, &mut owed, slow, NOW + 26_200);
+    let last = owed[&slow].clone();
+    assert_eq!(last.len(), 1, "it would have it first, as it seems");
+    let mut at = 26_200;
+    while !owed[&fast].is_empty() && owed[&fast] != last {
+        at += 1_500;
+        arrives(&mut scheduler, &mut owed, fast, NOW + at);
+    }
+    assert_eq!((scheduler.missing(), &owed[&fast]), (&last, &last), "idle while {last:?} takes until 52 s, at {at} ms");
 }
 
 #[test]

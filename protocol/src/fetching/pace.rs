@@ -14,13 +14,26 @@ pub(super) struct Pace {
     last: u64,
     /// From the first ask to the first arrival, milliseconds.
     reply_ms: f64,
+    /// When it was asked after it had owed nothing, until the first byte.
+    unheard: Option<u64>,
+    /// From the first ask to the first byte of the answer, milliseconds, as far as that was told.
+    first_byte_ms: f64,
 }
 
 impl Pace {
     /// It owes something again, from now on.
     pub(super) fn begins(&mut self, now: u64) {
         self.began = Some(now);
+        self.unheard = self.began;
         self.last = now;
+    }
+
+    /// Bytes of a chunk came, whether or not that is whole.
+    pub(super) fn heard(&mut self, at: u64) {
+        if let Some(asked) = self.unheard.filter(|asked| at > *asked) {
+            self.first_byte_ms = millis(at - asked);
+            self.unheard = None;
+        }
     }
 
     /// So many bytes came.
@@ -31,6 +44,7 @@ impl Pace {
         self.ms = self.ms * keep + elapsed;
         if let Some(began) = self.began.take() {
             self.reply_ms = millis(now.saturating_sub(began));
+            self.heard(now);
         }
         self.last = now;
     }
@@ -45,14 +59,16 @@ impl Pace {
         (self.bytes > 0.0).then(|| f64::from(bytes) * self.ms.max(1.0) / self.bytes)
     }
 
-    /// Milliseconds from an ask to the first byte of the answer; 0 before anything came.
+    /// Milliseconds from an ask to the first byte of the answer; 0 before anything came. What the first chunk took beyond that
+    /// was the line, which may have had more to carry then.
     pub(super) fn distance_ms(&self, bytes: u32) -> f64 {
-        (self.reply_ms - self.each_ms(bytes).unwrap_or(self.reply_ms)).max(0.0)
+        let beyond = self.reply_ms - self.each_ms(bytes).unwrap_or(self.reply_ms);
+        beyond.min(self.first_byte_ms).max(0.0)
     }
 
     /// Milliseconds until the first chunk comes when it owes nothing yet.
     pub(super) fn reply_ms(&self, bytes: u32) -> f64 {
-        self.each_ms(bytes).unwrap_or_default().max(self.reply_ms)
+        self.each_ms(bytes).map_or(self.reply_ms, |each| each + self.distance_ms(bytes))
     }
 }
 

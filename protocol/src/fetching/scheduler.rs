@@ -197,8 +197,9 @@ impl Scheduler {
 
     /// Bytes of a chunk came from a seeder, whether or not that is whole.
     pub fn heard(&mut self, peer: &PeerId, at: u64) {
-        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+        if let Some(Source { state: State::Connected(connected), pace, .. }) = self.sources.get_mut(peer) {
             connected.heard = connected.heard.max(at);
+            pace.heard(at);
         }
     }
 
