@@ -1,5 +1,6 @@
 //! Clocks that differ: whose is wrong, and by how much.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -108,7 +109,8 @@ fn a_lease_that_is_over_is_the_cause_of_what_seeders_refuse_for_it_and_of_nothin
         let error = ended(cause, code);
         assert!(matches!(error, FetchError::LeaseOver { .. }) && error.cause() == named, "{error}");
     }
-    let full = FetchError::ended(E::DiskFull { path: "here".into(), needed: 7 }, over());
+    let disk_full = E::DiskFull { path: Path::new("here").into(), needed: 7, lacks: delivery::Lacks::Space };
+    let full = FetchError::ended(disk_full, over());
     assert!(full.cause() == "disk-full" && !full.to_string().contains("lease"), "{full}");
     assert_eq!(FetchError::ended(E::Removed, over()).cause(), "disk");
 }
