@@ -75,7 +75,8 @@ pub struct Config {
     pub ceiling_slack_millionths: u32,
     /// A reservation that was not released by then expires. Default: 900000 (15 minutes).
     pub reservation_ms: u64,
-    /// Open reservations of one merchant; further ones are refused. Default: 1000.
+    /// Reservations of one merchant that are open, or were cancelled before their time was over; further ones are refused.
+    /// Default: 1000.
     pub max_reservations: u32,
     /// What a merchant may come to owe for deliveries, minor units of the sale's currency: the ceilings of those under way and
     /// what was charged for those before, less what it paid. Releases beyond it are refused. Prices that it collected, and

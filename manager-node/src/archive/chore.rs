@@ -10,7 +10,7 @@ use tracing::{debug, error};
 
 use super::{ARCHIVED, ARCHIVED_ORDERS, Archived, Kind, Whole, order_key};
 use crate::context::{Context, now_ms};
-use crate::transactions::{ORDER_IDS, RESTING, REVOKING, SaleRef, is_over};
+use crate::transactions::{EXPIRING, ORDER_IDS, RESTING, REVOKING, SaleRef, is_over};
 use crate::{audit, transactions};
 
 /// Transactions moved at once: other writers wait while their rows go.
@@ -71,6 +71,10 @@ fn some_transactions(ctx: &Context, until: u64) -> Result<usize, StoreError> {
                 Some(whole) if whole.has_open_delivery() || REVOKING.contains(txn, &id)? => {
                     let due = whole.deliveries.iter().filter(|(_, d)| d.closed.is_none()).map(|(_, d)| d.due_at);
                     Turn::Later(due.max().unwrap_or(0).max(until.saturating_add(1)))
+                }
+                // Cancelled, and counted for its merchant until its time is over.
+                Some(Whole { sale, .. }) if EXPIRING.contains(txn, &(sale.expires_at, id))? => {
+                    Turn::Later(sale.expires_at.max(until.saturating_add(1)))
                 }
                 Some(whole) => Turn::Move(Box::new(whole)),
             };

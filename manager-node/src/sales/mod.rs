@@ -32,9 +32,7 @@ use tracing::{info, warn};
 use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::tables::{MERCHANTS, ProductRecord};
-use crate::transactions::{
-    Event, SALES, Sale, SaleError, capture, chore, drop_reservation, internal, put_sale, take_back, taken_back,
-};
+use crate::transactions::{Event, SALES, Sale, SaleError, capture, chore, internal, put_sale, take_back, taken_back};
 use crate::{archive, audit, catalogue, evidence};
 
 pub(crate) use lease::allowance;
@@ -168,7 +166,8 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
         let mut sale = own(SALES.get(txn, &id)?, &merchant)?;
         let before = sale.state;
         sale.advance(Event::Cancel, now)?;
-        drop_reservation(txn, id, &sale)?;
+        // It counts as open until its time is over: what is formed is kept, and a merchant that takes back as fast as it
+        // reserves is not to form more than one that lets its reservations expire.
         put_sale(txn, &id, Some(before), &sale)?;
         Ok::<_, SaleError>(sale.state)
     })?;

@@ -93,20 +93,23 @@ pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError>
 
 fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
     loop {
-        let expired = ctx.db.write_step_blocking(Step::ManagerExpire, move |txn| expire_some(txn, now))?;
+        let (over, expired) = ctx.db.write_step_blocking(Step::ManagerExpire, move |txn| expire_some(txn, now))?;
         for id in &expired {
             info!(transaction = %id, code = "reservation-expired", "reservation expired");
         }
-        if expired.len() < STEP {
+        if over < STEP {
             return Ok(());
         }
     }
 }
 
-fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId>, StoreError> {
+/// Gives of how many the time is over, and which of them were not cancelled before.
+fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<(usize, Vec<TransactionId>), StoreError> {
     let last = TransactionId::from_bytes([0xff; 16]);
     let mut expired = Vec::new();
-    for (key, _) in EXPIRING.range(txn, ..=(now, last), STEP)? {
+    let rows = EXPIRING.range(txn, ..=(now, last), STEP)?;
+    let over = rows.len();
+    for (key, _) in rows {
         let Some(mut sale) = SALES.get(txn, &key.1)? else {
             EXPIRING.delete(txn, &key)?;
             continue;
@@ -118,7 +121,7 @@ fn expire_some(txn: &WriteTransaction<'_>, now: u64) -> Result<Vec<TransactionId
             expired.push(key.1);
         }
     }
-    Ok(expired)
+    Ok((over, expired))
 }
 
 /// One delivery a transaction: one that cannot be closed is logged and stops no other.

@@ -34,7 +34,7 @@ pub(crate) use taken_back::taken_back;
 pub(crate) const SALES: Table<TransactionId, Sale> = Table::new("sales");
 /// Which sale a merchant's order id stands for.
 pub(crate) const ORDER_IDS: Table<(PeerId, String), SaleRef> = Table::new("sale-of-order");
-/// Reservations that are open, by the time when they expire.
+/// Reservations that are open, or were cancelled, by the time when they expire.
 pub(crate) const EXPIRING: Table<(u64, TransactionId), Mark> = Table::new("sales-expiring");
 /// Released sales by client.
 pub(crate) const MAILBOX: Table<(PeerId, TransactionId), Mark> = Table::new("sales-of-client");
@@ -56,7 +56,7 @@ pub(crate) const MOVES: Table<(TransactionId, u32), MoveRecord> = Table::new("sa
 pub(crate) const VOIDED: Table<(TransactionId, u32), Voided> = Table::new("sales-voided");
 /// Ended sales by when they ended or were last asked back: they move out of the store after a time of rest.
 pub(crate) const RESTING: Table<(u64, TransactionId), Mark> = Table::new("sales-resting");
-/// Open reservations of each merchant.
+/// What [`EXPIRING`] has of each merchant.
 const STANDINGS: Table<PeerId, Standing> = Table::new("merchant-standings");
 
 /// Number of the delivery that the price pays for. Later ones are fetched from the origin and earn nothing.
@@ -206,7 +206,7 @@ pub(crate) struct Closed {
     pub(crate) lines: Vec<Payout>,
 }
 
-/// How many reservations a merchant has open.
+/// How many reservations a merchant has open, with those that it cancelled before their time was over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 struct Standing {
     reservations: u32,
@@ -366,7 +366,7 @@ pub(crate) fn get_delivery(txn: &impl Txn, id: DeliveryId) -> Result<Option<Deli
 pub(crate) fn add_reservation(txn: &WriteTransaction<'_>, merchant: &PeerId, limit: u32) -> Result<(), SaleError> {
     let mut standing = STANDINGS.get(txn, merchant)?.unwrap_or_default();
     if standing.reservations >= limit {
-        let detail = format!("{limit} reservations are open; release or cancel some, or wait for them to expire");
+        let detail = format!("{limit} reservations are open; release some, or wait until the time of some is over");
         return Err(Refusal::new(RefusalCode::LimitReached, detail).retry_after(10_000).into());
     }
     standing.reservations += 1;

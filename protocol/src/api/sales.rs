@@ -60,7 +60,7 @@ pub enum SalesRequest {
         /// The merchant's word that it is paid.
         endorsement: Signed<Endorsement>,
     },
-    /// Takes back a reservation.
+    /// Takes back a reservation. It counts for as long as if it had been left to expire.
     Cancel {
         /// Which.
         transaction: TransactionId,

@@ -106,15 +106,23 @@ async fn reservations_that_cannot_be_are_refused_by_name() {
         shop.reserve(order).await;
     }
     assert_eq!(code(shop.sales(SalesRequest::Reserve(shop.order("c"))).await), "limit-reached");
-    // One that is taken back makes room.
-    let a = shop.reserve("a").await.peek().unwrap().transaction;
-    let cancelled = SalesRequest::Cancel { transaction: a };
+    // One that is taken back is kept like any other, and makes room when its time is over, not before. Nor does it move out
+    // until then.
+    let b = shop.reserve("b").await.peek().unwrap().transaction;
+    let cancelled = SalesRequest::Cancel { transaction: b };
     for _ in 0..2 {
         let answer = shop.sales(cancelled.clone()).await.unwrap();
         assert_eq!(answer, SalesResponse::State(TransactionState::Cancelled));
     }
-    shop.reserve("c").await;
-    assert_eq!(code(shop.sales(SalesRequest::Reserve(shop.order("d"))).await), "limit-reached");
+    assert_eq!(code(shop.sales(SalesRequest::Reserve(shop.order("c"))).await), "limit-reached");
+    let (ctx, rested) = (Arc::clone(&shop.ctx), now_ms() + shop.ctx.config.archive_ms + 1);
+    tokio::task::spawn_blocking(move || crate::archive::step(&ctx, rested)).await.unwrap().unwrap();
+    chore::step(&shop.ctx, shop.sale(b).expires_at).await.unwrap();
+    assert_eq!(shop.state(b), TransactionState::Cancelled);
+    for order in ["c", "d"] {
+        shop.reserve(order).await;
+    }
+    assert_eq!(code(shop.sales(SalesRequest::Reserve(shop.order("e"))).await), "limit-reached");
     shop.close().await;
 }
 
