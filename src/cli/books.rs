@@ -79,7 +79,12 @@ pub(crate) async fn statements(command: Statements, global: &Global) -> Result<E
     match command {
         Statements::Make(args) => {
             let request = json!({"cmd": "statements-make", "seeder": args.seeder});
-            ask(&args.dir.path(), request, global, |a| listed(a, "made", &["seeder", "first", "last"])).await
+            let text = |a: &Value| {
+                let made = listed(a, "made", &["seeder", "first", "last"]);
+                let is_failed = a["failed"].as_array().is_some_and(|failed| !failed.is_empty());
+                if is_failed { format!("{made}\n{}", listed(a, "failed", &["seeder", "error"])) } else { made }
+            };
+            ask(&args.dir.path(), request, global, text).await
         }
         Statements::List(args) => {
             let columns =

@@ -96,6 +96,12 @@ impl Archive {
             .map_err(|error| StoreError::Corrupt { table: "segments", reason: format!("a record: {error}") })
     }
 
+    /// Damages what lies at `place`.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, place: Place) {
+        self.segments.spoil(place);
+    }
+
     /// Moves records out: they are flushed, and then `rows`, which puts what points to them and takes out what they
     /// hold, becomes durable together with the new head. Blocks.
     pub(crate) fn move_out(

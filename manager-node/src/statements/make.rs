@@ -70,12 +70,29 @@ pub(crate) fn step(ctx: &Context, now: u64) -> Result<(), SaleError> {
         })
     })?;
     for seeder in due {
-        make(ctx, seeder, now)?;
+        of_one(seeder, make(ctx, seeder, now).map(drop))?;
     }
     for seeder in old {
-        while ctx.db.write_blocking(move |txn| prune(txn, seeder, horizon))? {}
-        while move_old(ctx, seeder, horizon)? {}
+        of_one(seeder, put_away(ctx, seeder, horizon))?;
     }
+    Ok(())
+}
+
+/// What cannot be done for one seeder, because a record of it is damaged, is told and keeps nobody else from theirs.
+pub(super) fn of_one(seeder: PeerId, done: Result<(), SaleError>) -> Result<(), SaleError> {
+    match done {
+        Err(error) if !error.ends_all() => {
+            error!(%seeder, %error, "the statements of this seeder could not be seen to");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// Removes lines and moves statements of a seeder that are older than `horizon`.
+fn put_away(ctx: &Context, seeder: PeerId, horizon: u64) -> Result<(), SaleError> {
+    while ctx.db.write_blocking(move |txn| prune(txn, seeder, horizon))? {}
+    while move_old(ctx, seeder, horizon)? {}
     Ok(())
 }
 

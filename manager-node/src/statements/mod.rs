@@ -1,6 +1,9 @@
 //! Statements of account for seeders: what became of every receipt and where every unit of pay comes from. Lines are
 //! noted in the same database transaction as what they tell of; a statement only cuts them off, adds them up and signs.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod damaged_tests;
 mod explain;
 mod make;
 mod payouts;

@@ -134,7 +134,8 @@ pub(crate) struct MakeArgs {
 /// Makes statements now: of one seeder, or of all about whom there is something new.
 pub(crate) fn make_now(ctx: &Context, args: MakeArgs) -> Result<Value, SaleError> {
     let mut seeders = Vec::from_iter(args.seeder);
-    if seeders.is_empty() {
+    let all = seeders.is_empty();
+    if all {
         ctx.db.read(|txn| {
             BOOKS.scan::<StoreError>(txn, .., |seeder, _| {
                 seeders.push(seeder);
@@ -142,15 +143,25 @@ pub(crate) fn make_now(ctx: &Context, args: MakeArgs) -> Result<Value, SaleError
             })
         })?;
     }
-    let mut made = Vec::new();
+    let (mut made, mut failed) = (Vec::new(), Vec::new());
     for seeder in seeders {
         let before = ctx.db.read(|txn| BOOKS.get(txn, &seeder))?.map_or(0, |books| books.number);
-        let number = make(ctx, seeder, now_ms())?;
+        let number = match make(ctx, seeder, now_ms()) {
+            Ok(number) => number,
+            // One whose records are damaged keeps nobody else from theirs.
+            Err(error) if all && !error.ends_all() => {
+                if failed.len() < MAX_LINES {
+                    failed.push(json!({"seeder": seeder, "error": error.to_string()}));
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if number > before && made.len() < MAX_LINES {
             made.push(json!({"seeder": seeder, "first": before + 1, "last": number}));
         }
     }
-    Ok(json!({"made": made}))
+    Ok(json!({"made": made, "failed": failed}))
 }
 
 #[derive(Deserialize)]

@@ -8,10 +8,11 @@ use std::time::Duration;
 use bincode::{Decode, Encode};
 use protocol::statement::Statement;
 use protocol::trust::{KeyPurpose, KeyState, Trust};
-use protocol::{Digest, PeerId, Refusal, Signed, wire};
-use store::{Step, StoreError, Table, WriteTransaction};
+use protocol::{Digest, PeerId, Signed, wire};
+use store::{Step, StoreError, Table, Txn, WriteTransaction};
 use tracing::warn;
 
+use super::make::of_one;
 use super::{BOOKS, OLD_STATEMENTS, STATEMENTS, get};
 use crate::context::Context;
 use crate::transactions::SaleError;
@@ -30,11 +31,21 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct FoundGood {
     /// Version of the key set.
     version: u64,
-    /// Until one of its keys is over, unix milliseconds.
+    /// Until one of its keys is over, or what could not be read is looked at again, unix milliseconds.
     until: u64,
 }
 
 wire!(FoundGood => 32);
+
+/// What could not be read is looked at again after so long, milliseconds: each look reads all of a seeder's statements.
+const LOOK_AGAIN_MS: u64 = 60 * 60 * 1000;
+
+/// A statement as it lies there.
+enum Found {
+    Here(Box<(Signed<Statement>, Statement)>),
+    /// Its record is damaged. Nobody can sign it again, and those behind it are none the worse for it.
+    Damaged,
+}
 
 /// Signs a seeder's statements again from the first one on that does not hold. Cheap where all of them did when it was
 /// last asked and the keys are the same since.
@@ -53,13 +64,14 @@ pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), 
     // force then, until nothing is left.
     let mut renewed = 0u64;
     let mut rounds = 0;
-    let trust = loop {
+    let (trust, damaged) = loop {
         // The key is not here, as after a restore: what the one from before signs is void, too.
         if ctx.may_sign(KeyPurpose::Settlement).is_err() {
             return Ok(());
         }
         let trust = ctx.trust();
-        let Some(first) = first_void(ctx, &trust, seeder, now)? else { break trust };
+        let (first, damaged) = first_void(ctx, &trust, seeder, now)?;
+        let Some(first) = first else { break (trust, damaged) };
         match rounds {
             ..ROUNDS => {}
             // The keys are being changed in this moment.
@@ -81,7 +93,12 @@ pub(super) fn renew_void(ctx: &Context, seeder: PeerId, now: u64) -> Result<(), 
         }
         _ => None,
     });
-    let good = FoundGood { version: trust.key_set().version, until: dead.min().unwrap_or(u64::MAX) };
+    let mut until = dead.min().unwrap_or(u64::MAX);
+    if damaged > 0 {
+        warn!(%seeder, damaged, "statements cannot be read, and are not signed again: restore the segments from a backup");
+        until = until.min(now.saturating_add(LOOK_AGAIN_MS));
+    }
+    let good = FoundGood { version: trust.key_set().version, until };
     Ok(ctx.db.write_blocking(move |txn| FOUND_GOOD.put(txn, &seeder, &good))?)
 }
 
@@ -96,50 +113,84 @@ pub(crate) fn renew_all(ctx: &Context, now: u64) -> Result<(), SaleError> {
             Ok(ControlFlow::Continue(()))
         })
     })?;
-    seeders.into_iter().try_for_each(|seeder| renew_void(ctx, seeder, now))
+    seeders.into_iter().try_for_each(|seeder| of_one(seeder, renew_void(ctx, seeder, now)))
 }
 
-/// The first statement that is void, or does not name the one before it as that is signed.
-fn first_void(ctx: &Context, trust: &Trust, seeder: PeerId, now: u64) -> Result<Option<u64>, SaleError> {
+fn find(ctx: &Context, txn: &impl Txn, seeder: PeerId, number: u64) -> Result<Option<Found>, StoreError> {
+    match get(&ctx.archive, txn, seeder, number) {
+        Ok(None) => Ok(None),
+        Ok(Some(signed)) => Ok(Some(match signed.peek() {
+            Ok(statement) => Found::Here(Box::new((signed, statement))),
+            Err(_) => Found::Damaged,
+        })),
+        Err(StoreError::Corrupt { .. }) => Ok(Some(Found::Damaged)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first statement that is void, or does not name the one before it as that is signed; and how many are damaged up to
+/// there.
+fn first_void(ctx: &Context, trust: &Trust, seeder: PeerId, now: u64) -> Result<(Option<u64>, u64), SaleError> {
     ctx.db.read(|txn| {
         let newest = BOOKS.get(txn, &seeder)?.map_or(0, |books| books.number);
-        let mut before: Option<Digest> = None;
+        let mut damaged = 0u64;
+        // As which the next one is to name it; unknown behind a damaged one.
+        let mut before: Option<Option<Digest>> = Some(None);
         for number in 1..=newest {
-            let Some(signed) = get(&ctx.archive, txn, seeder, number)? else { return Ok(None) };
-            let statement = signed.peek().map_err(Refusal::from)?;
-            let key = trust.still_good(&signed.signer(), KeyPurpose::Settlement, statement.issued_at, now);
-            if key.is_err() || statement.previous != before {
-                return Ok(Some(number));
+            match find(ctx, txn, seeder, number)? {
+                None => break,
+                Some(Found::Damaged) => {
+                    damaged = damaged.saturating_add(1);
+                    before = None;
+                }
+                Some(Found::Here(found)) => {
+                    let (signed, statement) = *found;
+                    let key = trust.still_good(&signed.signer(), KeyPurpose::Settlement, statement.issued_at, now);
+                    if key.is_err() || before.is_some_and(|before| statement.previous != before) {
+                        return Ok((Some(number), damaged));
+                    }
+                    before = Some(Some(signed.digest()));
+                }
             }
-            before = Some(signed.digest());
         }
-        Ok(None)
+        Ok((None, damaged))
     })
 }
 
-/// Signs the statements from `first` on again, as many as there are; gives how many.
+/// Signs the statements from `first` on again, as many as there are and can be read; gives how many.
 fn sign_again(ctx: &Context, seeder: PeerId, first: u64, now: u64) -> Result<u64, SaleError> {
-    let mut next = first;
+    let (mut next, mut renewed) = (first, 0u64);
+    // As above: what stands behind a damaged one goes on to name it as it always did.
     let mut previous = match first.checked_sub(1).filter(|before| *before > 0) {
-        Some(before) => ctx.db.read(|txn| get(&ctx.archive, txn, seeder, before))?.map(|signed| signed.digest()),
-        None => None,
+        Some(before) => match ctx.db.read(|txn| find(ctx, txn, seeder, before))? {
+            Some(Found::Here(found)) => Some(Some(found.0.digest())),
+            Some(Found::Damaged) => None,
+            None => Some(None),
+        },
+        None => Some(None),
     };
     loop {
         let old = ctx.db.read(|txn| {
-            let page = (next..next.saturating_add(STEP)).map_while(|n| get(&ctx.archive, txn, seeder, n).transpose());
+            let page = (next..next.saturating_add(STEP)).map_while(|n| find(ctx, txn, seeder, n).transpose());
             page.collect::<Result<Vec<_>, StoreError>>()
         })?;
         if old.is_empty() {
-            return Ok(next - first);
+            return Ok(renewed);
         }
+        next = next.saturating_add(old.len() as u64);
         let mut made = Vec::with_capacity(old.len());
-        for signed in old {
-            let statement = Statement { previous, issued_at: now, ..signed.peek().map_err(Refusal::from)? };
+        for found in old {
+            let Found::Here(found) = found else {
+                previous = None;
+                continue;
+            };
+            let previously = previous.unwrap_or(found.1.previous);
+            let statement = Statement { previous: previously, issued_at: now, ..found.1 };
             let again = ctx.keys.sign(KeyPurpose::Settlement, &statement);
-            previous = Some(again.digest());
+            previous = Some(Some(again.digest()));
             made.push((statement.number, again));
         }
-        next = next.saturating_add(made.len() as u64);
+        renewed = renewed.saturating_add(made.len() as u64);
         ctx.db.write_step_blocking(Step::ManagerStatement, move |txn| put(txn, seeder, &made))?;
     }
 }

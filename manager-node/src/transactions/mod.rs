@@ -237,6 +237,11 @@ pub(crate) enum SaleError {
 }
 
 impl SaleError {
+    /// The store failed, until it is opened again: whoever goes through many ends here. Anything else is of the one alone.
+    pub(crate) fn ends_all(&self) -> bool {
+        matches!(self, SaleError::Store(StoreError::DiskFull { .. } | StoreError::Failed { .. }))
+    }
+
     /// What the peer is told; this manager's own failures are logged and not described to it.
     pub(crate) fn into_refusal(self) -> Refusal {
         match self {
