@@ -51,6 +51,9 @@ pub(crate) enum AskError {
 
 impl AskError {
     fn of(refusal: Refusal) -> Self {
+        if refusal.code == RefusalCode::Internal {
+            tracing::warn!(%refusal, "the manager could not answer; its own log says why");
+        }
         match refusal.code {
             RefusalCode::Overloaded | RefusalCode::ShuttingDown | RefusalCode::Internal => {
                 AskError::Away(refusal.to_string())

@@ -52,6 +52,15 @@ struct Archived {
 
 wire!(Archived => 48);
 
+/// A sale as far as it can be read.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// As it is.
+    Whole(Box<Sale>),
+    /// Its record is damaged: what its row says.
+    State(TransactionState),
+}
+
 /// The segments, and reading from them.
 #[derive(Debug)]
 pub(crate) struct Archive {
@@ -86,6 +95,18 @@ impl Archive {
         match SALES.get(txn, id)? {
             Some(sale) => Ok(Some(sale)),
             None => Ok(self.archived(txn, id)?.map(|whole| whole.sale)),
+        }
+    }
+
+    /// A sale, wherever it lies, or what is left of it: among many, one that cannot be read is not to hide the others.
+    pub(crate) fn seen(&self, txn: &impl Txn, id: &TransactionId) -> Result<Option<Seen>, StoreError> {
+        match self.sale(txn, id) {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                let row = ARCHIVED.get(txn, id)?;
+                tracing::error!(transaction = %id, %error, "what moved out cannot be read: restore its segment");
+                row.map(|row| Some(Seen::State(row.state))).ok_or(error)
+            }
+            read => Ok(read?.map(|sale| Seen::Whole(Box::new(sale)))),
         }
     }
 

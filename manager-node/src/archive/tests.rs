@@ -103,14 +103,40 @@ async fn a_record_that_cannot_be_read_is_named_in_the_list_and_hides_no_other() 
     assert_eq!(line(sound)["order"], "p");
     assert_eq!(line(damaged)["state"], "settled");
     assert!(line(damaged)["error"].as_str().unwrap().contains("damaged record"), "{listed}");
-    // Nothing is read for who is no merchant: each record may be of megabytes, and anybody may know its id.
+    // Its merchant learns where it stands, and is not told that there is none: it would give the payment back.
     let status = SalesRequest::Status { transactions: vec![damaged; 256] };
-    assert!(shop.sales(status.clone()).await.is_err(), "its merchant's own question is looked up");
+    let settled = SalesResponse::States(vec![Some(TransactionState::Settled); 256]);
+    assert_eq!(shop.sales(status.clone()).await.unwrap(), settled);
+    let mail = shop.mailbox_as(&shop.client, MailboxRequest::List { before: None }).await.unwrap();
+    let MailboxResponse::List(mail) = mail else { panic!("{mail:?}") };
+    assert_eq!(mail.iter().map(|item| item.transaction).collect::<Vec<_>>(), [sound]);
+    // Nothing is read for who is no merchant: each record may be of megabytes, and anybody may know its id.
     let stranger = crate::sales::tests::shop::random_key();
     assert_eq!(shop.sales_as(&stranger, status).await.unwrap(), SalesResponse::States(vec![None; 256]));
     // And once for a merchant, however often it asks.
     let twice = SalesRequest::Status { transactions: vec![sound, sound] };
     assert_eq!(shop.sales(twice).await.unwrap(), SalesResponse::States(vec![Some(TransactionState::Settled); 2]));
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_record_does_not_keep_a_shop_from_what_else_was_taken_back() {
+    let shop = Shop::open(Terms::default()).await;
+    let mut outbox = Outbox::of(&shop, 0);
+    let mut sold = Vec::new();
+    for (order, cmd) in [("a", "revoke-transaction"), ("b", "refund"), ("c", "refund")] {
+        let id = settled(&shop, &mut outbox, order).await;
+        shop.control(json!({"cmd": cmd, "id": id})).await.unwrap();
+        sold.push(id);
+    }
+    move_out(&shop).await;
+    for id in &sold[..2] {
+        shop.ctx.archive.spoil(shop.ctx.db.read(|txn| ARCHIVED.get(txn, id)).unwrap().unwrap().place);
+    }
+    let told = shop.sales(SalesRequest::TakenBack { after: 0 }).await.unwrap();
+    let SalesResponse::TakenBack { sales, .. } = told else { panic!("{told:?}") };
+    let told: Vec<_> = sales.iter().map(|sale| (sale.number, sale.transaction, sale.captured)).collect();
+    assert_eq!(told, [(2, sold[1], true), (3, sold[2], true)]);
     shop.close().await;
 }
 

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::lease::{self, Terms};
 use super::{blocking, moving, withheld};
 use crate::StartError;
+use crate::archive::Seen;
 use crate::catalogue::Product;
 use crate::context::{Context, now_ms};
 use crate::transactions::{
@@ -96,24 +97,29 @@ pub(crate) async fn answer(
 
 fn list(ctx: &Context, client: PeerId, before: Option<TransactionId>) -> Result<MailboxResponse, SaleError> {
     let first = TransactionId::from_bytes([0; 16]);
-    let before = before.unwrap_or(TransactionId::from_bytes([0xff; 16]));
+    let mut before = before.unwrap_or(TransactionId::from_bytes([0xff; 16]));
     ctx.db.read(|txn| {
         let mut items = Vec::new();
-        for ((_, transaction), _) in
-            MAILBOX.range_back(txn, (client, first)..(client, before), MailboxResponse::PAGE)?
-        {
-            let Some(sale) = ctx.archive.sale(txn, &transaction)? else { continue };
-            let generation = moving::generation(ctx, &transaction, &sale);
-            items.push(MailItem {
-                transaction,
-                title: sale.title,
-                state: sale.state,
-                released_at: sale.release.map_or(0, |release| release.at),
-                plain_bytes: sale.plain_bytes,
-                generation,
-            });
+        // Fewer than a page would say that this was all.
+        loop {
+            let missing = MailboxResponse::PAGE.saturating_sub(items.len());
+            let page = MAILBOX.range_back(txn, (client, first)..(client, before), missing)?;
+            let Some(((_, last), _)) = page.last() else { return Ok(MailboxResponse::List(items)) };
+            before = *last;
+            for ((_, transaction), _) in page {
+                // One whose record is damaged hides no other.
+                let Some(Seen::Whole(sale)) = ctx.archive.seen(txn, &transaction)? else { continue };
+                let generation = moving::generation(ctx, &transaction, &sale);
+                items.push(MailItem {
+                    transaction,
+                    title: sale.title,
+                    state: sale.state,
+                    released_at: sale.release.map_or(0, |release| release.at),
+                    plain_bytes: sale.plain_bytes,
+                    generation,
+                });
+            }
         }
-        Ok(MailboxResponse::List(items))
     })
 }
 

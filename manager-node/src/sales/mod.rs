@@ -30,6 +30,7 @@ use store::Step;
 use tracing::{info, warn};
 
 use crate::StartError;
+use crate::archive::Seen;
 use crate::context::{Context, now_ms};
 use crate::tables::{MERCHANTS, ProductRecord};
 use crate::transactions::{Event, SALES, Sale, SaleError, capture, chore, internal, put_sale, take_back, taken_back};
@@ -229,8 +230,13 @@ fn status(ctx: &Context, merchant: PeerId, ids: &[TransactionId]) -> Result<Sale
         let mut found: HashMap<TransactionId, Option<TransactionState>> = HashMap::new();
         for id in ids {
             if let Entry::Vacant(place) = found.entry(*id) {
-                let sale = ctx.archive.sale(txn, id)?.filter(|sale| sale.merchant == merchant);
-                place.insert(sale.map(|sale| sale.state));
+                place.insert(match ctx.archive.seen(txn, id)? {
+                    Some(Seen::Whole(sale)) => (sale.merchant == merchant).then_some(sale.state),
+                    // Nobody but its parties knows the id. It is not to look as if it was forgotten: then its payment would
+                    // be let go.
+                    Some(Seen::State(state)) => Some(state),
+                    None => None,
+                });
             }
         }
         Ok::<_, SaleError>(ids.iter().map(|id| found.get(id).copied().flatten()).collect())

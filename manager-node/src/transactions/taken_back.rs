@@ -7,6 +7,7 @@ use protocol::{PeerId, TransactionId, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
 use super::{Sale, SaleError};
+use crate::archive::Seen;
 use crate::context::Context;
 
 /// By merchant and number.
@@ -37,20 +38,31 @@ pub(super) fn note(txn: &WriteTransaction<'_>, id: TransactionId, sale: &Sale) -
     Ok(())
 }
 
-/// One page after the given number.
+/// One page after the given number. Of a revoked sale that cannot be read nobody knows whether its price is due: it is left
+/// out, and its shop has its operator ask. One that was refunded goes back whatever was taken.
 pub(crate) fn taken_back(
     ctx: &Context,
     txn: &impl Txn,
     merchant: PeerId,
     after: u64,
 ) -> Result<Vec<TakenBack>, SaleError> {
-    let range = (merchant, after.saturating_add(1))..=(merchant, u64::MAX);
-    let rows = TAKEN_BACK.range(txn, range, SalesResponse::TAKEN_BACK_PAGE)?;
-    let mut told = Vec::with_capacity(rows.len());
-    for ((_, number), Row { transaction, order, state }) in rows {
-        let release = ctx.archive.sale(txn, &transaction)?.and_then(|sale| sale.release);
-        let captured = release.is_some_and(|release| release.captured);
-        told.push(TakenBack { number, transaction, order, state, captured });
+    let mut told = Vec::with_capacity(SalesResponse::TAKEN_BACK_PAGE);
+    let mut after = after;
+    // Fewer than a page would say that this was all.
+    loop {
+        let range = (merchant, after.saturating_add(1))..=(merchant, u64::MAX);
+        let missing = SalesResponse::TAKEN_BACK_PAGE.saturating_sub(told.len());
+        let rows = TAKEN_BACK.range(txn, range, missing)?;
+        let Some(((_, last), _)) = rows.last() else { return Ok(told) };
+        after = *last;
+        for ((_, number), Row { transaction, order, state }) in rows {
+            let captured = match ctx.archive.seen(txn, &transaction)? {
+                Some(Seen::Whole(sale)) => sale.release.is_some_and(|release| release.captured),
+                Some(Seen::State(_)) if state == TransactionState::Refunded => true,
+                Some(Seen::State(_)) => continue,
+                None => false,
+            };
+            told.push(TakenBack { number, transaction, order, state, captured });
+        }
     }
-    Ok(told)
 }
