@@ -43,7 +43,7 @@ pub(crate) async fn answer(ctx: &Arc<Context>, peer: PeerId, request: MeshReques
         MeshRequest::KeySet => Ok(MeshResponse::KeySet(ctx.trust().signed_key_set().clone())),
         MeshRequest::Heartbeat => Ok(MeshResponse::Heartbeat(news::sign_heartbeat(ctx).map_err(Refused::from)?)),
         MeshRequest::Epochs { after } => {
-            let epochs = ctx.revocations.after(after, MeshResponse::EPOCHS_PAGE).map_err(Refused::from)?;
+            let epochs = ctx.revocations.after(after).map_err(Refused::from)?;
             Ok(MeshResponse::Epochs(epochs))
         }
         MeshRequest::Enrol { token, name, capacity, held } => {

@@ -439,7 +439,7 @@ mod tests {
         assert!(ctx.recalled.load(Ordering::Acquire) && is_done(&ctx.db, ctx.restore).unwrap());
         assert_eq!(ctx.revocations.fresh(late), Added::default());
         // The seeder that holds them follows the manager again.
-        for signed in ctx.revocations.after(held.number(), 10).unwrap() {
+        for signed in ctx.revocations.after(held.number()).unwrap() {
             held.apply(signed.digest(), &signed.peek().unwrap()).unwrap();
         }
         assert_eq!(held.number(), ctx.revocations.number());

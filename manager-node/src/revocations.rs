@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use node::NodeHandle;
-use protocol::api::News;
+use protocol::api::{EpochsPage, News};
 use protocol::signed::Signed;
 use protocol::trust::{KeyPurpose, RevocationEpoch, RevocationState, Revocations as Added, Trust};
 use protocol::{Digest, Keypair, NetworkId, PeerId};
@@ -18,7 +18,7 @@ use crate::tables::EPOCHS;
 
 /// Most entries of each kind in one epoch: an epoch must also fit a gossip message of 64 KiB, and a quarter of that
 /// leaves room for certificates to grow.
-const MAX_ENTRIES: usize = 256;
+pub(crate) const MAX_ENTRIES: usize = 256;
 
 /// Everything revoked, and the chain of epochs that says so.
 pub(crate) struct Revocations {
@@ -84,13 +84,14 @@ impl Revocations {
         Ok(before.first().map_or(0, |(number, _)| *number))
     }
 
-    /// At most `limit` epochs after the given one, in order. Where a new chain began after it, that is where they begin:
+    /// The epochs after the given one that go into one answer. Where a new chain began after it, that is where they begin:
     /// what came between need not be known, and may be signed by a key that is void.
-    pub(crate) fn after(&self, number: u64, limit: usize) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+    pub(crate) fn after(&self, number: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
         let Some(from) = number.checked_add(1) else { return Ok(Vec::new()) };
         let from = from.max(self.chain.load(Ordering::Acquire));
-        let page = self.db.read(|txn| EPOCHS.range(txn, from.., limit))?;
-        Ok(page.into_iter().map(|(_, epoch)| epoch).collect())
+        let mut page = EpochsPage::default();
+        self.db.read(|txn| EPOCHS.scan::<StoreError>(txn, from.., |_, epoch| Ok(page.add(epoch))))?;
+        Ok(page.into_epochs())
     }
 
     /// The newest epoch.
@@ -325,14 +326,14 @@ mod tests {
         }
         assert_eq!(revocations.number(), 4);
         assert!(revocations.with(|s| s.has_peer(&peer) && s.has_transaction(&TransactionId::new(599, [0; 10]))));
-        assert_eq!(revocations.after(1, 2).unwrap().len(), 2);
-        assert!(revocations.after(u64::MAX, 2).unwrap().is_empty());
+        assert_eq!(revocations.after(1).unwrap().len(), 3);
+        assert!(revocations.after(u64::MAX).unwrap().is_empty());
 
         revocations.begin_anew(1_795_000_000).await.unwrap();
         revocations.begin_anew(1_795_000_000).await.unwrap();
         let late = TransactionId::new(7, [7; 10]);
         revocations.add(Added { transactions: vec![late], ..Added::default() }, 5).await.unwrap();
-        for signed in revocations.after(ahead.number(), 10).unwrap() {
+        for signed in revocations.after(ahead.number()).unwrap() {
             ahead.apply(signed.digest(), &signed.peek().unwrap()).unwrap();
         }
         assert_eq!(ahead.number(), revocations.number());
@@ -342,7 +343,7 @@ mod tests {
     /// What a newcomer takes of the chain, by the clock `now`; the epoch's number or why it stops.
     fn followed(revocations: &Revocations, trust: &Trust, now: u64) -> Result<u64, protocol::Refusal> {
         let mut state = RevocationState::default();
-        for signed in revocations.after(0, 1000).unwrap() {
+        for signed in revocations.after(0).unwrap() {
             let epoch = trust.open(&signed, KeyPurpose::Revocation, |epoch| epoch.at, now)?;
             state.apply(signed.digest(), &epoch)?;
         }

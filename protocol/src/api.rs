@@ -1,9 +1,11 @@
 //! What merchants, clients and seeders ask of the manager: one request and one response frame on a stream of its own.
 //! Whoever asks is the peer that the connection proves; no request names its sender.
 
+mod epochs;
 mod gossiped;
 mod sales;
 
+pub use epochs::EpochsPage;
 pub use gossiped::is_to_blame;
 pub use sales::{ProductInfo, Reserve, SalesRequest, SalesResponse, TakenBack};
 
@@ -220,7 +222,7 @@ pub enum MeshRequest {
     KeySet,
     /// The newest heartbeat.
     Heartbeat,
-    /// Revocation epochs after the given number, in order, at most [`MeshResponse::EPOCHS_PAGE`].
+    /// Revocation epochs after the given number, in order, as many as an [`EpochsPage`] takes; none means that was all.
     Epochs {
         /// Last one held.
         after: u64,
@@ -359,8 +361,10 @@ pub enum MeshResponse {
 }
 
 impl MeshResponse {
-    /// Epochs in one answer.
-    pub const EPOCHS_PAGE: usize = 4;
+    /// Most epochs in one answer …
+    pub const EPOCHS_PAGE: usize = 256;
+    /// … and their bytes, unless it is one alone: a slow line has to bring them within one call.
+    pub const EPOCHS_BYTES: usize = 128 * 1024;
     /// Placements in one answer.
     pub const PLACEMENTS_PAGE: usize = 8;
 }
@@ -380,8 +384,8 @@ pub const SEEDER_PROTOCOL: &str = "/willcall/seeder/1";
 pub enum SeederRequest {
     /// Placements, keys or revocations changed: report now instead of at the next regular time.
     Nudge,
-    /// Revocation epochs that the seeder holds after the given number, in order, at most
-    /// [`MeshResponse::EPOCHS_PAGE`]: a manager that came back from a backup asks for what it no longer knows.
+    /// Revocation epochs that the seeder holds after the given number, in order, as many as an [`EpochsPage`] takes: a
+    /// manager that came back from a backup asks for what it no longer knows.
     Epochs {
         /// Last one known.
         after: u64,

@@ -519,6 +519,16 @@ impl RevocationState {
         Ok(Update::Taken)
     }
 
+    /// The same place in the chain, with nothing revoked: to see whether epochs follow one another before any of them counts.
+    pub fn place(&self) -> RevocationState {
+        RevocationState { number: self.number, last: self.last, ..RevocationState::default() }
+    }
+
+    /// Everybody whose certificate was revoked.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.peers.iter()
+    }
+
     /// Number of the last epoch applied, 0 for none.
     pub fn number(&self) -> u64 {
         self.number

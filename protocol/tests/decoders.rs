@@ -198,7 +198,16 @@ fn the_largest_of_everything_fits_its_limit() {
     };
     let epoch = Signed::sign(&RevocationEpoch { added, ..samples::epoch() }, &ticket_key);
     fits("revocation epoch", &epoch);
-    fits("page of epochs", &MeshResponse::Epochs(vec![epoch; MeshResponse::EPOCHS_PAGE]));
+    // Of the largest, of the smallest, and of the largest behind small ones.
+    let small = Signed::sign(&RevocationEpoch { added: Revocations::default(), ..samples::epoch() }, &ticket_key);
+    for (head, then) in [(0, &epoch), (usize::MAX, &epoch), (20, &epoch)] {
+        let mut page = EpochsPage::default();
+        let mut next = std::iter::repeat_n(&small, head).chain(std::iter::repeat(then)).cloned();
+        while page.add(next.next().unwrap()).is_continue() {}
+        let page = page.into_epochs();
+        assert!((1..=MeshResponse::EPOCHS_PAGE).contains(&page.len()), "{}", page.len());
+        fits("page of epochs", &MeshResponse::Epochs(page));
+    }
     let manifest = Manifest { segments: vec![Digest::from_bytes([1; 32]); 1024], ..samples::manifest() };
     let manifest = Signed::sign(&manifest, &ticket_key);
     fits("manifest", &manifest);

@@ -328,7 +328,7 @@ async fn recall(seeder: &Seeder) -> Result<bool, StoreError> {
 }
 
 async fn forget_revoked(seeder: &Seeder) -> Result<(), StoreError> {
-    let revoked = seeder.network.revoked().all().peers;
+    let revoked: Vec<PeerId> = seeder.network.revoked().peers().copied().collect();
     for peer in &revoked {
         seeder.acquaintances.known().remove(peer);
         seeder.node.remove_dht_peer(*peer).await;

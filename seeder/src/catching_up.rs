@@ -66,9 +66,7 @@ impl Teller {
             let MeshResponse::Epochs(epochs) = self.ask(seeder, &MeshRequest::Epochs { after }).await? else {
                 return Err(AskError::Unexpected("a question for revocation epochs").into());
             };
-            for epoch in epochs {
-                seeder.network.take_epoch(epoch).await?;
-            }
+            seeder.network.take_epochs(epochs).await?;
             if seeder.network.revoked().number() == after {
                 return match wanted {
                     Some(_) => Err(AskError::Unexpected("a question for revocation epochs").into()),

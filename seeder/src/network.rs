@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use protocol::api::MeshResponse;
+use protocol::api::EpochsPage;
 use protocol::certificate::SeederCert;
 use protocol::clock::ClockState;
 use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Trust, Update};
@@ -63,6 +63,13 @@ impl View {
         let known = self.heartbeat.as_ref().filter(|heartbeat| heartbeat.epoch <= self.revoked.number());
         self.informed = known.map(|heartbeat| heartbeat.at).or(self.informed);
     }
+}
+
+/// Epochs that are being taken.
+struct Following {
+    /// Where the last one of them stands.
+    state: RevocationState,
+    fresh: Vec<(Signed<RevocationEpoch>, RevocationEpoch)>,
 }
 
 /// What a slow answer may make of a comparison, whatever grace is configured.
@@ -269,33 +276,85 @@ impl Network {
     /// # Errors
     /// `stale-revocations` when epochs before it are missing.
     pub(crate) async fn take_epoch(&self, signed: Signed<RevocationEpoch>) -> Result<Update, TakeError> {
+        self.take_epochs(vec![signed]).await
+    }
+
+    /// Takes the next revocation epochs, with one write: a flush for each would keep whoever was away for long from catching
+    /// up. `Taken` where any was.
+    ///
+    /// # Errors
+    /// What is wrong with the first that is not good; those before it are taken.
+    pub(crate) async fn take_epochs(&self, page: Vec<Signed<RevocationEpoch>>) -> Result<Update, TakeError> {
         let _turn = self.taking.lock().await;
-        let epoch = self.known_trust()?.open(&signed, KeyPurpose::Revocation, |e| e.at, now_ms())?;
-        self.is_ours(epoch.network)?;
-        if let Some(held) = self.db.read(|txn| EPOCHS.get(txn, &epoch.number))? {
-            if held == signed {
-                return Ok(Update::NotNewer);
+        let trust = self.known_trust()?;
+        let mut follows = Following { state: self.view().revoked.place(), fresh: Vec::new() };
+        let mut wrong = None;
+        for signed in page {
+            if let Err(error) = self.follow(&trust, &mut follows, signed) {
+                wrong = Some(error);
+                break;
             }
-            let text = format!("two different revocation epochs {}: the first is kept", epoch.number);
-            return Err(self.fork_seen(text).await?);
+            // Checking the signatures of a whole page takes a while.
+            tokio::task::yield_now().await;
         }
-        let digest = signed.digest();
-        if self.view().revoked.check(digest, &epoch)? == Update::NotNewer {
-            return Ok(Update::NotNewer);
+        let update = if follows.fresh.is_empty() { Update::NotNewer } else { self.put_epochs(follows.fresh).await? };
+        match wrong {
+            None => Ok(update),
+            Some(TakeError::Fork(text)) => Err(self.fork_seen(text).await?),
+            Some(error) => Err(error),
         }
-        let number = epoch.number;
-        let begins = epoch.previous.is_none().then_some(number);
-        self.db.write(move |txn| EPOCHS.put(txn, &number, &signed)).await?;
-        tracing::info!(epoch = number, "revocation epoch taken");
-        if epoch.added.peers.contains(&self.me) {
+    }
+
+    /// Checks one epoch more.
+    fn follow(&self, trust: &Trust, follows: &mut Following, signed: Signed<RevocationEpoch>) -> Result<(), TakeError> {
+        let epoch = trust.open(&signed, KeyPurpose::Revocation, |e| e.at, now_ms())?;
+        self.is_ours(epoch.network)?;
+        let before = follows.fresh.iter().find(|(_, before)| before.number == epoch.number);
+        let held = match before {
+            Some((held, _)) => Some(held.clone()),
+            None => self.db.read(|txn| EPOCHS.get(txn, &epoch.number))?,
+        };
+        match held {
+            Some(held) if held == signed => return Ok(()),
+            Some(_) => {
+                let text = format!("two different revocation epochs {}: the first is kept", epoch.number);
+                return Err(TakeError::Fork(text));
+            }
+            None => {}
+        }
+        if follows.state.apply(signed.digest(), &epoch)? == Update::Taken {
+            follows.fresh.push((signed, epoch));
+        }
+        Ok(())
+    }
+
+    /// Under `taking`, with epochs that were checked and follow from what is held.
+    async fn put_epochs(&self, fresh: Vec<(Signed<RevocationEpoch>, RevocationEpoch)>) -> Result<Update, TakeError> {
+        let fresh = Arc::new(fresh);
+        let stored = Arc::clone(&fresh);
+        self.db
+            .write(move |txn| stored.iter().try_for_each(|(signed, epoch)| EPOCHS.put(txn, &epoch.number, signed)))
+            .await?;
+        for (_, epoch) in fresh.iter() {
+            tracing::info!(epoch = epoch.number, "revocation epoch taken");
+        }
+        if fresh.iter().any(|(_, epoch)| epoch.added.peers.contains(&self.me)) {
             tracing::error!("this seeder's certificate was revoked: it serves nobody from now on");
         }
         let mut applied = Ok(Update::NotNewer);
         self.write(|view| {
             // In place: a copy of all that was ever revoked for each epoch would keep a newcomer busy for hours. It is copied
             // only where somebody looks at it at this moment.
-            applied = Arc::make_mut(&mut view.revoked).apply(digest, &epoch);
-            view.chain = begins.unwrap_or(view.chain);
+            let revoked = Arc::make_mut(&mut view.revoked);
+            for (signed, epoch) in fresh.iter() {
+                applied = revoked.apply(signed.digest(), epoch);
+                if applied.is_err() {
+                    break;
+                }
+                if epoch.previous.is_none() {
+                    view.chain = epoch.number;
+                }
+            }
             view.look_what_is_known();
         });
         Ok(applied?)
@@ -309,9 +368,7 @@ impl Network {
 
     /// The first epochs held after the given number, as many as go into one answer.
     pub(crate) fn epochs_after(&self, number: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
-        let Some(from) = number.checked_add(1) else { return Ok(Vec::new()) };
-        let page = self.db.read(|txn| EPOCHS.range(txn, from.., MeshResponse::EPOCHS_PAGE))?;
-        Ok(page.into_iter().map(|(_, epoch)| epoch).collect())
+        number.checked_add(1).map_or_else(|| Ok(Vec::new()), |from| epochs_from(&self.db, from))
     }
 
     /// Takes a heartbeat if it is newer.
@@ -408,6 +465,99 @@ impl Network {
     }
 }
 
+/// The first epochs from the given number on, as many as go into one answer.
+pub(crate) fn epochs_from(db: &Db, from: u64) -> Result<Vec<Signed<RevocationEpoch>>, StoreError> {
+    let mut page = EpochsPage::default();
+    db.read(|txn| EPOCHS.scan::<StoreError>(txn, from.., |_, epoch| Ok(page.add(epoch))))?;
+    Ok(page.into_epochs())
+}
+
 fn not_enrolled(why: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::NotEnrolled, why)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use protocol::trust::{KeyEntry, KeyState, Revocations};
+    use protocol::{Digest, Keypair, TransactionId};
+
+    use super::*;
+    use crate::tables::SCHEMA;
+
+    /// Epochs from `first` on that follow from `previous`, each of which revokes one sale of `sales`.
+    fn chain(
+        network: NetworkId,
+        key: &Keypair,
+        (first, mut previous): (u64, Option<Digest>),
+        sales: std::ops::Range<u64>,
+    ) -> Vec<Signed<RevocationEpoch>> {
+        let mut epochs = Vec::new();
+        for (number, sale) in (first..).zip(sales) {
+            let added = Revocations { transactions: vec![TransactionId::new(sale, [0; 10])], ..Revocations::default() };
+            let epoch = Signed::sign(&RevocationEpoch { network, number, previous, at: 1, added }, key);
+            previous = Some(epoch.digest());
+            epochs.push(epoch);
+        }
+        epochs
+    }
+
+    #[tokio::test]
+    async fn a_page_of_epochs_is_taken_up_to_the_first_that_is_wrong() {
+        let [root, key, me] = [1, 2, 3].map(|seed| Keypair::from_seed(&[seed; 32]));
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(dir.path().join("s.redb"), store::Options::new(SCHEMA)).unwrap();
+        let join = JoinLine { root: root.peer_id(), managers: Vec::new(), invitation: None };
+        let network = Network::load(&db, &join, me.peer_id(), 1000).unwrap();
+        let entry = KeyEntry { purpose: KeyPurpose::Revocation, key: key.peer_id(), state: KeyState::Active };
+        let keys = KeySet {
+            network: network.id,
+            version: 1,
+            issued_at: 1,
+            keys: vec![entry],
+            managers: Vec::new(),
+            gossip_shards: 1,
+            next_root: None,
+            handovers: Vec::new(),
+        };
+        network.take_key_set(Signed::sign(&keys, &root)).await.unwrap();
+        let good = chain(network.id, &key, (1, None), 0..20);
+        let held = |n: u64| network.revoked().has_transaction(&TransactionId::new(n, [0; 10]));
+        let code = |taken: Result<Update, TakeError>| match taken {
+            Err(TakeError::Refused(refusal)) => refusal.code,
+            other => panic!("{other:?}"),
+        };
+
+        // One is missing.
+        let gap = [&good[..3], &good[4..6]].concat();
+        assert_eq!(code(network.take_epochs(gap).await), RefusalCode::StaleRevocations);
+        assert_eq!((network.revoked().number(), held(2), held(3)), (3, true, false));
+        // What is held is passed over, also twice in one page.
+        let again = [&good[1..8], &good[6..8]].concat();
+        assert_eq!(network.take_epochs(again.clone()).await.unwrap(), Update::Taken);
+        assert_eq!(network.take_epochs(again).await.unwrap(), Update::NotNewer);
+        assert_eq!(network.take_epochs(Vec::new()).await.unwrap(), Update::NotNewer);
+        // By another key.
+        let stranger = Keypair::from_seed(&[9; 32]);
+        let forged = chain(network.id, &stranger, (10, Some(good[8].digest())), 77..78);
+        assert_eq!(code(network.take_epochs([&good[8..9], &forged].concat()).await), RefusalCode::UnknownKey);
+        assert_eq!(network.revoked().number(), 9);
+        // Two of one number in one page, and what follows from the second.
+        let second = chain(network.id, &key, (11, Some(good[9].digest())), 77..79);
+        let both = [&good[9..11], &second].concat();
+        assert!(matches!(network.take_epochs(both).await, Err(TakeError::Fork(_))));
+        assert!(network.fork().unwrap().contains("revocation epochs 11"));
+        assert_eq!((network.revoked().number(), held(10), held(77)), (11, true, false));
+        assert_eq!(network.take_epochs(good[11..].to_vec()).await.unwrap(), Update::Taken);
+
+        // A restart knows what all of them said, and a new chain begins anywhere.
+        let number = RevocationEpoch::NEW_CHAINS.start;
+        let anew = chain(network.id, &key, (number, None), 100..102);
+        assert_eq!(network.take_epochs(anew).await.unwrap(), Update::Taken);
+        assert_eq!((network.chain(), network.epochs_after(0).unwrap().len()), (number, 22));
+        let again = Network::load(&db, &join, me.peer_id(), 1000).unwrap();
+        assert_eq!((again.chain(), again.revoked().number()), (number, number + 1));
+        assert_eq!(again.revoked().all(), network.revoked().all());
+        assert!((0..20).chain(100..102).all(held));
+    }
 }

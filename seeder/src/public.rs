@@ -12,7 +12,8 @@ use store::{Db, StoreError};
 
 use crate::acquaintance;
 use crate::context::Seeder;
-use crate::tables::{EPOCHS, HEARTBEAT};
+use crate::network::epochs_from;
+use crate::tables::HEARTBEAT;
 
 const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
 /// Each costs a read of the database; deliveries come first.
@@ -47,8 +48,7 @@ async fn answer(seeder: &Seeder, peer: PeerId, request: MeshRequest) -> Result<M
         }
         MeshRequest::Epochs { after } => {
             let from = after.saturating_add(1).max(seeder.network.chain());
-            let epochs = read(seeder, move |db| db.read(|txn| EPOCHS.range(txn, from.., MeshResponse::EPOCHS_PAGE)));
-            Ok(MeshResponse::Epochs(epochs.await?.into_iter().map(|(_, epoch)| epoch).collect()))
+            Ok(MeshResponse::Epochs(read(seeder, move |db| epochs_from(db, from)).await?))
         }
         MeshRequest::Introduce { certificate, addrs } => {
             Box::pin(acquaintance::meet(seeder, peer, certificate, addrs)).await
