@@ -23,6 +23,7 @@ use crate::placement::Placements;
 use crate::receipts::Telling;
 use crate::registry::Registry;
 use crate::revocations::Revocations;
+use crate::transactions::announcing::Announcing;
 use crate::transactions::watch::Held;
 use crate::workers::Workers;
 
@@ -73,6 +74,8 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Marks that everybody was told a moment ago.
     pub(crate) marks: Telling,
+    /// What is to be revoked.
+    pub(crate) announcing: Announcing,
     /// Why nothing was done that only time does, at the last look …
     pub(crate) held: Mutex<Option<Held>>,
     /// … and what seeders said of this machine's clock then.

@@ -33,6 +33,7 @@ use crate::registry::Registry;
 use crate::restore::{Restore, RestoreError};
 use crate::revocations::Revocations;
 use crate::tables::SCHEMA;
+use crate::transactions::announcing::Announcing;
 use crate::workers::Workers;
 use crate::{
     archive, audit_fetch, control, keys, mesh, news, placement, receipts, recovery, restore, sales, statements,
@@ -194,6 +195,7 @@ async fn start_under(
         started_at: now_ms(),
         started: Instant::now(),
         marks: Telling::default(),
+        announcing: Announcing::default(),
         held: Mutex::default(),
         clock: Mutex::new(ClockState::Unknown),
         refusals,

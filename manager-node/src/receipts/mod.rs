@@ -26,13 +26,13 @@ use protocol::statement::Covered;
 use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed};
 use store::{Step, StoreError, Txn, WriteTransaction};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::StartError;
 use crate::context::{Context, now_ms};
 use crate::news;
 use crate::sales::blocking;
-use crate::transactions::{SaleError, chore};
+use crate::transactions::SaleError;
 
 pub(crate) use log::to_json;
 pub(crate) use telling::Telling;
@@ -91,14 +91,10 @@ async fn accepted(
         Ok((mark(ctx, &taken, now), tell, taken.revoke))
     })
     .await?;
-    announce(ctx, revoke).await;
-    Ok((mark, tell))
-}
-
-async fn announce(ctx: &Arc<Context>, revoke: bool) {
-    if revoke && let Err(error) = chore::announce(ctx).await {
-        warn!(%error, "revocation waits");
+    if revoke {
+        ctx.announcing.nudge();
     }
+    Ok((mark, tell))
 }
 
 /// What became of a batch.

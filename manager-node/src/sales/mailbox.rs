@@ -72,7 +72,7 @@ pub(crate) async fn answer(
     let request = match request {
         MailboxRequest::Move { word } => {
             let generation = blocking(ctx, move |ctx| moving::by_holder(ctx, client, word, now)).await?;
-            moving::announce(ctx).await;
+            ctx.announcing.nudge();
             return Ok(MailboxResponse::Moved { generation });
         }
         request => request,
@@ -90,7 +90,7 @@ pub(crate) async fn answer(
     .await;
     // Seeders hear of what was given back.
     if answer.as_ref().is_err_and(|refusal| refusal.code == RefusalCode::Revoked) {
-        moving::announce(ctx).await;
+        ctx.announcing.nudge();
     }
     answer
 }

@@ -33,7 +33,9 @@ use crate::StartError;
 use crate::archive::Seen;
 use crate::context::{Context, now_ms};
 use crate::tables::{MERCHANTS, ProductRecord};
-use crate::transactions::{Event, SALES, Sale, SaleError, capture, chore, internal, put_sale, take_back, taken_back};
+use crate::transactions::{
+    Event, SALES, Sale, SaleError, announcing, capture, chore, internal, put_sale, take_back, taken_back,
+};
 use crate::{archive, audit, catalogue, evidence};
 
 pub(crate) use lease::allowance;
@@ -47,7 +49,7 @@ const LIMITS: CallLimits = CallLimits { concurrent: 256, per_peer: 64, io_timeou
 /// Most transactions in one status question.
 const STATUS_MAX: usize = 256;
 
-/// Starts the sales and mailbox services and their chore.
+/// Starts the sales and mailbox services, and what goes on beside them.
 pub(crate) async fn start(ctx: Arc<Context>, supervisor: &Supervisor) -> Result<(), StartError> {
     let service = Arc::clone(&ctx);
     serve_calls(supervisor, &ctx.node, SALES_PROTOCOL, LIMITS, move |peer, request| {
@@ -61,6 +63,7 @@ pub(crate) async fn start(ctx: Arc<Context>, supervisor: &Supervisor) -> Result<
     })
     .await?;
     mailbox::start(&ctx, supervisor).await?;
+    announcing::start(Arc::clone(&ctx), supervisor);
     chore::start(ctx, supervisor);
     Ok(())
 }
@@ -82,15 +85,12 @@ pub(crate) async fn answer(
         }
         SalesRequest::Refund { transaction } => {
             let state = blocking(ctx, move |ctx| refund(ctx, merchant, transaction, now)).await?;
-            // The refund stands; should this fail, the chore makes the epoch.
-            if let Err(error) = chore::announce(ctx).await {
-                warn!(%transaction, %error, "revocation waits");
-            }
+            ctx.announcing.nudge();
             Ok(SalesResponse::State(state))
         }
         SalesRequest::Recover { word } => {
             let moved = blocking(ctx, move |ctx| moving::by_merchant(ctx, merchant, word, now)).await?;
-            moving::announce(ctx).await;
+            ctx.announcing.nudge();
             Ok(moved)
         }
         request => blocking(ctx, move |ctx| answer_blocking(ctx, merchant, request, now)).await,

@@ -1,11 +1,9 @@
 //! A purchase changes hands: its holder gives it to another peer, or the merchant does for a holder who lost the key. The
 //! entitlement moves, a lease of the next generation is signed, the content key is sealed anew, and the generation
-//! before becomes void by a revocation epoch. All of it is durable before anybody is answered.
+//! before becomes void by the next revocation epoch. All of it is durable before anybody is answered.
 //!
 //! The new peer downloads under a delivery number of its own. What the old one acknowledged is counted and paid as it
 //! was; nobody pays for a second download, so the new lease lists the origin alone.
-
-use std::sync::Arc;
 
 use protocol::api::SalesResponse;
 use protocol::entitlement::{MAX_GENERATIONS, MAX_MOVES, Move, Recovery};
@@ -14,7 +12,7 @@ use protocol::receipt::DeliveryId;
 use protocol::trust::KeyPurpose;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::lease::{self, Terms};
 use super::mailbox::{entitled, present};
@@ -22,7 +20,7 @@ use super::own;
 use crate::audit;
 use crate::context::Context;
 use crate::transactions::{
-    Generation, MAILBOX, MOVES, MOVING, MoveRecord, Release, SALES, Sale, SaleError, VOIDED, Word, chore, delivery_of,
+    Generation, MAILBOX, MOVES, MOVING, MoveRecord, Release, SALES, Sale, SaleError, VOIDED, Word, delivery_of,
     get_delivery, move_due, open_delivery, put_delivery, put_sale,
 };
 
@@ -200,11 +198,4 @@ fn end_delivery(txn: &WriteTransaction<'_>, id: DeliveryId, late_until: Option<u
         put_delivery(txn, id, &delivery)?;
     }
     Ok(())
-}
-
-/// Has seeders hear that the older generation is void. The move stands; should this fail, the chore makes the epoch.
-pub(super) async fn announce(ctx: &Arc<Context>) {
-    if let Err(error) = chore::announce(ctx).await {
-        warn!(%error, "the end of an older generation is announced later");
-    }
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::mailbox::entitled;
 use crate::context::{Context, now_ms};
 use crate::evidence;
-use crate::transactions::{Event, SALES, Sale, SaleError, chore, open_sales, take_back};
+use crate::transactions::{Event, SALES, Sale, SaleError, open_sales, take_back};
 
 /// Why the key of a purchase is not given out.
 #[derive(Clone, Debug)]
@@ -117,7 +117,7 @@ pub(crate) async fn taken_down(ctx: &Arc<Context>, content: ContentId) -> Result
     let done = tokio::task::spawn_blocking(move || all_of(&work, content, now_ms())).await;
     let given = done.map_err(|panic| crate::transactions::internal(&panic))??;
     if given > 0 {
-        chore::announce(ctx).await?;
+        ctx.announcing.nudge();
     }
     Ok(given)
 }

@@ -1,5 +1,4 @@
-//! What happens to sales by time alone: reservations expire, deliveries are closed, and revocations that a refund noted
-//! reach an epoch even when the manager stopped in between.
+//! What happens to sales by time alone: reservations expire, and deliveries are closed.
 
 use std::mem::Discriminant;
 use std::ops::Bound;
@@ -9,13 +8,12 @@ use std::time::Duration;
 use node::Supervisor;
 use protocol::TransactionId;
 use protocol::receipt::DeliveryId;
-use protocol::trust::{Moved, Revocations as Added};
 use store::{Step, StoreError, WriteTransaction};
 use tracing::{error, info};
 
 use super::closing::{close_due, waited_for};
 use super::watch::{Held, Moment, Watch};
-use super::{DUE, EXPIRING, Event, MOVING, REVOKING, SALES, SaleError, drop_reservation, internal, put_sale};
+use super::{DUE, EXPIRING, Event, SALES, SaleError, announcing, drop_reservation, internal, put_sale};
 use crate::context::{Context, now_ms};
 use crate::placement::made_at;
 
@@ -81,14 +79,16 @@ pub(crate) async fn round(ctx: &Arc<Context>, watch: &mut Watch, at: Moment) -> 
         Ok(result) => result?,
         Err(panic) => drop(internal(&panic)),
     }
-    announce(ctx).await?;
+    // Also what a manager that stopped in between left.
+    ctx.announcing.nudge();
     Ok(held)
 }
 
-/// The same at a time by a clock that nobody set since the start.
+/// The same at a time by a clock that nobody set since the start, and what comes of it.
 pub(crate) async fn step(ctx: &Arc<Context>, now: u64) -> Result<(), StoreError> {
     let running = now.saturating_sub(ctx.started_at);
-    round(ctx, &mut Watch::new(&ctx.config, ctx.started_at), Moment { wall: now, running }).await.map(drop)
+    round(ctx, &mut Watch::new(&ctx.config, ctx.started_at), Moment { wall: now, running }).await?;
+    announcing::all(ctx).await
 }
 
 fn expire(ctx: &Context, now: u64) -> Result<(), StoreError> {
@@ -150,37 +150,5 @@ fn close_all_due(ctx: &Context, now: u64) -> Result<(), StoreError> {
             Some((key, _)) if page.len() == STEP => start = Bound::Excluded(*key),
             _ => return Ok(()),
         }
-    }
-}
-
-/// Puts transactions that were taken back, and generations that ended by a move, into a revocation epoch.
-pub(crate) async fn announce(ctx: &Context) -> Result<(), StoreError> {
-    loop {
-        let (waiting, moving) =
-            ctx.db.read(|txn| Ok::<_, StoreError>((REVOKING.range(txn, .., STEP)?, MOVING.range(txn, .., STEP)?)))?;
-        let transactions: Vec<TransactionId> = waiting.into_iter().map(|(id, _)| id).collect();
-        let moved: Vec<Moved> = moving
-            .into_iter()
-            .map(|(transaction, generation)| Moved { transaction, generation: generation.number })
-            .collect();
-        if transactions.is_empty() && moved.is_empty() {
-            return Ok(());
-        }
-        let added = Added { transactions: transactions.clone(), moved: moved.clone(), ..Added::default() };
-        ctx.revocations.revoke(added).await?;
-        ctx.db
-            .write_step(Step::ManagerAnnounced, move |txn| {
-                for id in &transactions {
-                    REVOKING.delete(txn, id)?;
-                }
-                for Moved { transaction, generation } in &moved {
-                    // It may have moved again meanwhile: that is for the next epoch.
-                    if MOVING.get(txn, transaction)?.is_some_and(|waiting| waiting.number == *generation) {
-                        MOVING.delete(txn, transaction)?;
-                    }
-                }
-                Ok::<_, StoreError>(())
-            })
-            .await?;
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use store::{Step, StoreError, Txn, WriteTransaction};
 
 use super::{
-    DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, chore, exposure, internal, take_back,
+    DELIVERIES, Delivery, Event, MOVES, MoveRecord, SALES, Sale, SaleError, Word, exposure, internal, take_back,
 };
 use crate::context::{Context, now_ms};
 use crate::ledger::{self, Account, Posting, balance};
@@ -148,10 +148,7 @@ pub(crate) async fn control(ctx: &Arc<Context>, cmd: &str, request: &Value) -> O
     let (work, cmd, request) = (Arc::clone(ctx), cmd.to_owned(), request.clone());
     let done = tokio::task::spawn_blocking(move || run(&work, &cmd, request)).await;
     let result = done.unwrap_or_else(|panic| Err(internal(&panic).into()));
-    // A refund is announced at once, and by the chore if this fails.
-    if let Err(error) = chore::announce(ctx).await {
-        internal(&error);
-    }
+    ctx.announcing.nudge();
     Some(result.map_err(|error| match error {
         SaleError::Refused(refusal) => ControlError::new(refusal.code.as_str(), refusal.detail),
         // The operator is told what failed, not only that something did.

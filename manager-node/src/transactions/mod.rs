@@ -1,6 +1,7 @@
 //! Sales and their deliveries as they are stored. What several services change (sales, mailbox, receipts, chores) is
 //! changed here only, inside the caller's database transaction, so that state, money and indexes cannot part.
 
+pub(crate) mod announcing;
 pub(crate) mod chore;
 mod closing;
 mod control;

@@ -1,5 +1,6 @@
 //! Sales from the reservation to the refund, and the mailbox, with a real manager's database and keys.
 
+mod announcing;
 mod clock;
 mod credit;
 mod leases;

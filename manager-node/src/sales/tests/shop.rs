@@ -194,8 +194,15 @@ impl Shop {
         crate::enrol::seeder(&self.ctx, key.peer_id(), token, "Seeder".into(), 1 << 40, None).await.unwrap();
     }
 
+    /// Everything that was taken back until now is in an epoch.
+    pub(crate) async fn announced(&self) {
+        transactions::announcing::all(&self.ctx).await.unwrap();
+    }
+
     pub(crate) async fn sales_as(&self, key: &Keypair, request: SalesRequest) -> Result<SalesResponse, Refusal> {
-        Box::pin(super::super::answer(&self.ctx, key.peer_id(), request)).await
+        let answer = Box::pin(super::super::answer(&self.ctx, key.peer_id(), request)).await;
+        self.announced().await;
+        answer
     }
 
     pub(crate) async fn sales(&self, request: SalesRequest) -> Result<SalesResponse, Refusal> {
@@ -203,7 +210,9 @@ impl Shop {
     }
 
     pub(crate) async fn mailbox_as(&self, key: &Keypair, request: MailboxRequest) -> Result<MailboxResponse, Refusal> {
-        super::super::mailbox::answer(&self.ctx, key.peer_id(), request).await
+        let answer = super::super::mailbox::answer(&self.ctx, key.peer_id(), request).await;
+        self.announced().await;
+        answer
     }
 
     pub(crate) fn order(&self, order: &str) -> Reserve {
@@ -287,6 +296,7 @@ impl Shop {
     pub(crate) async fn control(&self, mut request: Value) -> Result<Value, String> {
         let cmd = request["cmd"].take().as_str().unwrap().to_owned();
         let answer = transactions::control(&self.ctx, &cmd, &request).await.unwrap();
+        self.announced().await;
         answer.map_err(|error| error.code)
     }
 
@@ -365,6 +375,7 @@ impl Outbox {
     pub(crate) async fn send(&mut self, shop: &Shop, receipts: Vec<Receipt>) -> Mark {
         let batch = self.batch(receipts);
         let mark = crate::receipts::accept_batch(&shop.ctx, self.key.peer_id(), batch).await.unwrap();
+        shop.announced().await;
         let mark = shop.ctx.trust().open(&mark, KeyPurpose::Settlement, |m| m.at, now_ms()).unwrap();
         assert_eq!((mark.number, mark.running), (self.place.number - 1, self.place.previous));
         mark
