@@ -76,10 +76,8 @@ pub(crate) struct Context {
     pub(crate) marks: Telling,
     /// What is to be revoked.
     pub(crate) announcing: Announcing,
-    /// Why nothing was done that only time does, at the last look …
+    /// Why nothing was done that only time does, at the last look.
     pub(crate) held: Mutex<Option<Held>>,
-    /// … and what seeders said of this machine's clock then.
-    pub(crate) clock: Mutex<ClockState>,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// The last heartbeat that was signed.
@@ -120,25 +118,28 @@ impl Context {
         }
     }
 
-    /// Why this manager sells nothing: at the last look its clock was ahead of most seeders', who would refuse each ticket as
-    /// one that has not begun; or so far behind that reservations are over by all others before they can be released.
+    /// Why this manager sells nothing, for its operator: its clock, at the last look, is ahead of most seeders'.
     pub(crate) fn clock_stops_sales(&self) -> Option<String> {
-        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let why = match clock {
-            ClockState::Ahead(_) => "they would refuse its tickets",
-            ClockState::Behind(by) if by >= self.config.reservation_ms => {
-                "its reservations are over when they are made"
-            }
-            _ => return None,
-        };
-        Some(format!("this machine's clock is {clock}, by most seeders': {why}; set the clock"))
+        let by = self.clock_ahead()?;
+        Some(format!("{}: they would refuse its tickets; set the clock", Held::Ahead(by)))
     }
 
     /// # Errors
-    /// `overloaded` while [`Context::clock_stops_sales`].
+    /// `overloaded` while the clock is ahead of most seeders', who would refuse each ticket as one that has not begun.
     pub(crate) fn clock_lets_sell(&self) -> Result<(), Refusal> {
-        let refusal = |why| Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS);
-        self.clock_stops_sales().map_or(Ok(()), |why| Err(refusal(why)))
+        let Some(by) = self.clock_ahead() else { return Ok(()) };
+        // It is told to shops and buyers.
+        let clock = ClockState::Ahead(by);
+        let why =
+            format!("the manager's clock is {clock} of its seeders', who would refuse the ticket: it has to be set");
+        Err(Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS))
+    }
+
+    fn clock_ahead(&self) -> Option<u64> {
+        match *self.held.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Held::Ahead(by)) => Some(by),
+            _ => None,
+        }
     }
 
     /// When this manager ran again after its newest restore, unix milliseconds by a clock that shows `now`.

@@ -255,7 +255,8 @@ pub(crate) async fn after_change(ctx: &Arc<Context>) -> Result<(), StoreError> {
     let trust = ctx.trust();
     news::publish(&ctx.node, &trust.network(), &News::KeySet(trust.signed_key_set().clone())).await;
     // Whoever misses the set learns of its number.
-    news::beat(ctx).await
+    news::beat(ctx).await?;
+    Ok(())
 }
 
 /// Gives its version.

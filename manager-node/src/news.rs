@@ -19,17 +19,21 @@ use crate::tables::MANAGER;
 
 /// News waiting to be judged: heartbeats and epochs are few, marks of other managers a handful a second.
 const NEWS_QUEUE: usize = 256;
+/// A heartbeat that nobody heard, as after a start, is followed by the next one so soon.
+const UNHEARD: Duration = Duration::from_secs(10);
 /// Batches of one shard waiting to be judged; at 64 KiB each this is 4 MiB a shard. Further ones are not forwarded, and
 /// their seeders send them directly.
 const BATCH_QUEUE: usize = 64;
 
 /// Publishes news. Best effort: whoever misses it asks for it or hears the next.
-pub(crate) async fn publish(node: &NodeHandle, network: &NetworkId, news: &News) {
+pub(crate) async fn publish(node: &NodeHandle, network: &NetworkId, news: &News) -> bool {
     match node.publish(&api::news_topic(network), codec::encode(news)).await {
         // Nobody to hear it, or everybody has: both are ordinary.
-        Ok(()) | Err(PublishError::Duplicate | PublishError::NoPeers) => {}
+        Ok(()) | Err(PublishError::Duplicate) => return true,
+        Err(PublishError::NoPeers) => {}
         Err(error) => tracing::debug!(%error, "news not published"),
     }
+    false
 }
 
 /// Subscribes to everything and starts the loops.
@@ -69,9 +73,12 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
     supervisor.spawn_critical("heartbeat", async move {
         let pause = Duration::from_millis(ctx.config.heartbeat_ms);
         loop {
-            if let Err(error) = beat(&ctx).await {
+            let heard = beat(&ctx).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "no heartbeat");
-            }
+                true
+            });
+            // The first seeder that is back passes it on to all who wait for this manager.
+            let pause = if heard { pause } else { pause.min(UNHEARD) };
             tokio::select! {
                 () = token.cancelled() => return Ok::<(), StoreError>(()),
                 () = tokio::time::sleep(pause) => {}
@@ -81,8 +88,8 @@ pub(crate) async fn start(ctx: &Arc<Context>, supervisor: &Supervisor) -> Result
     Ok(())
 }
 
-/// Signs, stores and publishes a heartbeat, and with it what newcomers need.
-pub(crate) async fn beat(ctx: &Context) -> Result<(), StoreError> {
+/// Signs, stores and publishes a heartbeat, and with it what newcomers need. False when nobody heard it.
+pub(crate) async fn beat(ctx: &Context) -> Result<bool, StoreError> {
     let trust = ctx.trust();
     // A key dies while the manager runs, and a crash may have come between a new key set and this.
     ctx.revocations.renew(&trust, now_ms()).await?;
@@ -100,8 +107,7 @@ pub(crate) async fn beat(ctx: &Context) -> Result<(), StoreError> {
     if let Some(epoch) = ctx.revocations.newest()? {
         publish(&ctx.node, &trust.network(), &News::Epoch(epoch)).await;
     }
-    publish(&ctx.node, &trust.network(), &News::Heartbeat(signed)).await;
-    Ok(())
+    Ok(publish(&ctx.node, &trust.network(), &News::Heartbeat(signed)).await)
 }
 
 /// The time of the next heartbeat after one of `last`, by a clock that shows `now`. No two have the same time, and a later one

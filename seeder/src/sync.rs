@@ -1,6 +1,7 @@
 //! Contact with the manager: enrolment, keys, revocations, heartbeats when gossip is silent, and the report that is
 //! answered with what to fetch. While the manager is away everything else goes on.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ const RENEW_BEFORE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 const RENEW_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Seeders that hear of a manager's return come to it within about so long, milliseconds.
-const RETURN_MS: u64 = 3000;
+const RETURN_MS: u64 = 10_000;
 
 /// What may still be said to the manager when the node is to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -119,6 +120,9 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
     };
     loop {
         let mut away = false;
+        // From here on, since it may be heard while it is asked in vain.
+        let mut heard = pin!(seeder.wake.returned.notified());
+        heard.as_mut().enable();
         let wait = match contact.round().await {
             Ok(not_taken) => {
                 contact.back_off.reset();
@@ -131,8 +135,8 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
             Err(SyncError::Take(TakeError::Store(error))) => return Err(error),
             Err(error) => {
                 contact.went_wrong(&error);
-                away = true;
-                if matches!(error, SyncError::Ask(AskError::Unreachable(_))) && seeder.network.trust().is_some() {
+                away = matches!(error, SyncError::Ask(AskError::Unreachable(_)));
+                if away && seeder.network.trust().is_some() {
                     tokio::select! {
                         () = token.cancelled() => return Ok(()),
                         asked = Box::pin(catching_up::from_others(seeder, contact.turn)) => asked?,
@@ -142,23 +146,22 @@ async fn keep_reporting(seeder: &Arc<Seeder>, join: JoinLine) -> Result<(), Stor
                 contact.back_off.pause()
             }
         };
+        // All the others hear it, too.
+        let returned = async {
+            heard.await;
+            tokio::time::sleep(Duration::from_millis(jittered(RETURN_MS))).await;
+        };
         tokio::select! {
             () = token.cancelled() => return Ok(()),
             // Something may be new at the manager: keys and revocations are asked for, too.
             () = contact.seeder.wake.sync.notified() => contact.up_to_date = false,
             () = tokio::time::sleep(wait) => {}
-            () = returned(seeder), if away => contact.back_off.reset(),
+            () = returned, if away => {}
         }
         if token.is_cancelled() {
             return Ok(());
         }
     }
-}
-
-/// Waits until the manager is heard again after a silence, and a moment more, since all the others hear it, too.
-async fn returned(seeder: &Seeder) {
-    seeder.wake.returned.notified().await;
-    tokio::time::sleep(Duration::from_millis(jittered(RETURN_MS))).await;
 }
 
 struct Contact {

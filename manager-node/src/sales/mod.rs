@@ -177,7 +177,16 @@ fn cancel(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Resul
 }
 
 fn refund(ctx: &Context, merchant: PeerId, id: TransactionId, now: u64) -> Result<TransactionState, SaleError> {
-    own(ctx.db.read(|txn| ctx.archive.sale(txn, &id))?, &merchant)?;
+    let found = ctx.db.read(|txn| ctx.archive.sale(txn, &id)).map_err(|error| match error {
+        // By its own name: a shop that has many to ask about goes on to the next.
+        store::StoreError::Corrupt { .. } => {
+            tracing::error!(transaction = %id, %error, "a sale that is to be refunded cannot be read: restore its segment");
+            let detail = "the record of this sale is damaged at the manager: its operator has to restore it";
+            SaleError::from(Refusal::new(RefusalCode::WrongState, detail))
+        }
+        error => error.into(),
+    })?;
+    own(found, &merchant)?;
     archive::bring_back(ctx, id)?;
     let late_ms = ctx.config.close_grace_ms;
     ctx.db.write_step_blocking(Step::ManagerRefund, move |txn| {

@@ -128,6 +128,8 @@ impl Shop {
             Err(AskError::Away(why)) if self.restored_at.is_some_and(|at| order.created_at <= at) => {
                 return Err(Pause(why));
             }
+            // It may have answered each time, and said why not yet.
+            Err(AskError::Away(why)) if too_late => return Ok(order.failing(Stage::Expired, put_off(&why)).into()),
             Err(_) if too_late => return Ok(order.failing(Stage::Expired, late()).into()),
             Err(error) => return self.refused(order, error),
         };
@@ -351,6 +353,11 @@ pub(crate) fn is_over(state: TransactionState) -> bool {
             | TransactionState::Expired
             | TransactionState::Cancelled
     )
+}
+
+fn put_off(why: &str) -> Failure {
+    let message = format!("the manager sold nothing in time and the payment was let go: {why}");
+    Failure { message, ..late() }
 }
 
 fn late() -> Failure {

@@ -30,8 +30,6 @@ const TAKEN_OVER: usize = 32;
 const CHECKS: usize = 1024;
 /// Bytes a second that each stream is to get of an upload limit: with less, no chunk comes before a client gives it up.
 const LEAST_RATE: u64 = 16 * 1024;
-/// However low that limit is, so many are served.
-const LEAST_STREAMS: u64 = 4;
 const LINE_TAKEN: &str = "the upload limit of this seeder is shared by as many deliveries as it can feed";
 const ALL_TAKEN: &str = "all places of this seeder are taken";
 const PEERS_TAKEN: &str = "this peer has as many deliveries at once as one may have";
@@ -178,7 +176,7 @@ impl Deliveries {
     /// asked for nothing take no part of it.
     fn feeds_another(&self) -> Result<(), Refusal> {
         let limit = self.upload.get();
-        if limit > 0 && u64::from(self.sending.load(Ordering::Relaxed)) >= (limit / LEAST_RATE).max(LEAST_STREAMS) {
+        if limit > 0 && u64::from(self.sending.load(Ordering::Relaxed)) >= (limit / LEAST_RATE).max(1) {
             return Err(self.full(LINE_TAKEN));
         }
         Ok(())
