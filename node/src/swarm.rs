@@ -13,7 +13,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     Multiaddr, StreamProtocol, Swarm, SwarmBuilder, connection_limits, dns, gossipsub, identify, identity, kad, mdns,
-    noise, ping, relay, tcp, upnp,
+    noise, ping, relay, tcp,
 };
 use protocol::Address;
 
@@ -25,7 +25,7 @@ use crate::door::Door;
 use crate::gossip;
 use crate::metrics::NodeMetrics;
 use crate::muxer::Yamux;
-use crate::reach::{DialBacks, Members, Probing, Punching, relay_config};
+use crate::reach::{DialBacks, Forwarding, Members, Probing, Punching, relay_config};
 use crate::streams;
 use crate::tls::Tls;
 
@@ -73,7 +73,7 @@ pub(crate) struct NodeBehaviour {
     pub(crate) dcutr: Toggle<Punching>,
     pub(crate) autonat: Toggle<Probing>,
     dial_backs: Toggle<DialBacks>,
-    pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
+    pub(crate) upnp: Toggle<Forwarding>,
     mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
@@ -233,7 +233,7 @@ fn behaviour(
         dcutr: reach.punch.then(|| Punching::new(peer)).into(),
         autonat: (reach.probe || reach.reserve).then(Probing::new).into(),
         dial_backs: reach.dial_back.then(DialBacks::new).into(),
-        upnp: (reach.upnp && !alone).then(upnp::tokio::Behaviour::default).into(),
+        upnp: (reach.upnp && !alone).then(Forwarding::new).into(),
         mdns: (reach.lan && !alone).then(|| mdns_behaviour(peer)).flatten().into(),
     }
 }

@@ -16,6 +16,8 @@ const PUBLIC_V6: &str = "2001:db8::1";
 /// Ports of the manager; its origin is ten further up.
 const PORT: u16 = 4601;
 const ORIGIN: u16 = 4611;
+/// Where containers take this machine to be.
+const CONTAINERS: &str = "172.17.0.1";
 /// A few megabytes, so that no relay with its usual limits could have carried it.
 const SIZE: usize = 3 << 20;
 /// Over a line as long as this, a few seconds' worth.
@@ -240,6 +242,10 @@ fn a_seeder_has_its_router_forward_ports_and_gives_them_back() {
     let (home, router) = net.home_and_router("s", Nat::Random);
     let public = format!("/ip4/11.0.{}.2/", net.links);
     let Some(service) = PortService::start(&router, test, &net.network.path("router")) else { return };
+    // A network of containers beside that of the router, which forwards nothing there.
+    home.ip("link add containers type bridge");
+    home.address("containers", &format!("{CONTAINERS}/16"));
+    home.ip("link set containers up");
     let client = net.public("c");
     net.seeder_at(&home);
     let check = until("the forwarded ports", || {
@@ -261,6 +267,14 @@ fn a_seeder_has_its_router_forward_ports_and_gives_them_back() {
         let addresses = seeders.iter().find(|seeder| seeder["name"] == "seeder-1")?["addresses"].to_string();
         (addresses.contains(&public) && !addresses.contains("/p2p-circuit")).then_some(())
     });
+
+    // When they go, the ports stay.
+    let addresses = || net.network.of("seeder-1", args!["check"]).json()["addresses"].to_string();
+    assert!(addresses().contains(CONTAINERS));
+    home.ip("link del containers");
+    until("the containers' network to be gone", || (!addresses().contains(CONTAINERS)).then_some(()));
+    assert_eq!(service.forwarded(), 2);
+    assert!(!service.was_asked_about(CONTAINERS), "a refusal would have cost it the ports");
     net.fetched_directly(&client);
 
     net.network.daemons.remove("seeder-1").unwrap().stop();

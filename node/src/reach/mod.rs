@@ -4,6 +4,7 @@
 
 mod circuits;
 mod dial_backs;
+mod forwarding;
 mod observed;
 mod ports;
 mod probing;
@@ -15,6 +16,7 @@ mod state;
 pub use circuits::CircuitLimit;
 pub(crate) use circuits::Circuits;
 pub(crate) use dial_backs::DialBacks;
+pub(crate) use forwarding::Forwarding;
 pub(crate) use ports::give_back;
 pub(crate) use probing::Probing;
 pub(crate) use punching::Punching;

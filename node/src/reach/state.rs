@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use self::slots::{Offer, Slot};
 use self::ways::Way;
+use super::forwarding::is_behind_router;
 use super::observed::Observed;
 use super::roads::{Over, Roads, State};
 use super::{CircuitLimit, Members, PortMapping, Reach, ReachConfig, Reachability, RelaySlot, Tried};
@@ -80,8 +81,6 @@ pub(crate) struct ReachState {
     ways: Vec<Way>,
     tried: Vec<Tried>,
     mapping: PortMapping,
-    /// Listening addresses that the router forwards ports to.
-    forwards_to: Vec<Multiaddr>,
     /// When the search for a router began, until its outcome is known.
     searching_since: Option<Instant>,
     lan: HashMap<PeerId, Vec<Address>>,
@@ -119,7 +118,6 @@ impl ReachState {
             ways: Vec::new(),
             tried: Vec::new(),
             mapping: PortMapping::Off,
-            forwards_to: Vec::new(),
             searching_since: None,
             lan: HashMap::new(),
             listening_since: (!config.listen.is_empty()).then(Instant::now),
@@ -180,7 +178,7 @@ impl ReachState {
             SwarmEvent::Behaviour(NodeBehaviourEvent::DialBacks(event)) => {
                 self.metrics.dial_backs.inc([if event.result.is_ok() { "answered" } else { "failed" }]);
             }
-            SwarmEvent::Behaviour(NodeBehaviourEvent::Upnp(event)) => self.on_port_mapping(event),
+            SwarmEvent::Behaviour(NodeBehaviourEvent::Upnp(event)) => self.on_port_mapping(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::Mdns(event)) => self.on_lan(swarm, event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 if endpoint.is_relayed() {
@@ -287,24 +285,30 @@ impl ReachState {
         self.tried.push(Tried { address, why_not, at: Instant::now() });
     }
 
-    fn on_port_mapping(&mut self, event: &upnp::Event) {
+    fn on_port_mapping(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &upnp::Event) {
         self.searching_since = None;
         self.mapping = match event {
-            upnp::Event::NewExternalAddr { external_addr, local_addr } => {
-                self.forwards_to.retain(|before| before != local_addr);
-                self.forwards_to.push(local_addr.clone());
+            upnp::Event::NewExternalAddr { external_addr, .. } => {
                 let mut addresses = self.forwarded();
-                addresses.extend(address_from_libp2p(external_addr));
+                addresses.extend(address_from_libp2p(external_addr).filter(|new| !addresses.contains(new)));
                 tracing::info!(address = %external_addr, "the router forwards a port");
+                swarm.add_external_address(external_addr.clone());
+                self.confirm(swarm, external_addr);
                 PortMapping::Mapped(addresses)
             }
-            upnp::Event::ExpiredExternalAddr { external_addr, local_addr } => {
-                self.forwards_to.retain(|before| before != local_addr);
+            upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
                 let mut addresses = self.forwarded();
                 let gone = address_from_libp2p(external_addr);
                 addresses.retain(|address| Some(address) != gone.as_ref());
                 tracing::warn!(address = %external_addr, "the router forwards a port no longer");
-                if addresses.is_empty() { PortMapping::Refused } else { PortMapping::Mapped(addresses) }
+                self.forget(swarm, |address| address == external_addr);
+                if addresses.is_empty() {
+                    // There may be nothing left to forward to.
+                    self.searching_since = Some(Instant::now());
+                    PortMapping::Refused
+                } else {
+                    PortMapping::Mapped(addresses)
+                }
             }
             upnp::Event::GatewayNotFound => PortMapping::NoGateway,
             upnp::Event::NonRoutableGateway => PortMapping::NotPublic,
@@ -315,8 +319,8 @@ impl ReachState {
     fn judge_router(&mut self, swarm: &Swarm<NodeBehaviour>, now: Instant) {
         if self.searching_since.is_some_and(|since| now >= since + ROUTER_ANSWERS) {
             self.searching_since = None;
-            let private = |address: &Multiaddr| matches!(address.iter().next(), Some(Part::Ip4(ip)) if ip.is_private());
-            self.mapping = if swarm.listeners().any(private) { PortMapping::Refused } else { PortMapping::Off };
+            let asked = swarm.listeners().any(is_behind_router);
+            self.mapping = if asked { PortMapping::Refused } else { PortMapping::Off };
             self.changed = true;
         }
     }

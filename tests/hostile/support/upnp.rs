@@ -1,7 +1,7 @@
 //! A home router that forwards ports for those behind it who ask (UPnP), by the program that most such routers run.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -13,6 +13,7 @@ use super::{Machine, until};
 pub(crate) struct PortService {
     process: Child,
     router: Machine,
+    log: PathBuf,
 }
 
 /// The program writes its rules into these chains, and leaves it to the system's administrator to make them.
@@ -57,12 +58,17 @@ impl PortService {
         // -d: in the foreground, so that it is ours to end.
         command.arg("-d").arg("-f").arg(&settings).arg("-P").arg(folder.join("miniupnpd.pid"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-        let service = PortService { process: command.spawn().unwrap(), router: router.clone() };
+        let service = PortService { process: command.spawn().unwrap(), router: router.clone(), log: log.clone() };
         // Who asks before does not ask again.
         until("the router's UPnP service", || {
             fs::read_to_string(&log).unwrap().contains("HTTP listening on port").then_some(())
         });
         Some(service)
+    }
+
+    /// Whether its log names an address.
+    pub(crate) fn was_asked_about(&self, address: &str) -> bool {
+        fs::read_to_string(&self.log).unwrap().contains(address)
     }
 
     /// How many ports it forwards.

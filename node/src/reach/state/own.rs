@@ -3,8 +3,7 @@
 
 use std::net::IpAddr;
 
-use libp2p::swarm::behaviour::NewListenAddr;
-use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour};
+use libp2p::swarm::ConnectionId;
 
 use super::*;
 use crate::address::{ip_of, is_public};
@@ -82,47 +81,11 @@ impl ReachState {
             IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
         };
         let alone = !direct(swarm.listeners()).any(|ip| ip.is_ipv4() == gone.is_ipv4() && routed(&ip));
-        let unmapped = self.unmapped(swarm, address);
         let is_gone = |ip: IpAddr| ip == gone || (alone && ip.is_ipv4() == gone.is_ipv4());
-        self.forget(swarm, |at| ip_of(at).is_some_and(is_gone) || unmapped.contains(at));
+        self.forget(swarm, |at| ip_of(at).is_some_and(is_gone));
         self.claim(swarm);
         // What is seen may lead here by way of another one.
         self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
-    }
-
-    /// With any local address that has a port the library takes away what it had the router forward to that port, whichever
-    /// address that leads to, and says nothing. Gives what was forwarded, and has the router asked again for the addresses
-    /// that are left.
-    fn unmapped(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) -> Vec<Multiaddr> {
-        let local = |address: &Multiaddr| matches!(address.iter().next(), Some(Part::Ip4(ip)) if ip.is_private());
-        let alike = |other: &Multiaddr| other.iter().skip(1).eq(address.iter().skip(1));
-        let PortMapping::Mapped(mapped) = &mut self.mapping else { return Vec::new() };
-        if !local(address) {
-            return Vec::new();
-        }
-        let gone = |address: &Address| address.as_str().parse().ok().filter(|at| alike(at));
-        let unmapped: Vec<Multiaddr> = mapped.iter().filter_map(gone).collect();
-        mapped.retain(|address| gone(address).is_none());
-        if unmapped.is_empty() {
-            return unmapped;
-        }
-        if mapped.is_empty() {
-            (self.mapping, self.searching_since) = (PortMapping::Searching, Some(Instant::now()));
-        }
-        let mut left: Vec<Multiaddr> =
-            swarm.listeners().filter(|other| local(other) && alike(other)).cloned().collect();
-        // The router knows this one; what it says of others (a bridge for containers) the library takes for this one's.
-        let before: Vec<Multiaddr> = self.forwards_to.extract_if(.., |to| alike(to)).collect();
-        if left.iter().any(|address| before.contains(address)) {
-            left.retain(|address| before.contains(address));
-        }
-        if let Some(upnp) = swarm.behaviour_mut().upnp.as_mut() {
-            for addr in &left {
-                let listener_id = ListenerId::next();
-                upnp.on_swarm_event(FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }));
-            }
-        }
-        unmapped
     }
 
     /// Where a relay is reached is what it tells those who take a slot; whoever runs one says that it can be reached.
@@ -142,7 +105,7 @@ impl ReachState {
         }
     }
 
-    fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&Multiaddr) -> bool) {
+    pub(super) fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&Multiaddr) -> bool) {
         let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.confirmed).into_iter().partition(is_gone);
         self.confirmed = stay;
         if gone.is_empty() {
@@ -352,29 +315,29 @@ pub(super) mod tests {
         assert!(own.external().is_empty());
     }
 
-    /// The library takes the mapping away with any local address that has the port.
     #[tokio::test]
-    async fn a_port_at_the_router_goes_with_any_local_address_that_has_it() {
+    async fn a_port_at_the_router_goes_when_the_router_says_so() {
         let mut own = Own::new();
-        // Of the other family, so that it is not for want of a local address that they go.
-        let (tcp, quic) = ("/ip6/2001:db8::7/tcp/4602", "/ip6/2001:db8::7/udp/4602/quic-v1");
+        let (tcp, quic) = ("/ip4/198.51.100.7/tcp/4602", "/ip4/198.51.100.7/udp/4602/quic-v1");
+        let parsed = |mapped: &str| ("/ip4/192.168.1.5/tcp/1".parse().unwrap(), mapped.parse().unwrap());
         for mapped in [tcp, quic] {
-            let (local_addr, external_addr) = ("/ip4/192.168.1.5/tcp/1".parse().unwrap(), mapped.parse().unwrap());
-            own.state.on_port_mapping(&upnp::Event::NewExternalAddr { local_addr, external_addr });
-            own.confirmed(mapped);
+            let (local_addr, external_addr) = parsed(mapped);
+            own.state.on_port_mapping(&mut own.swarm, &upnp::Event::NewExternalAddr { local_addr, external_addr });
         }
         own.confirmed("/ip6/2001:db8::7/tcp/4700");
-        let expire = |own: &mut Own, address: &str| {
-            own.state.deaf(&mut own.swarm, &address.parse().unwrap());
-            own.state.forwarded().iter().map(|address| address.as_str().to_owned()).collect::<Vec<_>>()
-        };
-        assert_eq!(expire(&mut own, "/ip4/127.0.0.1/tcp/4602"), [tcp, quic], "no router forwards to that one");
-        assert_eq!(expire(&mut own, "/ip4/172.18.0.1/tcp/4601"), [tcp, quic]);
-        assert_eq!(expire(&mut own, "/ip4/172.18.0.1/tcp/4602"), [quic]);
-        assert!(!own.external().contains(&tcp.to_owned()) && own.external().contains(&quic.to_owned()));
-        assert!(expire(&mut own, "/ip4/172.18.0.1/udp/4602/quic-v1").is_empty());
+        assert_eq!(own.external().len(), 3);
+        for (gone, left) in [(tcp, vec![quic]), (quic, Vec::new())] {
+            let (local_addr, external_addr) = parsed(gone);
+            own.state.on_port_mapping(&mut own.swarm, &upnp::Event::ExpiredExternalAddr { local_addr, external_addr });
+            let forwarded = own.state.forwarded();
+            assert_eq!(forwarded.iter().map(Address::as_str).collect::<Vec<_>>(), left);
+            assert_eq!(own.external().len(), 1 + left.len());
+        }
         assert_eq!(own.external(), ["/ip6/2001:db8::7/tcp/4700"]);
-        assert_eq!(own.state.mapping, PortMapping::Searching);
+        assert_eq!(own.state.mapping, PortMapping::Refused);
+        // Nothing is left that it could forward to.
+        own.state.judge_router(&own.swarm, Instant::now() + ROUTER_ANSWERS);
+        assert_eq!(own.state.mapping, PortMapping::Off);
     }
 
     #[tokio::test]
