@@ -83,7 +83,7 @@ pub enum PortMapping {
     NoGateway,
     /// The router has no public address itself.
     NotPublic,
-    /// Ports are open at these addresses.
+    /// The router says that it forwards ports at these addresses.
     Mapped(Vec<Address>),
 }
 
@@ -105,7 +105,8 @@ pub struct Tried {
     pub address: Address,
     /// Why nobody got through there.
     pub why_not: Option<String>,
-    /// When: one that failed is tried again when the node moves to another network, and each hour while none is reached.
+    /// When: one that others got through to is tried again each hour; one that failed when the node moves to another network,
+    /// and each hour while none is reached.
     pub at: tokio::time::Instant,
 }
 
@@ -114,7 +115,7 @@ pub struct Tried {
 pub struct Reach {
     /// The verdict of those who tried.
     pub reachability: Reachability,
-    /// Addresses that are configured, or that somebody got through to.
+    /// Addresses that are configured, that somebody got through to, or that a router says it forwards.
     pub external: Vec<Address>,
     /// Addresses listened on.
     pub listening: Vec<Address>,

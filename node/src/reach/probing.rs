@@ -96,6 +96,22 @@ impl Probing {
         }
     }
 
+    /// Somebody is to try these again, whatever was found out before. While a test runs none of those that have a verdict is:
+    /// to forget a verdict the library's client has to begin again, and would know nothing of that test.
+    pub(super) fn doubt(&mut self, addresses: Vec<Multiaddr>) {
+        let is_busy = self.connections.values().any(|connection| connection.asked > 0);
+        let (known, new): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| self.candidates.contains_key(address));
+        self.test(new.into_iter(), true);
+        let mut again = false;
+        for address in known.iter().filter(|_| !is_busy) {
+            again |= self.candidates.get_mut(address).is_some_and(std::mem::take);
+        }
+        if again {
+            self.begin_again();
+        }
+    }
+
     /// What was found out is no longer true.
     pub(super) fn begin_anew(&mut self) {
         (self.tests, self.since) = (0, Instant::now());
@@ -374,6 +390,31 @@ mod tests {
         assert!(probing.candidates[&at(0)], "others get through elsewhere");
         probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_has_a_verdict_is_tested_again_when_it_is_in_doubt() {
+        let (mut probing, server) = (Probing::new(), PeerId::random());
+        tests_others(&mut probing, server, 1);
+        probing.doubt(vec![at(0)]);
+        probing.test((1..2).map(at), true);
+        assert_eq!(asked(&mut probing).await, 2, "one that nobody tried is tried");
+        let verdict = |probing: &mut Probing, n: usize| *probing.candidates.get_mut(&at(n)).unwrap() = true;
+        let over = |probing: &mut Probing| {
+            let connection = probing.connections.get_mut(&ConnectionId::new_unchecked(1)).unwrap();
+            connection.asked -= 1;
+        };
+        verdict(&mut probing, 0);
+        over(&mut probing);
+        probing.doubt(vec![at(0)]);
+        assert!(probing.candidates[&at(0)], "a test runs");
+        verdict(&mut probing, 1);
+        over(&mut probing);
+        probing.doubt(vec![at(0)]);
+        assert!(probing.hopes_for(&server));
+        assert_eq!(asked(&mut probing).await, 1);
+        assert!(probing.candidates[&at(1)], "nobody doubts that one");
+        assert_eq!(probing.tests, 3);
     }
 
     #[tokio::test]

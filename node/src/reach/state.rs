@@ -1,6 +1,7 @@
 //! The network task's part of being reached: it hears what the parts of the library find out, decides when to take a slot
 //! at which relay, and prepares the way to peers that only a relay leads to.
 
+mod confirmed;
 mod own;
 mod slots;
 mod ways;
@@ -19,6 +20,7 @@ use protocol::{Address, PeerAddrs};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::confirmed::Confirmed;
 use self::slots::{Offer, Slot};
 use self::ways::Way;
 use super::forwarding::is_behind_router;
@@ -73,8 +75,8 @@ pub(crate) struct ReachState {
     observed: Observed,
     /// When what was observed since is looked at.
     observing: Option<Instant>,
-    /// Addresses that somebody got through to, or that a router forwards; the newest is last.
-    confirmed: Vec<Multiaddr>,
+    /// Addresses that somebody got through to, or that a router says it forwards.
+    confirmed: Confirmed,
     /// Addresses that a relay tells, of those it listens on.
     claimed: Vec<Multiaddr>,
     offers: BTreeMap<PeerId, Offer>,
@@ -112,7 +114,7 @@ impl ReachState {
             roads: Roads::default(),
             observed: Observed::default(),
             observing: None,
-            confirmed: Vec::new(),
+            confirmed: Confirmed::default(),
             claimed: Vec::new(),
             offers: BTreeMap::new(),
             ways: Vec::new(),
@@ -174,7 +176,7 @@ impl ReachState {
                 self.metrics.hole_punches.inc([outcome]);
                 tracing::debug!(peer = %remote_peer_id, ?result, "hole punching");
             }
-            SwarmEvent::Behaviour(NodeBehaviourEvent::Autonat(event)) => self.on_tried(event),
+            SwarmEvent::Behaviour(NodeBehaviourEvent::Autonat(event)) => self.on_tried(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::DialBacks(event)) => {
                 self.metrics.dial_backs.inc([if event.result.is_ok() { "answered" } else { "failed" }]);
             }
@@ -212,7 +214,7 @@ impl ReachState {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.deaf(swarm, address),
             SwarmEvent::ExternalAddrConfirmed { address } => self.confirm(swarm, address),
-            SwarmEvent::ExternalAddrExpired { address } => self.confirmed.retain(|known| known != address),
+            SwarmEvent::ExternalAddrExpired { address } => drop(self.confirmed.forget(|known| known == address)),
             _ => self.changed = false,
         }
     }
@@ -274,15 +276,9 @@ impl ReachState {
         tracing::debug!(?event, "relaying");
     }
 
-    fn on_tried(&mut self, event: &autonat::Event) {
-        let Some(address) = address_from_libp2p(&event.tested_addr) else { return };
+    fn on_tried(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &autonat::Event) {
         let why_not = event.result.as_ref().err().map(ToString::to_string);
-        tracing::debug!(%address, ?why_not, server = %event.server, "a peer tried to get through");
-        self.tried.retain(|tried| tried.address != address);
-        if self.tried.len() >= TRIED {
-            self.tried.remove(0);
-        }
-        self.tried.push(Tried { address, why_not, at: Instant::now() });
+        self.tested(swarm, &event.tested_addr, event.server, why_not);
     }
 
     fn on_port_mapping(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &upnp::Event) {
@@ -292,8 +288,7 @@ impl ReachState {
                 let mut addresses = self.forwarded();
                 addresses.extend(address_from_libp2p(external_addr).filter(|new| !addresses.contains(new)));
                 tracing::info!(address = %external_addr, "the router forwards a port");
-                swarm.add_external_address(external_addr.clone());
-                self.confirm(swarm, external_addr);
+                self.is_forwarded(swarm, external_addr);
                 PortMapping::Mapped(addresses)
             }
             upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
@@ -382,7 +377,9 @@ impl ReachState {
     }
 
     fn reachability(&self, swarm: &Swarm<NodeBehaviour>) -> Reachability {
-        if swarm.external_addresses().any(|address| !is_relayed(address)) {
+        // That a router says so is no proof.
+        let sure = |address: &Multiaddr| self.claimed.contains(address) || !self.confirmed.is_hearsay(address);
+        if swarm.external_addresses().any(|address| !is_relayed(address) && sure(address)) {
             Reachability::Public
         } else if self.tried.iter().any(|tried| tried.why_not.is_some()) {
             Reachability::Private

@@ -8,8 +8,6 @@ use libp2p::swarm::ConnectionId;
 use super::*;
 use crate::address::{ip_of, is_public};
 
-/// Addresses that are believed to be reached, at most: TCP and QUIC in both families, twice.
-const CONFIRMED: usize = 8;
 /// What is observed is looked at so often, since a peer may say something else all the time.
 const LOOKS: Duration = Duration::from_secs(1);
 
@@ -47,29 +45,61 @@ impl ReachState {
         // Where the machine has the address itself, that it leaves by another one says nothing.
         let is_manager = |peer: &PeerId| self.known.contains_key(peer);
         let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip, is_manager);
-        let left: Vec<IpAddr> = self.confirmed.iter().filter_map(ip_of).filter(left).collect();
+        let left: Vec<IpAddr> = self.confirmed.told().filter_map(ip_of).filter(left).collect();
         self.forget(swarm, |address| ip_of(address).is_some_and(|ip| left.contains(&ip)));
         let candidates = self.observed.candidates();
         let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
         let unknown: Vec<Multiaddr> = candidates.iter().filter(|address| !known(address)).cloned().collect();
         if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
-            probing.test(unknown.into_iter(), !self.confirmed.is_empty());
+            probing.test(unknown.into_iter(), self.confirmed.is_any_reached());
+            probing.doubt(self.confirmed.in_doubt(Instant::now()));
         }
         if let Some(punching) = swarm.behaviour_mut().dcutr.as_mut() {
             punching.offer(candidates);
         }
     }
 
-    /// Somebody got through to this address, or a router forwards it.
+    /// Somebody got through to this address.
     pub(super) fn confirm(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
         if is_relayed(address) || self.configured.contains(address) {
             return;
         }
-        self.confirmed.retain(|known| known != address);
-        self.confirmed.push(address.clone());
-        if self.confirmed.len() > CONFIRMED {
-            let oldest = self.confirmed.remove(0);
-            self.take_back(swarm, &oldest);
+        if let Some(other) = self.confirmed.reached(address, Instant::now()) {
+            self.take_back(swarm, &other);
+        }
+    }
+
+    /// A router says that it forwards this one: others are told, and somebody is to try it.
+    pub(super) fn is_forwarded(&mut self, swarm: &mut Swarm<NodeBehaviour>, address: &Multiaddr) {
+        swarm.add_external_address(address.clone());
+        if let Some(other) = self.confirmed.forwarded(address) {
+            self.take_back(swarm, &other);
+        }
+        self.observing.get_or_insert_with(|| Instant::now() + LOOKS);
+    }
+
+    /// Somebody tried an address.
+    pub(super) fn tested(
+        &mut self,
+        swarm: &mut Swarm<NodeBehaviour>,
+        tested: &Multiaddr,
+        by: PeerId,
+        why_not: Option<String>,
+    ) {
+        let (Some(address), now) = (address_from_libp2p(tested), Instant::now()) else { return };
+        tracing::debug!(%address, ?why_not, server = %by, "a peer tried to get through");
+        let failed = why_not.is_some();
+        self.tried.retain(|tried| tried.address != address);
+        if self.tried.len() >= TRIED {
+            self.tried.remove(0);
+        }
+        self.tried.push(Tried { address, why_not, at: now });
+        if failed && self.confirmed.not_reached(tested, by, now) && !self.claimed.contains(tested) {
+            tracing::info!(address = %tested, "others do not get through to this address any more");
+            swarm.remove_external_address(tested);
+        }
+        if !self.confirmed.in_doubt(now).is_empty() {
+            self.observing.get_or_insert(now + LOOKS);
         }
     }
 
@@ -99,15 +129,14 @@ impl ReachState {
         }
         let before = std::mem::replace(&mut self.claimed, claimed);
         for address in before {
-            if !self.claimed.contains(&address) && !self.confirmed.contains(&address) {
+            if !self.claimed.contains(&address) && !self.confirmed.tells(&address) {
                 swarm.remove_external_address(&address);
             }
         }
     }
 
     pub(super) fn forget(&mut self, swarm: &mut Swarm<NodeBehaviour>, is_gone: impl Fn(&Multiaddr) -> bool) {
-        let (gone, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.confirmed).into_iter().partition(is_gone);
-        self.confirmed = stay;
+        let gone = self.confirmed.forget(is_gone);
         if gone.is_empty() {
             return;
         }
@@ -341,12 +370,38 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_others_do_not_get_through_to_any_more_is_told_no_longer() {
+        let mut own = Own::new();
+        let (tcp, quic) = ("/ip4/198.51.100.7/tcp/4602", "/ip4/198.51.100.7/udp/4602/quic-v1");
+        own.confirmed(tcp);
+        own.confirmed(quic);
+        let fails = |own: &mut Own, address: &str| {
+            let (address, why_not) = (address.parse().unwrap(), Some("no connection".to_owned()));
+            own.state.tested(&mut own.swarm, &address, PeerId::random(), why_not);
+        };
+        fails(&mut own, tcp);
+        assert_eq!(own.external(), [tcp, quic], "one may be wrong");
+        assert!(own.state.observing.is_some(), "another one is asked at once");
+        fails(&mut own, tcp);
+        assert_eq!(own.external(), [quic]);
+        assert_eq!(own.state.reachability(&own.swarm), Reachability::Public);
+        fails(&mut own, quic);
+        fails(&mut own, quic);
+        assert!(own.external().is_empty());
+        assert_eq!(own.state.reachability(&own.swarm), Reachability::Private);
+        assert_eq!(own.state.tried.iter().filter(|tried| tried.why_not.is_some()).count(), 2, "it is known why");
+        own.confirmed(tcp);
+        assert_eq!(own.external(), [tcp]);
+        assert_eq!(own.state.reachability(&own.swarm), Reachability::Public);
+    }
+
+    #[tokio::test]
     async fn of_many_addresses_the_newest_are_believed() {
         let mut own = Own::new();
         for n in 0..100 {
             own.confirmed(&format!("/ip4/198.51.100.{n}/tcp/4602"));
         }
-        assert_eq!(own.external().len(), CONFIRMED);
+        assert_eq!(own.external().len(), 8);
         assert!(own.external().contains(&"/ip4/198.51.100.99/tcp/4602".to_owned()));
     }
 

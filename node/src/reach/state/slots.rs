@@ -306,4 +306,32 @@ mod tests {
         assert!(state.on_slot_address(id, &first) && matches!(state.offers[&relay].slot, Slot::Leaving(..)));
         assert_eq!(told_by(&state, &relay), [first.to_string(), lan.to_string()]);
     }
+
+    #[tokio::test]
+    async fn a_slot_is_kept_until_somebody_gets_through_where_the_router_says_it_forwards() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let (relay, now) = (PeerId::random(), Instant::now());
+        state.offers.insert(relay, held(now, Vec::new()));
+        let external_addr: Multiaddr = "/ip4/198.51.100.7/tcp/4602".parse().unwrap();
+        let local_addr = "/ip4/192.168.1.5/tcp/4602".parse().unwrap();
+        let forwards = upnp::Event::NewExternalAddr { local_addr, external_addr: external_addr.clone() };
+        state.on_port_mapping(&mut swarm, &forwards);
+        assert!(swarm.external_addresses().eq([&external_addr]), "others are told");
+        assert_eq!(state.reachability(&swarm), Reachability::Unknown);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Held(..)));
+        for _ in 0..2 {
+            let why_not = Some("no connection".to_owned());
+            state.tested(&mut swarm, &external_addr, PeerId::random(), why_not);
+        }
+        assert_eq!(state.reachability(&swarm), Reachability::Private);
+        assert_eq!(swarm.external_addresses().count(), 0);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Held(..)));
+        swarm.add_external_address(external_addr.clone());
+        state.on_event(&mut swarm, &SwarmEvent::ExternalAddrConfirmed { address: external_addr });
+        assert_eq!(state.reachability(&swarm), Reachability::Public);
+        state.keep_slots(&mut swarm, now);
+        assert!(matches!(state.offers[&relay].slot, Slot::Leaving(..)));
+    }
 }
