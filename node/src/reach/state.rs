@@ -232,11 +232,8 @@ impl ReachState {
         if !self.config.reserve || !info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
             return;
         }
-        let mut addresses = self.known.get(peer_id).cloned().unwrap_or_default();
-        addresses.extend(info.listen_addrs.iter().filter(|address| !is_relayed(address)).cloned());
-        addresses.sort();
-        addresses.dedup();
-        addresses.truncate(PeerAddrs::MAX_ADDRS);
+        let known = self.known.get(peer_id).into_iter().flatten().cloned();
+        let addresses = own::useful_first(known, info.listen_addrs.iter().cloned());
         if let Some(offer) = self.offers.get_mut(peer_id) {
             offer.addresses = addresses;
             if let Slot::Held(_, held) | Slot::Leaving(_, held, _) = &mut offer.slot

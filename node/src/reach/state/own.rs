@@ -191,6 +191,27 @@ fn to_claim<'a>(listening: impl Iterator<Item = &'a Multiaddr>) -> Vec<Multiaddr
     told.map(|(.., address)| (*address).clone()).collect()
 }
 
+/// Where a relay is dialled: at what is known of it, then where it says it is, first what leads the farthest, and last the
+/// range that container networks are made in. A machine with many of them names more than there is room for.
+pub(super) fn useful_first(
+    known: impl Iterator<Item = Multiaddr>,
+    says: impl Iterator<Item = Multiaddr>,
+) -> Vec<Multiaddr> {
+    let mut says: Vec<Multiaddr> = says.collect();
+    let for_containers = |at: &Multiaddr| match ip_of(at) {
+        Some(IpAddr::V4(ip)) => matches!(ip.octets(), [172, 16..=31, ..]),
+        _ => false,
+    };
+    says.sort_by_key(|at| (std::cmp::Reverse(Leads::of(at)), for_containers(at)));
+    let mut all: Vec<Multiaddr> = Vec::new();
+    for address in known.chain(says).filter(|address| !is_relayed(address)) {
+        if all.len() < PeerAddrs::MAX_ADDRS && !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
 /// The addresses of a slot, with another one: those that lead anywhere first, since no more than so many are told.
 pub(super) fn with_slot_address(mut held: Vec<Address>, address: &Multiaddr) -> Vec<Address> {
     held.extend(address_from_libp2p(address).filter(|new| !held.contains(new)));
@@ -299,6 +320,23 @@ pub(super) mod tests {
         assert_eq!(claims(&[home, docker, lan, v6, local6]), [docker, lan, v6]);
         assert_eq!(claims(&[home, "/ip6/::1/tcp/1"]), [home, "/ip6/::1/tcp/1"]);
         assert!(claims(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_relay_on_a_machine_with_many_networks_is_dialled_where_it_is_reached() {
+        let at = |text: &str| -> Multiaddr { text.parse().unwrap() };
+        let on = |ip: &str| [at(&format!("/ip4/{ip}/tcp/1")), at(&format!("/ip4/{ip}/udp/1/quic-v1"))];
+        let mut says = on("127.0.0.1").to_vec();
+        says.extend((17..=24).flat_map(|n| on(&format!("172.{n}.0.1"))));
+        let circuit = at(&format!("/ip4/203.0.113.9/tcp/1/p2p/{}/p2p-circuit", PeerId::random()));
+        let (lan, public, v6) = (on("192.168.1.10"), on("203.0.113.7"), at("/ip6/2001:db8::7/tcp/1"));
+        says.extend([circuit, v6.clone()].into_iter().chain(lan.clone()).chain(public.clone()));
+        let name = at("/dns4/relay.example.org/tcp/1");
+        let dialled = useful_first([name.clone(), public[0].clone()].into_iter(), says.into_iter());
+        let first = [name, public[0].clone(), v6, public[1].clone(), lan[0].clone(), lan[1].clone()];
+        assert!(dialled.starts_with(&first), "{dialled:?}");
+        assert_eq!(dialled.len(), PeerAddrs::MAX_ADDRS);
+        assert_eq!(dialled.get(first.len()), on("172.17.0.1").first());
     }
 
     #[test]

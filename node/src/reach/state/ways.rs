@@ -51,10 +51,8 @@ impl ReachState {
         for (relay, at) in &mut relays {
             let told = swarm.behaviour_mut().streams.known_addresses(relay);
             let told = told.iter().filter_map(|address| address_to_libp2p(address, relay));
-            at.extend(told.chain(self.known.get(relay).cloned().unwrap_or_default()).filter(|at| !is_relayed(at)));
-            at.sort();
-            at.dedup();
-            at.truncate(PeerAddrs::MAX_ADDRS);
+            let known = self.known.get(relay).into_iter().flatten().cloned();
+            *at = own::useful_first(std::mem::take(at).into_iter().chain(known), told);
         }
         self.listen(swarm);
         self.ways.push(Way { peer, addresses, relays, until: Instant::now() + PREPARE, again });
