@@ -161,7 +161,9 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
         waiting.retain(|peer, _| here.contains(peer));
         let mut more = false;
         // Without a certificate of its own it has nothing to show.
-        if let Ok(certificate) = seeder.network.certificate(now_ms()) {
+        let certificate = seeder.network.certificate(now_ms()).ok();
+        let shows = certificate.is_some();
+        if let Some(certificate) = certificate {
             let now = Instant::now();
             let due;
             (due, more) = this_round(here, |peer| waiting.get(peer).map(|(_, at)| *at), now);
@@ -185,7 +187,7 @@ pub(crate) async fn get_acquainted(seeder: Arc<Seeder>) -> Result<(), StoreError
                 }
             }
         }
-        let next = if more { Some(Instant::now()) } else { waiting.values().map(|(_, at)| *at).min() };
+        let next = next_round(shows, more, waiting.values().map(|(_, at)| *at));
         let retry = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -217,6 +219,14 @@ fn this_round(
     let more = due.len() > A_ROUND;
     due.truncate(A_ROUND);
     (due, more)
+}
+
+/// When the next round is. What is due without anything to show stays due, and waits for that: its coming is a change.
+fn next_round(shows: bool, more: bool, due: impl Iterator<Item = Instant>) -> Option<Instant> {
+    if !shows {
+        return None;
+    }
+    if more { Some(Instant::now()) } else { due.min() }
 }
 
 async fn introduce(seeder: &Seeder, peer: PeerId, certificate: Signed<SeederCert>) -> (PeerId, Result<(), TakeError>) {
@@ -392,6 +402,17 @@ mod tests {
         let almost = later + TOLD_FOR.mul_f32(0.9);
         assert_eq!(moving.still_to_tell(almost).len(), NEAR - 1, "ten minutes from the move");
         assert!(moving.still_to_tell(later + TOLD_FOR).is_empty());
+    }
+
+    #[test]
+    fn without_a_certificate_there_is_no_round() {
+        let (now, later) = (Instant::now(), Instant::now() + NOT_PLACED);
+        assert_eq!(next_round(true, false, [later, now].into_iter()), Some(now));
+        assert_eq!(next_round(true, false, [].into_iter()), None);
+        assert!(next_round(true, true, [later].into_iter()).is_some_and(|at| at < later));
+        for more in [false, true] {
+            assert_eq!(next_round(false, more, [now].into_iter()), None, "it would come round again at once");
+        }
     }
 
     #[test]
