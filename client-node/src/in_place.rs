@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use delivery::{Bodies, Body, Ciphertext, ContentError, Damaged};
-use protocol::ChunkSet;
 use protocol::cipher::{ContentSecret, FrameCipher, TAG_LEN};
 use protocol::codec::Wire;
 use protocol::manifest::Manifest;
@@ -172,12 +171,6 @@ impl InPlace {
             IncompleteError::Lost(chunk) => PlainError::Damaged(chunk).into(),
             IncompleteError::File(error) => error.into(),
         })
-    }
-
-    /// The chunks of which not all can be here any more: files were taken away or cut off.
-    pub(crate) fn gone(&self) -> ChunkSet {
-        let layout = self.state.read().unwrap_or_else(PoisonError::into_inner).layout.clone();
-        layout.map(|layout| layout.gone()).unwrap_or_default()
     }
 
     /// The folder that the files are made in.

@@ -227,24 +227,6 @@ impl Layout {
         }
     }
 
-    /// The chunks with bytes of files that are gone or cut off, without a look at what is in the others.
-    pub(crate) fn gone(&self) -> ChunkSet {
-        let chunk = |at: u64| u32::try_from(at / self.payload).unwrap_or(u32::MAX);
-        let mut gone = ChunkSet::new();
-        for (index, span) in self.files.iter().enumerate().filter(|(_, span)| self.selection.has(span.entry)) {
-            let there = match fs::symlink_metadata(self.path(index)) {
-                Ok(found) if found.is_file() => found.len(),
-                Err(error) if is_gone(&error) => 0,
-                // Whoever reads it finds out.
-                _ => continue,
-            };
-            if there < span.size {
-                gone.insert_range(chunk(span.start + there)..chunk(span.start + span.size - 1).saturating_add(1));
-            }
-        }
-        gone
-    }
-
     /// Makes durable what was written.
     pub(crate) fn sync(&self) -> Result<(), FileError> {
         let Unflushed { files, folders } = std::mem::take(&mut *self.unflushed());

@@ -189,7 +189,7 @@ async fn fetch_linked(
     keep_fresh(link, &checked, progress);
     tracing::info!(step = 9, %transaction, sources = checked.lease.sources.len(), "presenting the ticket to seeders");
     let work = work_dir(&out, transaction);
-    let (store, delivered, gone) = {
+    let (store, delivered) = {
         let (home, out, work, whole) = (home.clone(), out.clone(), work.clone(), wanted.is_everything());
         let manifest = checked.manifest;
         blocking(move || {
@@ -204,14 +204,7 @@ async fn fetch_linked(
                 Some(secret) => ContentStore::open_with(&work, Arc::new(InPlaceBodies::new(secret, whole))),
                 None => ContentStore::open(&work),
             };
-            let store = store?;
-            // Seen at once, so that nobody is told of it as being here; what was changed is read for, beside the transfer.
-            let content = store.get(&manifest);
-            let gone = content.as_ref().and_then(|content| Some(content.body::<InPlace>()?.gone()));
-            let gone = gone.zip(content).map(|(gone, content)| (gone.intersection(&content.have()), content));
-            let gone = gone.filter(|(gone, _)| !gone.is_empty());
-            gone.as_ref().map_or(Ok(()), |(gone, content)| content.forget(gone))?;
-            Ok::<_, FetchError>((store, delivered.map(Arc::new), gone.is_some()))
+            Ok::<_, FetchError>((store?, delivered.map(Arc::new)))
         })
         .await?
     };
@@ -245,7 +238,7 @@ async fn fetch_linked(
         library.update(transaction, move |delivery| {
             delivery.set_out(&out);
             delivery.trouble = None;
-            if gone || delivery.state != DeliveryState::Fetched {
+            if delivery.state != DeliveryState::Fetched {
                 delivery.set_underway(DeliveryState::Fetching);
                 delivery.started_at = now_ms();
             }

@@ -261,22 +261,3 @@ fn ciphertext_that_was_begun_is_gone_on_with_and_another_key_changes_nothing() {
     let content = store.create(&product.signed, &product.manifest).unwrap();
     assert!(content.body::<InPlace>().is_none());
 }
-
-#[test]
-fn what_was_taken_away_or_cut_off_is_seen_without_reading_anything() {
-    let mut fetched = Fetched::new(product(&files()));
-    fetched.write(fetched.all());
-    fetched.content().sync().unwrap();
-    fetched.kill();
-    let gone = |fetched: &Fetched| fetched.content().body::<InPlace>().unwrap().gone();
-    assert!(gone(&fetched).is_empty());
-    let top = fetched.content().body::<InPlace>().unwrap().files().join("goods");
-    let last = std::fs::OpenOptions::new().write(true).open(top.join("last")).unwrap();
-    last.set_len(PAYLOAD as u64).unwrap();
-    let cut_off = gone(&fetched);
-    assert!(!cut_off.is_empty() && cut_off.len() < 3);
-    std::fs::remove_file(top.join("large")).unwrap();
-    let taken_away = gone(&fetched);
-    assert!(taken_away.len() > cut_off.len() && taken_away.is_superset(&cut_off));
-    assert_eq!(fetched.damaged(), taken_away);
-}
