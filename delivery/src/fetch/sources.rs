@@ -53,6 +53,8 @@ struct Last {
     /// Its machine was reached all the same.
     not_running: bool,
     relayed_only: bool,
+    /// That was so the time before, not this time.
+    relayed_earlier: bool,
     used_up: bool,
     /// It is greeted again because it holds nothing of what is missing.
     holds_nothing: bool,
@@ -136,6 +138,7 @@ impl SourceBook {
                 unreachable: false,
                 not_running: false,
                 relayed_only: false,
+                relayed_earlier: false,
                 used_up: false,
                 holds_nothing: false,
                 unknown_key: false,
@@ -226,8 +229,10 @@ impl SourceBook {
             entry.bad_chunk = Some(*chunk);
         }
         if !matches!(reason, EndReason::Finished | EndReason::Stopped) {
-            // A relay that had led to it has no room for another try now: what is to be done is the same.
-            let relayed_before = entry.last.as_ref().is_some_and(|last| last.relayed_only);
+            // A relay that had led to it has no room for another try now: what is to be done is the same. Once only, since the
+            // relay, or the way to it, may be what is missing since.
+            let relayed_before = entry.last.as_ref().is_some_and(|last| last.relayed_only && !last.relayed_earlier);
+            let relayed_earlier = relayed_before && matches!(reason, EndReason::Unreachable(_));
             entry.last = Some(Last {
                 text: told(reason, now_ms(), self.grace_ms),
                 brief: reason.brief(),
@@ -237,8 +242,8 @@ impl SourceBook {
                     EndReason::Unreachable(_) | EndReason::NotRunning(_) | EndReason::RelayedOnly(_)
                 ),
                 not_running: matches!(reason, EndReason::NotRunning(_)),
-                relayed_only: matches!(reason, EndReason::RelayedOnly(_))
-                    || (relayed_before && matches!(reason, EndReason::Unreachable(_))),
+                relayed_only: matches!(reason, EndReason::RelayedOnly(_)) || relayed_earlier,
+                relayed_earlier,
                 used_up: matches!(reason, EndReason::WindowUsedUp),
                 holds_nothing: matches!(reason, EndReason::GreetAgain),
                 unknown_key: reason.is_newer(),
@@ -348,9 +353,10 @@ impl SourceBook {
             }
         }
         let codes: Vec<RefusalCode> = self.refusals().map(|refusal| refusal.code).collect();
-        // A lease that is over is so at those that cannot be reached, too.
+        // A lease that is over is so at those that cannot be reached, too; but not by one whose clock differs.
         let of_time = |code: &RefusalCode| matches!(code, RefusalCode::Expired | RefusalCode::NotYetValid);
-        let asked = match codes.iter().all(of_time) {
+        let alone = codes.len() < 2 && self.clock().is_off();
+        let asked = match codes.iter().all(of_time) && !alone {
             true => ends.iter().filter(|last| !last.unreachable).count(),
             false => ends.len(),
         };
@@ -530,6 +536,9 @@ mod tests {
         assert_eq!(book.cause(), StallCause::RelayedOnly);
         book.ended(&peer(2), &EndReason::Unreachable("the relay has no room".to_owned()));
         assert_eq!(book.cause(), StallCause::RelayedOnly, "the way over it is what there is");
+        book.ended(&peer(2), &EndReason::Unreachable("no route".to_owned()));
+        assert_eq!(book.cause(), StallCause::NetworkUnreachable, "not any more");
+        book.ended(&peer(2), &EndReason::RelayedOnly("a relay carries no goods".to_owned()));
         // Killed: first their streams break, then nobody listens any more.
         for n in 1..=3 {
             book.ended(&peer(n), &EndReason::Closed("the seeder closed the stream".to_owned()));
@@ -586,6 +595,15 @@ mod tests {
         assert_eq!(book.cause(), StallCause::TicketExpires, "for the one that is away, too");
         book.ended(&peer(3), &EndReason::Closed("the seeder closed the stream".to_owned()));
         assert_eq!(book.cause(), StallCause::NoSeederLeft);
+        // One alone, by another clock, where nobody else can be asked.
+        let mut lone = SourceBook::new(600_000);
+        lone.add(peer(1).into());
+        lone.add(peer(2).into());
+        lone.ended(&peer(1), &refused(RefusalCode::Expired));
+        lone.ended(&peer(2), &EndReason::Unreachable("no route".to_owned()));
+        assert_eq!(lone.cause(), StallCause::TicketExpires);
+        lone.compared(&peer(1), ClockState::Behind(7_200_000));
+        assert_eq!(lone.cause(), StallCause::NoSeederLeft);
         book.ended(&peer(3), &refused(RefusalCode::Overloaded));
         assert_eq!(book.clock(), ClockState::Unknown);
         book.compared(&peer(1), ClockState::Behind(720_000));
