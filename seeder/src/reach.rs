@@ -140,8 +140,7 @@ pub(crate) async fn check(seeder: &Seeder) -> Value {
     })
 }
 
-/// What peers found, which may be long ago: they try an address once, and not again where they failed. So what the manager
-/// finds now speaks against a failure of theirs.
+/// What peers found, which may be an hour ago. So what the manager finds now speaks against a failure of theirs.
 fn by_peers(dialled: &Result<Dialled, String>, reach: &Reach) -> Reachability {
     match reach.reachability {
         Reachability::Private if manager_gets_through(dialled) => Reachability::Unknown,
@@ -220,7 +219,7 @@ fn findings(dialled: &Result<Dialled, String>, reach: &Reach, now: Instant) -> V
                     find(
                         "peers",
                         None,
-                        format!("{says}; they do not try again, and the manager gets through now"),
+                        format!("{says}; they try again within the hour, and the manager gets through now"),
                         None,
                     );
                 }

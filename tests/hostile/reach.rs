@@ -375,6 +375,11 @@ fn where_no_hole_can_be_punched_the_client_names_the_relay_as_the_cause() {
     let (home, other) = (net.home("s", Nat::Random), net.home("c", Nat::Random));
     net.seeder_at(&home);
     net.relayed();
+    // The router drops what it does not forward: who tests that hears nothing, and says so.
+    until("a verdict", || {
+        let tried = net.network.of("seeder-1", args!["check"]).json()["tried_by_peers"].take();
+        tried.as_array().unwrap().iter().any(|tried| tried["why_not"].is_string()).then_some(())
+    });
     let bought = net.sell();
     let mut fetch = net.fetching(&bought);
     fetch.extend(args!["--patience", "15s"]);

@@ -2,8 +2,9 @@
 //! which would make every such node a port scanner of its own local network, at anybody's service. This one dials only
 //! where the asking peer is connected from, and not too often.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,16 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::server;
 
-use crate::address::{ip_of, is_relayed};
+use crate::address::{ip_of, is_quic, is_relayed};
 
 /// Dials at once; further ones are not made, and the peer asks another.
 const AT_ONCE: usize = 16;
 /// Dials for one peer in [`PERIOD`]: a node has a handful of addresses, and asks once about each.
 const PER_PEER: u32 = 16;
 const PERIOD: Duration = Duration::from_secs(60);
+/// A dial that leads nowhere for so long is answered as one. Most routers drop what they do not forward, and the dial goes on
+/// for ten seconds, after which nobody waits for an answer any more: the peer would never hear that nobody gets through.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A dial that is not made.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +38,19 @@ pub(crate) struct DialBacks {
     inner: server::Behaviour,
     // Bounded by the connection limits.
     connected: HashMap<PeerId, Asker>,
-    probes: HashSet<ConnectionId>,
+    // As many as the peers that are connected may ask for.
+    probes: HashMap<ConnectionId, Probe>,
+    /// Until the next one has been waited for long enough.
+    wait: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// A connection over QUIC came about here: where none ever did, packets may be dropped on this side.
+    has_quic: bool,
+}
+
+/// A dial for a peer that asked.
+struct Probe {
+    peer: Option<PeerId>,
+    /// When it is answered as leading nowhere; `None` once it was, or where it never is.
+    until: Option<Instant>,
 }
 
 struct Asker {
@@ -45,7 +61,13 @@ struct Asker {
 
 impl DialBacks {
     pub(crate) fn new() -> Self {
-        Self { inner: server::Behaviour::default(), connected: HashMap::new(), probes: HashSet::new() }
+        Self {
+            inner: server::Behaviour::default(),
+            connected: HashMap::new(),
+            probes: HashMap::new(),
+            wait: None,
+            has_quic: false,
+        }
     }
 
     /// The library's answer to a dial that was not made would be that nobody gets through, for which the peer never asks
@@ -54,6 +76,28 @@ impl DialBacks {
         let (address, port) = (Multiaddr::empty(), PortUse::New);
         // With the handler of the connection that is not there goes the question.
         drop(self.inner.handle_established_outbound_connection(id, peer, &address, Endpoint::Dialer, port));
+    }
+
+    /// Answers those that lead nowhere; true when there was one. What becomes of the dial after that is told to nobody.
+    fn answer_silent(&mut self, now: Instant) -> bool {
+        let over = |probe: &Probe| probe.until.is_some_and(|until| until <= now);
+        let Some((id, probe)) = self.probes.iter_mut().find(|(_, probe)| over(probe)) else { return false };
+        probe.until = None;
+        let failure = DialFailure { peer_id: probe.peer, error: &DialError::Aborted, connection_id: *id };
+        self.inner.on_swarm_event(FromSwarm::DialFailure(failure));
+        true
+    }
+
+    fn wait_for_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(next) = self.probes.values().filter_map(|probe| probe.until).min() else {
+            self.wait = None;
+            return Poll::Pending;
+        };
+        let wait = self.wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
+        if wait.deadline() != next.into() {
+            wait.as_mut().reset(next.into());
+        }
+        wait.as_mut().poll(cx)
     }
 
     fn may_dial(&mut self, peer: Option<&PeerId>, addresses: &[Multiaddr]) -> Result<(), NotDialled> {
@@ -89,7 +133,9 @@ impl NetworkBehaviour for DialBacks {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        if self.probes.contains(&id) {
+        if let Some(probe) = self.probes.get_mut(&id) {
+            let shows = self.has_quic || !addresses.iter().any(is_quic);
+            probe.until = shows.then(|| Instant::now() + PATIENCE);
             self.may_dial(peer.as_ref(), addresses).map_err(ConnectionDenied::new)?;
         }
         self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
@@ -122,6 +168,7 @@ impl NetworkBehaviour for DialBacks {
                 self.probes.remove(connection_id);
                 // Where a peer dialled from is what it is told, and what it asks about; through a relay it is the relay's.
                 let remote = endpoint.get_remote_address();
+                self.has_quic |= !endpoint.is_relayed() && is_quic(remote);
                 if let (false, Some(ip)) = (endpoint.is_relayed(), ip_of(remote)) {
                     let new = || Asker { from: Vec::new(), dials: 0, since: Instant::now() };
                     self.connected.entry(*peer_id).or_insert_with(new).from.push((*connection_id, ip));
@@ -136,7 +183,7 @@ impl NetworkBehaviour for DialBacks {
                 }
             }
             FromSwarm::DialFailure(DialFailure { peer_id, connection_id, error }) => {
-                if self.probes.remove(connection_id)
+                if self.probes.remove(connection_id).is_some()
                     && let (DialError::Denied { .. }, Some(peer)) = (error, peer_id)
                 {
                     self.say_nothing(*connection_id, *peer);
@@ -154,7 +201,16 @@ impl NetworkBehaviour for DialBacks {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         let polled = self.inner.poll(cx);
         if let Poll::Ready(ToSwarm::Dial { opts }) = &polled {
-            self.probes.insert(opts.connection_id());
+            let probe = Probe { peer: opts.get_peer_id(), until: None };
+            self.probes.insert(opts.connection_id(), probe);
+        }
+        if polled.is_pending() {
+            // The answers go by themselves: nothing comes of them here.
+            while self.wait_for_silent(cx).is_ready() {
+                if !self.answer_silent(tokio::time::Instant::now().into_std()) {
+                    break;
+                }
+            }
         }
         polled
     }
@@ -164,6 +220,37 @@ impl NetworkBehaviour for DialBacks {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_dial_that_leads_nowhere_is_answered_while_the_peer_still_waits() {
+        let mut server = DialBacks::new();
+        let (peer, from) = (PeerId::random(), "198.51.100.7".parse().unwrap());
+        let (tcp, quic) = ("/ip4/198.51.100.7/tcp/1", "/ip4/198.51.100.7/udp/1/quic-v1");
+        let asker = Asker { from: vec![(ConnectionId::new_unchecked(1), from)], dials: 0, since: Instant::now() };
+        server.connected.insert(peer, asker);
+        let mut dial = |server: &mut DialBacks, n, at: &str| {
+            let (id, at) = (ConnectionId::new_unchecked(n), at.parse().unwrap());
+            server.probes.insert(id, Probe { peer: Some(peer), until: None });
+            drop(server.handle_pending_outbound_connection(id, Some(peer), &[at], Endpoint::Dialer).unwrap());
+            server.probes.get(&id).unwrap().until.is_some()
+        };
+        // Nothing ever came over QUIC: it may be dropped on this side.
+        assert!(!dial(&mut server, 2, quic));
+        let before = Instant::now();
+        assert!(dial(&mut server, 3, tcp));
+        let probe = server.probes.get_mut(&ConnectionId::new_unchecked(3)).unwrap();
+        // Whoever asked waits for ten seconds, from before it had sent what is asked for a test.
+        assert!(probe.until.unwrap().duration_since(before) < Duration::from_secs(8));
+        probe.until = Some(before + Duration::from_millis(20));
+        std::future::poll_fn(|cx| server.wait_for_silent(cx)).await;
+        let now = tokio::time::Instant::now().into_std();
+        assert!(server.answer_silent(now) && !server.answer_silent(now), "once");
+        // It counts among those under way until it is.
+        assert_eq!(server.probes.len(), 2);
+        assert!(futures::poll!(std::future::poll_fn(|cx| server.wait_for_silent(cx))).is_pending());
+        server.has_quic = true;
+        assert!(dial(&mut server, 4, quic));
+    }
 
     #[test]
     fn only_where_the_peer_comes_from_and_not_too_often() {
