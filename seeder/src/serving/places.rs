@@ -386,7 +386,7 @@ mod tests {
         upload.process.rate().set(0);
         deliveries.place(peer(20)).unwrap();
         upload.process.rate().set(1);
-        sending.truncate(4);
+        sending.truncate(1);
         assert!(deliveries.place(peer(20)).is_err());
         sending.pop();
         deliveries.place(peer(20)).unwrap();
