@@ -228,7 +228,7 @@ mod tests {
         let (tcp, quic) = ("/ip4/198.51.100.7/tcp/1", "/ip4/198.51.100.7/udp/1/quic-v1");
         let asker = Asker { from: vec![(ConnectionId::new_unchecked(1), from)], dials: 0, since: Instant::now() };
         server.connected.insert(peer, asker);
-        let mut dial = |server: &mut DialBacks, n, at: &str| {
+        let dial = |server: &mut DialBacks, n, at: &str| {
             let (id, at) = (ConnectionId::new_unchecked(n), at.parse().unwrap());
             server.probes.insert(id, Probe { peer: Some(peer), until: None });
             drop(server.handle_pending_outbound_connection(id, Some(peer), &[at], Endpoint::Dialer).unwrap());
