@@ -202,7 +202,7 @@ impl Supervisor {
     }
 
     /// Like [`shutdown`](Self::shutdown); then drops `node`, whose database `closed` waits for, and waits for that as
-    /// well, [`LETS_GO`] at most: its folder is free when this returns, but for long work on a blocking thread, which
+    /// well, five seconds at most: its folder is free when this returns, but for long work on a blocking thread, which
     /// outlives the task that wanted it and ends with the process.
     ///
     /// # Errors
