@@ -137,7 +137,7 @@ pub(crate) fn minor_amount(minor: i64, beside: &Value) -> String {
 /// What a merchant has and may come to owe.
 pub(crate) fn credit_text(answer: &Value) -> String {
     let mut shown = answer.clone();
-    for name in ["due", "earned", "open", "owed", "deposit", "limit"] {
+    for name in ["due", "earned", "open", "owed", "deposit", "promised", "limit"] {
         if let Some(value) = shown.get_mut(name)
             && let Some(minor) = value.as_i64()
         {

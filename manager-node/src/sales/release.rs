@@ -7,7 +7,7 @@ use protocol::api::{SalesResponse, TransactionState};
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::ticket::{Endorsement, Lease};
-use protocol::{Amount, PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
+use protocol::{PeerAddrs, PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use store::{Mark, Step, WriteTransaction};
 use tracing::info;
 
@@ -130,8 +130,7 @@ fn put(
     let before = sale.state;
     sale.advance(Event::Release, now)?;
     drop_reservation(txn, id, &sale)?;
-    let escrow = Amount { minor: release.split.escrow, currency: release.split.price.currency };
-    expose(txn, &merchant, escrow, credit_limit)?;
+    expose(txn, &merchant, &release.split, sale.policy == KeyPolicy::OnCompletion, credit_limit)?;
     sale.release = Some(release.clone());
     if sale.policy == KeyPolicy::AtRelease {
         capture(txn, id, &mut sale, now)?;

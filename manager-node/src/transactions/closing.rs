@@ -1,17 +1,17 @@
 //! How a delivery ends: when it counts as delivered, who is paid, and what is undone when a sale is taken back. It is
 //! called from receipts, mailbox, refunds and the chore, always within their database transaction.
 
+use protocol::TransactionId;
 use protocol::api::TransactionState;
 use protocol::entitlement::MAX_GENERATIONS;
 use protocol::manifest::KeyPolicy;
 use protocol::receipt::DeliveryId;
 use protocol::settling::Counting;
 use protocol::ticket::Payer;
-use protocol::{Amount, TransactionId};
 use store::{Mark, StoreError, WriteTransaction};
 use tracing::info;
 
-use super::exposure::{booked, unexpose};
+use super::exposure::{booked, shared, unexpose};
 use super::state::is_taken_back;
 use super::{
     ACKS, Closed, DUE, Delivery, Event, Generation, MOVES, MOVING, PAID_DELIVERY, REVOKING, SALES, Sale, SaleError,
@@ -179,10 +179,12 @@ pub(crate) fn capture(
 ) -> Result<(), SaleError> {
     let merchant = sale.merchant;
     if let Some(release) = sale.release.as_mut().filter(|release| !release.captured) {
-        post(txn, &release.split.capture(id, merchant, now)?)?;
+        if post(txn, &release.split.capture(id, merchant, now)?)? {
+            shared(txn, &merchant, &release.split, false)?;
+        }
         release.captured = true;
         if release.charged.is_none() {
-            booked(txn, &merchant, Amount { minor: release.split.escrow, currency: release.split.price.currency })?;
+            booked(txn, &merchant, &release.split, sale.policy == KeyPolicy::OnCompletion)?;
         }
         info!(transaction = %id, amount = %release.split.price, "payment captured");
     }
@@ -222,12 +224,11 @@ fn close(
     DUE.delete(txn, &(delivery.due_at, id.transaction, id.delivery))?;
     delivery.closed = Some(Closed { at: now, charged, capped: payouts.capped, lines: payouts.lines });
     if let Some(sale) = sale.as_mut() {
-        let (merchant, currency) = (sale.merchant, delivery.currency);
+        let merchant = sale.merchant;
         let refunded = sale.state == TransactionState::Refunded;
         if let Some(release) = sale.release.as_mut().filter(|_| id.delivery == PAID_DELIVERY) {
             release.charged = Some(charged);
-            let escrow = Amount { minor: release.split.escrow, currency };
-            unexpose(txn, &merchant, escrow, release.captured, charged)?;
+            unexpose(txn, &merchant, &release.split, release.captured, charged)?;
             if refunded && release.captured {
                 post(txn, &release.split.refund_rest(id.transaction, merchant, charged, now)?)?;
             }
@@ -312,7 +313,9 @@ pub(crate) fn take_back(
             true => set_aside,
             false => release.charged.ok_or_else(|| internal(&"a closed delivery has no cost"))?,
         };
-        post(txn, &release.split.refund(id, sale.merchant, kept, now)?)?;
+        if post(txn, &release.split.refund(id, sale.merchant, kept, now)?)? {
+            shared(txn, &sale.merchant, &release.split, true)?;
+        }
     }
     drop_reservation(txn, id, sale)?;
     sale.state = after;

@@ -389,7 +389,7 @@ fn credit(ctx: &Context, asked: Credit) -> Result<Value, SaleError> {
     let limit = limit.unwrap_or(ctx.config.credit_limit);
     Ok(json!({
         "merchant": asked.merchant, "currency": currency, "due": due, "earned": -earned, "open": found.open,
-        "owed": found.owed, "deposit": found.deposit, "limit": limit,
+        "owed": found.owed, "deposit": found.deposit, "promised": found.promised, "limit": limit,
     }))
 }
 

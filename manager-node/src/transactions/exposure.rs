@@ -6,13 +6,18 @@ use bincode::{Decode, Encode};
 use protocol::{Amount, Currency, PeerId, Refusal, RefusalCode, wire};
 use store::{StoreError, Table, Txn, WriteTransaction};
 
+use std::ops::ControlFlow;
+
 use super::SaleError;
-use crate::ledger::{Account, balance, currency_key};
+use crate::ledger::{Account, Split, balance, currency_key};
 
 /// What each merchant may come to owe for deliveries, by currency.
 const EXPOSURES: Table<(PeerId, [u8; 3]), Exposure> = Table::new("merchant-exposure");
 /// The same as it was kept before, with a count of what was paid in that took payments of what was due for payments ahead.
 const EARLIER: Table<(PeerId, [u8; 3]), Earlier> = Table::new("merchant-exposures");
+/// What rights holders were paid of a merchant's sales that were refunded since, by currency and rights holder: the next
+/// sales bring it back, and until then no delivery can be paid from it.
+const LENT: Table<(PeerId, [u8; 3], String), Lent> = Table::new("merchant-lent");
 
 /// Minor units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -32,7 +37,20 @@ struct Earlier {
     deposit: u64,
 }
 
+/// What the prices of sales that are not completed yet may take of what a merchant paid ahead, by currency.
+const PROMISED: Table<(PeerId, [u8; 3]), Promised> = Table::new("merchant-promised");
+
+/// Minor units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Lent(u64);
+
+/// Minor units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+struct Promised(u64);
+
 wire! {
+    Lent => 16,
+    Promised => 16,
     Exposure => 32,
     Earlier => 32,
 }
@@ -47,6 +65,8 @@ pub(super) struct Credit {
     /// Paid in beyond all that is due: it stands for what is open, and for what is sold next. One of it and `owed` is
     /// always 0.
     pub(super) deposit: u64,
+    /// Prices of sales that are not completed yet may take so much of that.
+    pub(super) promised: u64,
 }
 
 impl Exposure {
@@ -72,13 +92,88 @@ impl Exposure {
     fn settle(&mut self, due: i128) {
         self.owed -= self.owed.min(self.ahead(due));
     }
+
+    /// Is every delivery paid for within `limit`, with that of a sale that is made now, whichever sales are completed? What
+    /// was paid ahead pays for prices first, and where the rest of them is paid then, and paid out again, nothing stands for
+    /// the deliveries of the others. A completed sale takes its price less its delivery of what was paid ahead, and needs
+    /// nothing of it for its delivery then.
+    fn holds_whatever_completes(&self, split: &Split, promised: u64, limit: u64, due: i128) -> bool {
+        let others = self.open - self.booked.min(self.open);
+        let ahead = u64::try_from((-due).max(0)).unwrap_or(u64::MAX);
+        let stands = match others {
+            0 => ahead.min(split.escrow),
+            _ => ahead.saturating_sub(promised).saturating_sub(taken(split)),
+        };
+        others.saturating_add(split.escrow) <= limit.saturating_add(stands)
+    }
 }
 
-/// What a merchant owes by the ledger, less what it paid in: also what it was paid as earned and has to give back since.
+/// What a sale takes of what stands for deliveries when it is completed: its price, but for its own delivery, of which
+/// nothing is to be set aside any more then.
+fn taken(split: &Split) -> u64 {
+    split.price.minor.saturating_sub(split.escrow.saturating_mul(2))
+}
+
+/// Changes what the prices of sales that are not completed yet may take.
+fn promise(
+    txn: &WriteTransaction<'_>,
+    merchant: &PeerId,
+    currency: Currency,
+    change: impl FnOnce(u64) -> u64,
+) -> Result<(), StoreError> {
+    let key = (*merchant, currency_key(currency));
+    match change(promised(txn, merchant, currency)?) {
+        0 => PROMISED.delete(txn, &key).map(drop),
+        minor => PROMISED.put(txn, &key, &Promised(minor)),
+    }
+}
+
+fn promised(txn: &impl Txn, merchant: &PeerId, currency: Currency) -> Result<u64, StoreError> {
+    Ok(PROMISED.get(txn, &(*merchant, currency_key(currency)))?.map_or(0, |promised| promised.0))
+}
+
+/// What a merchant owes by the ledger, less what it paid in: also what it and the rights holders of its sales were paid as
+/// earned and have to give back since.
 fn due(txn: &impl Txn, merchant: &PeerId, currency: Currency) -> Result<i128, StoreError> {
     let due = balance(txn, &Account::MerchantDue(*merchant), currency)?;
-    let overpaid = balance(txn, &Account::MerchantEarned(*merchant), currency)?.max(0);
-    Ok(i128::from(due) + i128::from(overpaid))
+    let overpaid = overpaid(txn, &Account::MerchantEarned(*merchant), currency)?;
+    let mut lent = 0;
+    let first = (*merchant, currency_key(currency), String::new());
+    LENT.scan(txn, first.clone().., |(of, key, holder), Lent(minor)| {
+        if (of, key) != (first.0, first.1) {
+            return Ok::<_, StoreError>(ControlFlow::Break(()));
+        }
+        // Another merchant's sale may have brought it back.
+        lent += i128::from(minor.min(self::overpaid(txn, &Account::RightsHolder(holder), currency)?));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(i128::from(due) + i128::from(overpaid) + lent)
+}
+
+/// What somebody was paid beyond all that it earned, minor units.
+fn overpaid(txn: &impl Txn, account: &Account, currency: Currency) -> Result<u64, StoreError> {
+    Ok(u64::try_from(balance(txn, account, currency)?).unwrap_or(0))
+}
+
+/// Notes, after that was posted, that rights holders got their parts of a sale, or gave them back where it was refunded.
+pub(super) fn shared(
+    txn: &WriteTransaction<'_>,
+    merchant: &PeerId,
+    split: &Split,
+    refunded: bool,
+) -> Result<(), StoreError> {
+    let currency = split.price.currency;
+    for (holder, minor) in &split.rights {
+        let key = (*merchant, currency_key(currency), holder.clone());
+        let before = LENT.get(txn, &key)?.map_or(0, |lent| lent.0);
+        let after = if refunded { before.saturating_add(*minor) } else { before.saturating_sub(*minor) };
+        match after.min(overpaid(txn, &Account::RightsHolder(key.2.clone()), currency)?) {
+            0 if before == 0 => {}
+            0 => drop(LENT.delete(txn, &key)?),
+            after => LENT.put(txn, &key, &Lent(after))?,
+        }
+    }
+    Ok(())
 }
 
 /// Changes what is kept of a merchant, and pays then what can be paid from what it paid ahead.
@@ -96,32 +191,55 @@ fn change<E: From<StoreError>>(
 }
 
 /// Debits a merchant's credit with a delivery's ceiling, before the sale is in the books; `limit-reached` when it would go
-/// beyond `limit` and what was paid ahead.
+/// beyond `limit` and what was paid ahead, now or when sales that await their completion are completed. With `awaits` this
+/// is one of them.
 pub(crate) fn expose(
     txn: &WriteTransaction<'_>,
     merchant: &PeerId,
-    escrow: Amount,
+    split: &Split,
+    awaits: bool,
     limit: u64,
 ) -> Result<(), SaleError> {
-    change(txn, merchant, escrow.currency, |exposure, due| {
+    let currency = split.price.currency;
+    let promised = promised(txn, merchant, currency)?;
+    change(txn, merchant, currency, |exposure, due| {
         exposure.settle(due);
-        let after = exposure.open.saturating_add(exposure.owed).saturating_add(escrow.minor);
+        let after = exposure.open.saturating_add(exposure.owed).saturating_add(split.escrow);
         let deposit = exposure.ahead(due);
-        if escrow.minor > 0 && after > limit.saturating_add(deposit) {
-            let [limit, deposit] = [limit, deposit].map(|minor| Amount { minor, currency: escrow.currency });
-            let detail =
-                format!("the merchant's credit of {limit} and deposit of {deposit} for deliveries are used up; pay in");
-            return Err(Refusal::new(RefusalCode::LimitReached, detail).into());
+        let refused = |why: &str| {
+            let [limit, deposit] = [limit, deposit].map(|minor| Amount { minor, currency });
+            let detail = format!(
+                "the merchant's credit of {limit} and deposit of {deposit} for deliveries are used up{why}; pay in"
+            );
+            Err::<(), SaleError>(Refusal::new(RefusalCode::LimitReached, detail).into())
+        };
+        if split.escrow > 0 && after > limit.saturating_add(deposit) {
+            return refused("");
         }
-        exposure.open = exposure.open.saturating_add(escrow.minor);
+        if split.escrow > 0 && !exposure.holds_whatever_completes(split, promised, limit, due) {
+            return refused(" as soon as the prices of sales under way become due");
+        }
+        exposure.open = exposure.open.saturating_add(split.escrow);
         Ok(())
-    })
+    })?;
+    match awaits {
+        true => Ok(promise(txn, merchant, currency, |minor| minor.saturating_add(taken(split)))?),
+        false => Ok(()),
+    }
 }
 
-/// Notes that a sale was taken into the books whose delivery is under way.
-pub(super) fn booked(txn: &WriteTransaction<'_>, merchant: &PeerId, escrow: Amount) -> Result<(), StoreError> {
-    change(txn, merchant, escrow.currency, |exposure, _| {
-        exposure.booked = exposure.booked.saturating_add(escrow.minor);
+/// Notes that a sale was taken into the books whose delivery is under way; with `awaited` one that awaited its completion.
+pub(super) fn booked(
+    txn: &WriteTransaction<'_>,
+    merchant: &PeerId,
+    split: &Split,
+    awaited: bool,
+) -> Result<(), StoreError> {
+    if awaited {
+        promise(txn, merchant, split.price.currency, |minor| minor.saturating_sub(taken(split)))?;
+    }
+    change(txn, merchant, split.price.currency, |exposure, _| {
+        exposure.booked = exposure.booked.saturating_add(split.escrow);
         Ok(())
     })
 }
@@ -130,14 +248,17 @@ pub(super) fn booked(txn: &WriteTransaction<'_>, merchant: &PeerId, escrow: Amou
 pub(super) fn unexpose(
     txn: &WriteTransaction<'_>,
     merchant: &PeerId,
-    escrow: Amount,
+    split: &Split,
     captured: bool,
     charged: u64,
 ) -> Result<(), StoreError> {
-    change(txn, merchant, escrow.currency, |exposure, _| {
-        exposure.open = exposure.open.saturating_sub(escrow.minor);
+    if !captured {
+        promise(txn, merchant, split.price.currency, |minor| minor.saturating_sub(taken(split)))?;
+    }
+    change(txn, merchant, split.price.currency, |exposure, _| {
+        exposure.open = exposure.open.saturating_sub(split.escrow);
         if captured {
-            exposure.booked = exposure.booked.saturating_sub(escrow.minor).min(exposure.open);
+            exposure.booked = exposure.booked.saturating_sub(split.escrow).min(exposure.open);
         }
         exposure.owed = exposure.owed.saturating_add(charged);
         Ok(())
@@ -157,7 +278,8 @@ pub(super) fn credit(txn: &impl Txn, merchant: &PeerId, currency: Currency) -> R
     let mut exposure = Exposure::load(txn, &(*merchant, currency_key(currency)))?;
     let due = due(txn, merchant, currency)?;
     exposure.settle(due);
-    Ok(Credit { open: exposure.open, owed: exposure.owed, deposit: exposure.ahead(due) })
+    let promised = promised(txn, merchant, currency)?;
+    Ok(Credit { open: exposure.open, owed: exposure.owed, deposit: exposure.ahead(due), promised })
 }
 
 #[cfg(test)]
@@ -176,11 +298,15 @@ mod tests {
         db.write_blocking(move |txn| EARLIER.put(txn, &key, &Earlier { open, owed, deposit: 12_886 })).unwrap();
         let read = || db.read(|txn| credit(txn, &merchant, usd)).unwrap();
         // Nothing is due by the ledger: all was paid for.
-        assert_eq!(read(), Credit { open, owed: 0, deposit: 0 });
-        let escrow = Amount { minor: 7, currency: usd };
-        let expose = |limit| db.write_blocking(move |txn| expose(txn, &merchant, escrow, limit));
+        assert_eq!(read(), Credit { open, owed: 0, deposit: 0, promised: 0 });
+        let expose = |limit| {
+            let price = Amount { minor: 7, currency: usd };
+            let split =
+                Split { price, rights: Vec::new(), fee: 0, escrow: 7, merchant: 0, rate: 1, ceiling: 7_000_000 };
+            db.write_blocking(move |txn| expose(txn, &merchant, &split, false, limit))
+        };
         assert!(matches!(expose(76), Err(SaleError::Refused(refusal)) if refusal.code == RefusalCode::LimitReached));
         expose(77).unwrap();
-        assert_eq!(read(), Credit { open: open + 7, owed: 0, deposit: 0 });
+        assert_eq!(read(), Credit { open: open + 7, owed: 0, deposit: 0, promised: 0 });
     }
 }
