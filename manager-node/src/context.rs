@@ -78,6 +78,8 @@ pub(crate) struct Context {
     pub(crate) announcing: Announcing,
     /// Why nothing was done that only time does, at the last look.
     pub(crate) held: Mutex<Option<Held>>,
+    /// What seeders said of this machine's clock then.
+    pub(crate) clock: Mutex<ClockState>,
     /// Refusals by service and code.
     pub(crate) refusals: CounterBy<2>,
     /// The last heartbeat that was signed.
@@ -135,7 +137,24 @@ impl Context {
         Err(Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS))
     }
 
-    fn clock_ahead(&self) -> Option<u64> {
+    /// # Errors
+    /// `overloaded` while the clock is so far behind most seeders' that leases of `lease_ms` are over for them, and for
+    /// buyers, when they are signed.
+    pub(crate) fn clock_lets_lease(&self, lease_ms: u64) -> Result<(), Refusal> {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        match clock {
+            ClockState::Behind(by) if by >= lease_ms.saturating_add(self.config.clock_grace_ms) => {
+                let why = format!(
+                    "the manager's clock is {clock} its seeders', for whom the ticket is over: it has to be set"
+                );
+                Err(Refusal::new(RefusalCode::Overloaded, why).retry_after(CLOCK_AGAIN_MS))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// By how many milliseconds the clock is ahead of most seeders', if it is.
+    pub(crate) fn clock_ahead(&self) -> Option<u64> {
         match *self.held.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(Held::Ahead(by)) => Some(by),
             _ => None,

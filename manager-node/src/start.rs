@@ -11,6 +11,7 @@ use node::{
     AcceptError, ControlServer, ControlStartError, DhtMode, DirLock, DirLockError, Health, MetricsServer,
     MetricsServerError, Node, NodeConfig, NodeHandle, ReachConfig, ShutdownError, Stopped, SubscribeError, Supervisor,
 };
+use protocol::clock::ClockState;
 use protocol::trust::{InvitedRole, JoinLine, KeyPurpose, Trust};
 use protocol::{Address, PeerId};
 use serde_json::Value;
@@ -196,6 +197,7 @@ async fn start_under(
         marks: Telling::default(),
         announcing: Announcing::default(),
         held: Mutex::default(),
+        clock: Mutex::new(ClockState::Unknown),
         refusals,
         last_beat: Mutex::default(),
         workers: Workers::new(),

@@ -166,6 +166,11 @@ fn order_key(merchant: &PeerId, order: &str) -> [u8; 16] {
     digest.as_bytes().first_chunk::<16>().copied().unwrap_or_default()
 }
 
+/// Did this sale move out?
+pub(crate) fn is_archived(txn: &impl Txn, id: &TransactionId) -> Result<bool, StoreError> {
+    ARCHIVED.contains(txn, id)
+}
+
 /// Which sale a merchant's order id stands for, wherever it lies.
 pub(crate) fn sale_of_order(
     txn: &impl Txn,

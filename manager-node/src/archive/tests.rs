@@ -119,6 +119,24 @@ async fn a_record_that_cannot_be_read_is_named_in_the_list_and_hides_no_other() 
     shop.close().await;
 }
 
+/// After a restore seeders send again what they have, of such a sale, too.
+#[tokio::test]
+async fn a_damaged_record_does_not_keep_a_seeders_other_receipts_from_counting() {
+    let shop = Shop::open(Terms::default()).await;
+    let mut outbox = Outbox::of(&shop, 0);
+    let damaged = settled(&shop, &mut outbox, "a").await;
+    move_out(&shop).await;
+    shop.ctx.archive.spoil(shop.ctx.db.read(|txn| ARCHIVED.get(txn, &damaged)).unwrap().unwrap().place);
+    let (open, _) = shop.buy("b").await;
+    outbox.send(&shop, vec![shop.receipt(damaged, 0, 0..CHUNKS), shop.receipt(open, 0, 0..CHUNKS)]).await;
+    let paid = shop.delivery(open, 1).unwrap().closed.unwrap();
+    assert!(!paid.lines.is_empty());
+    let seeder = shop.seeders[0].peer_id();
+    let told = shop.control(json!({"cmd": "receipts", "seeder": seeder})).await.unwrap();
+    assert!(told.to_string().contains("is damaged"), "{told}");
+    shop.close().await;
+}
+
 #[tokio::test]
 async fn a_damaged_record_does_not_keep_a_shop_from_what_else_was_taken_back() {
     let shop = Shop::open(Terms::default()).await;

@@ -7,6 +7,10 @@ use protocol::settling::{Counting, Layout};
 use protocol::ticket::Payer;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 
+use store::StoreError;
+use tracing::error;
+
+use crate::archive;
 use crate::context::Context;
 use crate::sales::withheld::{Withheld, withheld};
 use crate::transactions::{Delivery, SALES, Sale, SaleError, get_delivery};
@@ -16,6 +20,10 @@ pub(super) const UNKNOWN_DELIVERY: &str =
     "no such delivery is known here: it was never released, or forgotten in a restore";
 /// … or replication.
 const NO_ORDER: &str = "there is no such replication order";
+
+/// Nothing of a sale counts any more once it moved out, damaged or not. It is no word that the receipt is good either.
+const DAMAGED: &str = "the manager's record of this sale moved out and is damaged: its delivery was closed, nothing of it \
+                       counts any more";
 
 /// Is it a receipt about nothing that this manager knows?
 pub(super) fn is_unknown(refusal: &Refusal) -> bool {
@@ -81,10 +89,17 @@ fn check(
     let (known, first_at) = ctx.db.read(|txn| match get_delivery(txn, id)? {
         Some(delivery) => Ok::<_, SaleError>((Some(delivery), None)),
         // A late one is judged by what moved out: its delivery was closed, so that it can change nothing there.
-        None => Ok(match ctx.archive.archived(txn, &id.transaction)? {
-            Some(whole) => (whole.delivery(id.delivery).cloned(), whole.first_at),
-            None => (None, None),
-        }),
+        None => match ctx.archive.archived(txn, &id.transaction) {
+            Ok(Some(whole)) => Ok((whole.delivery(id.delivery).cloned(), whole.first_at)),
+            Ok(None) => Ok((None, None)),
+            // It concerns this receipt, and not all that its seeder ever sends. What it says is kept for what it may be.
+            Err(error @ StoreError::Corrupt { .. }) if archive::is_archived(txn, &id.transaction)? => {
+                error!(transaction = %id.transaction, %seeder, %error, "a receipt's sale cannot be read: restore its segment");
+                *heard = Some(id.transaction);
+                Err(Refusal::new(RefusalCode::WrongState, DAMAGED).into())
+            }
+            Err(error) => Err(error.into()),
+        },
     })?;
     let replication = match (&known, id.delivery) {
         (None, ReplicationOrder::DELIVERY) => Some(replication(ctx, id, now)?),

@@ -237,6 +237,14 @@ pub(super) fn ticket(
     let end = (!renewable).then(|| release.held_until(now));
     let useless = is_void(ctx, &release, now) || is_early(ctx, &release, now);
     let replace = useless && (renewable || open && now < release.lease_end);
+    // By a clock that is known to be ahead nothing is signed: no seeder would take it, nor the client, and the delivery would
+    // be closed as late as that. The lease that there is does while it lasts.
+    if let Some(by) = ctx.clock_ahead()
+        && (replace || !open || now.saturating_sub(by) >= release.lease_end)
+    {
+        ctx.clock_lets_sell()?;
+    }
+    let renewable = renewable && ctx.clock_ahead().is_none();
     // Where there is no key to sign another one with, the one that there is may do for a while.
     let renewable = renewable && ctx.may_sign(KeyPurpose::Ticket).is_ok();
     let (sale, release) = if replace || renewable && (now >= half || !open) {
@@ -271,6 +279,7 @@ fn renew(
     now: u64,
 ) -> Result<Sale, SaleError> {
     ctx.may_sign(KeyPurpose::Ticket)?;
+    ctx.clock_lets_sell()?;
     let product = key_product_of(ctx, sale)?;
     let old_lease = release.lease.peek().map_err(Refusal::from)?;
     // One whose time is fixed is over by itself.

@@ -131,6 +131,7 @@ fn transfer(ctx: &Context, sale: &Sale, release: &Release, wanted: Wanted, now: 
     let (id, generation) = (wanted.id, wanted.generation);
     check_generation(self::generation(ctx, &id, sale), generation)?;
     ctx.may_sign(KeyPurpose::Ticket)?;
+    ctx.clock_lets_sell()?;
     let before = sale.generation;
     let product = lease::product_of(ctx, sale)?;
     let moved = Sale { client: wanted.to, generation, ..sale.clone() };

@@ -87,10 +87,10 @@ fn look(
     if ctx.revocations.with(|revoked| revoked.has_transaction(&id)) {
         return Err(Refusal::new(RefusalCode::Revoked, "the purchase was revoked").into());
     }
+    // Before that clock says that the reservation is over, or the shop's certificate.
+    ctx.clock_lets_sell()?;
     let record = ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
-    // Before that clock says that the reservation is over.
-    ctx.clock_lets_sell()?;
     known?;
     check_time(&sale, now)?;
     check_endorsement(&sale, &merchant, &endorsement)?;
@@ -212,6 +212,7 @@ fn form(
     now: u64,
 ) -> Result<(Release, Lease), SaleError> {
     let product = lease::product_of(ctx, sale)?;
+    ctx.clock_lets_lease(product.lease_ms)?;
     let split = Split::of(&ledger::Terms {
         price: sale.price(),
         shares: &product.shares,

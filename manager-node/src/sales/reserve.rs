@@ -63,9 +63,10 @@ fn look(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<F
     if let Some(sale) = known {
         return Ok(Formed::Before(repeated(&sale, &request)?));
     }
+    // Before that clock says that the shop's certificate is over, which is the last word on an order.
+    ctx.clock_lets_sell()?;
     ctx.enrolled_merchant(&merchant, now)?;
     ctx.may_sell()?;
-    ctx.clock_lets_sell()?;
     ctx.knows_what_it_revoked()?;
     let sale = form(ctx, merchant, request, now)?;
     Ok(Formed::New(sale.id()?, Arc::new(sale)))
@@ -107,6 +108,7 @@ fn repeated(sale: &Sale, request: &Reserve) -> Result<SalesResponse, Refusal> {
 fn form(ctx: &Context, merchant: PeerId, request: Reserve, now: u64) -> Result<Sale, SaleError> {
     let unknown = || Refusal::new(RefusalCode::UnknownProduct, "there is no such product for sale");
     let product = ctx.catalogue.product(&request.product)?.ok_or_else(unknown)?;
+    ctx.clock_lets_lease(product.lease_ms)?;
     let manifest = product.manifest.peek().map_err(Refusal::from)?;
     if ctx.revocations.with(|revoked| revoked.has_content(&manifest.content)) {
         return Err(unknown().into());

@@ -171,7 +171,14 @@ fn statement_of(
     let statement = |number| Ok::<_, StoreError>(get(archive, txn, *seeder, number)?.and_then(|s| s.peek().ok()));
     // Periods follow one another: the first that ended after the line was noted has it, or one of the next where
     // several were made at once.
-    let (mut low, mut high) = (1, books.number);
+    // Those that moved out are looked at for lines as old as they are only: one of them may be damaged.
+    let first = STATEMENTS.prefix(txn, seeder, 1)?.into_iter().next();
+    let first = first.and_then(|((_, number), signed)| Some((number, signed.peek().ok()?.from)));
+    let (mut low, mut high) = match first {
+        Some((number, from)) if from <= line.at() => (number, books.number),
+        Some((number, _)) => (1, number),
+        None => (1, books.number),
+    };
     while low < high {
         let middle = low + (high - low) / 2;
         match statement(middle)? {

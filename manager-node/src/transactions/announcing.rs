@@ -15,7 +15,7 @@ use super::{MOVING, REVOKING};
 use crate::context::Context;
 use crate::revocations::MAX_ENTRIES;
 
-/// Between two epochs at least. What waits longer is in one of them with all that came meanwhile: five hundred a second.
+/// Between two epochs at least, but after a full one. What waits longer is in one of them with all that came meanwhile.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Wakes the task.
@@ -39,8 +39,9 @@ pub(crate) fn start(ctx: Arc<Context>, supervisor: &Supervisor) {
             loop {
                 ctx.announcing.due.notified().await;
                 while let Some(made) = next(&ctx).await? {
-                    // What was revoked without it, as the operator does, is in no epoch of its own.
-                    if made {
+                    // What was revoked without it, as the operator does, is in no epoch of its own. After a full one the rest
+                    // is not made to wait: older sales come first, and a new one is not to be behind them for minutes.
+                    if made == Made::Some {
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
@@ -59,8 +60,19 @@ pub(crate) async fn all(ctx: &Context) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// One epoch of what has waited longest. `None` where nothing waits; false where all of it was revoked already.
-async fn next(ctx: &Context) -> Result<Option<bool>, StoreError> {
+/// What one round put into an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    /// All of it was revoked already.
+    None,
+    /// Everything that waited.
+    Some,
+    /// As much as it holds.
+    Full,
+}
+
+/// One epoch of what waits, by transaction. `None` where nothing waits.
+async fn next(ctx: &Context) -> Result<Option<Made>, StoreError> {
     let (waiting, moving) = ctx.db.read(|txn| {
         Ok::<_, StoreError>((REVOKING.range(txn, .., MAX_ENTRIES)?, MOVING.range(txn, .., MAX_ENTRIES)?))
     })?;
@@ -72,6 +84,7 @@ async fn next(ctx: &Context) -> Result<Option<bool>, StoreError> {
     if transactions.is_empty() && moved.is_empty() {
         return Ok(None);
     }
+    let made = if transactions.len().max(moved.len()) < MAX_ENTRIES { Made::Some } else { Made::Full };
     let before = ctx.revocations.number();
     let added = Added { transactions: transactions.clone(), moved: moved.clone(), ..Added::default() };
     let number = ctx.revocations.revoke(added).await?;
@@ -89,5 +102,5 @@ async fn next(ctx: &Context) -> Result<Option<bool>, StoreError> {
             Ok::<_, StoreError>(())
         })
         .await?;
-    Ok(Some(number > before))
+    Ok(Some(if number > before { made } else { Made::None }))
 }

@@ -63,6 +63,7 @@ pub(crate) async fn round(ctx: &Arc<Context>, watch: &mut Watch, at: Moment) -> 
     let clock = ctx.registry.clocks.state(at.wall, ctx.config.clock_grace_ms);
     let held = watch.look(at, clock).err();
     *ctx.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    *ctx.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
     let work = Arc::clone(ctx);
     let done = tokio::task::spawn_blocking(move || {
         // No receipt is waited for before a reservation expires.

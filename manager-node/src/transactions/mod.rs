@@ -372,7 +372,9 @@ pub(crate) fn get_delivery(txn: &impl Txn, id: DeliveryId) -> Result<Option<Deli
 pub(crate) fn add_reservation(txn: &WriteTransaction<'_>, merchant: &PeerId, limit: u32) -> Result<(), SaleError> {
     let mut standing = STANDINGS.get(txn, merchant)?.unwrap_or_default();
     if standing.reservations >= limit {
-        let detail = format!("{limit} reservations are open; release some, or wait until the time of some is over");
+        let detail = format!(
+            "{limit} reservations are open or were cancelled before their time; release some, or wait until it is over"
+        );
         return Err(Refusal::new(RefusalCode::LimitReached, detail).retry_after(10_000).into());
     }
     standing.reservations += 1;

@@ -245,6 +245,10 @@ impl Shop {
     fn refused(&self, order: Order, error: AskError) -> Result<Next, Pause> {
         let refusal = match error {
             AskError::Away(why) => return Err(Pause(why)),
+            // Too much of this shop is under way at the manager, for now: a credit that is used up has no time to wait.
+            AskError::Refused(refusal) if refusal.code == RefusalCode::LimitReached && refusal.retry_after_ms > 0 => {
+                return Err(Pause(refusal.to_string()));
+            }
             AskError::Refused(refusal) => refusal,
         };
         let stale = [RefusalCode::PriceBelowFloor, RefusalCode::UnknownProduct, RefusalCode::KeyRetired];

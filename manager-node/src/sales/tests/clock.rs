@@ -7,6 +7,7 @@ use protocol::clock::ClockState;
 use super::shop::{Outbox, Shop, Terms};
 use super::*;
 use crate::tables::{SEEDERS, SeederRecord};
+use crate::transactions::SaleError;
 use crate::transactions::watch::{Held, Moment, Watch};
 
 const SECOND: u64 = 1000;
@@ -104,6 +105,74 @@ async fn nothing_is_sold_by_a_clock_that_seeders_say_is_ahead() {
     round(&shop, &mut watch, SECOND, SECOND).await;
     shop.sales(release()).await.unwrap();
     assert_eq!(shop.running.control(json!({"cmd": "status"})).await.unwrap()["trouble"], json!(null));
+    shop.close().await;
+}
+
+/// A lease that begins in ten days would take the place of one that seeders take, and its delivery be closed so late.
+#[tokio::test]
+async fn a_clock_that_seeders_say_is_ahead_renews_and_moves_nothing_and_calls_no_shop_expired() {
+    let shop = Shop::open(Terms::default()).await;
+    let (id, _) = shop.buy("1").await;
+    let (lease, due_at) = (shop.sale(id).release.unwrap().lease, shop.delivery(id, 1).unwrap().due_at);
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    let tell = |by: u64, now: u64| {
+        for seeder in &shop.seeders {
+            shop.ctx.registry.clocks.note(seeder.peer_id(), now - by, now);
+        }
+    };
+    // By its clock the lease, which seeders take for six days more, is over.
+    tell(10 * DAY, shop.ctx.started_at + 10 * DAY);
+    round(&shop, &mut watch, 10 * DAY, 10 * DAY).await;
+    let client = shop.client.peer_id();
+    let ask = |instead_of: Option<u32>, now: u64| crate::sales::mailbox::ticket(&shop.ctx, client, id, instead_of, now);
+    let given = ask(None, now_ms() + 10 * DAY).unwrap();
+    let MailboxResponse::Ticket(given) = given else { panic!("{given:?}") };
+    assert_eq!(given.ticket.lease.digest(), lease.digest());
+    let overloaded = |error: SaleError| {
+        matches!(error, SaleError::Refused(refusal) if refusal.code == RefusalCode::Overloaded
+            && refusal.detail.contains("the manager's clock is 10 days ahead"))
+    };
+    assert!(overloaded(ask(Some(1), now_ms() + 10 * DAY).unwrap_err()), "a further delivery");
+    assert!(overloaded(ask(None, now_ms() + 20 * DAY).unwrap_err()), "it is over by the seeders' clocks, too");
+    assert_eq!(shop.delivery(id, 1).unwrap().due_at, due_at);
+
+    // Shops' certificates are of a year.
+    tell(400 * DAY, shop.ctx.started_at + 400 * DAY);
+    round(&shop, &mut watch, 400 * DAY, 400 * DAY).await;
+    assert_eq!(shop.sales(SalesRequest::Reserve(shop.order("2"))).await.unwrap_err().code, RefusalCode::Overloaded);
+    shop.close().await;
+}
+
+/// What is released then is over by the clock of everybody else.
+#[tokio::test]
+async fn nothing_is_sold_by_a_clock_that_is_behind_by_more_than_a_lease() {
+    let shop = Shop::open(Terms::default()).await;
+    let reserved = shop.reserve("1").await.peek().unwrap().transaction;
+    let endorsement = shop.endorse(&shop.sale(reserved).data, "1");
+    let requests = || {
+        let endorsement = endorsement.clone();
+        [SalesRequest::Release { transaction: reserved, endorsement }, SalesRequest::Reserve(shop.order("2"))]
+    };
+    let mut watch = Watch::new(&shop.ctx.config, shop.ctx.started_at);
+    let mut tell = async |by: u64| {
+        for seeder in &shop.seeders {
+            shop.ctx.registry.clocks.note(seeder.peer_id(), shop.ctx.started_at + by, shop.ctx.started_at);
+        }
+        round(&shop, &mut watch, 0, 0).await;
+    };
+    tell(8 * DAY).await;
+    for request in requests() {
+        let refused = shop.sales(request).await.unwrap_err();
+        assert!(
+            refused.code == RefusalCode::Overloaded && refused.detail.contains("the manager's clock is 8 days behind"),
+            "{refused}"
+        );
+    }
+    // Of what is released an hour late others take seven days less one hour.
+    tell(HOUR).await;
+    for request in requests() {
+        shop.sales(request).await.unwrap();
+    }
     shop.close().await;
 }
 
