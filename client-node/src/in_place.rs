@@ -33,6 +33,9 @@ const EARLY: &str = "early";
 const HEAD: &str = "head";
 const FILES: &str = "files";
 
+/// Bytes of ciphertext that lie in both places at most, while they move from one to the other.
+const MOVED: usize = 64 * 1024 * 1024;
+
 /// The bodies of a store for which the content key is known.
 #[derive(Debug)]
 pub(crate) struct InPlaceBodies {
@@ -220,16 +223,28 @@ impl InPlace {
             Err(PlainError::NotHere(_)) => return Ok(()),
             Err(error) => return Err(self.unusable(error)),
         };
-        layout.make()?;
-        for early in &state.early {
-            let mut sealed = self.read_early(*early)?;
-            self.write_open(&layout, *early, &mut sealed)?;
-        }
+        // What was put aside lies in its place, too, before it is dropped: where there is no room for all of both, no room is
+        // reserved, and it moves a little at a time.
+        let room = delivery::free_space(&self.folder).is_ok_and(|free| free >= layout.bytes());
+        layout.make(room)?;
         layout.sync()?;
         Step::ClientLaidOut.before();
         replace_file(&self.folder.join(HEAD), layout.head(), true)?;
         Step::ClientLaidOut.after();
-        state.layout = Some(Arc::new(layout));
+        let layout = state.layout.insert(Arc::new(layout)).clone();
+        let mut moved = 0;
+        for early in std::mem::take(&mut state.early) {
+            let mut sealed = self.read_early(early)?;
+            moved += sealed.len();
+            self.write_open(&layout, early, &mut sealed)?;
+            state.early.insert(early);
+            if moved >= MOVED {
+                layout.sync()?;
+                self.drop_early(state)?;
+                moved = 0;
+            }
+        }
+        layout.sync()?;
         self.drop_early(state)
     }
 

@@ -129,8 +129,8 @@ impl Layout {
         Layout { dir, root, listed, head, selection, payload: payload.max(1), files, open, writing, unflushed }
     }
 
-    /// Makes the folder anew, the folders in it, and room for the larger files: a full disk shows now.
-    pub(crate) fn make(&self) -> Result<(), FileError> {
+    /// Makes the folder anew, the folders in it, and with `room` room for the larger files: a full disk shows now.
+    pub(crate) fn make(&self, room: bool) -> Result<(), FileError> {
         clear(&self.dir)?;
         DirBuilder::new().mode(0o700).create(&self.dir).at("make the folder", &self.dir)?;
         self.folder(&self.root)?;
@@ -140,6 +140,7 @@ impl Layout {
             }
             if let EntryKind::File { size, .. } = entry.kind
                 && size >= self.payload
+                && room
                 && let Ok(span) = self.files.binary_search_by_key(&index, |span| span.entry)
             {
                 let file = self.file_for_writing(span)?;

@@ -158,7 +158,7 @@ pub(crate) fn unpack<F: Frames>(
         }
         false => UnpackError::File(error),
     };
-    layout.make().map_err(|error| full_or(error, 0))?;
+    layout.make(true).map_err(|error| full_or(error, 0))?;
     for chunk in layout.chunks().iter() {
         written += layout.write(chunk, plain.frame(chunk)?).map_err(|error| full_or(error, written))?;
         if !progress(written) {

@@ -742,6 +742,41 @@ fn a_fast_one_that_first_had_a_part_of_the_line_brings_the_last_chunk_that_a_slo
     assert_eq!((scheduler.missing(), &owed[&fast]), (&last, &last), "idle while {last:?} takes until 52 s, at {at} ms");
 }
 
+/// The list of a product's files is at its beginning: what comes before it has no place yet.
+#[test]
+fn what_comes_first_is_asked_of_a_faster_seeder_too_long_before_the_end() {
+    for (first_bytes, hurried) in [(0, false), (CHUNK, true)] {
+        let config = SchedulerConfig { first_bytes, ..SchedulerConfig::default() };
+        let mut scheduler = Scheduler::new(200, CHUNK, &ChunkSet::new(), config);
+        let [slow, fast] = [0, 1].map(peer);
+        for each in [slow, fast] {
+            scheduler.add_source(each, NOW);
+        }
+        scheduler.due_connections(NOW);
+        scheduler.connected(&slow, whole(200), 16, NOW);
+        assert_eq!(scheduler.plan(NOW), [(slow, ChunkSet::from_range(0..2))]);
+        scheduler.connected(&fast, whole(200), 100, NOW);
+        let mut asked: Vec<u32> = Vec::new();
+        let (mut at, mut hurry_at) = (NOW, None);
+        for _ in 0..20 {
+            for (who, chunks) in scheduler.plan(at) {
+                assert_eq!(who, fast, "the slow one owes two");
+                asked.extend(chunks.iter());
+                hurry_at = hurry_at.or_else(|| chunks.contains(0).then_some(at - NOW));
+            }
+            let chunk = asked.remove(0);
+            at += 40;
+            // Bytes of its first chunk come all the time.
+            scheduler.heard(&slow, at);
+            let verified = scheduler.verified(&fast, chunk, CHUNK, at);
+            assert!(verified.new && verified.cancel == if chunk == 0 { vec![slow] } else { vec![] });
+        }
+        assert_eq!(hurry_at.is_some(), hurried, "{hurry_at:?}");
+        assert!(hurry_at.is_none_or(|after| after <= 120) && !asked.contains(&0), "{hurry_at:?}");
+        assert_eq!(scheduler.missing().contains(0), !hurried);
+    }
+}
+
 #[test]
 fn ten_equal_seeders_share_evenly() {
     let total = 1000;

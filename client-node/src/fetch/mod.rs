@@ -95,17 +95,23 @@ pub struct FetchOptions {
 
 impl Default for FetchOptions {
     fn default() -> Self {
+        let mut limits = FetchLimits::default();
+        // Until the list of files is here, nothing of it has its place on the disk.
+        limits.scheduler.first_bytes = LIST_BYTES;
         FetchOptions {
             only: Vec::new(),
             sources: Vec::new(),
             join: None,
-            limits: FetchLimits::default(),
+            limits,
             process_pace: Arc::new(Pace::new(Rate::default())),
             manager_patience: Duration::from_secs(10 * 60),
             link: LinkOptions::default(),
         }
     }
 }
+
+/// The lists of most products are shorter: one of fifty thousand files is about so long.
+const LIST_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Bytes of all names of files that a purchase was fetched by: with them its record stays below its limit.
 pub(crate) const MOST_NAMED: usize = 64 * 1024;

@@ -44,11 +44,21 @@ pub struct SchedulerConfig {
     pub max_backoff_ms: u64,
     /// Failures in a row after which a seeder is given up.
     pub max_failures: u32,
+    /// So many bytes at the beginning come first, as what says where the rest belongs: rounded down to chunks, one at least
+    /// and [`Scheduler::MAX_FIRST`] at most, none for 0.
+    pub first_bytes: u32,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        SchedulerConfig { horizon_ms: 500, stall_ms: 10_000, backoff_ms: 250, max_backoff_ms: 30_000, max_failures: 12 }
+        SchedulerConfig {
+            horizon_ms: 500,
+            stall_ms: 10_000,
+            backoff_ms: 250,
+            max_backoff_ms: 30_000,
+            max_failures: 12,
+            first_bytes: 0,
+        }
     }
 }
 
@@ -145,6 +155,8 @@ pub struct Scheduler {
 impl Scheduler {
     /// Most seeders kept in mind; further ones are not taken.
     pub const MAX_SOURCES: usize = 256;
+    /// Most chunks that come first.
+    pub const MAX_FIRST: u32 = 8;
 
     /// A scheduler for `total` chunks of which `have` are here.
     pub fn new(total: u32, chunk_size: u32, have: &ChunkSet, config: SchedulerConfig) -> Self {
@@ -357,6 +369,12 @@ impl Scheduler {
             let room = self.room(&peer);
             let wanted = shares.as_ref().map_or(room, |shares| room.min(shares.get(&peer).copied().unwrap_or(0)));
             let mut chunks = ChunkSet::new();
+            if room > 0
+                && let Some(chunk) = self.hurry(&peer, now)
+            {
+                chunks.insert(chunk);
+                self.note_asked(&peer, chunk, now);
+            }
             while chunks.len() < wanted {
                 let Some(run) = self.pick(&peer, &free, partial, wanted - chunks.len()) else { break };
                 for chunk in run {
@@ -471,6 +489,11 @@ impl Scheduler {
     fn pick(&self, peer: &PeerId, free: &ChunkSet, partial: bool, most: u32) -> Option<std::ops::Range<u32>> {
         let Some(Source { state: State::Connected(connected), .. }) = self.sources.get(peer) else { return None };
         let mut usable = free.intersection(&connected.held);
+        let first = self.first();
+        if let Some(start) = usable.first().filter(|start| *start < first) {
+            let end = usable.ranges().next().map_or(start, |run| run.end);
+            return Some(start..end.min(first).min(start.saturating_add(most)));
+        }
         if let (true, Some(rarity)) = (partial, &self.rarity) {
             usable = rarity.rarest(&usable);
         }
@@ -486,6 +509,14 @@ impl Scheduler {
             && self.connected_sources().any(|(other, c)| other != *peer && c.next == Some(longest.start));
         let start = if busy { longest.start + (longest.end - longest.start) / 2 } else { longest.start };
         Some(start..longest.end.min(start.saturating_add(most)))
+    }
+
+    /// How many chunks at the beginning come before all others.
+    fn first(&self) -> u32 {
+        match self.config.first_bytes {
+            0 => 0,
+            bytes => (bytes / self.chunk_size.max(1)).clamp(1, Self::MAX_FIRST).min(self.total),
+        }
     }
 
     /// Is everything here?

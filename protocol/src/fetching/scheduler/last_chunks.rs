@@ -51,6 +51,31 @@ impl Scheduler {
         f64::from(owed - 1) * each + first_due(each, millis(now.saturating_sub(connected.last_progress)))
     }
 
+    /// For a seeder that was measured: one of the first chunks that is under way at another alone for twice as long as this
+    /// one takes, and would come from here in less than half of the time that it still takes there. It does not wait for the
+    /// end: until these are here, all others are in the way.
+    pub(super) fn hurry(&self, peer: &PeerId, now: u64) -> Option<u32> {
+        let mine = self.sources.get(peer)?;
+        let State::Connected(me) = &mine.state else { return None };
+        self.each_ms(peer)?;
+        let here = mine.pace.reply_ms(self.chunk_size);
+        let first = ChunkSet::from_range(0..self.first()).intersection(&self.missing).intersection(&me.held);
+        first.iter().filter(|chunk| !me.in_flight.contains_key(chunk)).find(|chunk| {
+            let mut askers = self.connected_sources().filter(|(_, c)| c.in_flight.contains_key(chunk));
+            let (Some((other, connected)), None) = (askers.next(), askers.next()) else { return false };
+            let asked = connected.in_flight.get(chunk).copied().unwrap_or(now);
+            millis(now.saturating_sub(asked)) > 2.0 * here && self.left_ms(&other, connected, *chunk, now) > 2.0 * here
+        })
+    }
+
+    /// Milliseconds until a seeder has brought a chunk that it was asked for. Seeders serve the lowest number first.
+    fn left_ms(&self, peer: &PeerId, connected: &Connected, chunk: u32, now: u64) -> f64 {
+        // One that never brought anything is given a second.
+        let each = self.each_ms(peer).unwrap_or(1000.0);
+        let before = u32::try_from(connected.in_flight.range(..chunk).count()).unwrap_or(u32::MAX);
+        f64::from(before) * each + first_due(each, millis(now.saturating_sub(connected.last_progress)))
+    }
+
     /// For an idle seeder: the chunk that would take another one longest, if this one brings it in less than half of
     /// that time.
     pub(super) fn hedge(&self, peer: &PeerId, now: u64) -> Option<u32> {
