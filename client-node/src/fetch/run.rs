@@ -161,6 +161,8 @@ async fn fetch_asked(
     };
     let mut link = options.link.clone();
     link.seeders.extend(options.sources.iter().chain(&purchase.envelope.sources).cloned());
+    // They may be the only ones there today who lead to others, and know what was revoked.
+    link.seeders.extend(super::served::load(home, transaction).await?);
     let link = Link::start(home, &purchase.envelope.join, link).await?;
     let result = fetch_linked(home, &link, purchase, (out.clone(), wanted), options, progress, cancel).await;
     link.stop().await;

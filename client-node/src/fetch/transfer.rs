@@ -310,7 +310,10 @@ impl Run<'_> {
         // Where they are not listed, they were found before and served it then.
         job.sources.extend(debts::owed(self.home, delivery).await?);
         let (home, transaction) = (self.home.clone(), self.transaction);
-        job.sources.extend(served::load(&home, transaction).await?);
+        // A further delivery that nobody is paid for is the origin's, and every other seeder refuses it.
+        if checked.lease.rate > 0 || checked.lease.delivery <= 1 {
+            job.sources.extend(served::load(&home, transaction).await?);
+        }
         job.banned = blocking(move || banned::load(&home, &transaction)).await?;
         let watcher = async {
             let (mut space, mut place, mut goes_on) = (None, None, true);
