@@ -39,7 +39,7 @@ const ADDRESSES_PER_SLOT: usize = 4;
 const OFFERS: usize = 64;
 /// A node that others do get through to learns it in this time, and takes no slot.
 const GRACE: Duration = Duration::from_secs(2);
-/// After a relay refused or failed; doubled with each time that follows, up to the maximum.
+/// After a relay refused or failed; doubled with each time that follows, up to the maximum. Where it was not there, until it is.
 const RETRY: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 /// A connection to a relay that is missing beside the one for the slot is made again after this time.
@@ -182,7 +182,7 @@ impl ReachState {
             }
             SwarmEvent::Behaviour(NodeBehaviourEvent::Upnp(event)) => self.on_port_mapping(swarm, event),
             SwarmEvent::Behaviour(NodeBehaviourEvent::Mdns(event)) => self.on_lan(swarm, event),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
                 if endpoint.is_relayed() {
                     self.metrics.hole_punches.inc(["tried"]);
                     if let ConnectedPoint::Dialer { address, .. } = endpoint {
@@ -190,6 +190,11 @@ impl ReachState {
                     }
                 } else {
                     self.roads.established(peer_id, *connection_id, endpoint.get_remote_address());
+                    if num_established.get() == 1
+                        && let Some(offer) = self.offers.get_mut(peer_id)
+                    {
+                        offer.is_back(Instant::now());
+                    }
                 }
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
@@ -243,9 +248,7 @@ impl ReachState {
                 *held = addresses;
             }
         } else if self.offers.len() < OFFERS || (self.is_vouched(peer_id) && self.make_room()) {
-            let not_before = Instant::now() + GRACE;
-            let offer = Offer { addresses, slot: Slot::None, not_before, failures: 0, mend: not_before, trouble: None };
-            self.offers.insert(*peer_id, offer);
+            self.offers.insert(*peer_id, Offer::new(addresses, Instant::now()));
         }
     }
 

@@ -7,7 +7,12 @@ pub(super) struct Offer {
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) slot: Slot,
     pub(super) not_before: Instant,
+    /// Slots that were refused or lost, one after the other.
     pub(super) failures: u32,
+    /// Before that it is not asked again, as it was asked in vain: also where it was away meanwhile.
+    pub(super) refused_until: Instant,
+    /// Tries since then that did not even reach the relay.
+    pub(super) unreached: u32,
     /// When missing connections to the relay are made again.
     pub(super) mend: Instant,
     pub(super) trouble: Option<String>,
@@ -47,7 +52,7 @@ impl ReachState {
                 _ => continue,
             }
             tracing::info!(%address, "reached through a relay");
-            (offer.failures, offer.trouble) = (0, None);
+            (offer.failures, offer.unreached, offer.trouble) = (0, 0, None);
             return true;
         }
         false
@@ -115,9 +120,9 @@ impl ReachState {
                         Err(error) => offer.fail(error.to_string()),
                     }
                 }
-                State::Failed(reason) => offer.fail(reason),
+                State::Failed(reason) => offer.not_reached(reason),
                 State::Coming => {}
-                State::None => offer.fail("the connection to the relay closed".to_owned()),
+                State::None => offer.not_reached("the connection to the relay closed".to_owned()),
             }
         }
     }
@@ -157,13 +162,55 @@ impl ReachState {
 }
 
 impl Offer {
+    /// One at a relay that nobody has asked yet.
+    pub(super) fn new(addresses: Vec<Multiaddr>, now: Instant) -> Self {
+        let at = now + GRACE;
+        Offer {
+            addresses,
+            slot: Slot::None,
+            not_before: at,
+            failures: 0,
+            refused_until: at,
+            unreached: 0,
+            mend: at,
+            trouble: None,
+        }
+    }
+
+    /// The relay was asked in vain, or took the slot back.
     pub(super) fn fail(&mut self, reason: String) {
-        let wait = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
-        self.failures += 1;
+        self.refused_until = Instant::now() + pause(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        self.unreached = 0;
+        self.wait(self.refused_until, reason);
+    }
+
+    /// There was no way to the relay.
+    pub(super) fn not_reached(&mut self, reason: String) {
+        let until = Instant::now() + pause(self.failures.saturating_add(self.unreached));
+        self.unreached = self.unreached.saturating_add(1);
+        self.wait(until, reason);
+    }
+
+    fn wait(&mut self, until: Instant, reason: String) {
         self.slot = Slot::None;
-        self.not_before = Instant::now() + wait;
+        self.not_before = until;
         self.trouble = Some(reason);
     }
+
+    /// The relay is there again: how long it was away is no reason to wait. One that was just started may not know its members
+    /// yet, and is asked again soon. Whatever it refused itself counts as before, so that one that refuses is asked no more
+    /// often for connecting anew.
+    pub(super) fn is_back(&mut self, now: Instant) {
+        if matches!(self.slot, Slot::None) && self.unreached > 0 {
+            self.unreached = 0;
+            self.not_before = self.not_before.min(self.refused_until.max(now + GRACE));
+        }
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    RETRY.saturating_mul(1 << failures.min(10)).min(RETRY_MAX)
 }
 
 /// Has the connections to a relay stay without streams, or no longer.
@@ -197,7 +244,7 @@ mod tests {
 
     fn held(now: Instant, addresses: Vec<Address>) -> Offer {
         let slot = Slot::Held(ListenerId::next(), addresses);
-        Offer { addresses: Vec::new(), slot, not_before: now, failures: 0, mend: now + MEND, trouble: None }
+        Offer { slot, not_before: now, mend: now + MEND, ..Offer::new(Vec::new(), now) }
     }
 
     #[tokio::test]
@@ -333,5 +380,63 @@ mod tests {
         assert_eq!(state.reachability(&swarm), Reachability::Public);
         state.keep_slots(&mut swarm, now);
         assert!(matches!(state.offers[&relay].slot, Slot::Leaving(..)));
+    }
+
+    fn connected(state: &mut ReachState, swarm: &mut Swarm<NodeBehaviour>, peer_id: PeerId, already: u32) {
+        let address = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let endpoint = ConnectedPoint::Dialer { address, role_override: Endpoint::Dialer, port_use: PortUse::New };
+        let event = SwarmEvent::ConnectionEstablished {
+            peer_id,
+            connection_id: libp2p::swarm::ConnectionId::new_unchecked(1),
+            endpoint,
+            num_established: std::num::NonZeroU32::MIN.saturating_add(already),
+            concurrent_dial_errors: None,
+            established_in: Duration::ZERO,
+        };
+        state.on_event(swarm, &event);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_was_away_for_long_is_asked_soon_after_it_is_back() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let (relay, now) = (PeerId::random(), Instant::now());
+        let mut offer = held(now, Vec::new());
+        // It goes, and is away.
+        offer.fail("closed".to_owned());
+        for _ in 0..20 {
+            offer.not_reached("no connection".to_owned());
+        }
+        assert!(offer.not_before > now + RETRY_MAX / 2);
+        state.offers.insert(relay, offer);
+        connected(&mut state, &mut swarm, relay, 1);
+        assert!(state.offers[&relay].not_before > now + RETRY_MAX / 2, "it was there all the time");
+        connected(&mut state, &mut swarm, relay, 0);
+        let offer = state.offers.get_mut(&relay).unwrap();
+        assert!(offer.not_before < Instant::now() + RETRY + GRACE);
+        // It does not know its members yet: the pauses begin anew.
+        offer.fail("refused".to_owned());
+        assert!(offer.not_before < Instant::now() + RETRY.saturating_mul(3));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_refuses_is_asked_no_more_often_for_connecting_anew() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let (relay, now) = (PeerId::random(), Instant::now());
+        let mut offer = held(now, Vec::new());
+        for _ in 0..20 {
+            offer.fail("refused".to_owned());
+        }
+        let not_before = offer.not_before;
+        assert!(not_before >= now + RETRY_MAX);
+        state.offers.insert(relay, offer);
+        connected(&mut state, &mut swarm, relay, 0);
+        assert_eq!(state.offers[&relay].not_before, not_before);
+        // Nor for being away in between.
+        state.offers.get_mut(&relay).unwrap().not_reached("no connection".to_owned());
+        connected(&mut state, &mut swarm, relay, 0);
+        let offer = state.offers.get_mut(&relay).unwrap();
+        assert_eq!(offer.not_before, not_before);
+        offer.fail("refused".to_owned());
+        assert!(offer.not_before >= now + RETRY_MAX);
     }
 }
