@@ -3,7 +3,8 @@
 //! takes those that [`super::observed`] vouches for, so many of them, and begins anew when the node has moved, and from time
 //! to time where it is reached nowhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::client;
+
+use crate::address::ip_of;
 
 /// Addresses that are tested, until the node moves or [`ANEW`] is over: a node has a handful.
 const CANDIDATES: usize = 32;
@@ -64,6 +67,8 @@ struct Connection {
     peer: PeerId,
     endpoint: ConnectedPoint,
     tests_others: bool,
+    /// Where the peer says that it sees this node come from: it tests no address of another host.
+    sees: Option<IpAddr>,
     /// Tests that it was asked for, without an outcome yet.
     asked: usize,
 }
@@ -89,11 +94,57 @@ impl Probing {
         }
         for addr in candidates {
             if self.candidates.len() < CANDIDATES && !self.candidates.contains_key(&addr) {
-                let candidate = NewExternalAddrCandidate { addr: &addr };
-                self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
                 self.candidates.insert(addr, false);
             }
         }
+        self.offer();
+    }
+
+    /// A peer says where it sees this node come from. It may say what it likes: it is asked for what it says it can test.
+    pub(super) fn seen(&mut self, id: ConnectionId, at: Option<IpAddr>) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && connection.sees != at
+        {
+            connection.sees = at;
+            self.offer();
+        }
+    }
+
+    /// Has the library test what has no verdict and somebody may test. Of what nobody may, it would ask again and again, and
+    /// each time send all that whoever tests wants to have before it says no.
+    fn offer(&mut self) {
+        if self.candidates.values().all(|verdict| *verdict) {
+            return;
+        }
+        let seen = self.seen_by(|_| true);
+        for (addr, _) in self.candidates.iter().filter(|(_, verdict)| !**verdict) {
+            if ip_of(addr).is_some_and(|ip| seen.contains(&ip)) {
+                let candidate = NewExternalAddrCandidate { addr };
+                self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+            }
+        }
+    }
+
+    /// Where those of these peers that test others see this node, over whichever connection.
+    fn seen_by(&self, is_asked: impl Fn(&PeerId) -> bool) -> HashSet<IpAddr> {
+        let test = self.connections.values().filter(|known| known.tests_others && is_asked(&known.peer));
+        let test: HashSet<PeerId> = test.map(|known| known.peer).collect();
+        self.connections.values().filter(|known| test.contains(&known.peer)).filter_map(|known| known.sees).collect()
+    }
+
+    /// Whom to ask for a test: the one that the library chose, unless it sees this node nowhere that is to be tested, or was
+    /// asked for as much as it takes.
+    fn tester(&self, chosen: ConnectionId) -> Option<(PeerId, ConnectionId)> {
+        let open: HashSet<IpAddr> =
+            self.candidates.iter().filter(|(_, verdict)| !**verdict).filter_map(|(at, _)| ip_of(at)).collect();
+        let see = self.connections.values().filter(|known| known.sees.is_some_and(|ip| open.contains(&ip)));
+        let see: HashSet<PeerId> = see.map(|known| known.peer).collect();
+        let may = |known: &Connection| known.tests_others && known.asked < AT_ONCE && see.contains(&known.peer);
+        let able: Vec<_> = self.connections.iter().filter(|(_, known)| may(known)).collect();
+        let chosen = able.iter().find(|(id, _)| **id == chosen);
+        // By turns: one of them may not test either.
+        let other = || able.get(self.tests.checked_rem(able.len())?);
+        chosen.or_else(other).map(|(id, known)| (known.peer, **id))
     }
 
     /// Somebody is to try these again, whatever was found out before. While a test runs none of those that have a verdict is:
@@ -121,8 +172,9 @@ impl Probing {
 
     /// Is there something that this peer may still find out?
     pub(super) fn hopes_for(&self, peer: &PeerId) -> bool {
-        let tests_others = self.connections.values().any(|known| known.peer == *peer && known.tests_others);
-        tests_others && self.candidates.values().any(|verdict| !verdict)
+        let seen = self.seen_by(|known| known == peer);
+        let open = self.candidates.iter().filter(|(_, verdict)| !**verdict);
+        open.filter_map(|(at, _)| ip_of(at)).any(|ip| seen.contains(&ip))
     }
 
     /// What has a verdict keeps it; the rest is tested again. A test that runs fails: the peer gets through, and finds nobody
@@ -142,10 +194,7 @@ impl Probing {
                 self.inner.on_connection_handler_event(connection.peer, *id, said);
             }
         }
-        for (addr, _) in self.candidates.iter().filter(|(_, verdict)| !**verdict) {
-            let candidate = NewExternalAddrCandidate { addr };
-            self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
-        }
+        self.offer();
     }
 }
 
@@ -180,7 +229,7 @@ impl NetworkBehaviour for Probing {
             FromSwarm::NewExternalAddrCandidate(_) => return,
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
                 let endpoint = (*endpoint).clone();
-                let connection = Connection { peer: *peer_id, endpoint, tests_others: false, asked: 0 };
+                let connection = Connection { peer: *peer_id, endpoint, tests_others: false, sees: None, asked: 0 };
                 self.connections.insert(*connection_id, connection);
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
@@ -193,48 +242,51 @@ impl NetworkBehaviour for Probing {
     }
 
     fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
+        let mut is_new = false;
         match (&event, self.connections.get_mut(&id)) {
-            (Either::Left(Said::PeerHasServerSupport), Some(connection)) => connection.tests_others = true,
+            (Either::Left(Said::PeerHasServerSupport), Some(connection)) => {
+                is_new = !std::mem::replace(&mut connection.tests_others, true);
+            }
             (Either::Left(Said::TestOutcome { .. }), Some(connection)) => {
                 connection.asked = connection.asked.saturating_sub(1);
             }
             _ => {}
         }
         self.inner.on_connection_handler_event(peer, id, event);
+        if is_new {
+            self.offer();
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
-            let polled = self.inner.poll(cx);
-            match &polled {
-                Poll::Ready(ToSwarm::NotifyHandler { handler, .. }) => {
+            match self.inner.poll(cx) {
+                Poll::Ready(ToSwarm::NotifyHandler { handler: NotifyHandler::One(id), event, .. }) => {
                     // The library waits for the outcome of a test that nobody was asked for: it is over.
                     if self.tests >= TESTS {
                         continue;
                     }
-                    if let NotifyHandler::One(id) = handler
-                        && let Some(connection) = self.connections.get_mut(id)
-                    {
-                        if connection.asked >= AT_ONCE {
-                            self.again = true;
-                            continue;
-                        }
+                    let Some((peer_id, id)) = self.tester(id) else {
+                        self.again = true;
+                        continue;
+                    };
+                    if let Some(connection) = self.connections.get_mut(&id) {
                         connection.asked += 1;
                     }
                     self.tests += 1;
+                    return Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(id), event });
                 }
-                Poll::Ready(ToSwarm::GenerateEvent(client::Event { tested_addr, .. })) => {
-                    if let Some(verdict) = self.candidates.get_mut(tested_addr) {
+                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
+                    if let Some(verdict) = self.candidates.get_mut(&event.tested_addr) {
                         *verdict = true;
                     }
+                    return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
                 Poll::Pending if self.again && self.connections.values().all(|connection| connection.asked == 0) => {
                     self.begin_again();
-                    continue;
                 }
-                _ => {}
+                polled => return polled,
             }
-            return polled;
         }
     }
 }
@@ -242,6 +294,8 @@ impl NetworkBehaviour for Probing {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     fn connect(probing: &mut Probing, peer_id: PeerId, id: usize) {
@@ -256,13 +310,18 @@ mod tests {
     }
 
     fn at(n: usize) -> Multiaddr {
-        format!("/ip4/198.51.{}.{}/tcp/4602", n / 256, n % 256).parse().unwrap()
+        format!("/ip4/198.51.100.7/tcp/{}", 4602 + n).parse().unwrap()
     }
 
     fn tests_others(probing: &mut Probing, peer_id: PeerId, id: usize) {
+        tests_others_at(probing, peer_id, id, &at(0));
+    }
+
+    fn tests_others_at(probing: &mut Probing, peer_id: PeerId, id: usize, sees: &Multiaddr) {
         connect(probing, peer_id, id);
-        let said = Either::Left(Said::PeerHasServerSupport);
-        probing.on_connection_handler_event(peer_id, ConnectionId::new_unchecked(id), said);
+        let (id, said) = (ConnectionId::new_unchecked(id), Either::Left(Said::PeerHasServerSupport));
+        probing.on_connection_handler_event(peer_id, id, said);
+        probing.seen(id, ip_of(sees));
     }
 
     /// A test that somebody was asked for.
@@ -415,6 +474,50 @@ mod tests {
         assert_eq!(asked(&mut probing).await, 1);
         assert!(probing.candidates[&at(1)], "nobody doubts that one");
         assert_eq!(probing.tests, 3);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_no_connected_peer_may_test_is_tested_when_one_comes_that_may() {
+        let mut probing = Probing::new();
+        let (v4, v6): (Multiaddr, Multiaddr) = (at(0), "/ip6/2001:db8::7/tcp/4602".parse().unwrap());
+        let server = PeerId::random();
+        tests_others_at(&mut probing, server, 1, &v4);
+        probing.doubt(vec![v6.clone()]);
+        assert!(!probing.hopes_for(&server), "it does not see this node there");
+        // Nor is it asked beside another one.
+        probing.test(std::iter::once(v4.clone()), true);
+        let said = |probing: &mut Probing, test: &Asked, outcome: &Multiaddr| {
+            let (sender, _answer) = futures::channel::oneshot::channel();
+            let dialled_back = DialledBack { nonce: test.nonce, sender };
+            probing.on_connection_handler_event(test.peer, test.id, Either::Right(dialled_back));
+            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((outcome.clone(), 0)) };
+            probing.on_connection_handler_event(test.peer, test.id, Either::Left(said));
+            while probing.poll(&mut Context::from_waker(Waker::noop())).is_ready() {}
+        };
+        let asked = round(&mut probing).await;
+        assert_eq!(asked.len(), 1);
+        said(&mut probing, &asked[0], &v4);
+        // Among many that may not, the one that may is asked.
+        for id in 2..20 {
+            tests_others_at(&mut probing, PeerId::random(), id, &v4);
+        }
+        let able = PeerId::random();
+        tests_others_at(&mut probing, able, 20, &v6);
+        assert!(probing.hopes_for(&able) && !probing.hopes_for(&server));
+        let asked = round(&mut probing).await;
+        assert_eq!(asked.iter().map(|test| test.peer).collect::<Vec<_>>(), [able]);
+        assert_eq!(probing.tests, 2);
+        // Where it goes, nobody is asked in its place.
+        let gone = ConnectionId::new_unchecked(20);
+        close(&mut probing, able, gone);
+        assert!(!probing.hopes_for(&able));
+        for id in 21..23 {
+            tests_others_at(&mut probing, able, id, &v6);
+        }
+        let asked = round(&mut probing).await;
+        said(&mut probing, &asked[0], &v6);
+        assert_eq!((asked.len(), probing.tests), (1, 3));
+        assert!(asked[0].peer == able && !probing.hopes_for(&able));
     }
 
     #[tokio::test]

@@ -27,7 +27,9 @@ use super::forwarding::is_behind_router;
 use super::observed::Observed;
 use super::roads::{Over, Roads, State};
 use super::{CircuitLimit, Members, PortMapping, Reach, ReachConfig, Reachability, RelaySlot, Tried};
-use crate::address::{address_from_libp2p, address_to_libp2p, is_relayed, peer_from_libp2p, peer_to_libp2p, relay_of};
+use crate::address::{
+    address_from_libp2p, address_to_libp2p, ip_of, is_relayed, peer_from_libp2p, peer_to_libp2p, relay_of,
+};
 use crate::metrics::NodeMetrics;
 use crate::swarm::{NodeBehaviour, NodeBehaviourEvent};
 
@@ -226,6 +228,10 @@ impl ReachState {
 
     fn on_identify(&mut self, swarm: &mut Swarm<NodeBehaviour>, event: &identify::Event) {
         let identify::Event::Received { connection_id, peer_id, info } = event else { return };
+        if let Some(probing) = swarm.behaviour_mut().autonat.as_mut() {
+            let seen = Some(&info.observed_addr).filter(|seen| !is_relayed(seen));
+            probing.seen(*connection_id, seen.and_then(ip_of));
+        }
         let road = self.roads.identified(peer_id, *connection_id);
         self.observe(swarm, (*peer_id, *connection_id), &info.observed_addr, road);
         if road.is_some() {

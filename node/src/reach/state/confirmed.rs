@@ -95,14 +95,17 @@ impl Confirmed {
         self.told().any(|told| told == address)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.0.iter().map(|known| &known.address)
+    }
+
     pub(super) fn told(&self) -> impl Iterator<Item = &Multiaddr> {
         self.0.iter().filter(|known| known.told).map(|known| &known.address)
     }
 
-    /// Gives those that others were told until now.
+    /// Gives those that were known until now.
     pub(super) fn forget(&mut self, is_gone: impl Fn(&Multiaddr) -> bool) -> Vec<Multiaddr> {
-        let gone = self.0.extract_if(.., |known| is_gone(&known.address));
-        gone.filter(|known| known.told).map(|known| known.address).collect()
+        self.0.extract_if(.., |known| is_gone(&known.address)).map(|known| known.address).collect()
     }
 }
 

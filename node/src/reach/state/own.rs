@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use libp2p::swarm::ConnectionId;
 
 use super::*;
-use crate::address::{ip_of, is_public};
+use crate::address::is_public;
 
 /// What is observed is looked at so often, since a peer may say something else all the time.
 const LOOKS: Duration = Duration::from_secs(1);
@@ -45,7 +45,8 @@ impl ReachState {
         // Where the machine has the address itself, that it leaves by another one says nothing.
         let is_manager = |peer: &PeerId| self.known.contains_key(peer);
         let left = |ip: &IpAddr| is_public(ip) && !listening.contains(ip) && self.observed.moved_from(*ip, is_manager);
-        let left: Vec<IpAddr> = self.confirmed.told().filter_map(ip_of).filter(left).collect();
+        // Those that are told no longer, too: they would be tested again each hour for ever.
+        let left: Vec<IpAddr> = self.confirmed.all().filter_map(ip_of).filter(left).collect();
         self.forget(swarm, |address| ip_of(address).is_some_and(|ip| left.contains(&ip)));
         let candidates = self.observed.candidates();
         let known = |address: &Multiaddr| swarm.external_addresses().any(|external| external == address);
@@ -431,6 +432,22 @@ pub(super) mod tests {
         own.confirmed(tcp);
         assert_eq!(own.external(), [tcp]);
         assert_eq!(own.state.reachability(&own.swarm), Reachability::Public);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_told_no_longer_goes_with_the_place_as_well() {
+        let mut own = Own::new();
+        let told_no_longer = "/ip4/198.51.100.7/tcp/4602";
+        own.confirmed(told_no_longer);
+        for _ in 0..2 {
+            let (address, why_not) = (told_no_longer.parse().unwrap(), Some("no connection".to_owned()));
+            own.state.tested(&mut own.swarm, &address, PeerId::random(), why_not);
+        }
+        assert!(own.external().is_empty() && own.state.confirmed.all().count() == 1 && own.state.tried.len() == 1);
+        for port in 1..=2 {
+            own.seen_at(&format!("/ip4/203.0.113.9/tcp/{port}"));
+        }
+        assert!(own.state.confirmed.all().next().is_none() && own.state.tried.is_empty());
     }
 
     #[tokio::test]
