@@ -5,6 +5,7 @@
 mod circuits;
 mod dial_backs;
 mod forwarding;
+mod noes;
 mod observed;
 mod ports;
 mod probing;

@@ -19,6 +19,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use libp2p_autonat::v2::client;
 
+use super::noes::Noes;
 use crate::address::ip_of;
 
 /// Addresses that are tested, until the node moves or [`ANEW`] is over: a node has a handful.
@@ -54,12 +55,19 @@ pub(crate) struct Probing {
     inner: client::Behaviour,
     // Bounded by the connection limits.
     connections: HashMap<ConnectionId, Connection>,
-    /// And whether there is a verdict.
-    candidates: HashMap<Multiaddr, bool>,
+    candidates: HashMap<Multiaddr, Candidate>,
     tests: usize,
     since: Instant,
     /// There are tests whose outcome never comes: they are repeated, when those that run are over.
     again: bool,
+}
+
+/// An address that may lead here.
+#[derive(Default)]
+struct Candidate {
+    /// It is known whether it does.
+    verdict: bool,
+    noes: Noes,
 }
 
 /// What the library's client has to be told again when it begins anew.
@@ -94,7 +102,7 @@ impl Probing {
         }
         for addr in candidates {
             if self.candidates.len() < CANDIDATES && !self.candidates.contains_key(&addr) {
-                self.candidates.insert(addr, false);
+                self.candidates.insert(addr, Candidate::default());
             }
         }
         self.offer();
@@ -113,15 +121,14 @@ impl Probing {
     /// Has the library test what has no verdict and somebody may test. Of what nobody may, it would ask again and again, and
     /// each time send all that whoever tests wants to have before it says no.
     fn offer(&mut self) {
-        if self.candidates.values().all(|verdict| *verdict) {
+        if self.open().next().is_none() {
             return;
         }
         let seen = self.seen_by(|_| true);
-        for (addr, _) in self.candidates.iter().filter(|(_, verdict)| !**verdict) {
-            if ip_of(addr).is_some_and(|ip| seen.contains(&ip)) {
-                let candidate = NewExternalAddrCandidate { addr };
-                self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
-            }
+        let may = |addr: &&Multiaddr| ip_of(addr).is_some_and(|ip| seen.contains(&ip));
+        let open: Vec<Multiaddr> = self.open().filter(may).cloned().collect();
+        for addr in &open {
+            self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr }));
         }
     }
 
@@ -132,11 +139,15 @@ impl Probing {
         self.connections.values().filter(|known| test.contains(&known.peer)).filter_map(|known| known.sees).collect()
     }
 
-    /// Whom to ask for a test: the one that the library chose, unless it sees this node nowhere that is to be tested, or was
-    /// asked for as much as it takes.
+    /// What has no verdict.
+    fn open(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.candidates.iter().filter(|(_, known)| !known.verdict).map(|(addr, _)| addr)
+    }
+
+    /// Whom to ask for a test: the one that the library chose by lot, unless it sees this node nowhere that is to be tested, or
+    /// was asked for as much as it takes.
     fn tester(&self, chosen: ConnectionId) -> Option<(PeerId, ConnectionId)> {
-        let open: HashSet<IpAddr> =
-            self.candidates.iter().filter(|(_, verdict)| !**verdict).filter_map(|(at, _)| ip_of(at)).collect();
+        let open: HashSet<IpAddr> = self.open().filter_map(ip_of).collect();
         let see = self.connections.values().filter(|known| known.sees.is_some_and(|ip| open.contains(&ip)));
         let see: HashSet<PeerId> = see.map(|known| known.peer).collect();
         let may = |known: &Connection| known.tests_others && known.asked < AT_ONCE && see.contains(&known.peer);
@@ -145,6 +156,16 @@ impl Probing {
         // By turns: one of them may not test either.
         let other = || able.get(self.tests.checked_rem(able.len())?);
         chosen.or_else(other).map(|(id, known)| (known.peer, **id))
+    }
+
+    /// The library believes the first one that does not get through.
+    fn tested(&mut self, address: &Multiaddr, by: PeerId, reached: bool) {
+        let Some(known) = self.candidates.get_mut(address) else { return };
+        if reached {
+            known.noes = Noes::default();
+        }
+        known.verdict = reached || known.noes.add(by);
+        self.again |= !known.verdict;
     }
 
     /// Somebody is to try these again, whatever was found out before. While a test runs none of those that have a verdict is:
@@ -156,7 +177,7 @@ impl Probing {
         self.test(new.into_iter(), true);
         let mut again = false;
         for address in known.iter().filter(|_| !is_busy) {
-            again |= self.candidates.get_mut(address).is_some_and(std::mem::take);
+            again |= self.candidates.get_mut(address).is_some_and(|known| std::mem::take(&mut known.verdict));
         }
         if again {
             self.begin_again();
@@ -173,8 +194,7 @@ impl Probing {
     /// Is there something that this peer may still find out?
     pub(super) fn hopes_for(&self, peer: &PeerId) -> bool {
         let seen = self.seen_by(|known| known == peer);
-        let open = self.candidates.iter().filter(|(_, verdict)| !**verdict);
-        open.filter_map(|(at, _)| ip_of(at)).any(|ip| seen.contains(&ip))
+        self.open().filter_map(ip_of).any(|ip| seen.contains(&ip))
     }
 
     /// What has a verdict keeps it; the rest is tested again. A test that runs fails: the peer gets through, and finds nobody
@@ -277,9 +297,7 @@ impl NetworkBehaviour for Probing {
                     return Poll::Ready(ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(id), event });
                 }
                 Poll::Ready(ToSwarm::GenerateEvent(event)) => {
-                    if let Some(verdict) = self.candidates.get_mut(&event.tested_addr) {
-                        *verdict = true;
-                    }
+                    self.tested(&event.tested_addr, event.server, event.result.is_ok());
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
                 Poll::Pending if self.again && self.connections.values().all(|connection| connection.asked == 0) => {
@@ -297,16 +315,20 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::reach::noes::NOES_OF_ONE;
 
-    fn connect(probing: &mut Probing, peer_id: PeerId, id: usize) {
+    fn tests_others_at(probing: &mut Probing, peer_id: PeerId, id: usize, sees: &Multiaddr) {
+        let connection_id = ConnectionId::new_unchecked(id);
         let endpoint = ConnectedPoint::Listener { local_addr: Multiaddr::empty(), send_back_addr: Multiaddr::empty() };
         probing.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
             peer_id,
-            connection_id: ConnectionId::new_unchecked(id),
+            connection_id,
             endpoint: &endpoint,
             failed_addresses: &[],
             other_established: 0,
         }));
+        probing.on_connection_handler_event(peer_id, connection_id, Either::Left(Said::PeerHasServerSupport));
+        probing.seen(connection_id, ip_of(sees));
     }
 
     fn at(n: usize) -> Multiaddr {
@@ -315,13 +337,6 @@ mod tests {
 
     fn tests_others(probing: &mut Probing, peer_id: PeerId, id: usize) {
         tests_others_at(probing, peer_id, id, &at(0));
-    }
-
-    fn tests_others_at(probing: &mut Probing, peer_id: PeerId, id: usize, sees: &Multiaddr) {
-        connect(probing, peer_id, id);
-        let (id, said) = (ConnectionId::new_unchecked(id), Either::Left(Said::PeerHasServerSupport));
-        probing.on_connection_handler_event(peer_id, id, said);
-        probing.seen(id, ip_of(sees));
     }
 
     /// A test that somebody was asked for.
@@ -352,6 +367,18 @@ mod tests {
 
     async fn asked(probing: &mut Probing) -> usize {
         round(probing).await.len()
+    }
+
+    fn gets_through(probing: &mut Probing, test: &Asked, at: &Multiaddr) {
+        let (sender, _answer) = futures::channel::oneshot::channel();
+        let dialled_back = DialledBack { nonce: test.nonce, sender };
+        probing.on_connection_handler_event(test.peer, test.id, Either::Right(dialled_back));
+        says(probing, test, at);
+    }
+
+    fn says(probing: &mut Probing, test: &Asked, at: &Multiaddr) {
+        let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((at.clone(), 0)) };
+        probing.on_connection_handler_event(test.peer, test.id, Either::Left(said));
     }
 
     fn close(probing: &mut Probing, peer_id: PeerId, connection_id: ConnectionId) {
@@ -403,8 +430,7 @@ mod tests {
             assert!(answer.await.unwrap().is_ok(), "somebody waits for it");
         }
         for (n, test) in left.iter().enumerate() {
-            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((at(n), 0)) };
-            probing.on_connection_handler_event(test.peer, test.id, Either::Left(said));
+            says(&mut probing, test, &at(n));
         }
         let again = round(&mut probing).await;
         assert_eq!(again.len(), asked.len() - left.len(), "those that are over are not repeated");
@@ -414,7 +440,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_asked_for_more_at_once_than_the_library_takes() {
         let mut probing = Probing::new();
-        let (server, id) = (PeerId::random(), ConnectionId::new_unchecked(1));
+        let server = PeerId::random();
         tests_others(&mut probing, server, 1);
         probing.test((0..AT_ONCE + 2).map(at), false);
         let first = round(&mut probing).await;
@@ -425,11 +451,7 @@ mod tests {
         });
         tokio::time::timeout(Duration::from_secs(60), full).await.unwrap();
         for (n, test) in first.iter().enumerate() {
-            let (sender, _answer) = futures::channel::oneshot::channel();
-            let dialled_back = DialledBack { nonce: test.nonce, sender };
-            probing.on_connection_handler_event(server, id, Either::Right(dialled_back));
-            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((at(n), 0)) };
-            probing.on_connection_handler_event(server, id, Either::Left(said));
+            gets_through(&mut probing, test, &at(n));
         }
         let tested = probing.candidates.len() - AT_ONCE;
         assert_eq!(asked(&mut probing).await, tested);
@@ -441,14 +463,50 @@ mod tests {
         tests_others(&mut probing, PeerId::random(), 1);
         probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
-        *probing.candidates.get_mut(&at(0)).unwrap() = true;
+        probing.candidates.get_mut(&at(0)).unwrap().verdict = true;
         probing.test((0..1).map(at), false);
-        assert!(probing.candidates[&at(0)], "not yet");
+        assert!(probing.candidates[&at(0)].verdict, "not yet");
         probing.since = probing.since.checked_sub(ANEW).unwrap();
         probing.test((0..1).map(at), true);
-        assert!(probing.candidates[&at(0)], "others get through elsewhere");
+        assert!(probing.candidates[&at(0)].verdict, "others get through elsewhere");
         probing.test((0..1).map(at), false);
         assert_eq!(asked(&mut probing).await, 1);
+    }
+
+    #[tokio::test]
+    async fn that_one_does_not_get_through_is_asked_of_another_before_it_is_believed() {
+        let mut probing = Probing::new();
+        for id in 0..2 {
+            tests_others(&mut probing, PeerId::random(), id);
+        }
+        probing.test((0..1).map(at), true);
+        let says_no = async |probing: &mut Probing| {
+            let asked = round(probing).await;
+            // The library shows nobody how to say no.
+            says(probing, &asked[0], &at(0));
+            probing.tested(&at(0), asked[0].peer, false);
+            asked[0].peer
+        };
+        let first = says_no(&mut probing).await;
+        let mut noes = 1;
+        while !probing.candidates[&at(0)].verdict {
+            assert!(probing.hopes_for(&first));
+            noes += 1;
+            let second = says_no(&mut probing).await;
+            assert_eq!(probing.candidates[&at(0)].verdict, second != first || noes == NOES_OF_ONE);
+        }
+        assert!(noes > 1 && !probing.hopes_for(&first));
+        // One that is alone has to say so more often, and whoever gets through ends it.
+        probing.begin_anew();
+        probing.test((0..1).map(at), true);
+        for _ in 1..NOES_OF_ONE {
+            probing.tested(&at(0), first, false);
+            assert!(!probing.candidates[&at(0)].verdict && probing.again);
+        }
+        probing.tested(&at(0), first, true);
+        assert!(probing.candidates[&at(0)].verdict);
+        probing.tested(&at(0), first, false);
+        assert!(!probing.candidates[&at(0)].verdict);
     }
 
     #[tokio::test]
@@ -458,7 +516,7 @@ mod tests {
         probing.doubt(vec![at(0)]);
         probing.test((1..2).map(at), true);
         assert_eq!(asked(&mut probing).await, 2, "one that nobody tried is tried");
-        let verdict = |probing: &mut Probing, n: usize| *probing.candidates.get_mut(&at(n)).unwrap() = true;
+        let verdict = |probing: &mut Probing, n: usize| probing.candidates.get_mut(&at(n)).unwrap().verdict = true;
         let over = |probing: &mut Probing| {
             let connection = probing.connections.get_mut(&ConnectionId::new_unchecked(1)).unwrap();
             connection.asked -= 1;
@@ -466,13 +524,13 @@ mod tests {
         verdict(&mut probing, 0);
         over(&mut probing);
         probing.doubt(vec![at(0)]);
-        assert!(probing.candidates[&at(0)], "a test runs");
+        assert!(probing.candidates[&at(0)].verdict, "a test runs");
         verdict(&mut probing, 1);
         over(&mut probing);
         probing.doubt(vec![at(0)]);
         assert!(probing.hopes_for(&server));
         assert_eq!(asked(&mut probing).await, 1);
-        assert!(probing.candidates[&at(1)], "nobody doubts that one");
+        assert!(probing.candidates[&at(1)].verdict, "nobody doubts that one");
         assert_eq!(probing.tests, 3);
     }
 
@@ -486,17 +544,12 @@ mod tests {
         assert!(!probing.hopes_for(&server), "it does not see this node there");
         // Nor is it asked beside another one.
         probing.test(std::iter::once(v4.clone()), true);
-        let said = |probing: &mut Probing, test: &Asked, outcome: &Multiaddr| {
-            let (sender, _answer) = futures::channel::oneshot::channel();
-            let dialled_back = DialledBack { nonce: test.nonce, sender };
-            probing.on_connection_handler_event(test.peer, test.id, Either::Right(dialled_back));
-            let said = Said::TestOutcome { nonce: test.nonce, outcome: Ok((outcome.clone(), 0)) };
-            probing.on_connection_handler_event(test.peer, test.id, Either::Left(said));
-            while probing.poll(&mut Context::from_waker(Waker::noop())).is_ready() {}
-        };
         let asked = round(&mut probing).await;
         assert_eq!(asked.len(), 1);
-        said(&mut probing, &asked[0], &v4);
+        gets_through(&mut probing, &asked[0], &v4);
+        let is_heard =
+            |probing: &mut Probing| while probing.poll(&mut Context::from_waker(Waker::noop())).is_ready() {};
+        is_heard(&mut probing);
         // Among many that may not, the one that may is asked.
         for id in 2..20 {
             tests_others_at(&mut probing, PeerId::random(), id, &v4);
@@ -515,7 +568,8 @@ mod tests {
             tests_others_at(&mut probing, able, id, &v6);
         }
         let asked = round(&mut probing).await;
-        said(&mut probing, &asked[0], &v6);
+        gets_through(&mut probing, &asked[0], &v6);
+        is_heard(&mut probing);
         assert_eq!((asked.len(), probing.tests), (1, 3));
         assert!(asked[0].peer == able && !probing.hopes_for(&able));
     }

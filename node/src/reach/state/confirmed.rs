@@ -7,14 +7,12 @@ use std::time::Duration;
 use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
+use crate::reach::noes::Noes;
+
 /// TCP and QUIC in both families, twice.
 const AT_MOST: usize = 8;
 /// What was tested is tested again after this time.
 const AGAIN: Duration = Duration::from_secs(3600);
-/// Peers that do not get through, one after the other, before an address is told no longer: one may be wrong.
-const NOES: usize = 2;
-/// And tests where it is always the same one: there may be no other.
-const NOES_OF_ONE: usize = 4;
 
 /// The newest is last.
 #[derive(Debug, Default)]
@@ -28,8 +26,7 @@ struct Known {
     /// Somebody got through, and since then nothing spoke against it.
     reached: bool,
     tested: Option<Instant>,
-    /// Who did not get through since somebody did.
-    noes: Vec<PeerId>,
+    noes: Noes,
 }
 
 impl Confirmed {
@@ -49,7 +46,7 @@ impl Confirmed {
     }
 
     fn add(&mut self, address: &Multiaddr, reached: bool, tested: Option<Instant>) -> Option<Multiaddr> {
-        self.0.push(Known { address: address.clone(), told: true, reached, tested, noes: Vec::new() });
+        self.0.push(Known { address: address.clone(), told: true, reached, tested, noes: Noes::default() });
         if self.0.len() <= AT_MOST {
             return None;
         }
@@ -64,13 +61,10 @@ impl Confirmed {
         if !known.told {
             return false;
         }
-        known.noes.push(peer);
-        let others = known.noes.iter().filter(|other| known.noes.first() != Some(other)).count();
-        if others + 1 < NOES && known.noes.len() < NOES_OF_ONE {
+        if !known.noes.add(peer) {
             return false;
         }
         (known.told, known.reached) = (false, false);
-        known.noes.clear();
         true
     }
 
@@ -113,6 +107,7 @@ impl Confirmed {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::reach::noes::{NOES, NOES_OF_ONE};
 
     fn at(n: usize) -> Multiaddr {
         format!("/ip4/198.51.100.{n}/tcp/4602").parse().unwrap()
