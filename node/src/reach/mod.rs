@@ -95,7 +95,7 @@ pub struct RelaySlot {
     pub relay: PeerId,
     /// Where peers reach this node through it; empty without a slot.
     pub addresses: Vec<Address>,
-    /// Why there is no slot.
+    /// Why there is no slot, where one is needed.
     pub trouble: Option<String>,
 }
 

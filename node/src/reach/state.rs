@@ -401,10 +401,12 @@ impl ReachState {
         let reachability = self.reachability(swarm);
         let slots = self.offers.iter().filter_map(|(relay, offer)| {
             let addresses = if let Slot::Held(_, addresses) = &offer.slot { addresses.clone() } else { Vec::new() };
-            if addresses.is_empty() && offer.trouble.is_none() {
+            // Where none is needed none is asked for: that the last one was refused would be told for ever.
+            let trouble = offer.trouble.clone().filter(|_| reachability != Reachability::Public);
+            if addresses.is_empty() && trouble.is_none() {
                 return None;
             }
-            Some(RelaySlot { relay: peer_from_libp2p(relay)?, addresses, trouble: offer.trouble.clone() })
+            Some(RelaySlot { relay: peer_from_libp2p(relay)?, addresses, trouble })
         });
         let reach = Reach {
             reachability,

@@ -419,6 +419,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn that_no_slot_is_to_be_had_is_told_for_as_long_as_one_is_needed() {
+        let Own { mut swarm, mut state, .. } = Own::new();
+        let relay = peer_to_libp2p(&protocol::Keypair::from_seed(&[78; 32]).peer_id()).unwrap();
+        let now = Instant::now();
+        let id = ListenerId::next();
+        state.offers.insert(relay, Offer { slot: Slot::Asked(id), ..held(now, Vec::new()) });
+        let direct: Multiaddr = "/ip4/198.51.100.7/tcp/4602".parse().unwrap();
+        swarm.add_external_address(direct.clone());
+        state.keep_slots(&mut swarm, now);
+        state.on_slot_lost(&mut swarm, id, Some("refused".to_owned()));
+        state.tell(&swarm);
+        assert!(state.told.borrow().slots.is_empty());
+        swarm.remove_external_address(&direct);
+        state.tell(&swarm);
+        assert_eq!(state.told.borrow().slots[0].trouble.as_deref(), Some("refused"));
+    }
+
+    #[tokio::test]
     async fn a_relay_that_refuses_is_asked_no_more_often_for_connecting_anew() {
         let Own { mut swarm, mut state, .. } = Own::new();
         let (relay, now) = (PeerId::random(), Instant::now());
