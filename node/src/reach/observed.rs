@@ -127,19 +127,18 @@ fn candidates<'a>(
 ) -> Vec<Multiaddr> {
     let alike = |(at, way, port): Place| (at.is_ipv4() == ip.is_ipv4() && way == over).then_some(port);
     let mut ports: BTreeSet<u16> = listening.filter_map(place).filter_map(alike).collect();
-    if ports.contains(&port) {
-        ports = BTreeSet::from([port]);
-    } else if exact {
+    if exact {
         ports.insert(port);
     }
-    // What was seen itself is the likeliest where it may be right.
+    // What was seen itself is the likeliest where it may be right. That a connection left from one of the ports listened on
+    // says nothing against the others: no further connection may come that does not.
     let mut ports: Vec<u16> = ports.into_iter().collect();
     ports.sort_by_key(|other| *other != port);
     ports.into_iter().take(PER_PEER).map(|port| address((ip, over, port))).collect()
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
@@ -173,6 +172,16 @@ mod tests {
             observed.closed(ConnectionId::new_unchecked(id));
         }
         assert!(observed.candidates().is_empty() && observed.0.is_empty());
+    }
+
+    #[test]
+    fn from_whichever_port_a_connection_left_all_that_are_listened_on_are_tried() {
+        let (mut observed, listening) = (Observed::default(), at(&["/ip4/0.0.0.0/tcp/1", "/ip4/192.168.1.5/tcp/2"]));
+        let (from, seen) = ((PeerId::random(), ConnectionId::new_unchecked(1)), at(&["/ip4/198.51.100.7/tcp/2"]));
+        observed.saw(from, &seen[0], false, listening.iter());
+        let mut candidates = observed.candidates();
+        candidates.sort();
+        assert_eq!(candidates, at(&["/ip4/198.51.100.7/tcp/1", "/ip4/198.51.100.7/tcp/2"]));
     }
 
     #[test]
