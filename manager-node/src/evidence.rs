@@ -8,6 +8,7 @@ use std::time::Duration;
 use bincode::{Decode, Encode};
 use protocol::evidence::{DeliveryRecord, EvidencePack, Exporter, NonDelivery};
 use protocol::trust::KeyPurpose;
+use protocol::utc::Utc;
 use protocol::{Refusal, RefusalCode, Signed, TransactionId, wire};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -141,7 +142,7 @@ fn moment(ctx: &Context) -> Result<u64, StoreError> {
 fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<EvidencePack, SaleError> {
     if by > now {
         let detail =
-            format!("{by} ms is still to come (it is {now} ms here), and of that time nothing can be said yet");
+            format!("{} is still to come (it is {} here), and of that time nothing can be said yet", Utc(by), Utc(now));
         return Err(Refusal::new(RefusalCode::NotYetValid, detail).at(now).into());
     }
     // What comes in once it is set right would be dated before what was signed.
@@ -152,27 +153,35 @@ fn non_delivery(ctx: &Context, id: TransactionId, by: u64, now: u64) -> Result<E
     let Whole { sale, first_at, .. } = ctx.db.read(|txn| whole(ctx, txn, id))?;
     let formed_at = sale.data.peek().map_err(Refusal::from)?.formed_at;
     if by < formed_at {
-        let detail =
-            format!("the sale was formed at {formed_at} ms, after {by} ms: of a time before it nothing is said");
+        let detail = format!(
+            "the sale was formed at {}, after {}: of a time before it nothing is said",
+            Utc(formed_at),
+            Utc(by)
+        );
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
     // What was counted meanwhile is of the time after `now`, and of no wrong clock.
     if let Some(first) = first_at.filter(|first| *first > now_ms()) {
         let detail = format!(
-            "something came in that is dated {first} ms, when this manager's clock was ahead (it is {now} ms now): of the \
-             time before nothing can be said"
+            "something came in that is dated {}, when this manager's clock was ahead (it is {} now): of the time \
+             before nothing can be said",
+            Utc(first),
+            Utc(now)
         );
         return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
     }
     if let Some(first) = first_at.filter(|first| *first <= by) {
-        let detail = format!("the first acknowledgement or completion came in at {first} ms, not after {by} ms");
+        let detail =
+            format!("the first acknowledgement or completion came in at {}, not after {}", Utc(first), Utc(by));
         return Err(Refusal::new(RefusalCode::WrongState, detail).into());
     }
     let restored_at = restored_at(ctx, &sale, now)?;
     if let Some(restored) = restored_at.filter(|restored| by < *restored) {
         let detail = format!(
-            "this manager came back from a backup at {restored} ms and may have forgotten what came in before; it can \
-             speak of times from {restored} ms on, and only of what came in since"
+            "this manager came back from a backup at {} and may have forgotten what came in before; it can \
+             speak of times from {} on, and only of what came in since",
+            Utc(restored),
+            Utc(restored)
         );
         return Err(Refusal::new(RefusalCode::WrongState, detail).at(now).into());
     }

@@ -30,6 +30,7 @@ pub mod statement;
 mod text;
 pub mod ticket;
 pub mod trust;
+pub mod utc;
 
 pub use amount::{Amount, Currency};
 pub use ids::{Address, ContentId, Digest, NetworkId, Nonce, PeerAddrs, PeerId, ProductId, TransactionId};

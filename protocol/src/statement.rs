@@ -11,6 +11,7 @@ use crate::ids::{Digest, NetworkId, Nonce, PeerId, TransactionId};
 use crate::receipt::DeliveryId;
 use crate::refusal::RefusalCode;
 use crate::settling::PARTS_PER_MICRO;
+use crate::utc::Utc;
 use crate::wire;
 
 /// Parts (see [`crate::settling`]) in a minor unit.
@@ -350,8 +351,9 @@ impl Explanation {
             ReceiptFate::Unknown => match self.restored_at {
                 None => "unknown: the manager never released the delivery that it names".to_owned(),
                 Some(at) => format!(
-                    "unknown: the manager does not know the delivery that it names; it came back from a backup at {at} ms \
-                     and may have forgotten it"
+                    "unknown: the manager does not know the delivery that it names; it came back from a backup at {} \
+                     and may have forgotten it",
+                    Utc(at)
                 ),
             },
             ReceiptFate::Rejected { code, reason } => format!("rejected: {code}: {reason}"),

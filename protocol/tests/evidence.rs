@@ -21,6 +21,7 @@ use protocol::sections::{Format, Section};
 use protocol::signed::Document;
 use protocol::ticket::{Lease, TransactionData};
 use protocol::trust::{KeyPurpose, KeyState};
+use protocol::utc::Utc;
 use protocol::{ChunkSet, Digest, Signed, TransactionId};
 use world::{NOW, samples, *};
 
@@ -162,7 +163,7 @@ fn a_whole_file_proves_who_got_what_from_whom_and_when() {
     assert!(facts.received.completed_at.is_some() && facts.endorsed && facts.released);
     // When the manager says where the sale stands is not when it came to stand there.
     let record = report.lines.iter().find(|line| line.section == "delivery record").unwrap();
-    assert!(record.claim.starts_with(&format!("as of {} ms, the order", NOW + DAY)), "{}", record.claim);
+    assert!(record.claim.starts_with(&format!("as of {}, the order", Utc(NOW + DAY))), "{}", record.claim);
     assert!(record.claim.contains(": delivered; released at"), "{}", record.claim);
 }
 

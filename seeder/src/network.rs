@@ -9,6 +9,7 @@ use protocol::api::EpochsPage;
 use protocol::certificate::SeederCert;
 use protocol::clock::ClockState;
 use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Trust, Update};
+use protocol::utc::Utc;
 use protocol::{NetworkId, PeerId, Refusal, RefusalCode, Signed};
 use store::{Db, StoreError};
 use tokio::sync::watch;
@@ -382,7 +383,7 @@ impl Network {
         trust.check_time("heartbeat", heartbeat.at, u64::MAX, now)?;
         match self.heartbeat() {
             Some(known) if known.at == heartbeat.at && known != heartbeat => {
-                let text = format!("two different heartbeats of {} ms: the first is kept", heartbeat.at);
+                let text = format!("two different heartbeats of {}: the first is kept", Utc(heartbeat.at));
                 return Err(self.fork_seen(text).await?);
             }
             Some(known) if known.at >= heartbeat.at => return Ok(Update::NotNewer),

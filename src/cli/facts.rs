@@ -130,7 +130,7 @@ fn fact(name: &str, value: &Value) -> String {
 fn counted(name: &str, number: u64) -> String {
     let last = name.rsplit('_').next().unwrap_or(name);
     match last {
-        "at" | "until" | "from" | "start" | "end" | "contact" | "try" if number >= FIRST_TIME_MS => {
+        "at" | "until" | "after" | "from" | "start" | "end" | "contact" | "try" if number >= FIRST_TIME_MS => {
             output::time(number)
         }
         "ms" if number < 1000 => format!("{number} ms"),
@@ -194,5 +194,13 @@ max inodes  0";
     fn small_numbers_are_no_times() {
         assert_eq!(fact("deliveries_from", &json!(7)), "7");
         assert_eq!(fact("pause_ms", &json!(250)), "250 ms");
+        assert_eq!(fact("dead_after", &json!(7)), "7");
+    }
+
+    #[test]
+    fn the_times_of_a_key_are_read_as_all_others() {
+        for name in ["not_issued_after", "dead_after", "dead_at"] {
+            assert_eq!(fact(name, &json!(1_795_591_268_738_u64)), "2026-11-25 07:21:08 UTC", "{name}");
+        }
     }
 }

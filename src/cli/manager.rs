@@ -241,8 +241,8 @@ pub(crate) struct EvidenceArgs {
     /// With the manager's word that nothing had been acknowledged
     #[arg(long)]
     non_delivery: bool,
-    /// By when nothing had been acknowledged, unix milliseconds [default: now]
-    #[arg(long, value_name = "MS", requires = "non_delivery")]
+    /// By when nothing had been acknowledged, as times are shown (2026-11-25 07:21:08 UTC) or unix milliseconds [default: now]
+    #[arg(long, value_name = "TIME", value_parser = output::parse_moment, requires = "non_delivery")]
     by: Option<u64>,
     #[command(flatten)]
     dir: DirArgs,

@@ -83,6 +83,16 @@ pub(crate) fn time(ms: u64) -> String {
         .map_or_else(|| "-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
+/// A time as [`time`] and what nodes say have it, or unix milliseconds.
+pub(crate) fn parse_moment(text: &str) -> Result<u64, String> {
+    if let Ok(ms) = text.parse() {
+        return Ok(ms);
+    }
+    let whole = text.strip_suffix(" UTC").map_or_else(|| text.to_owned(), |time| format!("{time}Z"));
+    let moment = whole.parse::<jiff::Timestamp>().ok().and_then(|at| u64::try_from(at.as_millisecond()).ok());
+    moment.ok_or_else(|| format!("'{text}' is no time; examples: '2026-11-25 07:21:08 UTC', 1795591268000"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +101,17 @@ mod tests {
     fn a_name_tells_a_terminal_nothing() {
         let name = "\u{1b}]52;c;cm0=\u{7}\u{9b}31m\rlast\nline\tend";
         assert_eq!(harmless(name), "\u{fffd}]52;c;cm0=\u{fffd}\u{fffd}31m\u{fffd}last\nline\tend");
+    }
+
+    #[test]
+    fn a_time_is_taken_as_it_is_shown() {
+        const AT: u64 = 1_795_591_268_738;
+        assert_eq!(parse_moment(&protocol::utc::Utc(AT).to_string()), Ok(AT));
+        assert_eq!(parse_moment(&time(AT)), Ok(AT - 738));
+        assert_eq!(parse_moment(&AT.to_string()), Ok(AT));
+        assert_eq!(parse_moment("2026-11-25T07:21:08.738Z"), Ok(AT));
+        for bad in ["", "UTC", "2026-11-25", "2026-11-25 07:21:08", "-1", "1969-12-31 23:59:59 UTC"] {
+            assert!(parse_moment(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io::BufRead;
 
 use protocol::Digest;
 use protocol::trust::DEFAULT_CLOCK_GRACE_MS;
+use protocol::utc::Utc;
 use serde::Serialize;
 
 use super::heads::{SeenHead, Standing};
@@ -106,8 +107,9 @@ pub enum AuditError {
     },
     /// The manager said something else before.
     #[error(
-        "entry {number} is not the one that the manager told a seeder at {at} ms: it was {told} then, and is {found}; \
-         the log was changed, and no restore from a backup that it tells of explains that"
+        "entry {number} is not the one that the manager told a seeder at {}: it was {told} then, and is {found}; \
+         the log was changed, and no restore from a backup that it tells of explains that",
+        Utc(*at)
     )]
     Contradicted {
         /// The entry.
@@ -121,8 +123,9 @@ pub enum AuditError {
     },
     /// The manager said more before.
     #[error(
-        "the log ends with entry {last}, and the manager told a seeder of entry {number} at {at} ms: its end was cut off, \
-         or it was exported before that; export it again, or say --part where the rest is in another file"
+        "the log ends with entry {last}, and the manager told a seeder of entry {number} at {}: its end was cut off, \
+         or it was exported before that; export it again, or say --part where the rest is in another file",
+        Utc(*at)
     )]
     CutOff {
         /// The last entry.

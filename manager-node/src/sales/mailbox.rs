@@ -11,6 +11,7 @@ use protocol::manifest::KeyPolicy;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::Lease;
 use protocol::trust::KeyPurpose;
+use protocol::utc::Utc;
 use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId, wire};
 use store::{Step, Table};
 use tracing::{info, warn};
@@ -205,8 +206,9 @@ fn check_further(sale: &Sale, release: &Release, now: u64) -> Result<(), Refusal
         return Ok(());
     }
     let detail = format!(
-        "this purchase was fetched {} times; the next delivery of it is begun at {from} ms at the earliest",
-        release.delivery
+        "this purchase was fetched {} times; the next delivery of it is begun at {} at the earliest",
+        release.delivery,
+        Utc(from)
     );
     Err(Refusal::new(RefusalCode::LimitReached, detail).retry_after(from - now))
 }

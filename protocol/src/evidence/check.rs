@@ -16,6 +16,7 @@ use crate::signed::Signed;
 use crate::statement::Statement;
 use crate::ticket::{Endorsement, Lease, TransactionData, payment_commitment, remuneration_commitment};
 use crate::trust::{KeyPurpose, KeySet};
+use crate::utc::Utc;
 
 #[derive(Default)]
 struct Lines(Vec<Line>);
@@ -85,7 +86,8 @@ impl EvidencePack {
                     0 => String::new(),
                     n => format!("; {n} acknowledgements and completions had no room"),
                 };
-                format!("put together by the {:?} at {} ms{left}", self.about.by, self.about.at).to_lowercase()
+                let by = format!("{:?}", self.about.by).to_lowercase();
+                format!("put together by the {by} at {}{left}", Utc(self.about.at))
             },
             Ok(()),
         );
@@ -100,8 +102,13 @@ impl EvidencePack {
         });
         let claim = |data: Option<&TransactionData>| match data {
             Some(d) => format!(
-                "transaction {}: product {} (manifest {}) for client {}, sold by merchant {}, formed at {} ms",
-                d.transaction, d.product, d.manifest, d.client, d.merchant, d.formed_at
+                "transaction {}: product {} (manifest {}) for client {}, sold by merchant {}, formed at {}",
+                d.transaction,
+                d.product,
+                d.manifest,
+                d.client,
+                d.merchant,
+                Utc(d.formed_at)
             ),
             None => "the sale".to_owned(),
         };
@@ -126,20 +133,21 @@ impl EvidencePack {
 
 /// What a manager says of where a transaction stood.
 fn record(r: &DeliveryRecord) -> String {
-    let ms = |at: Option<u64>| at.map_or_else(|| "not by then".to_owned(), |at| format!("at {at} ms"));
+    let when = |at: Option<u64>| at.map_or_else(|| "not by then".to_owned(), |at| format!("at {}", Utc(at)));
     let mut claim = format!(
-        "as of {} ms, the order with digest {}: {}; released {}, first acknowledged {}, completed {}, closed {}",
-        r.at,
+        "as of {}, the order with digest {}: {}; released {}, first acknowledged {}, completed {}, closed {}",
+        Utc(r.at),
         r.order,
         r.state.as_str(),
-        ms(r.released_at),
-        ms(r.first_at),
-        ms(r.completed_at),
-        ms(r.closed_at)
+        when(r.released_at),
+        when(r.first_at),
+        when(r.completed_at),
+        when(r.closed_at)
     );
     if let Some(restored) = r.restored_at {
         claim.push_str(&format!(
-            "; the manager came back from a backup at {restored} ms: what is missing or later here may have come in before"
+            "; the manager came back from a backup at {}: what is missing or later here may have come in before",
+            Utc(restored)
         ));
     }
     claim
@@ -148,11 +156,13 @@ fn record(r: &DeliveryRecord) -> String {
 /// What a manager says not to have got.
 fn nothing(n: &super::NonDelivery) -> String {
     match n.restored_at {
-        None => format!("by {} ms no acknowledgement and no completion had come in", n.by),
+        None => format!("by {} no acknowledgement and no completion had come in", Utc(n.by)),
         Some(restored) => format!(
-            "from {restored} to {} ms no acknowledgement and no completion came in; the manager came back from a backup \
-             at {restored} ms, and of what came in before that nothing is said",
-            n.by
+            "from {} to {} no acknowledgement and no completion came in; the manager came back from a backup \
+             at {}, and of what came in before that nothing is said",
+            Utc(restored),
+            Utc(n.by),
+            Utc(restored)
         ),
     }
 }
@@ -192,7 +202,7 @@ impl Check<'_> {
             }
         });
         let claim = |e: Option<&Endorsement>| match e {
-            Some(e) => format!("the payment {} was authorised at {} ms", e.payment, e.authorised_at),
+            Some(e) => format!("the payment {} was authorised at {}", e.payment, Utc(e.authorised_at)),
             None => "the payment was authorised".to_owned(),
         };
         let endorsement = self.lines.add(Claimant::MerchantSigned, "endorsement", claim, found);
@@ -218,12 +228,12 @@ impl Check<'_> {
             let unnamed = found.as_ref().ok().and_then(|(lease, _)| self.vouchers.unnamed(signed, lease));
             let claim = |lease: Option<&Lease>| match lease {
                 Some(l) => format!(
-                    "delivery {} was released to client {} (generation {}) from {} to {} ms{}",
+                    "delivery {} was released to client {} (generation {}) from {} to {}{}",
                     l.delivery,
                     l.client,
                     l.generation,
-                    l.start,
-                    l.end,
+                    Utc(l.start),
+                    Utc(l.end),
                     unnamed.as_deref().unwrap_or_default()
                 ),
                 None => "a release".to_owned(),
@@ -362,7 +372,9 @@ pub fn check_statement_files(files: &[StatementFile], root: &PeerId) -> (Vec<Lin
                 Ok(statement)
             });
             let claim = |statement: Option<&Statement>| match statement {
-                Some(s) => format!("statement {} of seeder {}, {} to {} ms", s.number, s.seeder, s.from, s.until),
+                Some(s) => {
+                    format!("statement {} of seeder {}, {} to {}", s.number, s.seeder, Utc(s.from), Utc(s.until))
+                }
                 None => "a statement".to_owned(),
             };
             let section = format!("{place}statement {}", number + 1);

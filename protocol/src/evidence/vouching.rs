@@ -7,6 +7,7 @@ use super::{DeliveryRecord, EvidencePack};
 use crate::signed::{Document, Signed};
 use crate::ticket::Lease;
 use crate::trust::KeyPurpose;
+use crate::utc::Utc;
 
 /// What in a file vouches for its sale and its leases.
 #[derive(Default)]
@@ -57,10 +58,12 @@ impl Vouchers {
             return None;
         }
         let why = match record.restored_at.filter(|restored| lease.issued_at < *restored) {
-            Some(restored) => format!("the manager came back from a backup at {restored} ms and may have forgotten it"),
+            Some(restored) => {
+                format!("the manager came back from a backup at {} and may have forgotten it", Utc(restored))
+            }
             None => "another took its place, or it never was in the manager's books".to_owned(),
         };
-        Some(format!("; the delivery record as of {} ms does not name it: {why}", record.at))
+        Some(format!("; the delivery record as of {} does not name it: {why}", Utc(record.at)))
     }
 }
 

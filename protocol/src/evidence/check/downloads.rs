@@ -10,6 +10,7 @@ use crate::receipt::{Ack, Completion, DeliveryId};
 use crate::settling::Layout;
 use crate::signed::{Document, Signed};
 use crate::ticket::Lease;
+use crate::utc::Utc;
 
 impl Check<'_> {
     /// What is known of one peer.
@@ -69,12 +70,12 @@ impl Check<'_> {
             let bytes = |ack: &Ack| layout.map(|layout| layout.bytes(&ack.chunks));
             let claim = |found: Option<&(Ack, PeerId, String)>| match found {
                 Some((ack, _, who)) => format!(
-                    "{} chunks{} of delivery {} came from seeder {} by {} ms{who}",
+                    "{} chunks{} of delivery {} came from seeder {} by {}{who}",
                     ack.chunks.len(),
                     bytes(ack).map_or_else(String::new, |bytes| format!(" ({bytes} bytes)")),
                     ack.delivery.delivery,
                     ack.seeder,
-                    ack.at
+                    Utc(ack.at)
                 ),
                 None => "an acknowledgement".to_owned(),
             };
@@ -120,7 +121,7 @@ impl Check<'_> {
             });
             let claim = |found: Option<&(Completion, PeerId, String)>| match found {
                 Some((c, _, who)) => {
-                    format!("all of delivery {} was received and verified by {} ms{who}", c.delivery.delivery, c.at)
+                    format!("all of delivery {} was received and verified by {}{who}", c.delivery.delivery, Utc(c.at))
                 }
                 None => "a completion".to_owned(),
             };

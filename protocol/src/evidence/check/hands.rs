@@ -5,6 +5,7 @@ use super::{Changed, Check, Claimant};
 use crate::entitlement::{MAX_GENERATIONS, Move, Recovery};
 use crate::ids::PeerId;
 use crate::ticket::Lease;
+use crate::utc::Utc;
 
 /// A word as it stands in the file.
 enum Word<'a> {
@@ -84,17 +85,22 @@ impl Check<'_> {
             let designated = self.data.client;
             let claim = |found: Option<&Found>| match found {
                 Some(Found::Proven(c)) if c.recovered => {
-                    format!("the holder's key is lost; given to {} (generation {}) at {} ms", c.to, c.generation, c.at)
+                    format!(
+                        "the holder's key is lost; given to {} (generation {}) at {}",
+                        c.to,
+                        c.generation,
+                        Utc(c.at)
+                    )
                 }
                 Some(Found::Proven(c)) => {
                     let from = if c.by == designated { "the designated client".to_owned() } else { c.by.to_string() };
-                    format!("{from} gave it to {} (generation {}) at {} ms", c.to, c.generation, c.at)
+                    format!("{from} gave it to {} (generation {}) at {}", c.to, c.generation, Utc(c.at))
                 }
                 Some(Found::Unproven(c)) => format!(
-                    "{} signed at {} ms that {} is to have it (generation {}); that it was its to give is not proven: who \
+                    "{} signed at {} that {} is to have it (generation {}); that it was its to give is not proven: who \
                      had it in generation {} is not in the file",
                     c.by,
-                    c.at,
+                    Utc(c.at),
                     c.to,
                     c.generation,
                     c.generation.saturating_sub(1)
