@@ -26,8 +26,8 @@ const DAMAGED: &str = "the manager's record of this sale moved out and is damage
                        counts any more";
 
 /// Is it a receipt about nothing that this manager knows?
-pub(super) fn is_unknown(refusal: &Refusal) -> bool {
-    refusal.code == RefusalCode::BadReceipt && [UNKNOWN_DELIVERY, NO_ORDER].contains(&refusal.detail.as_str())
+pub(super) fn is_unknown(code: RefusalCode, reason: &str) -> bool {
+    code == RefusalCode::BadReceipt && [UNKNOWN_DELIVERY, NO_ORDER].contains(&reason)
 }
 
 /// A receipt whose signatures hold.

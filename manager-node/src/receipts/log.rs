@@ -133,10 +133,25 @@ fn line_of(note: &Note, delivery: Option<DeliveryId>, status: &Status) -> Receip
     let fate = match status {
         Status::Counted { .. } => ReceiptFate::Accepted,
         Status::Duplicate => ReceiptFate::Duplicate,
-        Status::Rejected(refusal) if check::is_unknown(refusal) => ReceiptFate::Unknown,
-        Status::Rejected(refusal) => ReceiptFate::Rejected { code: refusal.code, reason: refusal.detail.clone() },
+        Status::Rejected(refusal) => fate_of_rejected(refusal.code, &refusal.detail),
     };
     ReceiptLine { receipt: note.receipt, delivery, at: note.at, chunks: note.chunks, new_chunks: note.new_chunks, fate }
+}
+
+fn fate_of_rejected(code: RefusalCode, reason: &str) -> ReceiptFate {
+    match check::is_unknown(code, reason) {
+        true => ReceiptFate::Unknown,
+        false => ReceiptFate::Rejected { code, reason: reason.to_owned() },
+    }
+}
+
+/// By the name that the seeder's statement has for it.
+fn fate_of(note: &Note) -> ReceiptFate {
+    match &note.rejected {
+        Some((code, reason)) => fate_of_rejected(*code, reason),
+        None if note.new_chunks > 0 => ReceiptFate::Accepted,
+        None => ReceiptFate::Duplicate,
+    }
 }
 
 /// The newest notes, newest first: of all seeders, or what of one seeder was not counted.
@@ -151,14 +166,10 @@ pub(crate) fn to_json(txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> R
     let lines: Vec<Value> = notes
         .iter()
         .map(|note| {
-            let status = match &note.rejected {
-                Some(_) => "rejected",
-                None if note.new_chunks > 0 => "counted",
-                None => "duplicate",
-            };
+            let status = fate_of(note);
             json!({
                 "at": note.at, "seeder": note.seeder, "receipt": note.receipt, "transaction": note.transaction,
-                "delivery": note.delivery, "chunks": note.chunks, "new_chunks": note.new_chunks, "status": status,
+                "delivery": note.delivery, "chunks": note.chunks, "new_chunks": note.new_chunks, "status": status.as_str(),
                 "code": note.rejected.as_ref().map(|(code, _)| code.as_str()),
                 "reason": note.rejected.as_ref().map(|(_, reason)| reason),
             })

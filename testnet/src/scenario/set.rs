@@ -201,7 +201,7 @@ impl Set {
         let sold: Vec<String> = self.sold.iter().map(ToString::to_string).collect();
         for note in rows(&noted, "receipts") {
             let field = |name: &str| note.get(name).and_then(Value::as_str).unwrap_or_default();
-            if field("status") == "rejected" && sold.iter().any(|id| id == field("transaction")) {
+            if ["rejected", "unknown"].contains(&field("status")) && sold.iter().any(|id| id == field("transaction")) {
                 *receipts.rejected.entry(format!("{}: {}", field("code"), field("reason"))).or_default() += 1;
             }
         }
