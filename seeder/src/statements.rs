@@ -222,7 +222,7 @@ fn line(statement: &Statement) -> Value {
     json!({
         "number": statement.number, "from": statement.from, "until": statement.until,
         "accepted": totals.accepted, "duplicate": totals.duplicate, "capped": totals.capped,
-        "unknown": totals.unknown, "rejected": totals.rejected, "earnings": statement.earnings.len(),
+        "unknown": totals.unknown, "rejected": totals.rejected, "paid_deliveries": statement.earnings.len(),
         "balances": balances.collect::<Vec<_>>(),
     })
 }

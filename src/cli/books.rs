@@ -87,10 +87,8 @@ pub(crate) async fn statements(command: Statements, global: &Global) -> Result<E
             ask(&args.dir.path(), request, global, text).await
         }
         Statements::List(args) => {
-            let columns =
-                &["seeder", "number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
             let request = json!({"cmd": "statements", "seeder": args.seeder});
-            let text = |a: &Value| listed(a, "statements", columns);
+            let text = |a: &Value| statements_text(a, &["seeder"]);
             daemon::ask_all(&args.dir.path(), request, "statements", global, text).await
         }
         Statements::Export(args) => {
@@ -132,6 +130,25 @@ pub(crate) fn minor_amount(minor: i64, beside: &Value) -> String {
     let amount = Amount { minor: minor.unsigned_abs(), currency }.to_string();
     let number = amount.split(' ').next().unwrap_or_default();
     format!("{}{number}", if minor < 0 { "-" } else { "" })
+}
+
+/// Statements as a table, `first` columns before the others: receipts are counted, and pay is shown as money.
+pub(crate) fn statements_text(answer: &Value, first: &[&str]) -> String {
+    const COLUMNS: [&str; 9] =
+        ["number", "until", "accepted", "duplicate", "unknown", "rejected", "paid_deliveries", "capped", "credited"];
+    let mut shown = answer.clone();
+    let statements = shown.get_mut("statements").and_then(Value::as_array_mut);
+    for statement in statements.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let balances = statement.get("balances").and_then(Value::as_array);
+        let credited = |balance: &Value| {
+            let minor = balance.get("credited_minor").and_then(Value::as_i64).unwrap_or_default();
+            format!("{} {}", minor_amount(minor, balance), field(balance, "currency"))
+        };
+        let credited: Vec<String> = balances.into_iter().flatten().map(credited).collect();
+        let credited = (!credited.is_empty()).then(|| credited.join(", "));
+        statement.insert("credited".to_owned(), json!(credited));
+    }
+    listed(&shown, "statements", &[first, &COLUMNS].concat())
 }
 
 /// What a merchant has and may come to owe.
@@ -199,4 +216,23 @@ fn ledger_text(answer: &Value) -> String {
         left_out.unwrap_or_default(),
         trial.join("\n")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_statement_pays_is_shown_as_money() {
+        let balances = json!([
+            {"currency": "USD", "credited_minor": 240}, {"currency": "JPY", "credited_minor": 7},
+        ]);
+        let answer = json!({"statements": [
+            {"number": 1, "accepted": 24, "paid_deliveries": 2, "balances": balances}, {"number": 2, "balances": []},
+        ]});
+        let text = statements_text(&answer, &[]);
+        let ends: Vec<&str> = text.lines().map(|line| line.rsplit("  ").next().unwrap_or_default().trim()).collect();
+        assert_eq!(ends, ["credited", "2.40 USD, 7 JPY", "-"], "{text}");
+        assert!(!text.contains("earnings"), "{text}");
+    }
 }

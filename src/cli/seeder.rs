@@ -287,8 +287,7 @@ async fn statements(args: StatementsArgs, global: &Global) -> Result<ExitCode> {
         });
         return ask(&args.dir.path(), request, global, statements_written).await;
     }
-    let columns = &["number", "until", "accepted", "duplicate", "capped", "unknown", "rejected", "earnings"];
-    let mut text = listed(&answer, "statements", columns);
+    let mut text = super::books::statements_text(&answer, &[]);
     let (shown, total) = (output::rows(&answer, "statements").len() as u64, answer.get("total"));
     if let Some(total) = total.and_then(serde_json::Value::as_u64).filter(|total| *total > shown) {
         text.push_str(&format!("\nthe newest {shown} of {total}; -o FILE writes all"));

@@ -118,7 +118,7 @@ fn line(statement: &Statement) -> Value {
     json!({
         "seeder": statement.seeder, "number": statement.number, "from": statement.from, "until": statement.until,
         "accepted": totals.accepted, "duplicate": totals.duplicate, "capped": totals.capped,
-        "unknown": totals.unknown, "rejected": totals.rejected, "earnings": statement.earnings.len(),
+        "unknown": totals.unknown, "rejected": totals.rejected, "paid_deliveries": statement.earnings.len(),
         "balances": statement.balances.iter().map(|b| json!({
             "currency": b.currency, "before_minor": b.before, "credited_minor": b.credited, "paid_minor": b.paid,
             "after_minor": b.after, "carried_micros": micros(b.carried_after),
