@@ -181,6 +181,10 @@ pub(crate) struct ChangeRootArgs {
 /// A signature and a change are made at once where the root key is here; this is for the clock's steps and slow disks.
 const MARGIN_MS: u64 = 60_000;
 
+/// What a change of the root key without `--then` leaves behind.
+const NO_NEXT_ROOT: &str = "\nno next root key is named from now on: whoever gets hold of this one can hand the network \
+                            over to any key. Name one: willcall manager keys next-root KEY";
+
 /// Runs one command.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
     match command {
@@ -285,31 +289,14 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
         fields.insert("cmd".into(), json!("keys-prepare"));
         fields.insert("margin_ms".into(), json!(margin));
     }
+    let next_root = request.get("handover").and(request.get("next_root")).cloned();
     let mut prepared = call(dir, request).await?;
     let bytes: Vec<u8> = serde_json::from_value(prepared.get("request").cloned().unwrap_or_default())
         .context("the manager answered without a request")?;
     if let Some(fields) = prepared.as_object_mut() {
         fields.remove("request");
+        next_root.map(|key| fields.insert("next_root".into(), key));
     }
-    let changed = |prepared: &Value| {
-        let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
-        let lost = rows(prepared, "lost").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
-        let lost = if lost.is_empty() { lost } else { format!("\nreplaces, because they are not here: {lost}") };
-        let own = rows(prepared, "own").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
-        let own = match own.is_empty() {
-            true => own,
-            false => format!("\nnames keys of this manager that the network has not seen (void if stolen): {own}"),
-        };
-        let still = rows(prepared, "still_good").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
-        let still = match still.is_empty() {
-            true => still,
-            false => format!(
-                "\nreplaced before, and good for what they signed until their time is over: {still}; where they were stolen, \
-                 too: willcall manager keys revoke KEY"
-            ),
-        };
-        format!("new key {key}\nreplaces {replaced}{lost}{own}{still}")
-    };
     let in_force: Vec<u8> = serde_json::from_value(prepared.get("in_force").cloned().unwrap_or_default())
         .context("the manager answered without its key set")?;
     if let Some(fields) = prepared.as_object_mut() {
@@ -338,7 +325,44 @@ async fn change(dir: &Path, mut request: Value, root: &RootArgs, global: &Global
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a prepared change is about, for people.
+fn changed(prepared: &Value) -> String {
+    let (key, replaced) = (field(prepared, "key"), field(prepared, "replaced"));
+    let lost = rows(prepared, "lost").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    let lost = if lost.is_empty() { lost } else { format!("\nreplaces, because they are not here: {lost}") };
+    let own = rows(prepared, "own").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    let own = match own.is_empty() {
+        true => own,
+        false => format!("\nnames keys of this manager that the network has not seen (void if stolen): {own}"),
+    };
+    let still = rows(prepared, "still_good").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+    let still = match still.is_empty() {
+        true => still,
+        false => format!(
+            "\nreplaced before, and good for what they signed until their time is over: {still}; where they were stolen, \
+             too: willcall manager keys revoke KEY"
+        ),
+    };
+    let no_next = if prepared.get("next_root") == Some(&Value::Null) { NO_NEXT_ROOT } else { "" };
+    format!("new key {key}\nreplaces {replaced}{lost}{own}{still}{no_next}")
+}
+
 fn sign(request: &[u8], root_key: &Path) -> Result<Vec<u8>> {
     let passphrase = super::client::passphrase_of(root_key)?;
     Ok(manager_node::sign_key_set(request, root_key, passphrase.as_deref().map(String::as_str))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_the_root_key_that_names_no_next_one_says_so() {
+        let named = json!({"key": "b", "replaced": "a", "next_root": "c"});
+        assert_eq!(changed(&named), "new key b\nreplaces a");
+        let unnamed = changed(&json!({"key": "b", "replaced": "a", "next_root": null}));
+        assert!(unnamed.contains("no next root key is named") && unnamed.contains("keys next-root KEY"), "{unnamed}");
+        // Another change leaves the name as it is.
+        assert_eq!(changed(&json!({"key": "b", "replaced": "a"})), "new key b\nreplaces a");
+    }
 }

@@ -55,6 +55,7 @@ fn operators_change_keys_check_the_log_and_take_content_down() {
         args!["keys", "change-root", away.join("next-root.handover"), "--root-key", away.join("next-root.key")];
     let changed = network.of("manager", change).ok();
     assert_eq!(changed["replaced"], listed["root"]);
+    assert_eq!(changed.get("next_root"), Some(&Value::Null), "none was named: {changed}");
     let (_, goods) = bought.fetch(&network.path("out"));
     assert!(goods.exists());
     network.settled(&bought.transaction);
