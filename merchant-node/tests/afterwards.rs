@@ -9,7 +9,8 @@
 
 mod market;
 
-use market::{LIMIT, Market, Shop, body, eventually};
+use market::{Fault, LIMIT, Market, Shop, body, eventually};
+use protocol::RefusalCode;
 use protocol::api::TransactionState;
 use protocol::manifest::KeyPolicy;
 use serde_json::{Value, json};
@@ -227,6 +228,27 @@ async fn a_merchant_whose_certificate_was_revoked_says_so() {
     assert!(health.json()["reasons"][0].as_str().unwrap().starts_with("revoked: "), "{:?}", health.json());
     market.manager.revoke_merchant(false);
     eventually("the end of it", || async { (status().await["enrolled"] == true).then_some(()) }).await;
+    shop.stop().await;
+    market.manager.down().await;
+}
+
+#[tokio::test]
+async fn a_shop_that_is_refused_a_sale_as_revoked_knows_at_once_whether_it_is() {
+    let mut market = Market::new().await;
+    market.config.refresh_ms = 600_000;
+    let shop = market.open().await;
+    let code = shop.voucher(2 * 999).await;
+    let buy = body(&market.manager, "prepaid", &code);
+    let status = || async { shop.control(&market.dir, json!({ "cmd": "status" })).await.unwrap() };
+    // A product that was taken down is no word about the shop.
+    market.manager.fault(Fault::RefuseReserve(RefusalCode::Revoked));
+    assert_eq!(shop.post("product", &buy).await.error().1, "revoked");
+    assert_eq!((&status().await["enrolled"], shop.get("/health").await.status), (&json!(true), 200));
+    market.manager.revoke_merchant(true);
+    assert_eq!(shop.post("shop", &buy).await.error().1, "revoked");
+    let shown = status().await;
+    assert!(shown["enrolled"] == false && shown["revoked"].is_string(), "{shown}");
+    assert_eq!(shop.get("/health").await.status, 503);
     shop.stop().await;
     market.manager.down().await;
 }

@@ -255,7 +255,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "name": seeder.config.name,
         "network": seeder.network.id,
         "addresses": seeder.addresses(),
-        "enrolled": seeder.network.is_enrolled(),
+        "enrolled": seeder.network.is_enrolled() && !seeder.network.is_revoked(),
         "certificate_until": seeder.network.certificate_until(),
         "serving": serving.is_ok(),
         "not_serving_because": serving.err().map(|refusal| refusal.to_string()),

@@ -201,6 +201,11 @@ impl Network {
         self.view().certificate.is_some()
     }
 
+    /// The manager took it back, whatever the certificate says.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.view().revoked.has_peer(&self.me)
+    }
+
     /// The certificate that is here, good or not.
     pub(crate) fn held_certificate(&self) -> Option<Signed<SeederCert>> {
         self.view().certificate.as_ref().map(|(signed, _)| signed.clone())

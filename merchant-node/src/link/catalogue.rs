@@ -93,6 +93,12 @@ impl Link {
         }
     }
 
+    /// Asks again at once, a short while at most, after the manager refused a sale as revoked: that may be this merchant or
+    /// one product, and its answer to this tells which.
+    pub(crate) async fn refused_as_revoked(&self) {
+        self.look(FRESH_WAIT).await;
+    }
+
     /// Products after the given one.
     pub(crate) fn page(&self, after: Option<ProductId>, limit: usize) -> Vec<ProductInfo> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);

@@ -131,7 +131,12 @@ impl Shop {
             // It may have answered each time, and said why not yet.
             Err(AskError::Away(why)) if too_late => return Ok(order.failing(Stage::Expired, put_off(&why)).into()),
             Err(_) if too_late => return Ok(order.failing(Stage::Expired, late()).into()),
-            Err(error) => return self.refused(order, error),
+            Err(error) => {
+                if matches!(&error, AskError::Refused(refusal) if refusal.code == RefusalCode::Revoked) {
+                    self.link.refused_as_revoked().await;
+                }
+                return self.refused(order, error);
+            }
         };
         let me = self.me();
         let checked = self.with_trust(|trust, now| verify::reserved(&data, &order, me, trust, now)).await?;

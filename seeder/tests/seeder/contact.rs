@@ -78,6 +78,7 @@ async fn a_revoked_seeder_serves_nobody_and_says_why() {
     }
     let status = seeder.status().unwrap();
     assert!(status["not_serving_because"].as_str().unwrap().contains("revoked"), "{status}");
+    assert_eq!(status["enrolled"], false, "{status}");
     stop(seeder).await;
 }
 
