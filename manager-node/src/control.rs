@@ -278,12 +278,14 @@ fn seeders(ctx: &Context, args: &PageArgs<PeerId>) -> Result<Value, ControlError
         let looked = ctx.db.read(|txn| Ok::<_, StoreError>((audit_fetch::failure(txn, &peer)?, here(txn)?)));
         let (failure, here) = looked.map_err(failed)?;
         let clock = ctx.registry.clock_of(&peer, now);
-        let trouble = match &failure {
-            _ if clock.is_off() => Some(format!("its clock is {clock}: it refuses everybody until it is set")),
-            Some(_) => Some(
+        let trouble = match (clock.refused_by_it(), &failure) {
+            (Some(refused), _) => {
+                Some(format!("its clock is {clock}: it refuses {refused}, and no new ticket names it until it is set"))
+            }
+            (None, Some(_)) => Some(
                 "it did not send a content that it reports, or something else: out until it passes an audit".to_owned(),
             ),
-            None => None,
+            (None, None) => None,
         };
         lines.push(json!({
             "peer": peer,

@@ -238,7 +238,7 @@ impl Registry {
         Ok(sources)
     }
 
-    /// A seeder's clock by its last report since the start: one that is off refuses everybody.
+    /// A seeder's clock by its last report since the start: one that is off refuses what is good.
     pub(crate) fn clock_of(&self, peer: &PeerId, now: u64) -> ClockState {
         self.clock_by(peer, self.right_time(now))
     }

@@ -217,11 +217,19 @@ mod tests {
         assert!(!is_source(&shop, wrong) && is_source(&shop, other));
         let row = shown(&shop, wrong).await;
         assert_eq!((&row["here"], &row["clock"]["state"]), (&json!(false), &json!("off")), "{row}");
-        assert!(row["trouble"].as_str().unwrap().contains("2 hours behind"), "{row}");
+        let trouble = row["trouble"].as_str().unwrap();
+        assert!(trouble.contains("2 hours behind") && trouble.contains("made within that time"), "{row}");
         // Three copies there are to be, and two count.
         report(&shop, empty, said(&shop, false)).await;
         assert!(wants(&shop, empty) && !wants(&shop, wrong));
         assert_eq!(release(&shop, leaves, false).await, 0);
+
+        // One that is ahead goes on to serve what lasts longer: it is not said to refuse everybody.
+        let early = SeederReport { now: now_ms() + 2 * HOURS, ..said(&shop, true) };
+        report(&shop, wrong, early).await;
+        let row = shown(&shop, wrong).await;
+        let trouble = row["trouble"].as_str().unwrap();
+        assert!(trouble.contains("2 hours ahead") && trouble.contains("end within that time"), "{row}");
 
         // Within the grace, as ever.
         let early = SeederReport { now: now_ms() + HOURS / 10, ..said(&shop, true) };

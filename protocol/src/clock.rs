@@ -48,6 +48,17 @@ impl ClockState {
         }
     }
 
+    /// What a seeder with such a clock refuses that is good, where it is off: the ticket's time is looked at by that clock.
+    pub const fn refused_by_it(self) -> Option<&'static str> {
+        match self {
+            ClockState::Unknown | ClockState::Good => None,
+            ClockState::Behind(_) => Some("tickets that were made within that time"),
+            ClockState::Ahead(_) => {
+                Some("tickets that end within that time, and those of products with a shorter staleness")
+            }
+        }
+    }
+
     /// It is known to be wrong.
     pub fn is_off(self) -> bool {
         self.off_by_ms().is_some()
@@ -106,6 +117,9 @@ mod tests {
         assert_eq!(state(110 * MINUTE + 1, 100 * MINUTE), ClockState::Ahead(10 * MINUTE + 1));
         assert_eq!(state(0, u64::MAX).off_by_ms(), Some(-i64::MAX));
         assert!(!ClockState::Unknown.is_off());
+        for state in [ClockState::Unknown, ClockState::Good, ClockState::Behind(1), ClockState::Ahead(1)] {
+            assert_eq!(state.refused_by_it().is_some(), state.is_off(), "{state}");
+        }
         assert_eq!(ClockState::default().as_str(), "unknown");
     }
 

@@ -34,7 +34,7 @@ use crate::context::Seeder;
 use crate::denied::DenyError;
 use crate::room::Usage;
 use crate::tables::{DUE, LINES};
-use crate::{drain, heads, outbox, reach, scrub, statements};
+use crate::{drain, heads, network, outbox, reach, scrub, statements};
 
 /// Most receipts in one answer.
 const MAX_RECEIPTS: u64 = 1000;
@@ -249,6 +249,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
     let heartbeat = seeder.network.heartbeat();
     let (deliveries, max) = seeder.deliveries.load();
     let room = seeder.room();
+    let clock = seeder.network.clock(now);
     Ok(json!({
         "role": "seeder",
         "peer": seeder.peer,
@@ -265,7 +266,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
         "revocation_epoch": seeder.network.revoked().number(),
         "fork": seeder.network.fork(),
         "acquaintances": seeder.acquaintances.count(),
-        "clock": clock_json(seeder.network.clock(now)),
+        "clock": clock_json(clock),
         "contents": contents,
         "damaged_contents": damaged,
         "capacity_bytes": seeder.config.capacity,
@@ -294,6 +295,7 @@ pub(crate) fn status(seeder: &Seeder) -> Result<Value, StoreError> {
             "receipts": seeder.notes.receipts.get(),
             "announcing": seeder.notes.announcing.get(),
             "connections": seeder.node.turned_away(),
+            "clock": network::clock_trouble(clock),
         },
     }))
 }

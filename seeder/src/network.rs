@@ -189,8 +189,10 @@ impl Network {
         let trust = self.known_trust()?;
         let heartbeat = trust.open(heartbeat, KeyPurpose::Revocation, |h| h.at, heartbeat.peek()?.at)?;
         let state = ClockState::compare(now, heartbeat.at, trust.grace_ms().max(CLOCK_NOISE_MS));
-        if state.is_off() && !self.clock(now).is_off() {
-            tracing::error!("this machine's clock is {state} by the manager's: good tickets are refused here");
+        if !self.clock(now).is_off()
+            && let Some(trouble) = clock_trouble(state)
+        {
+            tracing::error!("{trouble}");
         }
         self.view.write().unwrap_or_else(PoisonError::into_inner).clock = Some((state, now));
         Ok((state, heartbeat))
@@ -476,6 +478,15 @@ pub(crate) fn epochs_from(db: &Db, from: u64) -> Result<Vec<Signed<RevocationEpo
     let mut page = EpochsPage::default();
     db.read(|txn| EPOCHS.scan::<StoreError>(txn, from.., |_, epoch| Ok(page.add(epoch))))?;
     Ok(page.into_epochs())
+}
+
+/// What follows from this machine's clock, where it is off.
+pub(crate) fn clock_trouble(clock: ClockState) -> Option<String> {
+    let refused = clock.refused_by_it()?;
+    Some(format!(
+        "this machine's clock is {clock} by the manager's: {refused} are refused here, and no new ticket names this \
+         seeder; set it"
+    ))
 }
 
 fn not_enrolled(why: impl Into<String>) -> Refusal {

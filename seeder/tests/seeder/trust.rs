@@ -182,6 +182,7 @@ async fn a_clock_is_good_off_or_unknown_and_an_unreachable_manager_makes_it_neit
     let status = eventually("the clock being compared", off).await;
     assert_eq!(status["clock"]["text"], "12 minutes behind", "{status}");
     assert!(status["clock"]["off_by_ms"].as_i64().unwrap() < -11 * 60_000, "{status}");
+    assert!(status["trouble"]["clock"].as_str().unwrap().contains("made within that time"), "{status}");
     // Revocations are heard all the same.
     world.office.revoke(Revocations { contents: vec![goods.manifest.content], ..Revocations::default() });
     world.manager.nudge(&seeder.peer_addrs()).await;
@@ -191,6 +192,7 @@ async fn a_clock_is_good_off_or_unknown_and_an_unreachable_manager_makes_it_neit
     world.office.says.lock().unwrap().clock_ahead_ms = 0;
     world.manager.nudge(&seeder.peer_addrs()).await;
     eventually("the clock being good again", || async { (state(&seeder) == "good").then_some(()) }).await;
+    assert_eq!(seeder.status().unwrap()["trouble"]["clock"], Value::Null);
     stop(seeder).await;
 }
 
