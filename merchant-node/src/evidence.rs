@@ -19,6 +19,8 @@ pub(crate) async fn export(shop: &Shop, order: &Order, path: &Path) -> Result<Va
         return Err(ControlError::new("malformed", "the path of the file must be absolute"));
     }
     let (pack, manager) = gather(shop, order).await?;
+    // The manager vouches for what a key signed that was revoked since; without its part a file may prove nothing at all.
+    let proves_nothing = manager.is_some() && pack.verify(&shop.link.join().root).facts.transaction.is_none();
     let (bytes, place) = (pack.to_bytes(), path.to_owned());
     let length = bytes.len();
     let written = tokio::task::spawn_blocking(move || write(place, &bytes)).await;
@@ -27,6 +29,7 @@ pub(crate) async fn export(shop: &Shop, order: &Order, path: &Path) -> Result<Va
     Ok(json!({
         "path": path, "bytes": length, "order": order.id, "transaction": order.transaction(),
         "acknowledgements": pack.acks.len(), "completions": pack.completions.len(), "manager_missing_because": manager,
+        "proves_nothing": proves_nothing,
     }))
 }
 

@@ -158,7 +158,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Evidence(args) => {
             let path = super::new_file::new_place(&args.output)?;
             let request = json!({"cmd": "evidence", "order": args.order, "path": path});
-            ask(&args.dir.path(), request, global, page).await
+            ask(&args.dir.path(), request, global, evidence).await
         }
         Command::Recover(args) => {
             let request = json!({"cmd": "recover", "order": args.order, "to": args.to});
@@ -175,6 +175,18 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
             ask(&args.dir.path(), request, global, |a| format!("stage: {}", field(a, "stage"))).await
         }
     }
+}
+
+/// What was written, and that it is of no use where that is so.
+fn evidence(answer: &Value) -> String {
+    let mut text = page(answer);
+    if answer.get("proves_nothing") == Some(&Value::Bool(true)) {
+        text.push_str(
+            "\n\nPROVES NOTHING: nothing in the file holds under the network's present keys, and the manager, which vouches \
+             for what a revoked key signed, gave no part of its own; ask again once it can be reached",
+        );
+    }
+    text
 }
 
 fn init(args: InitArgs, global: &Global) -> Result<ExitCode> {

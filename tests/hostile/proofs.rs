@@ -275,6 +275,7 @@ fn a_clients_own_evidence_is_proven_again_by_a_newer_lease_after_the_ticket_key_
     network.assert_books();
 
     // Without the manager there is none: the file is written, and says so.
+    let order = text(&network.settled(&bought[1].transaction), "order");
     drop(network.daemons.remove("manager"));
     let file = network.path("two.evidence");
     let ask = args!["evidence", &bought[1].transaction, "-o", &file, "--home", &bought[1].home];
@@ -282,4 +283,12 @@ fn a_clients_own_evidence_is_proven_again_by_a_newer_lease_after_the_ticket_key_
     assert!(said.status.success() && said.stdout.contains("NOT RENEWED"), "{} {}", said.stdout, said.stderr);
     let judged = arbiter.judge("verify-evidence", &fs::read(&file).unwrap());
     assert!(!judged.status.success() && judged.json()["facts"]["released"].is_null(), "{}", judged.stdout);
+    // Nor is there anything that vouches for the shop's.
+    let file = network.path("shop.evidence");
+    let said = network.of("merchant", args!["evidence", &order, "-o", &file]).ok();
+    assert!(said["proves_nothing"] == true && said["manager_missing_because"].is_string(), "{said}");
+    assert!(!arbiter.judge("verify-evidence", &fs::read(&file).unwrap()).status.success());
+    let file = network.path("shop-again.evidence");
+    let said = run_plain(args!["merchant", "evidence", &order, "-o", &file, "--dir", network.path("merchant")]);
+    assert!(said.status.success() && said.stdout.contains("PROVES NOTHING"), "{} {}", said.stdout, said.stderr);
 }
