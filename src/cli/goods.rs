@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::daemon::{call, call_all};
-use super::facts::{listed, money};
+use super::facts::{listed, money, page};
 use super::manager::DirArgs;
 use super::output::{self, Answer, field};
 
@@ -125,4 +125,27 @@ pub(crate) fn void(void: Option<&Value>) -> String {
         ));
     }
     text
+}
+
+/// One product. What its staleness means is not seen by the number alone.
+pub(super) fn product(answer: &Value) -> String {
+    let mut text = page(answer);
+    if answer.get("staleness_ms").and_then(Value::as_u64).is_some_and(|ms| ms > 0) {
+        text.push_str(
+            "\n\na seeder refuses its tickets once it has not heard from the manager for the staleness and its own clock \
+             grace (clock-grace-ms, 10 minutes unless set) together",
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staleness_is_shown_with_the_grace_that_comes_on_top() {
+        assert!(product(&json!({"staleness_ms": 12_000})).contains("clock-grace-ms"));
+        assert!(!product(&json!({"staleness_ms": 0})).contains("clock-grace-ms"));
+    }
 }

@@ -150,7 +150,8 @@ pub(crate) struct PublishArgs {
     /// Print nothing but the product id
     #[arg(long)]
     id_only: bool,
-    /// Seeders that have not heard from the manager for longer than this refuse tickets, e.g. 1h [default: never]
+    /// Seeders that have not heard from the manager for longer than this and their clock grace (10 minutes unless set)
+    /// refuse tickets, e.g. 1h [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     staleness: Option<u64>,
 }
@@ -326,7 +327,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<ExitCode> {
         Command::Products(dir) => goods::products(&dir, global).await,
         Command::Republish(args) => goods::republish(args, global).await,
         Command::Product(args) => {
-            ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, page).await
+            ask(&args.dir.path(), json!({"cmd": "product", "id": args.product}), global, goods::product).await
         }
         Command::Merchants(dir) => {
             let columns = &["peer", "name", "enrolled_at", "until", "revoked"];
