@@ -311,7 +311,7 @@ fn one(ctx: &Context, txn: &impl Txn, id: TransactionId) -> Result<Value, SaleEr
     });
     if let Some(fields) = value.as_object_mut() {
         fields.insert("manifest".to_owned(), json!(data.manifest));
-        fields.insert("expires_at".to_owned(), json!(sale.expires_at));
+        fields.insert("reservation_expires_at".to_owned(), json!(sale.expires_at));
         fields.insert("release".to_owned(), json!(release));
         fields.insert("deliveries".to_owned(), json!(lines));
         fields.insert("moves".to_owned(), json!(moves(txn, id)?));
