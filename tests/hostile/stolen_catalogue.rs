@@ -82,6 +82,11 @@ fn a_stolen_catalogue_key_stops_sales_until_the_products_are_signed_again() {
         same(&file, &goods);
         network.settled(&bought.transaction);
     }
+    // What was delivered under the old name is fetched no more, and no further delivery is opened for trying.
+    let failed = run(regular.fetching(&network.path("regular-goods-again")));
+    assert_eq!(failed.json()["error"]["cause"], "content-void", "{} {}", failed.stdout, failed.stderr);
+    let opened = network.transaction(&regular.transaction)["deliveries"].as_array().unwrap().len();
+    assert_eq!(opened, 1, "{}", network.transaction(&regular.transaction));
     network.assert_books();
 }
 

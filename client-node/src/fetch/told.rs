@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use delivery::Content;
-use protocol::Signed;
 use protocol::cipher::ContentSecret;
-use protocol::manifest::KeyPolicy;
+use protocol::manifest::{KeyPolicy, Manifest};
 use protocol::receipt::Completion;
+use protocol::trust::KeyPurpose;
+use protocol::{Refusal, RefusalCode, Signed};
 use store::Step;
 
 use super::key::{complete, complete_for_key, open_grant};
@@ -30,6 +31,10 @@ impl Run<'_> {
         if !known.reported && !self.reports_late(checked, known.completion).await? {
             return Ok(());
         }
+        // Of what nobody can fetch any more a further delivery is of no use, and there are only so many.
+        if let Some(refusal) = self.delivered_void(checked, known.manifest) {
+            return Err(FetchError::ContentVoid(refusal));
+        }
         let renewed = tokio::select! {
             renewed = ticket::try_renew(self.home, self.link, checked) => renewed,
             () = self.cancel.cancelled() => return Err(FetchError::Cancelled),
@@ -42,6 +47,21 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// [`Run::content_void`], also where nothing but the manifest is kept of what was delivered.
+    fn delivered_void(&self, checked: &Checked, kept: Option<Signed<Manifest>>) -> Option<Refusal> {
+        if self.store.get(&checked.manifest).is_some() {
+            return self.content_void(checked);
+        }
+        let signed = kept.filter(|signed| signed.digest() == checked.manifest)?;
+        let published_at = signed.peek().ok()?.published_at;
+        let trust = self.link.known_trust().unwrap_or_else(|| Arc::clone(&checked.trust));
+        let good = trust.still_good(&signed.signer(), KeyPurpose::Catalogue, published_at, now_ms());
+        good.err().map(|refusal| {
+            let detail = format!("the product's manifest is void: {}", refusal.detail);
+            Refusal::new(RefusalCode::KeyRetired, detail)
+        })
     }
 
     /// The manager was away when the last download was complete: it hears of that first, or it would take what comes again
