@@ -126,6 +126,12 @@ impl Context {
         Some(format!("{}: they would refuse its tickets; set the clock", Held::Ahead(by)))
     }
 
+    /// The same of what it closes, gives back and lets expire.
+    pub(crate) fn clock_stops_closing(&self) -> Option<String> {
+        let held = self.clock_trouble(now_ms())?;
+        Some(format!("{held}: nothing is closed, given back or expired for now"))
+    }
+
     /// # Errors
     /// `overloaded` while the clock is ahead of most seeders', who would refuse each ticket as one that has not begun.
     pub(crate) fn clock_lets_sell(&self) -> Result<(), Refusal> {

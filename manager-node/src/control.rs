@@ -114,7 +114,11 @@ fn status(ctx: &Context) -> Result<Value, ControlError> {
         "origin": ctx.registry.origin(),
         "key_set_version": trust.key_set().version,
         "keys_missing": ctx.keys.missing().into_iter().map(purpose_name).collect::<Vec<_>>(),
-        "trouble": ctx.keys_trouble().or_else(|| ctx.recall_trouble()).or_else(|| ctx.clock_stops_sales()),
+        "trouble": ctx
+            .keys_trouble()
+            .or_else(|| ctx.recall_trouble())
+            .or_else(|| ctx.clock_stops_sales())
+            .or_else(|| ctx.clock_stops_closing()),
         "epoch": ctx.revocations.number(),
         "restore": ctx.restore,
         "clock": ctx.registry.clocks.to_json(now_ms(), ctx.config.clock_grace_ms),

@@ -52,9 +52,11 @@ pub(crate) fn contradiction(db: &Db, heartbeat: &Heartbeat) -> Result<Option<Str
         return Ok(None);
     }
     Ok(match now.number.cmp(&before.number) {
-        std::cmp::Ordering::Less => {
-            Some(format!("the manager's audit log went back from entry {} to {}", before.number, now.number))
-        }
+        std::cmp::Ordering::Less => Some(format!(
+            "the manager's audit log went back from entry {} to {}: if its folder was put back from a copy, its \
+                 operator has to stop it and run `willcall manager restored`",
+            before.number, now.number
+        )),
         std::cmp::Ordering::Equal if now.digest != before.digest => {
             Some(format!("the manager names two different entries {} of its audit log", now.number))
         }

@@ -152,7 +152,7 @@ async fn what_the_manager_said_of_its_log_is_kept_and_a_log_that_goes_back_is_to
     world.office.says.lock().unwrap().audit = head(5, 5);
     world.manager.nudge(&seeder.peer_addrs()).await;
     let fork = || async { seeder.status().unwrap()["fork"].as_str().map(str::to_owned) };
-    assert!(eventually("the fork being told", fork).await.contains("went back from entry 7 to 5"));
+    assert!(eventually("the fork being told", fork).await.contains("went back from entry 7 to 5: "));
     stop(seeder).await;
 }
 

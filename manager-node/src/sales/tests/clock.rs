@@ -47,7 +47,10 @@ async fn a_clock_that_jumps_while_the_manager_runs_closes_nothing_and_gives_noth
 
     // A clock that stays there is believed, and what is due by it is given back.
     assert_eq!(round(&shop, &mut watch, 2 * HOUR, 2 * HOUR).await, None);
+    let trouble = async || shop.running.control(json!({"cmd": "status"})).await.unwrap()["trouble"].to_string();
+    assert_eq!(trouble().await, "null");
     assert!(matches!(round(&shop, &mut watch, 40 * DAY, 3 * HOUR).await, Some(Held::Jumped(_))));
+    assert!(trouble().await.contains("nothing is closed"), "{}", trouble().await);
     assert_eq!(shop.state(other), TransactionState::Released);
     assert_eq!(round(&shop, &mut watch, 40 * DAY + HOUR, 4 * HOUR).await, None);
     assert_eq!(shop.state(other), TransactionState::Refunded);
