@@ -111,6 +111,10 @@ struct Sim {
     /// The client is at a chunk; whose turn is next.
     reading: bool,
     turn: usize,
+    /// Chunks on their way that the client has memory for; whoever begins one beyond that waits, one after the other.
+    memory: Option<usize>,
+    holding: BTreeSet<usize>,
+    queue: VecDeque<usize>,
 }
 
 /// A client that reads no faster than it may: the seeders in turn. What it has not read yet fills the buffers on the way,
@@ -161,6 +165,36 @@ impl Sim {
             busiest: 0,
             reading: false,
             turn: 0,
+            memory: None,
+            holding: BTreeSet::new(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// As a client does: what is not whole yet lies in memory, which is bounded.
+    fn with_memory(self, chunks: usize) -> Self {
+        Sim { memory: Some(chunks), ..self }
+    }
+
+    fn memory_is_free(&self) -> bool {
+        self.memory.is_none_or(|memory| self.holding.len() < memory)
+    }
+
+    fn has_memory(&mut self, n: usize) -> bool {
+        if self.memory_is_free() {
+            return self.holding.insert(n);
+        }
+        if !self.queue.contains(&n) {
+            self.queue.push_back(n);
+        }
+        false
+    }
+
+    fn give_memory_back(&mut self, n: usize) {
+        self.holding.remove(&n);
+        while self.memory_is_free() {
+            let Some(next) = self.queue.pop_front() else { return };
+            self.send_next(next);
         }
     }
 
@@ -194,7 +228,9 @@ impl Sim {
                 continue;
             }
             self.scheduler.heard(&peer(n), self.now);
-            rate += u64::from(CHUNK) * 1000 / self.lines[n].chunk_ms;
+            if !self.queue.contains(&n) {
+                rate += u64::from(CHUNK) * 1000 / self.lines[n].chunk_ms;
+            }
         }
         if let Some(limit) = self.limit {
             rate = rate.min(u64::from(CHUNK) * 1000 / limit.chunk_ms);
@@ -207,12 +243,14 @@ impl Sim {
         if let Some(crowd) = &mut self.crowd {
             let (rate, idle) = ((busy > 0).then_some(rate), self.scheduler.has_idle());
             self.slow = crowd.is_slow(rate, busy);
-            self.scheduler.limit_busy(crowd.room(rate, busy, idle, self.now));
+            let room = crowd.room(rate, busy, idle, self.now);
+            let untried = if self.slow { self.scheduler.untried() } else { 0 };
+            self.scheduler.limit_busy(self.memory.map_or(room, |memory| room.within(memory, untried)));
         }
     }
 
     fn is_sending(&self, n: usize) -> bool {
-        self.remotes[n].sending || self.remotes[n].unread > 0
+        self.remotes[n].sending || self.remotes[n].unread > 0 || self.queue.contains(&n)
     }
 
     fn limited(self, limit: Limit) -> Self {
@@ -236,22 +274,28 @@ impl Sim {
         (remote.queue, remote.sending, remote.unread) = (ChunkSet::new(), false, 0);
         remote.in_flight.clear();
         remote.landed.clear();
+        self.queue.retain(|waiting| *waiting != n);
+        self.give_memory_back(n);
         let random = self.random.below(1 << 32) as u32;
         self.scheduler.lost(&peer(n), loss, self.now, random);
     }
 
     /// The seeder puts the next chunk on the line: the lowest wanted first, as the serving machine does.
     fn send_next(&mut self, n: usize) {
-        let line = &self.lines[n];
-        let hung = self.now >= NOW.saturating_add(line.hangs_at);
+        let hung = self.now >= NOW.saturating_add(self.lines[n].hangs_at);
         let remote = &mut self.remotes[n];
         if remote.sending || hung || self.limit.is_some_and(|limit| remote.unread >= limit.buffer) {
             return;
         }
         let Some(chunk) = remote.queue.first() else { return };
+        if self.holding.contains(&n) || !self.has_memory(n) {
+            return;
+        }
+        let remote = &mut self.remotes[n];
         remote.queue.remove(chunk);
         remote.sending = true;
         self.sent += 1;
+        let line = &self.lines[n];
         let (chunk_ms, latency) = (line.chunk_ms * (100 - line.uneven) / 100, line.latency);
         let chunk_ms = (chunk_ms + self.random.below(line.chunk_ms * line.uneven / 50 + 1)).max(1);
         let breaks = self.random.below(100) < line.breaks;
@@ -307,6 +351,7 @@ impl Sim {
             }
             Event::Free => {
                 (self.remotes[n].sending, self.remotes[n].sent_at) = (false, self.now);
+                self.give_memory_back(n);
                 self.send_next(n);
             }
             Event::Cancelled(chunks) => {
@@ -494,6 +539,21 @@ fn a_fast_seeder_is_found_although_slow_ones_took_all_places_first() {
         let outcome = Sim::new(2000, lines, 7).crowded().with_places(16, 30_000).run();
         println!("{rate:>4}  {:>7.1}", outcome.ms as f64 / 1000.0);
         assert!(outcome.complete && outcome.ms < 20 * 60_000, "slow ones of {rate} kB/s: {outcome:?}");
+    }
+}
+
+/// The same where a client's memory is full of what the slow ones send: the fast one would bring a chunk for each of theirs.
+#[test]
+fn a_fast_seeder_is_found_although_slow_ones_fill_all_memory() {
+    println!("first  kB/s   took s");
+    for (before, minutes) in [(16, 15), (31, 35)] {
+        for rate in [10, 20, 30] {
+            let slow = Line::new(u64::from(CHUNK) / rate, whole(4000));
+            let lines = [vec![slow; before], vec![Line::new(100, whole(4000))]].concat();
+            let outcome = Sim::new(4000, lines, 7).crowded().with_places(16, 30_000).with_memory(16).run();
+            println!("{before:>5}  {rate:>4}  {:>7.1}", outcome.ms as f64 / 1000.0);
+            assert!(outcome.complete && outcome.ms < minutes * 60_000, "{before} of {rate} kB/s: {outcome:?}");
+        }
     }
 }
 

@@ -12,6 +12,8 @@ const UNIT: usize = protocol::manifest::MIN_CHUNK_SIZE as usize;
 #[derive(Clone, Debug)]
 pub(super) struct Buffers {
     permits: Arc<Semaphore>,
+    /// As many permits there are, taken or free.
+    units: usize,
     free: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
@@ -21,7 +23,13 @@ impl Buffers {
         let least = 2 * protocol::manifest::MAX_CHUNK_SIZE as usize;
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).max(least);
         let units = (bytes / UNIT).min(Semaphore::MAX_PERMITS);
-        Buffers { permits: Arc::new(Semaphore::new(units)), free: Arc::default() }
+        Buffers { permits: Arc::new(Semaphore::new(units)), units, free: Arc::default() }
+    }
+
+    /// So many chunks of this size there is room for at once.
+    pub(super) fn fits(&self, chunk_size: u32) -> usize {
+        let each = (chunk_size as usize).div_ceil(UNIT).max(1);
+        self.units / each
     }
 
     /// A buffer of `len` bytes, at most a chunk, with anything in it; waits until there is room.

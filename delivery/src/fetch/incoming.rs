@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use node::{FrameError, Stream, read_message};
 use protocol::deliver::SeederMessage;
@@ -12,6 +13,9 @@ use tokio::sync::mpsc;
 use super::buffers::{Buffer, Buffers};
 use crate::clock::running_ms;
 use crate::pace::Pacing;
+
+/// Whoever waits for our own memory is not taken for silent: that is said so often.
+const WAITS: Duration = Duration::from_millis(250);
 
 /// What came from a seeder.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ impl Pulse {
     }
 
     /// A step begins that is given up after this time.
-    pub(super) fn wait_for(&self, limit: std::time::Duration) {
+    pub(super) fn wait_for(&self, limit: Duration) {
         self.until.store(running_ms().saturating_add(millis(limit)), Ordering::Relaxed);
     }
 }
@@ -96,7 +100,7 @@ async fn read_one(
     if length > pulse.longest_chunk.load(Ordering::Relaxed) {
         return Err(format!("the seeder announced a chunk of {length} bytes"));
     }
-    let mut buffer = buffers.get(length as usize).await.ok_or("stopping")?;
+    let mut buffer = room_for(length as usize, buffers, pulse).await.ok_or("stopping")?;
     let mut rest = buffer.bytes_mut();
     while !rest.is_empty() {
         let piece = rest.len().min(pacing.piece());
@@ -119,6 +123,70 @@ async fn read_one(
     Ok(Incoming::Chunk { index, length, buffer })
 }
 
-pub(super) fn millis(duration: std::time::Duration) -> u64 {
+/// A buffer for the chunk that comes next. Until there is one, it is our own limit that makes us wait.
+async fn room_for(length: usize, buffers: &Buffers, pulse: &Pulse) -> Option<Buffer> {
+    let mut buffer = std::pin::pin!(buffers.get(length));
+    loop {
+        tokio::select! {
+            biased;
+            buffer = &mut buffer => return buffer,
+            () = tokio::time::sleep(WAITS) => pulse.beat(running_ms()),
+        }
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use node::{Protocol, write_message};
+    use protocol::Keypair;
+    use protocol::manifest::MAX_CHUNK_SIZE;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Longer than anything here takes on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn whoever_waits_for_our_memory_is_not_taken_for_silent() {
+        let buffers = Buffers::new(0);
+        let whole = MAX_CHUNK_SIZE as usize;
+        let first = buffers.get(whole).await.unwrap();
+        let _second = buffers.get(whole).await.unwrap();
+        let [me, seeder] = [1, 2].map(|n| Keypair::from_seed(&[n; 32]).peer_id());
+        let (ours, theirs) = Stream::pair(me, seeder, Protocol::new(protocol::deliver::PROTOCOL));
+        let (reader, _writer) = tokio::io::split(ours);
+        let (pulse, (to, mut from)) = (Arc::new(Pulse::default()), mpsc::channel(1));
+        pulse.longest_chunk.store(MAX_CHUNK_SIZE, Ordering::Relaxed);
+        let reading = read_all(reader, buffers.clone(), Pacing::default(), Arc::clone(&pulse), to);
+        let reading = tokio::spawn(reading);
+        let (_, mut seeder) = tokio::io::split(theirs);
+        write_message(&mut seeder, &SeederMessage::Chunk { index: 7, length: MAX_CHUNK_SIZE }).await.unwrap();
+
+        let heard = async {
+            while pulse.last_of_chunk.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, heard).await.unwrap();
+        assert_eq!(pulse.read.load(Ordering::Relaxed), 0);
+        drop(first);
+        let bytes = vec![3; whole];
+        let (sent, came) = tokio::join!(seeder.write_all(&bytes), tokio::time::timeout(LIMIT, from.recv()));
+        sent.unwrap();
+        assert!(matches!(came.unwrap().unwrap(), Incoming::Chunk { index: 7, length: MAX_CHUNK_SIZE, .. }));
+        reading.abort();
+    }
+
+    #[test]
+    fn as_many_chunks_fit_as_there_is_memory_for() {
+        let buffers = Buffers::new(64 << 20);
+        assert_eq!((buffers.fits(MAX_CHUNK_SIZE), buffers.fits(1 << 20)), (16, 64));
+        assert_eq!(Buffers::new(0).fits(MAX_CHUNK_SIZE), 2);
+    }
 }

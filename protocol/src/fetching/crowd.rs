@@ -39,6 +39,16 @@ pub struct Room {
     pub kept: usize,
 }
 
+impl Room {
+    /// The same where so many chunks fit into memory at once: whoever is asked beyond that waits until a slow one's is whole,
+    /// for each chunk anew, and its seeder with it. `untried` are those of whom nothing is known yet, while those that are busy
+    /// are slow: the slowest of these make room for them, as many as half of all at a time.
+    pub fn within(self, fits: usize, untried: usize) -> Room {
+        let left = fits.saturating_sub(untried.min(fits / 2));
+        Room { most: self.most.min(fits), kept: self.kept.min(left) }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Trial {
     /// None before this time.
@@ -133,6 +143,16 @@ mod tests {
             least = least.min(last);
         }
         (least, last)
+    }
+
+    #[test]
+    fn no_more_are_busy_than_memory_holds_chunks_of_and_the_slowest_make_room_for_who_was_never_tried() {
+        let room = |most, kept| Room { most, kept };
+        let all = room(20, usize::MAX);
+        assert_eq!((all.within(16, 0), all.within(16, 3)), (room(16, 16), room(16, 13)));
+        assert_eq!((all.within(16, 30), all.within(2, 30)), (room(16, 8), room(2, 1)));
+        assert_eq!(room(20, 10).within(16, 3), room(16, 10));
+        assert_eq!(room(6, usize::MAX).within(16, 3), room(6, 13));
     }
 
     #[test]

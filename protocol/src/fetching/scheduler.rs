@@ -123,6 +123,9 @@ struct Connected {
     last_progress: u64,
     /// When bytes came last that the caller told of.
     heard: u64,
+    /// It brings what it owes, to make room for others. Of seeders that are about as slow another would have to at each look,
+    /// and none would ever be done.
+    makes_room: bool,
 }
 
 #[derive(Debug)]
@@ -196,7 +199,8 @@ impl Scheduler {
     pub fn connected(&mut self, peer: &PeerId, held: ChunkSet, budget: u32, now: u64) {
         if let Some(source) = self.sources.get_mut(peer) {
             let in_flight = BTreeMap::new();
-            let connected = Connected { held, in_flight, budget, next: None, last_progress: now, heard: now };
+            let (next, makes_room) = (None, false);
+            let connected = Connected { held, in_flight, budget, next, last_progress: now, heard: now, makes_room };
             source.state = State::Connected(connected);
             self.rarity = None;
         }
@@ -224,6 +228,12 @@ impl Scheduler {
     /// Is a seeder there that could be asked for something, and owes nothing?
     pub fn has_idle(&self) -> bool {
         self.connected_sources().any(|(_, connected)| self.is_idle(connected))
+    }
+
+    /// How many of these were never measured?
+    pub fn untried(&self) -> usize {
+        let idle = self.connected_sources().filter(|(_, connected)| self.is_idle(connected));
+        idle.filter(|(peer, _)| self.each_ms(peer).is_none()).count()
     }
 
     fn is_idle(&self, connected: &Connected) -> bool {
@@ -362,7 +372,9 @@ impl Scheduler {
         let beyond = self.usual_ms(now).filter(|_| busy <= self.room.most);
         let beyond = beyond.and_then(|usual| self.far_faster(usual));
         for (peer, idle) in self.in_order(now) {
-            if idle && places == 0 && beyond != Some(peer) || !idle && kept == 0 {
+            let makes_room = !idle && kept == 0;
+            self.makes_room(&peer, makes_room);
+            if idle && places == 0 && beyond != Some(peer) || makes_room {
                 continue;
             }
             kept -= usize::from(!idle);
@@ -412,6 +424,7 @@ impl Scheduler {
             let number = self.sources.get(&peer).map_or(usize::MAX, |source| source.number);
             let idle = !self.is_busy(connected, now);
             let (class, each) = match self.each_ms(&peer) {
+                each if connected.makes_room && each.is_none_or(|each| each >= usual / 2.0) => (2, each.unwrap_or(0.0)),
                 Some(each) if !idle || each <= usual => (0, each),
                 None => (1, 0.0),
                 Some(each) => (2, each),
@@ -452,6 +465,12 @@ impl Scheduler {
             }
             connected.in_flight.insert(chunk, now);
             connected.budget = connected.budget.saturating_sub(1);
+        }
+    }
+
+    fn makes_room(&mut self, peer: &PeerId, makes_room: bool) {
+        if let Some(Source { state: State::Connected(connected), .. }) = self.sources.get_mut(peer) {
+            connected.makes_room = makes_room;
         }
     }
 

@@ -34,7 +34,7 @@ impl Coordinator {
         }
     }
 
-    /// As many seeders send at once as the line is good for.
+    /// As many seeders send at once as the line is good for, and there is memory for.
     pub(super) fn limit_busy(&mut self, now: u64) {
         for (peer, handle) in &self.handles {
             self.scheduler.heard(peer, handle.pulse.last_of_chunk.load(Ordering::Relaxed));
@@ -42,6 +42,9 @@ impl Coordinator {
         let (busy, read) = (self.scheduler.busy(now), self.read.load(Ordering::Relaxed));
         let rate = self.line.rate(busy > 0, now, read);
         self.slow = self.crowd.is_slow(rate, busy);
-        self.scheduler.limit_busy(self.crowd.room(rate, busy, self.scheduler.has_idle(), now));
+        let room = self.crowd.room(rate, busy, self.scheduler.has_idle(), now);
+        let untried = if self.slow { self.scheduler.untried() } else { 0 };
+        let fits = self.content.as_ref().map(|content| self.shared.buffers.fits(content.manifest().chunk_size));
+        self.scheduler.limit_busy(fits.map_or(room, |fits| room.within(fits, untried)));
     }
 }
