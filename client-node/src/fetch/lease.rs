@@ -59,6 +59,7 @@ impl Run<'_> {
             let replaced_at = stuck.look(&progress.borrow().transfer).filter(|_| may_replace);
             if replaced_at.is_none() {
                 self.tell_not_opened(None);
+                stuck.goes_on(&mut checked.not_opened);
             }
             if replaced_at.is_some_and(|at| at <= Instant::now()) {
                 // Chunks that were lost on the line buy their room back; a paid delivery is not given up for them.
@@ -79,7 +80,7 @@ impl Run<'_> {
                         tracing::info!(transaction = %self.transaction, %error, "no further delivery was opened");
                         let why = NotOpened::by(&error);
                         self.tell_not_opened(Some(&why));
-                        checked.not_opened = Some(why);
+                        stuck.not_opened(why, &mut checked.not_opened);
                     }
                 }
                 stuck.asked();
@@ -120,6 +121,7 @@ impl Run<'_> {
                     next = ticket::half_life(&renewed.lease).max(now_ms().saturating_add(retry));
                     problem = None;
                     *checked = renewed;
+                    stuck.before = None;
                     continue;
                 }
                 // What was bought on completion has one lease; and a closed delivery has a further one.
@@ -176,11 +178,13 @@ struct Stuck {
     /// Since when that is so.
     since: Option<Instant>,
     not_before: Instant,
+    /// What was known of a further delivery before one was asked for in vain here, once it was.
+    before: Option<Option<NotOpened>>,
 }
 
 impl Stuck {
     fn new() -> Stuck {
-        Stuck { bytes: 0, since: None, not_before: Instant::now() }
+        Stuck { bytes: 0, since: None, not_before: Instant::now(), before: None }
     }
 
     /// When another delivery is to be asked for; `None` while it moves, or stands still for other reasons.
@@ -198,9 +202,52 @@ impl Stuck {
     fn asked(&mut self) {
         self.not_before = Instant::now() + REPLACE_AGAIN;
     }
+
+    fn not_opened(&mut self, why: NotOpened, known: &mut Option<NotOpened>) {
+        let before = known.replace(why);
+        self.before.get_or_insert(before);
+    }
+
+    /// It came without a further delivery: whatever happens later, that there was none is not the cause.
+    fn goes_on(&mut self, known: &mut Option<NotOpened>) {
+        if let Some(before) = self.before.take() {
+            *known = before;
+        }
+    }
 }
 
 /// A seeder said that the key that signed the lease, or the manifest, is void; others may not have heard of it yet.
 fn key_is_gone(progress: &FetchProgress) -> bool {
     progress.transfer.sources.iter().any(|source| source.refusal == Some(RefusalCode::KeyRetired))
+}
+
+#[cfg(test)]
+mod tests {
+    use delivery::Stall;
+
+    use super::*;
+
+    #[test]
+    fn that_there_was_no_further_delivery_is_no_cause_once_it_goes_on_without_one() {
+        let why = |why: &str| NotOpened { why: why.to_owned(), cause: "manager-away", stall: StallCause::ManagerAway };
+        let said = |known: &Option<NotOpened>| known.as_ref().map(|known| known.why.clone());
+        let used_up = |new_bytes| Progress {
+            new_bytes,
+            stalled: Some(Stall { cause: StallCause::WindowUsedUp, next_try: None }),
+            ..Progress::default()
+        };
+        for first in [None, Some(why("it was complete"))] {
+            let (mut stuck, mut known) = (Stuck::new(), first.clone());
+            assert!(stuck.look(&Progress::default()).is_none());
+            stuck.goes_on(&mut known);
+            for _ in 0..2 {
+                assert!(stuck.look(&used_up(100)).is_some());
+                stuck.not_opened(why("no manager answers"), &mut known);
+            }
+            assert_eq!(said(&known).as_deref(), Some("no manager answers"));
+            assert!(stuck.look(&Progress { new_bytes: 200, ..Progress::default() }).is_none());
+            stuck.goes_on(&mut known);
+            assert_eq!(said(&known), said(&first));
+        }
+    }
 }
