@@ -83,7 +83,8 @@ impl Acquaintances {
 const NOT_PLACED: Duration = Duration::from_secs(600);
 
 /// The table drops an address at which a dial failed, and takes none back by itself: who was away for some minutes, or whom this
-/// seeder could not reach while its own line was down, has none left there. So what is remembered is told to it so often.
+/// seeder could not reach while its own line was down, has none left there but the last one. So what is remembered is told to it
+/// so often.
 const RECALLED_EVERY: Duration = Duration::from_secs(600);
 
 /// Whoever has not answered for so long after this seeder moved is not told of it any more.
@@ -331,7 +332,8 @@ async fn recall(seeder: &Seeder) -> Result<bool, StoreError> {
         if judge(seeder, peer, &known.certificate, now_ms()).is_err() {
             continue;
         }
-        any |= seeder.node.add_dht_peer(PeerAddrs::new(peer, known.addrs)).await.is_ok();
+        // It may have moved since it was met: what was heard of it by others is newer.
+        any |= seeder.node.recall_dht_peer(PeerAddrs::new(peer, known.addrs)).await.is_ok();
         seeder.acquaintances.known().insert(peer);
     }
     Ok(any)
