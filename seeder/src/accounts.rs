@@ -14,6 +14,25 @@ const MADE_MS: u64 = 60_000;
 /// … and one whose receipt is kept, which is for a month at least.
 const KEPT_MS: u64 = 60 * 60 * 1000;
 
+/// How far a delivery is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    noted: u32,
+    honoured: u32,
+    completed: bool,
+}
+
+impl Standing {
+    pub(crate) fn of(account: &ServeAccount) -> Self {
+        Standing { noted: account.noted, honoured: account.honoured, completed: account.completion.is_some() }
+    }
+
+    /// Was anything sent, acknowledged or completed since `before`?
+    pub(crate) fn is_past(&self, before: &Standing) -> bool {
+        self.noted > before.noted || self.honoured > before.honoured || self.completed && !before.completed
+    }
+}
+
 /// The account of a delivery, a new one if there is none. Reads the disk.
 pub(crate) fn load(db: &Db, key: &AccountKey) -> Result<ServeAccount, StoreError> {
     Ok(db.read(|txn| ACCOUNTS.get(txn, key))?.map(|record| record.account).unwrap_or_default())

@@ -148,15 +148,18 @@ fn account(seeder: &Seeder, delivery: DeliveryId, client: &PeerId) -> Result<Ser
 }
 
 /// A seeder that leaves takes no new delivery. One that it began goes on over another stream: the client may have verified
-/// what it has not acknowledged yet, which this seeder is paid by. Reads the disk.
+/// what it has not acknowledged yet, which this seeder is paid by; but not for
+/// as long as the client likes to come for nothing. Reads the disk.
 ///
 /// # Errors
 /// `shutting-down`.
 pub(crate) fn check_leaving(seeder: &Seeder, grant: &Grant) -> Result<(), Refusal> {
-    match seeder.drain.refusal() {
-        Some(refusal) if account(seeder, grant.delivery, &grant.client)?.noted == 0 => Err(refusal),
-        _ => Ok(()),
+    let Some(refusal) = seeder.drain.refusal() else { return Ok(()) };
+    let key = account_key(grant.delivery, &grant.client);
+    if seeder.drain.is_in_vain(&key) || account(seeder, grant.delivery, &grant.client)?.noted == 0 {
+        return Err(refusal);
     }
+    Ok(())
 }
 
 /// `allowance-spent` when nothing more may be sent.

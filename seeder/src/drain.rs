@@ -27,6 +27,11 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const COME_BACK_MS: u64 = 60_000;
 /// A client whose stream broke is waited for so long: it notices within seconds, and comes back over another connection.
 const BACK_WITHIN: Duration = Duration::from_secs(15);
+/// A client whose streams bring nothing new is let in so often in a row. Each is over when the client says nothing for a
+/// while; who comes again without end must not keep this seeder for it.
+const IN_VAIN: u32 = 8;
+/// Deliveries of which that is counted; each was paid for, and further ones are let in uncounted.
+const COUNTED: usize = 65_536;
 /// Contents that are named among those that may not go yet.
 const SHOWN: usize = 32;
 
@@ -53,6 +58,8 @@ pub(crate) struct Drain {
     released: Mutex<BTreeSet<Digest>>,
     /// Deliveries whose stream broke on the way out, each until when its client is waited for.
     broken: Mutex<HashMap<AccountKey, Instant>>,
+    /// Deliveries whose streams brought nothing new since it leaves, each with how many in a row.
+    in_vain: Mutex<HashMap<AccountKey, u32>>,
 }
 
 impl Drain {
@@ -72,9 +79,28 @@ impl Drain {
         }
     }
 
+    /// A stream of this delivery is over; with `brought` it brought something new. To be said before its place is free.
+    pub(crate) fn ended(&self, key: AccountKey, brought: bool) {
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_leaving() {
+            return;
+        }
+        if brought {
+            in_vain.remove(&key);
+        } else if in_vain.len() < COUNTED || in_vain.contains_key(&key) {
+            *in_vain.entry(key).or_default() += 1;
+        }
+    }
+
+    /// Did this delivery come for nothing too often?
+    pub(crate) fn is_in_vain(&self, key: &AccountKey) -> bool {
+        let in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.get(key).is_some_and(|streams| *streams >= IN_VAIN)
+    }
+
     /// The stream of this delivery broke, and did not end. To be said before its place is free.
     pub(crate) fn broke(&self, key: AccountKey, now: Instant) {
-        if self.is_leaving() {
+        if self.is_leaving() && !self.is_in_vain(&key) {
             let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
             broken.retain(|_, until| *until > now);
             broken.insert(key, now + BACK_WITHIN);
@@ -160,6 +186,7 @@ fn kept_json(kept: &Kept) -> Value {
 pub(crate) fn cancel(seeder: &Seeder) -> Value {
     seeder.drain.phase.send_replace(Phase::Staying);
     seeder.drain.released.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    seeder.drain.in_vain.lock().unwrap_or_else(PoisonError::into_inner).clear();
     seeder.wake.sync.notify_one();
     seeder.wake.announce.notify_one();
     tracing::info!("this seeder stays");
@@ -262,5 +289,23 @@ mod tests {
         drain.is_here(&two);
         assert_eq!(drain.deliveries(|| 1, now), 2);
         assert_eq!(drain.deliveries(|| 0, now + BACK_WITHIN), 0);
+    }
+
+    #[test]
+    fn a_client_that_comes_for_nothing_again_and_again_is_not_waited_for_until_something_new_comes() {
+        let (drain, now) = (Drain::default(), Instant::now());
+        let [one, two] = [[1; 52], [2; 52]];
+        (0..IN_VAIN).for_each(|_| drain.ended(one, false));
+        assert!(!drain.is_in_vain(&one), "it stays anyway");
+        drain.phase.send_replace(Phase::Leaving);
+        (1..IN_VAIN).for_each(|_| drain.ended(one, false));
+        assert!(!drain.is_in_vain(&one));
+        drain.ended(one, true);
+        (1..IN_VAIN).for_each(|_| drain.ended(one, false));
+        assert!(!drain.is_in_vain(&one), "in a row");
+        drain.ended(one, false);
+        assert_eq!([drain.is_in_vain(&one), drain.is_in_vain(&two)], [true, false]);
+        drain.broke(one, now);
+        assert_eq!(drain.deliveries(|| 0, now), 0);
     }
 }

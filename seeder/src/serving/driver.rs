@@ -25,7 +25,7 @@ use super::places::{Seat, Turn, read_ahead, superseded_by_newer};
 use super::reading::Reading;
 use super::sending::{Line, Outgoing, Progress, SendEnd, Way, send};
 use super::{LAST_WORD, bad_frame, internal, linger, note_refusal, shutting_down};
-use crate::accounts;
+use crate::accounts::{self, Standing};
 use crate::admission::Warrant;
 use crate::chunks::ChunkError;
 use crate::clock::now_ms;
@@ -48,6 +48,8 @@ pub(super) struct Parts {
     pub(super) warrant: Warrant,
     pub(super) content: Arc<Content>,
     pub(super) key: AccountKey,
+    /// How far the delivery was when this stream came.
+    pub(super) before: Standing,
     pub(super) machine: ServeMachine,
     pub(super) turn: Turn,
     pub(super) seat: Seat,
@@ -105,7 +107,8 @@ impl Driver {
 
         progress.cut.store(true, Ordering::Release);
         let unsent = self.drawn.saturating_sub(progress.begun.load(Ordering::Acquire));
-        self.close(unsent).await;
+        let brought = self.close(unsent).await.is_past(&self.parts.before);
+        self.parts.seeder.drain.ended(self.parts.key, brought);
         // A line that is dead looks like a client that takes or says nothing.
         if matches!(&end, End::Gone) || matches!(&end, End::Refused(why) if why.code == RefusalCode::Idle) {
             self.parts.seeder.drain.broke(self.parts.key, Instant::now());
@@ -405,22 +408,25 @@ impl Driver {
         }
     }
 
-    /// Stores what this stream did. Chunks drawn from the machine and never begun were not sent.
-    async fn close(&self, unsent: u32) {
+    /// Stores what this stream did, and tells how far the delivery is. Chunks drawn from the machine and never begun were
+    /// not sent.
+    async fn close(&self, unsent: u32) -> Standing {
         let mut account = self.parts.machine.closing_account();
         account.noted = account.noted.saturating_sub(unsent);
+        let standing = Standing::of(&account);
         if account == ServeAccount::default() {
-            return;
+            return standing;
         }
         let acked = account.ack.is_some();
         if let Err(error) = self.save(Step::SeederClosed, account, now_ms()).await {
             self.parts.seeder.supervisor.fail(format!("cannot store a delivery's account: {error}"));
-            return;
+            return standing;
         }
         if acked {
             let id = self.parts.grant.delivery.transaction;
             tracing::info!(step = 12, transaction = %id, peer = %self.parts.peer, "receipt is due");
         }
+        standing
     }
 }
 

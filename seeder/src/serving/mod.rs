@@ -20,7 +20,7 @@ use protocol::{PeerId, Refusal, RefusalCode, Signed, TransactionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use crate::accounts;
+use crate::accounts::{self, Standing};
 use crate::admission;
 use crate::clock::{jittered, now_ms};
 use crate::context::Seeder;
@@ -169,6 +169,7 @@ async fn admit(
         named(internal())
     })?;
     admission::check_allowance(&grant, account.noted, content.manifest().chunk_size).map_err(named)?;
+    let before = Standing::of(&account);
     let machine = machine(seeder, &grant, &content, account, last_ack).map_err(named)?;
     Ok(Some(driver::Driver::new(driver::Parts {
         seeder: Arc::clone(seeder),
@@ -177,6 +178,7 @@ async fn admit(
         warrant,
         content,
         key,
+        before,
         machine,
         turn,
         seat,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::deliver::ClientMessage;
+use protocol::deliver::{ClientMessage, SeederMessage};
 use protocol::{ChunkSet, RefusalCode};
 use serde_json::{Value, json};
 
@@ -400,6 +400,46 @@ async fn a_seeder_that_leaves_waits_for_a_client_whose_stream_broke() {
     let (mut again, _) = client.begin(&at, &ticket).await;
     let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1));
     again.say(ClientMessage::Finish { ack: Some(ack), completion: None }).await;
+    let ended = draining.await.unwrap().unwrap();
+    assert_eq!((&ended["drain"], &ended["complete"]), (&json!("drained"), &json!(true)), "{ended}");
+    stop(seeder).await;
+}
+
+#[tokio::test]
+async fn a_client_that_comes_again_and_again_for_nothing_keeps_no_seeder_from_leaving() {
+    let world = World::new(false).await;
+    let goods = world.publish(1, 4);
+    let client = Client::new(10).await;
+    let seeder = world.seeder("a", &[&goods], |_| {}).await;
+    let (at, dir) = (seeder.peer_addrs(), world.path("a"));
+    let ticket = world.ticket(&goods, client.peer(), at.peer);
+    let (mut talk, _) = client.begin(&at, &ticket).await;
+    talk.want(0..1).await;
+    talk.chunk().await.unwrap();
+    let draining = tokio::spawn(async move { node::control_call(&dir, &json!({ "cmd": "drain" }), |_| {}).await });
+    eventually("leaving", || async { (seeder.status().unwrap()["quota"]["drain"] == "draining").then_some(()) }).await;
+    // What is new lets it come on.
+    let ack = client.ack(world.office.network, &ticket, at.peer, ChunkSet::from_range(0..1));
+    talk.say(ClientMessage::Ack(ack)).await;
+    talk.want(1..2).await;
+    talk.chunk().await.unwrap();
+    let mut came = 0;
+    let mut before = talk;
+    let refusal = loop {
+        let mut next = client.show(&at, &ticket).await;
+        match next.hear().await.unwrap() {
+            SeederMessage::Welcome { .. } => came += 1,
+            SeederMessage::Refusal(refusal) => break refusal,
+            other => panic!("no welcome but {other:?}"),
+        }
+        assert!(came < 20, "it is let in for ever");
+        before = next;
+    };
+    assert_eq!(refusal.code, RefusalCode::ShuttingDown);
+    // The first of them ended the one that brought something, and one more is let in while the last is not over.
+    assert_eq!(came, 9);
+    drop(before);
+    lets_go(&world, &[&goods]);
     let ended = draining.await.unwrap().unwrap();
     assert_eq!((&ended["drain"], &ended["complete"]), (&json!("drained"), &json!(true)), "{ended}");
     stop(seeder).await;
