@@ -3,6 +3,7 @@
 //! everything needed to check them stay usable when manager and merchant are gone.
 
 mod device;
+mod epochs;
 mod evidence;
 mod fetch;
 mod home;

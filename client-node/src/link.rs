@@ -14,7 +14,6 @@ use protocol::trust::{Heartbeat, JoinLine, KeyPurpose, RevocationState, Trust};
 use protocol::{PeerAddrs, Refusal, RefusalCode, Signed};
 
 use crate::home::{FileError, Home, blocking, now_ms};
-use crate::networks::EpochError;
 
 const MAILBOX: Protocol = Protocol::new(MAILBOX_PROTOCOL);
 pub(crate) const MESH: Protocol = Protocol::new(MESH_PROTOCOL);
@@ -24,8 +23,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_ATTEMPTS: u32 = 4;
 /// Tasks of a client end within milliseconds of the signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Revocation epochs fetched in one run: at four in an answer this is 64 calls, after which the next run goes on.
-const MAX_EPOCHS: usize = 256;
+/// Revocation epochs fetched in one run: 64 full answers, after which the next run goes on.
+const MAX_EPOCHS: usize = 64 * MeshResponse::EPOCHS_PAGE;
 
 /// A join line names eight at most; half as many again from memory bound the time that a fruitless search takes.
 const MAX_MANAGERS: usize = 12;
@@ -292,12 +291,12 @@ impl Link {
         blocking(move || networks.revocations(&trust, now_ms())).await
     }
 
-    /// Fetches revocation epochs that came since.
+    /// Fetches revocation epochs that came since. What was taken when it fails, or is given up, is in `state`.
     pub(crate) async fn refresh_revocations(
         &self,
         trust: &Arc<Trust>,
-        mut state: RevocationState,
-    ) -> Result<RevocationState, RefreshError> {
+        state: &mut RevocationState,
+    ) -> Result<(), RefreshError> {
         let mut taken = 0;
         while taken < MAX_EPOCHS {
             let last = |response: &MeshResponse| match response {
@@ -316,25 +315,20 @@ impl Link {
             if epochs.is_empty() {
                 break;
             }
-            taken += epochs.len();
-            let (networks, trust) = (self.home.networks(), Arc::clone(trust));
-            let before = state.number();
-            state = blocking(move || {
-                for epoch in &epochs {
-                    networks.take_epoch(&mut state, &trust, epoch, now_ms())?;
-                }
-                Ok::<_, EpochError>(state)
-            })
-            .await
-            .map_err(|error| match error {
-                EpochError::Refused(refusal) => RefreshError::Refused(refusal),
-                EpochError::File(error) => RefreshError::File(error),
-            })?;
-            if state.number() == before {
+            let (networks, trust, place) = (self.home.networks(), Arc::clone(trust), state.place());
+            let new = blocking(move || networks.take_epochs(place, &trust, &epochs, now_ms())).await?;
+            for (digest, epoch) in &new.epochs {
+                state.apply(*digest, epoch)?;
+            }
+            if let Some(refusal) = new.refused {
+                return Err(RefreshError::Refused(refusal));
+            }
+            if new.epochs.is_empty() {
                 break;
             }
+            taken += new.epochs.len();
         }
-        Ok(state)
+        Ok(())
     }
 }
 

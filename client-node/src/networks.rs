@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use protocol::codec::{self, Wire};
 use protocol::signed::Signed;
 use protocol::trust::{JoinLine, KeyPurpose, KeySet, RevocationEpoch, RevocationState, Trust, Update};
-use protocol::{NetworkId, Refusal};
+use protocol::{Digest, NetworkId, Refusal};
 
+use crate::epochs::{Epochs, in_order};
 use crate::home::{FileError, make_private_dir, read_file, replace_file};
 
 /// The folder of networks. All methods block.
@@ -78,77 +79,51 @@ impl Networks {
         replace_file(&folder.join("keyset"), &codec::encode(trust.signed_key_set()), true)
     }
 
-    /// Everything revoked, as far as it is remembered: epochs are applied in order. Those that follow one that is missing or
-    /// no longer verifies are left out, up to where a new chain begins.
+    /// Everything revoked, as far as it is remembered.
     pub(crate) fn revocations(&self, trust: &Trust, now: u64) -> Result<RevocationState, FileError> {
-        let mut state = RevocationState::default();
-        for number in self.epochs(&trust.network())? {
-            let path = self.epoch_path(&trust.network(), number);
-            let Some(bytes) = read_file(&path, <Signed<RevocationEpoch>>::MAX)? else { continue };
-            let Ok(signed) = codec::decode(&bytes) else { continue };
-            if let Err(refusal) = apply(&mut state, trust, &signed, now) {
-                tracing::debug!(number, %refusal, "a remembered revocation epoch is passed over");
-            }
-        }
-        Ok(state)
+        self.epochs(&trust.network()).read(trust, now)
     }
 
-    /// Numbers of the epochs that are remembered, in order.
-    fn epochs(&self, network: &NetworkId) -> Result<Vec<u64>, FileError> {
-        let dir = self.folder(network).join("epochs");
-        let entries = match std::fs::read_dir(&dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => crate::home::At::at(other, "list", &dir)?,
-        };
-        let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
-        let mut numbers: Vec<u64> = entries.flatten().filter_map(number).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
-    }
-
-    /// Applies an epoch and remembers it.
-    pub(crate) fn take_epoch(
+    /// Checks epochs that are to follow on `place`, and remembers those that do, up to the first that is refused.
+    pub(crate) fn take_epochs(
         &self,
-        state: &mut RevocationState,
+        mut place: RevocationState,
         trust: &Trust,
-        signed: &Signed<RevocationEpoch>,
+        epochs: &[Signed<RevocationEpoch>],
         now: u64,
-    ) -> Result<Update, EpochError> {
-        let update = apply(state, trust, signed, now)?;
-        if update == Update::Taken {
-            let path = self.epoch_path(&trust.network(), state.number());
-            if let Some(parent) = path.parent() {
-                make_private_dir(parent)?;
+    ) -> Result<Taken, FileError> {
+        let mut taken = Taken { epochs: Vec::new(), refused: None };
+        let mut verified = Vec::new();
+        for signed in epochs {
+            let digest = signed.digest();
+            let opened = trust.open(signed, KeyPurpose::Revocation, |epoch| epoch.at, now);
+            match opened.and_then(|epoch| Ok((in_order(&mut place, trust, digest, &epoch)?, epoch))) {
+                Ok((Update::Taken, epoch)) => {
+                    verified.push((epoch.number, signed));
+                    taken.epochs.push((digest, epoch));
+                }
+                Ok((Update::NotNewer, _)) => {}
+                Err(refusal) => {
+                    taken.refused = Some(refusal);
+                    break;
+                }
             }
-            // Not worth a disk flush each: a lost one is asked for again.
-            replace_file(&path, &codec::encode(signed), false)?;
         }
-        Ok(update)
+        if !verified.is_empty() {
+            self.epochs(&trust.network()).save(verified)?;
+        }
+        Ok(taken)
     }
 
-    fn epoch_path(&self, network: &NetworkId, number: u64) -> PathBuf {
-        self.folder(network).join("epochs").join(format!("{number:020}"))
+    fn epochs(&self, network: &NetworkId) -> Epochs {
+        Epochs::new(self.folder(network).join("epochs"))
     }
 }
 
-/// Why an epoch was not taken.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EpochError {
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-fn apply(
-    state: &mut RevocationState,
-    trust: &Trust,
-    signed: &Signed<RevocationEpoch>,
-    now: u64,
-) -> Result<Update, Refusal> {
-    let epoch = trust.open(signed, KeyPurpose::Revocation, |epoch| epoch.at, now)?;
-    if epoch.network != trust.network() {
-        return Err(Refusal::new(protocol::RefusalCode::WrongNetwork, "an epoch of another network"));
-    }
-    state.apply(signed.digest(), &epoch)
+/// What was taken of some epochs.
+pub(crate) struct Taken {
+    /// In order, with their digests.
+    pub(crate) epochs: Vec<(Digest, RevocationEpoch)>,
+    /// Why the others were not.
+    pub(crate) refused: Option<Refusal>,
 }

@@ -10,8 +10,10 @@ use node::DirLock;
 use protocol::deliver::Credential;
 use protocol::receipt::{Completion, DeliveryId};
 use protocol::ticket::{Lease, Ticket, TransactionData};
+use protocol::trust::{RevocationState, Trust};
 use protocol::{NetworkId, PeerAddrs, Refusal, Signed, TransactionId};
 use rand::seq::SliceRandom;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::acks::AckFiles;
@@ -74,11 +76,12 @@ pub(super) async fn pay(home: &Home, link: &Link, own: TransactionId, idle: bool
     };
     // In another order each time: those whose seeders are gone for good keep no others from their turn.
     debts.shuffle(&mut rand::rng());
+    let known = &Known::new();
     let paying = debts.into_iter().take(AT_ONCE).map(|delivery| async move {
         if is_busy(home, delivery.transaction, own, idle).await {
             return;
         }
-        if let Err(error) = pay_one(home, link, delivery).await {
+        if let Err(error) = pay_one(home, link, known, delivery).await {
             tracing::warn!(transaction = %delivery.transaction, %error, "what seeders are owed stays owed");
         }
     });
@@ -124,12 +127,20 @@ enum PayError {
     Ticket(#[from] Refusal),
 }
 
-async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId) -> Result<(), PayError> {
+/// What is remembered of the network, read once for all debts.
+type Known = OnceCell<(Arc<Trust>, Arc<RevocationState>)>;
+
+async fn pay_one(home: &Home, link: &Link, known: &Known, delivery: DeliveryId) -> Result<(), PayError> {
     let library = home.library();
     let Some(debt) = blocking(move || library.debt(delivery)).await? else { return Ok(()) };
     let debt = Debt { ticket: newest(home, delivery, &debt).await?, ..debt };
     let (data, lease) = terms(&debt)?;
-    let (trust, _) = link.trust().await?;
+    let reading = async {
+        let (trust, _) = link.trust().await?;
+        let revoked = link.revocations(&trust).await?;
+        Ok::<_, PayError>((trust, Arc::new(revoked)))
+    };
+    let (trust, revoked) = known.get_or_try_init(|| reading).await?;
     let owed = match now_ms() > lease.end.saturating_add(GIVE_UP_MS) {
         true => Vec::new(),
         false => {
@@ -141,8 +152,8 @@ async fn pay_one(home: &Home, link: &Link, delivery: DeliveryId) -> Result<(), P
                 delivery,
                 keypair: home.keypair().clone(),
                 seeders: debt.seeders.clone(),
-                revoked: Arc::new(link.revocations(&trust).await?),
-                trust,
+                revoked: Arc::clone(revoked),
+                trust: Arc::clone(trust),
                 acks: Arc::new(acks),
                 completion: debt.completion.clone(),
                 limits: FetchLimits::default(),

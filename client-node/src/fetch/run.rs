@@ -308,8 +308,8 @@ fn keep_fresh(link: &Link, checked: &Checked, progress: &Reporter) {
                 }
                 Err(error) => tracing::debug!(%error, "no sign of life of the manager"),
             }
-            let state = checked.revoked.as_ref().clone();
-            if let Err(error) = link_.refresh_revocations(&checked.trust, state).await {
+            let mut state = checked.revoked.as_ref().clone();
+            if let Err(error) = link_.refresh_revocations(&checked.trust, &mut state).await {
                 tracing::debug!(%error, "revocations not refreshed");
             }
         };

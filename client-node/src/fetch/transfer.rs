@@ -221,6 +221,7 @@ impl Run<'_> {
     /// Learns what seeders knew and this client did not. Whether the purchase itself was taken back, the manager's signed
     /// revocations say, which any seeder passes on; otherwise it is the lease alone that is void.
     async fn learn(&self, end: &LeaseEnd, checked: &mut Checked) -> Result<(), FetchError> {
+        let mut revoked = None;
         let learning = async {
             match end {
                 LeaseEnd::Over => {}
@@ -230,16 +231,18 @@ impl Run<'_> {
                     }
                 }
                 LeaseEnd::Revoked(_) => {
-                    let known = checked.revoked.as_ref().clone();
-                    match self.link.refresh_revocations(&checked.trust, known).await {
-                        Ok(newer) => checked.revoked = Arc::new(newer),
-                        Err(error) => tracing::debug!(%error, "revocations not refreshed"),
+                    let known = revoked.insert(checked.revoked.as_ref().clone());
+                    if let Err(error) = self.link.refresh_revocations(&checked.trust, known).await {
+                        tracing::debug!(%error, "revocations not refreshed");
                     }
                 }
             }
         };
         // What takes longer is not waited for: the manager is asked all the same.
         let _ = tokio::time::timeout(LEARN_TIMEOUT, learning).await;
+        if let Some(revoked) = revoked {
+            checked.revoked = Arc::new(revoked);
+        }
         match end {
             LeaseEnd::Revoked(refusal) if checked.revoked.has_transaction(&self.transaction) => {
                 Err(FetchError::Revoked(self.managers_words(checked).await.unwrap_or_else(|| refusal.clone())))
@@ -262,16 +265,16 @@ impl Run<'_> {
     /// Seeders remove what was taken down, and then only say that they do not hold it. The manager says why, or its signed
     /// revocations do, which any seeder passes on.
     async fn taken_down(&self, checked: &mut Checked) -> Option<Refusal> {
-        let known = checked.revoked.as_ref().clone();
+        let mut known = checked.revoked.as_ref().clone();
         let asked = async {
             let Checked { trust, purchase, .. } = &*checked;
             let ticket = ask_ticket(self.link, self.transaction, purchase.network, self.home.peer_id());
             tokio::join!(
-                tokio::time::timeout(LEARN_TIMEOUT, self.link.refresh_revocations(trust, known)),
+                tokio::time::timeout(LEARN_TIMEOUT, self.link.refresh_revocations(trust, &mut known)),
                 tokio::time::timeout(LEARN_TIMEOUT, ticket),
             )
         };
-        let (revoked, ticket) = tokio::select! {
+        let (_, ticket) = tokio::select! {
             answers = asked => answers,
             () = self.cancel.cancelled() => return None,
         };
@@ -280,7 +283,8 @@ impl Run<'_> {
         {
             return Some(said);
         }
-        checked.revoked = Arc::new(revoked.ok()?.ok()?);
+        // Also where not all was to be had: what was taken counts.
+        checked.revoked = Arc::new(known);
         let content = self.store.get(&checked.manifest)?.manifest().content;
         let taken_down = || Refusal::new(RefusalCode::Revoked, "this content was taken down");
         checked.revoked.has_content(&content).then(taken_down)

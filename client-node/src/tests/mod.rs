@@ -21,6 +21,7 @@ mod network;
 mod other_sales;
 mod owed;
 mod parts;
+mod revoked;
 mod shopping;
 mod unpacking;
 mod verifying;

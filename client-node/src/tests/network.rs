@@ -171,7 +171,7 @@ impl Manager {
             MeshRequest::Epochs { after } => {
                 let epochs = self.epochs.lock().unwrap();
                 let new = epochs.iter().filter(|epoch| epoch.peek().unwrap().number > after);
-                MeshResponse::Epochs(new.cloned().collect())
+                MeshResponse::Epochs(new.take(MeshResponse::EPOCHS_PAGE).cloned().collect())
             }
             MeshRequest::Heartbeat => MeshResponse::Heartbeat(self.world.heartbeat(self.ahead.load(Ordering::SeqCst))),
             _ => MeshResponse::Refused(Refusal::new(RefusalCode::NotEnrolled, "not for clients")),

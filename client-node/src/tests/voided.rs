@@ -118,7 +118,7 @@ async fn only_the_managers_word_is_the_end_of_a_purchase() {
 }
 
 /// A seeder that sent five chunks and then turned into `vice`, what is here of the goods, and the ticket.
-async fn begun(client: &Client, vice: Vice) -> (Net, TicketEnvelope) {
+pub(super) async fn begun(client: &Client, vice: Vice) -> (Net, TicketEnvelope) {
     let net = net(KeyPolicy::AtRelease, &[Vice::Stops(5)]).await;
     let ticket = net.ticket(client.home.peer_id());
     client.fetch(&ticket).await.unwrap_err();
@@ -244,7 +244,10 @@ fn what_was_revoked_is_remembered_over_the_beginning_of_a_new_chain_and_without_
         let epoch = RevocationEpoch { network: world.network, number, previous: previous_of, at: now, added };
         let signed = Signed::sign(&epoch, key);
         previous = Some(signed.digest());
-        assert_eq!(networks.take_epoch(&mut state, &both, &signed, now).unwrap(), Update::Taken);
+        let taken = networks.take_epochs(state.place(), &both, std::slice::from_ref(&signed), now).unwrap();
+        assert!(taken.refused.is_none());
+        let [(digest, epoch)] = &taken.epochs[..] else { panic!("not taken") };
+        assert_eq!(state.apply(*digest, epoch).unwrap(), Update::Taken);
     }
     assert_eq!(state.number(), restored + 1);
     let remembered = networks.revocations(&both, now).unwrap();

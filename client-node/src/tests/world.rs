@@ -76,10 +76,25 @@ impl World {
         self.revoked(Revocations { moved, ..Revocations::default() })
     }
 
+    /// A chain of revocation epochs, each of one content that nobody has.
+    pub(super) fn epochs(&self, count: u64) -> Vec<Signed<RevocationEpoch>> {
+        let mut chain: Vec<Signed<RevocationEpoch>> = Vec::new();
+        for number in 1..=count {
+            let content = ContentId::from_bytes((u128::from(number) << 64 | u128::from(u64::MAX / 3)).to_le_bytes());
+            chain.push(self.next_epoch(&chain, Revocations { contents: vec![content], ..Revocations::default() }));
+        }
+        chain
+    }
+
+    /// The epoch that follows on a chain.
+    pub(super) fn next_epoch(&self, chain: &[Signed<RevocationEpoch>], added: Revocations) -> Signed<RevocationEpoch> {
+        let (number, previous) = (chain.len() as u64 + 1, chain.last().map(Signed::digest));
+        Signed::sign(&RevocationEpoch { network: self.network, number, previous, at: now_ms(), added }, &self.key)
+    }
+
     /// The first epoch of revocations.
     pub(super) fn revoked(&self, added: Revocations) -> Signed<RevocationEpoch> {
-        let epoch = RevocationEpoch { network: self.network, number: 1, previous: None, at: now_ms(), added };
-        Signed::sign(&epoch, &self.key)
+        self.next_epoch(&[], added)
     }
 
     pub(super) fn join(&self, managers: Vec<PeerAddrs>) -> JoinLine {
