@@ -92,9 +92,10 @@ pub(crate) struct InPlace {
 
 #[derive(Default)]
 struct State {
-    /// Chunks that lie in a file of their own. Where there are files, too, an earlier run ended between the two: they lie
-    /// in both places, and may not be durable yet where they belong.
+    /// Chunks that lie in a file of their own, and nowhere else for certain.
     early: BTreeSet<u32>,
+    /// Those that lie in both places, and may not be durable yet where they belong.
+    moved: BTreeSet<u32>,
     layout: Option<Arc<Layout>>,
 }
 
@@ -126,7 +127,7 @@ impl InPlace {
                 Some(this.layout(listed.map_err(|error| damaged(head, &error.to_string()))?))
             }
         };
-        let mut state = State { early: BTreeSet::new(), layout: layout.map(Arc::new) };
+        let mut state = State { layout: layout.map(Arc::new), ..State::default() };
         this.take_early(&mut state).map_err(outward)?;
         this.state = RwLock::new(state);
         Ok(this)
@@ -145,13 +146,28 @@ impl InPlace {
             let chunk = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
             let mut sealed = read_file(&path, self.manifest.chunk_size as usize)?.unwrap_or_default();
             match chunk.map(|chunk| (chunk, self.cipher.open(chunk, &mut sealed))) {
-                Some((chunk, Ok(plain))) => {
-                    if let Some(layout) = &state.layout {
-                        layout.write(chunk, plain)?;
-                    }
-                    state.early.insert(chunk);
-                }
+                Some((chunk, Ok(_))) => drop(state.early.insert(chunk)),
                 _ => clear(&path)?,
+            }
+        }
+        self.move_early(state)
+    }
+
+    /// Puts what was put aside to where it belongs, where that is known. It lies in both places until it is durable there: not
+    /// all of it at once, for which there may be no room.
+    fn move_early(&self, state: &mut State) -> Result<(), FileError> {
+        let Some(layout) = state.layout.clone() else { return Ok(()) };
+        let mut bytes = 0;
+        while let Some(chunk) = state.early.first().copied() {
+            let mut sealed = self.read_early(chunk)?;
+            self.write_open(&layout, chunk, &mut sealed)?;
+            state.early.remove(&chunk);
+            state.moved.insert(chunk);
+            bytes += sealed.len();
+            if bytes >= MOVED {
+                layout.sync()?;
+                self.drop_moved(state)?;
+                bytes = 0;
             }
         }
         Ok(())
@@ -232,20 +248,9 @@ impl InPlace {
         replace_file(&self.folder.join(HEAD), layout.head(), true)?;
         Step::ClientLaidOut.after();
         let layout = state.layout.insert(Arc::new(layout)).clone();
-        let mut moved = 0;
-        for early in std::mem::take(&mut state.early) {
-            let mut sealed = self.read_early(early)?;
-            moved += sealed.len();
-            self.write_open(&layout, early, &mut sealed)?;
-            state.early.insert(early);
-            if moved >= MOVED {
-                layout.sync()?;
-                self.drop_early(state)?;
-                moved = 0;
-            }
-        }
+        self.move_early(state)?;
         layout.sync()?;
-        self.drop_early(state)
+        self.drop_moved(state)
     }
 
     fn read_early(&self, chunk: u32) -> Result<Vec<u8>, FileError> {
@@ -263,10 +268,11 @@ impl InPlace {
         sync_dir(&self.folder.join(EARLY))
     }
 
-    /// Drops what was put aside, once it is durable where it belongs.
-    fn drop_early(&self, state: &mut State) -> Result<(), FileError> {
-        for chunk in std::mem::take(&mut state.early) {
+    /// Drops what was put aside and moved, once it is durable where it belongs.
+    fn drop_moved(&self, state: &mut State) -> Result<(), FileError> {
+        while let Some(chunk) = state.moved.first().copied() {
             clear(&self.early(chunk))?;
+            state.moved.remove(&chunk);
         }
         Ok(())
     }
@@ -274,8 +280,11 @@ impl InPlace {
 
 impl Body for InPlace {
     fn read(&self, chunk: u32, buffer: &mut Vec<u8>) -> Result<(), delivery::FileError> {
-        let layout = self.state.read().unwrap_or_else(PoisonError::into_inner).layout.clone();
-        let Some(layout) = layout else {
+        let (layout, early) = {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            (state.layout.clone(), state.early.contains(&chunk))
+        };
+        let Some(layout) = layout.filter(|_| !early) else {
             *buffer = self.read_early(chunk).map_err(outward)?;
             return Ok(());
         };
@@ -301,8 +310,15 @@ impl Body for InPlace {
     fn sync(&self) -> Result<(), delivery::FileError> {
         let layout = self.state.read().unwrap_or_else(PoisonError::into_inner).layout.clone();
         let Some(layout) = layout else { return self.sync_early().map_err(outward) };
+        let moved = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            // What a full disk left where it was.
+            self.move_early(&mut state).map_err(outward)?;
+            std::mem::take(&mut state.moved)
+        };
+        // Others go on to write meanwhile.
         layout.sync().map_err(outward)?;
-        self.drop_early(&mut self.state.write().unwrap_or_else(PoisonError::into_inner)).map_err(outward)
+        moved.into_iter().try_for_each(|chunk| clear(&self.early(chunk))).map_err(outward)
     }
 }
 

@@ -242,7 +242,7 @@ impl<'a> Sale<'a> {
                 .filter(|n| field(n, "transaction") == bought.transaction && field(n, "seeder") == seeder)
                 .map(|n| field(n, "status"));
             let first = notes.next().unwrap_or_else(|| "missing".to_owned());
-            notes.find(|s| s == "accepted").unwrap_or(first)
+            notes.find(|s| s == "counted").unwrap_or(first)
         };
         let receipts: Vec<Value> = rows(transaction, "deliveries")
             .iter()

@@ -39,7 +39,7 @@ fn assert_promises(demo: &Value) {
         assert!(refusals.iter().any(|r| r["case"] == case && r["code"] == code), "{case}: {refusals:?}");
     }
     let receipts = demo["receipts"].as_array().unwrap();
-    assert!(!receipts.is_empty() && receipts.iter().all(|r| r["status"] == "accepted"), "{receipts:?}");
+    assert!(!receipts.is_empty() && receipts.iter().all(|r| r["status"] == "counted"), "{receipts:?}");
     assert!(sum(&demo["receipts"], "chunks") >= product["chunks"].as_u64().unwrap());
     let ledger = &demo["ledger"];
     assert_eq!(ledger["balanced"], true);

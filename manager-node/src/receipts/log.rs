@@ -166,10 +166,14 @@ pub(crate) fn to_json(txn: &impl Txn, seeder: Option<PeerId>, limit: usize) -> R
     let lines: Vec<Value> = notes
         .iter()
         .map(|note| {
-            let status = fate_of(note);
+            let status = match fate_of(note) {
+                // So it is called wherever counting is spoken of.
+                ReceiptFate::Accepted => "counted",
+                fate => fate.as_str(),
+            };
             json!({
                 "at": note.at, "seeder": note.seeder, "receipt": note.receipt, "transaction": note.transaction,
-                "delivery": note.delivery, "chunks": note.chunks, "new_chunks": note.new_chunks, "status": status.as_str(),
+                "delivery": note.delivery, "chunks": note.chunks, "new_chunks": note.new_chunks, "status": status,
                 "code": note.rejected.as_ref().map(|(code, _)| code.as_str()),
                 "reason": note.rejected.as_ref().map(|(_, reason)| reason),
             })

@@ -57,7 +57,7 @@ async fn step_12_receipts_of_several_seeders_deliver_and_settle() {
     let counted = |s: &str| (s.to_owned(), None);
     assert_eq!(
         statuses(&shop).await,
-        [counted("accepted"), counted("accepted"), counted("duplicate"), counted("accepted")]
+        [counted("counted"), counted("counted"), counted("duplicate"), counted("counted")]
     );
     shop.close().await;
 }
@@ -211,7 +211,7 @@ async fn bad_receipts_are_kept_with_a_reason_and_spoil_no_good_one() {
     Outbox::of(&shop, 0).send(&shop, receipts).await;
 
     let found = statuses(&shop).await;
-    assert_eq!(found.iter().filter(|(status, _)| status == "accepted").count(), 1);
+    assert_eq!(found.iter().filter(|(status, _)| status == "counted").count(), 1);
     let codes: Vec<String> = found.into_iter().filter_map(|(_, code)| code).collect();
     assert_eq!(codes, bad.iter().map(|(_, code)| (*code).to_owned()).collect::<Vec<_>>());
     let kept = shop.control(json!({"cmd": "receipts", "seeder": seeder})).await.unwrap();

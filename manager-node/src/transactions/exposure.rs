@@ -108,10 +108,10 @@ impl Exposure {
     }
 }
 
-/// What a sale takes of what stands for deliveries when it is completed: its price, but for its own delivery, of which
-/// nothing is to be set aside any more then.
+/// What a sale takes of what stands for deliveries when it is completed: its price, but for its own delivery, for which
+/// nothing else has to stand any more then.
 fn taken(split: &Split) -> u64 {
-    split.price.minor.saturating_sub(split.escrow.saturating_mul(2))
+    split.price.minor.saturating_sub(split.escrow)
 }
 
 /// Changes what the prices of sales that are not completed yet may take.
@@ -216,7 +216,8 @@ pub(crate) fn expose(
         if split.escrow > 0 && after > limit.saturating_add(deposit) {
             return refused("");
         }
-        if split.escrow > 0 && !exposure.holds_whatever_completes(split, promised, limit, due) {
+        // One whose delivery costs nothing takes its price all the same.
+        if split.price.minor > 0 && !exposure.holds_whatever_completes(split, promised, limit, due) {
             return refused(" as soon as the prices of sales under way become due");
         }
         exposure.open = exposure.open.saturating_add(split.escrow);

@@ -46,8 +46,7 @@ async fn a_seeder_that_sends_something_else_is_out_until_it_mended_it_and_a_slan
     let audited = || async {
         let receipts = network.receipts().await.ok()?;
         let own = json!(network.seeders[1].peer());
-        let counted =
-            receipts.iter().find(|r| r["seeder"] == own && r["status"] == "accepted" && r["delivery"] == 1)?;
+        let counted = receipts.iter().find(|r| r["seeder"] == own && r["status"] == "counted" && r["delivery"] == 1)?;
         Some(counted["transaction"].clone())
     };
     let errand = until("the audited seeder's receipt", audited).await.unwrap();

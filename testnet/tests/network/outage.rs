@@ -183,7 +183,7 @@ async fn fifty_deliveries_while_the_manager_is_away_longer_than_any_cache_lives_
     until("the manager's marks", marked).await.unwrap();
     // What came a second time, from a seeder that had no answer yet, says nothing new. Where a delivery was held up half-way,
     // what was acknowledged until then has a receipt of its own; the next one counts for the rest.
-    let counted = network.receipts().await.unwrap().into_iter().filter(|line| line["status"] == "accepted");
+    let counted = network.receipts().await.unwrap().into_iter().filter(|line| line["status"] == "counted");
     let (mut each, mut seen) = (BTreeMap::<String, u64>::new(), BTreeSet::new());
     for line in counted {
         assert!(seen.insert(line["receipt"].to_string()), "counted twice: {line}");

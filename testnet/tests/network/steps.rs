@@ -138,6 +138,6 @@ async fn step_12_completion_is_signalled_and_counted(sale: &Sale) {
     assert_eq!(sale.settled["deliveries"][0]["completed"], true);
     assert_counted(&sale.network, sale.id, &sale.outcome, sale.product.chunks, &[]).await;
     let receipts = sale.network.receipts().await.unwrap();
-    let counted = receipts.iter().filter(|r| r["transaction"] == sale.id.to_string() && r["status"] == "accepted");
+    let counted = receipts.iter().filter(|r| r["transaction"] == sale.id.to_string() && r["status"] == "counted");
     assert!(counted.count() >= 1, "{receipts:?}");
 }

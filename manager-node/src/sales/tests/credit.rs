@@ -2,11 +2,13 @@
 //! there in money, but for its limit and what it really paid ahead.
 
 use proptest::prelude::*;
-use protocol::TransactionId;
+use protocol::{Currency, TransactionId};
 use serde_json::Value;
 
 use super::shop::{CHUNKS, Outbox, Shop, Terms};
 use super::*;
+use crate::ledger::Split;
+use crate::transactions::SaleError;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -145,17 +147,17 @@ impl Run {
                 assert_eq!(refusal.code, RefusalCode::LimitReached);
                 let used_up = of("open") + 7 + of("owed") > self.limit + of("deposit");
                 // Or it would be when some of those under way and this one are completed: each takes its price of 999 less
-                // its 7 twice of what was paid ahead.
+                // its own 7 of what was paid ahead.
                 let (mut others, mut promised) = (0, 0);
                 for id in &self.sales {
                     let release = self.shop.sale(*id).release.unwrap();
                     if !release.captured && release.charged.is_none() {
-                        (others, promised) = (others + 7, promised + 985);
+                        (others, promised) = (others + 7, promised + 992);
                     }
                 }
                 assert_eq!(of("promised"), promised, "{before}");
                 let back = (-of("earned")).max(0) + self.shop.balance("rights-holder:Band").await.max(0);
-                let stands = (-of("due") - back).max(0) - promised - 985;
+                let stands = (-of("due") - back).max(0) - promised - 992;
                 assert!(used_up || others > 0 && others + 7 > self.limit + stands.max(0), "{before}");
                 self.refused += 1;
             }
@@ -242,6 +244,33 @@ async fn what_was_paid_ahead_stands_for_no_delivery_that_a_price_can_take_it_fro
     }
     assert!(run.sales.len() >= 5, "{} of {}", run.sales.len(), run.refused);
     run.shop.close().await;
+}
+
+/// Where delivery is half of the price, two prices have to be there for two sales: one is paid out, and its delivery is paid
+/// for from it, but not the other's.
+#[tokio::test]
+async fn a_price_takes_no_less_of_what_was_paid_ahead_where_delivery_is_much_of_it() {
+    let split = |price| {
+        let price = Amount { minor: price, currency: Currency::USD };
+        Split { price, rights: Vec::new(), fee: 0, escrow: 7, merchant: 7, rate: 1, ceiling: 7_000_000 }
+    };
+    let shop = Shop::open(Terms { policy: KeyPolicy::OnCompletion, ..Terms::default() }).await;
+    let merchant = shop.merchant.peer_id();
+    let pay = |reference: &'static str| {
+        shop.control(json!({
+            "cmd": "record-payment", "account": "merchant-due", "party": merchant, "minor": 14, "currency": "USD",
+            "reference": reference,
+        }))
+    };
+    let expose = |price| {
+        shop.ctx.db.write_blocking(move |txn| crate::transactions::expose(txn, &merchant, &split(price), true, 0))
+    };
+    pay("one").await.unwrap();
+    expose(14).unwrap();
+    assert!(matches!(expose(14), Err(SaleError::Refused(refusal)) if refusal.code == RefusalCode::LimitReached));
+    pay("two").await.unwrap();
+    expose(14).unwrap();
+    shop.close().await;
 }
 
 #[tokio::test]
